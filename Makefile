@@ -1,0 +1,47 @@
+# make demo   everything from nothing: environment, data, training, evaluation, a page to look at
+# make test   environment and tests          make lint   formatting and lint
+# Both are safe to interrupt and to repeat: what is done is kept.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test lint install clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+install: $(INSTALLED)
+
+# The stamp is written last, so that an interrupted installation is taken up again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "==> making the environment $(VENV) and installing (about a minute)"
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lpips]"
+	@touch $@
+
+demo: $(INSTALLED)
+	@echo "==> synthetic rooms into data/synthetic"
+	$(PY) -m input_pipeline.synthetic data/synthetic
+	@echo "==> training configs/quickstart.py into runs/quickstart (some minutes)"
+	$(PY) train.py --config=configs/quickstart.py --workdir=runs/quickstart
+	@echo "==> evaluating on rooms that were held out"
+	$(PY) eval.py --config=configs/quickstart.py --checkpoint=runs/quickstart/export \
+	  --output=runs/quickstart/eval --overwrite
+	@echo "==> look at runs/quickstart/eval/index.html"
+
+test: $(INSTALLED)
+	@echo "==> tests"
+	$(PY) -m pytest
+
+lint: $(INSTALLED)
+	@echo "==> ruff"
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,40 @@
+"""Large view synthesis models in JAX: from a few posed photographs, a transformer renders views.
+
+    cameras = lvsm_jax.Cameras(c2w, fxfycxcy)
+    model = lvsm_jax.load("path/to/export")
+    renders = model(images, input_cameras, target_cameras)
+
+Names are imported when they are first used, so that data workers, which use only the NumPy parts
+of this package, do not load JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lvsm_jax import convert
+    from lvsm_jax.cameras import Cameras
+    from lvsm_jax.checkpoint import load, save
+    from lvsm_jax.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+
+__all__ = ["Cameras", "EfficientLVSM", "EfficientLVSMConfig", "convert", "load", "save"]
+
+_MODULES = {
+    "Cameras": "cameras",
+    "EfficientLVSM": "efficient_lvsm",
+    "EfficientLVSMConfig": "efficient_lvsm",
+    "load": "checkpoint",
+    "save": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "convert":
+        return importlib.import_module("lvsm_jax.convert")
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"lvsm_jax.{_MODULES[name]}"), name)
+    raise AttributeError(f"module 'lvsm_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

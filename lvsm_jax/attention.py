@@ -1,0 +1,147 @@
+"""Softmax attention behind one function, with the fastest kernel of each backend.
+
+Letters: `t` query tokens, `s` key tokens, `m` heads, `c` head size.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+IMPLEMENTATIONS = ("auto", "xla", "blocked", "cudnn", "splash")
+
+# Scores that one pass of `blocked` may hold: about the last-level cache of a CPU core.
+_BLOCK_SCORES = 2**21
+# Splash attention works on tiles of 128 tokens; longer ones are faster while VMEM lasts.
+_SPLASH_BLOCKS = (1024, 512, 256, 128)
+
+
+def attention(
+    q: Float[Array, "*batch t m c"],
+    k: Float[Array, "*batch s m c"],
+    v: Float[Array, "*batch s m c"],
+    *,
+    implementation: str = "auto",
+) -> Float[Array, "*batch t m c"]:
+    """`softmax(q·kᵀ / √c)·v` for each head, with the softmax in float32.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        implementation: `auto` takes the best for the backend and the shapes, else one of
+            `xla` (`jax.nn.dot_product_attention`; runs everywhere),
+            `blocked` (a few heads at a time so that the scores stay in the CPU's cache),
+            `cudnn` (fused, NVIDIA, bfloat16 or float16),
+            `splash` (fused, TPU, numbers of tokens that are multiples of 128; interpreted,
+            hence slow, on other backends).
+
+    Raises:
+        ValueError: unknown implementation, or shapes that it cannot take.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"attention implementation {implementation!r}: not in {IMPLEMENTATIONS}")
+    if implementation == "auto":
+        implementation = _best(q, k)
+    kernel = {
+        "xla": functools.partial(jax.nn.dot_product_attention, implementation="xla"),
+        "blocked": _blocked,
+        "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
+        "splash": _splash,
+    }[implementation]
+    return _on_each_device(kernel, q, k, v)
+
+
+def _best(q: Array, k: Array) -> str:
+    backend = jax.default_backend()
+    if backend == "cpu":
+        return "blocked"
+    if backend == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+        return "cudnn"
+    if backend == "tpu" and q.shape[-3] % 128 == 0 and k.shape[-3] % 128 == 0:
+        return "splash"
+    return "xla"
+
+
+def _on_each_device(kernel: Callable[..., Array], q: Array, k: Array, v: Array) -> Array:
+    """Runs the kernel on every device's own scenes, with the leading dimensions made one.
+
+    Fused kernels and loops over scenes know nothing of sharding, so they run under `shard_map`.
+    """
+
+    def local(q: Array, k: Array, v: Array) -> Array:
+        flat = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
+        return kernel(*flat).reshape(q.shape)
+
+    sharding = jax.typeof(q).sharding
+    if sharding.mesh.empty or sharding.spec[0] is None:
+        return local(q, k, v)
+    batch = P(sharding.spec[0])
+    return jax.shard_map(local, in_specs=(batch,) * 3, out_specs=batch, check_vma=False)(q, k, v)
+
+
+def _blocked(q: Array, k: Array, v: Array) -> Array:
+    """Attention over a few (scene, head) pairs at a time.
+
+    On CPUs the time goes into moving scores through memory: 160 GFLOP/s against 41 for
+    `jax.nn.dot_product_attention`, where a matmul reaches 210 (1024 × 2048 tokens, 12 heads;
+    `benchmarks/model.py --attention` measures it).
+    """
+    b, t, m, c = q.shape
+    s = k.shape[1]
+    q = (q * (1 / math.sqrt(c))).transpose(0, 2, 1, 3).reshape(b * m, t, c)
+    k = k.transpose(0, 2, 3, 1).reshape(b * m, c, s)
+    v = v.transpose(0, 2, 1, 3).reshape(b * m, s, c)
+
+    def heads(qkv: tuple[Array, Array, Array]) -> Array:
+        q, k, v = qkv
+        scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
+        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+        sums = weights.sum(axis=-1, keepdims=True)
+        out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (out / sums).astype(v.dtype)
+
+    at_once = max(1, min(b * m, _BLOCK_SCORES // (t * s)))
+    while b * m % at_once:
+        at_once -= 1
+    if at_once == b * m:
+        out = heads((q, k, v))
+    else:
+        split = (x.reshape(-1, at_once, *x.shape[1:]) for x in (q, k, v))
+        out = jax.lax.map(heads, tuple(split))
+    return out.reshape(b, m, t, c).transpose(0, 2, 1, 3)
+
+
+def _splash(q: Array, k: Array, v: Array) -> Array:
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    t, m, c = q.shape[1:]
+    s = k.shape[1]
+    if t % 128 or s % 128:
+        raise ValueError(
+            f"splash attention needs numbers of tokens that are multiples of 128, got {t} queries "
+            f"and {s} keys; use attention='xla'"
+        )
+    block_q = next(block for block in _SPLASH_BLOCKS if t % block == 0)
+    block_kv = next(block for block in _SPLASH_BLOCKS if s % block == 0)
+    kernel = splash.make_splash_mha(
+        mask=splash.MultiHeadMask([splash.FullMask((t, s))] * m),
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=splash.BlockSizes(
+            block_q=block_q,
+            block_kv=block_kv,
+            block_kv_compute=min(block_kv, 512),
+            block_q_dkv=block_q,
+            block_kv_dkv=block_kv,
+            block_kv_dkv_compute=min(block_kv, 512),
+            use_fused_bwd_kernel=True,
+        ),
+        interpret=jax.default_backend() != "tpu",
+    )
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * (1 / math.sqrt(c)), k, v))
+    return jax.vmap(kernel)(q, k, v).transpose(0, 2, 1, 3).astype(v.dtype)

@@ -1,0 +1,153 @@
+"""The parts that all streams share: attention, MLP, patches, stacked layers.
+
+Modules are Flax NNX modules used as plain pytrees: `jax.jit`, `jax.grad` and `jax.lax.scan` take
+them directly. Nothing has a bias.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import einops
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lvsm_jax.attention import attention
+
+Initializer = Callable[..., Array]
+Module = TypeVar("Module", bound=nnx.Module)
+
+REMAT_POLICIES = ("none", "dots", "full")
+
+
+def layer_norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+    """LayerNorm without learned parameters, eps 1e-5, statistics in float32."""
+    y = x.astype(jnp.float32)
+    y = y - y.mean(axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + 1e-5)
+    return y.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """RMSNorm with a learned scale, eps 1e-5, statistics in float32."""
+
+    def __init__(self, size: int):
+        self.scale = nnx.Param(jnp.ones(size))
+
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
+        """Normalises the last dimension."""
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + 1e-5)
+        return (y * self.scale[...]).astype(x.dtype)
+
+
+class Linear(nnx.Linear):
+    """A linear map without bias, computed in `dtype` from float32 weights."""
+
+    def __init__(self, inputs: int, outputs: int, *, init: Initializer, dtype: str, rngs: nnx.Rngs):
+        super().__init__(inputs, outputs, use_bias=False, kernel_init=init, dtype=dtype, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with RMS-normalised queries and keys.
+
+    Keys and values come from `keys_values` apart from the queries, because those of an input view
+    depend on nothing else and can be kept.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        head_dim: int,
+        *,
+        init: Initializer,
+        dtype: str,
+        implementation: str,
+        rngs: nnx.Rngs,
+    ):
+        self.head_dim = head_dim
+        self.implementation = implementation
+        self.to_q = Linear(width, width, init=init, dtype=dtype, rngs=rngs)
+        self.to_kv = Linear(width, 2 * width, init=init, dtype=dtype, rngs=rngs)
+        self.out = Linear(width, width, init=init, dtype=dtype, rngs=rngs)
+        self.q_norm = RMSNorm(head_dim)
+        self.k_norm = RMSNorm(head_dim)
+
+    def keys_values(
+        self, tokens: Float[Array, "*batch s d"]
+    ) -> tuple[Float[Array, "*batch s m c"], Float[Array, "*batch s m c"]]:
+        """Keys after their norm, and values."""
+        k, v = einops.rearrange(
+            self.to_kv(tokens), "... (two m c) -> two ... m c", two=2, c=self.head_dim
+        )
+        return self.k_norm(k), v
+
+    def __call__(
+        self,
+        tokens: Float[Array, "*batch t d"],
+        keys_values: tuple[Float[Array, "*batch s m c"], Float[Array, "*batch s m c"]],
+    ) -> Float[Array, "*batch t d"]:
+        """What `tokens` read from the keys and values."""
+        q = einops.rearrange(self.to_q(tokens), "... (m c) -> ... m c", c=self.head_dim)
+        k, v = keys_values
+        read = attention(self.q_norm(q), k, v, implementation=self.implementation)
+        return self.out(einops.rearrange(read, "... m c -> ... (m c)"))
+
+
+class MLP(nnx.Module):
+    """`d → ratio·d → d` with the exact (erf) GELU."""
+
+    def __init__(self, width: int, ratio: int, *, init: Initializer, dtype: str, rngs: nnx.Rngs):
+        self.up = Linear(width, ratio * width, init=init, dtype=dtype, rngs=rngs)
+        self.down = Linear(ratio * width, width, init=init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """Applies the two maps."""
+        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+
+
+# One dimension is split or merged at a time: JAX infers the sharding of such reshapes only.
+
+
+def patchify(pixels: Float[Array, "b v h w ch"], patch: int) -> Float[Array, "b v n pc"]:
+    """Flattens patches in the order (row, column, channel); patches go row by row."""
+    rows = einops.rearrange(pixels, "b v (y p) w ch -> b v y p w ch", p=patch)
+    grid = einops.rearrange(rows, "b v y p (x q) ch -> b v y x p q ch", q=patch)
+    patches = einops.rearrange(grid, "b v y x p q ch -> b v y x (p q ch)")
+    return einops.rearrange(patches, "b v y x pc -> b v (y x) pc")
+
+
+def unpatchify(
+    tokens: Float[Array, "b v n pc"], patch: int, height: int, width: int
+) -> Float[Array, "b v {height} {width} ch"]:
+    """The inverse of `patchify`."""
+    patches = einops.rearrange(tokens, "b v (y x) pc -> b v y x pc", x=width // patch)
+    grid = einops.rearrange(patches, "b v y x (p q ch) -> b v y p x q ch", p=patch, q=patch)
+    rows = einops.rearrange(grid, "b v y p x q ch -> b v y p (x q) ch")
+    return einops.rearrange(rows, "b v y p w ch -> b v (y p) w ch")
+
+
+def stack_layers(make: Callable[..., Module], layers: int, rngs: nnx.Rngs) -> Module:
+    """One module whose arrays hold all layers: `make(index, rngs)` for each, stacked first."""
+    return jax.vmap(lambda index, key: make(index, nnx.Rngs(key)))(
+        jnp.arange(layers), jax.random.split(rngs.params(), layers)
+    )
+
+
+def scan_layers(body: Callable, carry: Array, layers: object, *, remat: str) -> tuple:
+    """Runs `carry, output = body(carry, layer)` over stacked layers.
+
+    Args:
+        body: one layer.
+        carry: tokens before the first layer.
+        layers: pytree of arrays with the layers first.
+        remat: what the backward pass finds saved: `none` recomputes nothing, `dots` all but the
+            results of linear layers, `full` everything but each layer's input.
+    """
+    if remat == "full":
+        body = jax.checkpoint(body, prevent_cse=False)
+    elif remat == "dots":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        body = jax.checkpoint(body, prevent_cse=False, policy=policy)
+    return jax.lax.scan(body, carry, layers)

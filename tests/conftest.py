@@ -1,0 +1,46 @@
+"""Shared fixtures. Tests run on the CPU with eight simulated devices, in exact float32."""
+
+import os
+import pathlib
+
+# Tiny programs are compiled often and run once: less optimisation halves the time of the tests.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def goldens() -> pathlib.Path:
+    """Folder of the committed inputs and outputs of the reference programs."""
+    return REPOSITORY / "tests" / "goldens"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """Folder with real photographs (never committed); tests on them skip where it is absent."""
+    root = pathlib.Path(os.environ.get("LVSM_SHARED", REPOSITORY.parent / "shared"))
+    if not (root / "data").is_dir():
+        pytest.skip(f"no real data: {root / 'data'} does not exist (set LVSM_SHARED)")
+    return root / "data"
+
+
+@pytest.fixture(scope="session")
+def rooms(tmp_path_factory) -> pathlib.Path:
+    """A small set of synthetic rooms: 8 clips to train on and 4 held out, 32 × 32 pixels."""
+    from input_pipeline import synthetic
+
+    directory = tmp_path_factory.mktemp("rooms")
+    sizes = ["--train-scenes=8", "--test-scenes=4", "--height=32", "--width=32", "--workers=1"]
+    synthetic.main([str(directory), *sizes])
+    return directory

@@ -1,0 +1,101 @@
+"""Every implementation of attention against a plain formula, forward and backward."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lvsm_jax import attention as attention_module
+from lvsm_jax.attention import attention
+from lvsm_jax.mesh import make_mesh
+
+
+def tokens(t, s, dtype=jnp.float32, batch=(2,), heads=2, size=64):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = [(*batch, n, heads, size) for n in (t, s, s)]
+    return [jax.random.normal(k, n, dtype) for k, n in zip(keys, shapes, strict=True)]
+
+
+def formula(q, k, v):
+    scores = jnp.einsum("...tmc,...smc->...mts", q, k) / np.sqrt(q.shape[-1])
+    return jnp.einsum("...mts,...smc->...tmc", jax.nn.softmax(scores, axis=-1), v)
+
+
+def value_and_gradients(function, qkv):
+    """Of a sum in which every output counts differently."""
+    weights = jnp.cos(jnp.arange(qkv[0].size, dtype=jnp.float32)).reshape(qkv[0].shape)
+    return jax.value_and_grad(lambda qkv: (function(*qkv) * weights).sum())(qkv)
+
+
+def assert_as_formula(implementation, qkv, atol):
+    def ours(q, k, v):
+        return attention(q, k, v, implementation=implementation)
+
+    np.testing.assert_allclose(ours(*qkv), formula(*qkv), atol=atol)
+    for a, b in zip(
+        *(jax.tree.leaves(value_and_gradients(f, qkv)) for f in (ours, formula)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=10 * atol)
+
+
+@pytest.mark.parametrize("implementation", ["auto", "xla", "blocked"])
+def test_implementations_agree(implementation):
+    assert_as_formula(implementation, tokens(24, 40, batch=(2, 3)), atol=1e-5)
+
+
+def test_blocked_in_several_blocks(monkeypatch):
+    monkeypatch.setattr(attention_module, "_BLOCK_SCORES", 2 * 24 * 40)
+    assert_as_formula("blocked", tokens(24, 40, batch=(3,)), atol=1e-5)
+
+
+def test_splash_interpreted():
+    assert_as_formula("splash", tokens(128, 256, batch=(1,)), atol=1e-4)
+
+
+def test_splash_needs_whole_tiles():
+    with pytest.raises(ValueError, match="multiples of 128, got 24 queries and 128 keys"):
+        attention(*tokens(24, 128), implementation="splash")
+
+
+def test_unknown_implementation():
+    with pytest.raises(ValueError, match="'flash'"):
+        attention(*tokens(8, 8), implementation="flash")
+
+
+@pytest.mark.parametrize("implementation", ["xla", "blocked"])
+def test_bfloat16_has_a_float32_softmax(implementation):
+    q, k, v = tokens(32, 512, jnp.bfloat16)
+    ours = attention(q, k, v, implementation=implementation)
+    assert ours.dtype == jnp.bfloat16
+    exact = formula(*(x.astype(jnp.float32) for x in (q, k, v)))
+    np.testing.assert_allclose(ours.astype(np.float32), exact, atol=4e-3)
+
+
+def test_scenes_on_several_devices():
+    mesh = make_mesh(4, 2)
+    qkv = tokens(8, 16, batch=(8, 2))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(qkv, NamedSharding(mesh, P(("data", "fsdp"))))
+        ours = jax.jit(attention)(*sharded)
+    assert ours.sharding.spec[0] == ("data", "fsdp")
+    np.testing.assert_allclose(ours, formula(*qkv), atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN attention needs an NVIDIA GPU")
+def test_cudnn():
+    q, k, v = tokens(256, 512, jnp.bfloat16)
+    ours = attention(q, k, v, implementation="cudnn")
+    expected = attention(q, k, v, implementation="xla")
+    np.testing.assert_allclose(ours.astype(np.float32), expected.astype(np.float32), atol=2e-2)
+
+
+@pytest.mark.tpu
+@pytest.mark.skipif(jax.default_backend() != "tpu", reason="compiled splash attention needs a TPU")
+def test_splash_compiled():
+    q, k, v = tokens(256, 512, jnp.bfloat16)
+    ours = attention(q, k, v, implementation="splash")
+    expected = attention(q, k, v, implementation="xla")
+    np.testing.assert_allclose(ours.astype(np.float32), expected.astype(np.float32), atol=2e-2)
