@@ -45,8 +45,9 @@ def test_implementations_agree(implementation):
     assert_as_formula(implementation, tokens(24, 40, batch=(2, 3)), atol=1e-5)
 
 
-def test_blocked_in_several_blocks(monkeypatch):
-    monkeypatch.setattr(attention_module, "_BLOCK_SCORES", 2 * 24 * 40)
+@pytest.mark.parametrize("scores", [8 * 40, 2 * 24 * 40])
+def test_blocked_in_several_blocks(monkeypatch, scores):
+    monkeypatch.setattr(attention_module, "_BLOCK_SCORES", scores)
     assert_as_formula("blocked", tokens(24, 40, batch=(3,)), atol=1e-5)
 
 

@@ -1,0 +1,229 @@
+"""Scores a model on held-out views, beside two baselines, and shows what it renders.
+
+    python eval.py --config=configs/quickstart.py --checkpoint=runs/quickstart/export
+    python eval.py --config=configs/re10k_256.py --checkpoint=runs/re10k_256/export \
+        --config.eval.num_inputs=4 --output=results/four_inputs
+
+`--checkpoint` is an export, as train.py leaves it. The protocol is RealEstate10K's published one:
+the targets of an evaluation index, PSNR, SSIM and LPIPS in float32, every image counted. Of the
+config are used `data`, `eval`, and `model.dtype` and `model.attention`. The output directory holds
+
+    index.html      table, distribution, best, median and worst scenes
+    summary.json    the means, with and without targets that are input views
+    per_image.csv   one row for each target
+"""
+
+import csv
+import dataclasses
+import functools
+import io
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import app, flags, logging
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import config_flags
+
+import lvsm_jax
+from input_pipeline.config import DataConfig
+from input_pipeline.loading import EvalSet, eval_batches
+from lvsm_jax.checkpoint import describe
+from lvsm_jax.config import EvalConfig, RunConfig, section
+from lvsm_jax.evaluation import METRICS, MODEL, Evaluation, evaluate, render_scenes
+from lvsm_jax.lpips import find_weights, load_lpips
+from lvsm_jax.mesh import make_mesh, shard_batch, simulate_cpu_devices
+from lvsm_jax.report import choose_scenes, render_page
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Directory of an export.")
+_OUTPUT = flags.DEFINE_string("output", None, "Where to write; default: CHECKPOINT_evaluation.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an evaluation that is there.")
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    checkpoint: epath.PathLike,
+    output: epath.PathLike,
+    *,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Evaluates an export, writes the three files, and returns what summary.json holds.
+
+    Raises:
+        FileExistsError: an evaluation is in `output` already.
+        FileNotFoundError: no export, dataset or LPIPS weights.
+        ValueError: the config, the dataset, its index and the model do not go together.
+        FloatingPointError: a render is not finite.
+    """
+    # All that can be wrong is looked at before anything is computed.
+    checkpoint, output = epath.Path(checkpoint), epath.Path(output)
+    settings = section(config, "eval", EvalConfig)
+    if (output / "summary.json").exists() and not overwrite:
+        raise FileExistsError(f"{output} holds an evaluation; --overwrite replaces it")
+    weights = find_weights(settings.lpips_weights) if settings.lpips else None
+    about = describe(checkpoint)
+    eval_set = open_eval_set(config, settings, patch_size=about["model"]["patch_size"])
+    mesh = make_mesh()
+    if settings.batch_size % mesh.size:
+        raise ValueError(
+            f"eval.batch_size {settings.batch_size} does not divide over {mesh.size} devices"
+        )
+
+    start = time.monotonic()
+    with jax.set_mesh(mesh):
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        options = {"dtype": config.model.dtype, "attention": config.model.attention}
+        model = jax.device_put(lvsm_jax.load(checkpoint, **options), everywhere)
+        metrics = dict(METRICS)
+        if weights:
+            metrics["lpips"] = jax.device_put(load_lpips(weights), everywhere)
+        put = functools.partial(shard_batch, mesh)
+        evaluation = evaluate(model, eval_set, metrics=metrics, put=put)
+        check_finite(evaluation)
+        shown = choose_scenes(evaluation)
+        some = subset(eval_set, [scene for scenes in shown.values() for scene in scenes])
+        pictures = render_scenes(model, some, put=put)
+
+    summary = {
+        **dict.fromkeys(("psnr", "ssim", "lpips")),  # null, unless measured
+        **evaluation.summary(),
+        "lpips_skipped": None if weights else "eval.lpips is False",
+        **circumstances(config, settings, eval_set),
+        "checkpoint": os.fspath(checkpoint),
+        "step": about.get("step"),
+        "architecture": about["architecture"],
+        "model": about["model"] | options,
+        "device": f"{mesh.size} × {mesh.devices.flat[0].device_kind}",
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "summary.json").unlink(missing_ok=True)
+    write(output / "index.html", render_page(evaluation, summary, pictures, shown))
+    write(output / "per_image.csv", to_csv(evaluation.rows()))
+    # The last one: where it is, so is the rest.
+    write(output / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    return summary
+
+
+def circumstances(
+    config: ml_collections.ConfigDict, settings: EvalConfig, eval_set: EvalSet
+) -> dict[str, Any]:
+    """On what data, and how, the model was evaluated, for summary.json."""
+    return {
+        "num_skipped_null": eval_set.num_skipped_null,
+        "num_missing": eval_set.num_missing,
+        "num_inputs": settings.num_inputs,
+        "camera_normalization": settings.camera_normalization,
+        "dataset": os.fspath(eval_set.config.path),
+        "split": settings.split,
+        "index": os.fspath(index_path(config, settings)),
+        "command": "python " + shlex.join(sys.argv),
+        "config": config.to_dict(),
+    }
+
+
+def open_eval_set(
+    config: ml_collections.ConfigDict, settings: EvalConfig, patch_size: int
+) -> EvalSet:
+    """The scenes to evaluate on, prepared for a model with this patch."""
+    data = dataclasses.replace(
+        section(config, "data", DataConfig),
+        split=settings.split,
+        num_inputs=settings.num_inputs,
+        camera_normalization=settings.camera_normalization,
+        patch_size=patch_size,
+    )
+    return eval_batches(
+        data,
+        index=index_path(config, settings),
+        batch_size=settings.batch_size,
+        allow_missing=settings.allow_missing,
+        max_scenes=settings.max_scenes or None,
+    )
+
+
+def index_path(config: ml_collections.ConfigDict, settings: EvalConfig) -> epath.Path:
+    """The evaluation index: as configured, else the one inside the dataset."""
+    return epath.Path(settings.index or epath.Path(config.data.path) / "evaluation_index.json")
+
+
+def subset(eval_set: EvalSet, positions: list[int]) -> EvalSet:
+    """Some of the scenes, in batches of the same size."""
+    views = tuple(eval_set.views[i] for i in positions)
+    return dataclasses.replace(eval_set, rows=eval_set.rows[positions], views=views)
+
+
+def check_finite(evaluation: Evaluation) -> None:
+    """Raises FloatingPointError, naming the first target, if a render holds NaN."""
+    bad = np.argwhere(np.isnan(evaluation.scores[MODEL]["psnr"]))
+    if len(bad):
+        scene, target = bad[0]
+        raise FloatingPointError(
+            f"{len(bad)} of {evaluation.frames.size} renders are not finite; the first is frame "
+            f"{evaluation.frames[scene, target]} of scene {evaluation.scenes[scene]}"
+        )
+
+
+def to_csv(rows: Iterable[dict[str, Any]]) -> str:
+    """A table with a header line."""
+    rows, text = list(rows), io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write(path: epath.Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.parent / f".{path.name}.tmp"
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The means, for a terminal."""
+    methods = {"model": summary} | summary["baselines"]
+    metrics = [metric for metric in ("psnr", "ssim", "lpips") if summary[metric] is not None]
+
+    def lines(title: str, scores: dict[str, dict[str, float | None]]) -> list[str]:
+        rows = ["", f"{title:<42}" + "".join(f"{metric.upper():>9}" for metric in metrics)]
+        for method, means in scores.items():
+            values = (f"{means[m]:.{2 if m == 'psnr' else 3}f}" for m in metrics)
+            rows.append(f"  {method.replace('_', ' '):<40}" + "".join(f"{v:>9}" for v in values))
+        return rows
+
+    text = lines(f"{summary['num_images']:,} targets", methods)
+    context = summary["num_context_targets"]
+    if 0 < context < summary["num_images"]:
+        others = {method: means["without_context_targets"] for method, means in methods.items()}
+        text += lines(f"without the {context:,} that are input views", others)
+    return "\n".join(text)
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags, and evaluates."""
+    if len(argv) > 1:
+        raise app.UsageError(
+            f"unexpected arguments {argv[1:]}; fields are --config.SECTION.FIELD=…"
+        )
+    logging.set_verbosity(logging.WARNING)
+    cpu_devices = section(_CONFIG.value, "run", RunConfig).cpu_devices
+    simulate_cpu_devices(cpu_devices, section(_CONFIG.value, "eval", EvalConfig).batch_size)
+    output = _OUTPUT.value or f"{_CHECKPOINT.value.rstrip('/')}_evaluation"
+    summary = run(_CONFIG.value, _CHECKPOINT.value, output, overwrite=_OVERWRITE.value)
+    print(table(summary))
+    print(f"\nPictures and all: {output}/index.html")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "checkpoint"])
+    app.run(main)

@@ -1,0 +1,172 @@
+"""One example: the frames of a sample, read, prepared, and placed in the scene frame."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import Float32, Int64, UInt8
+
+from input_pipeline.config import DataConfig
+from input_pipeline.preprocess import FrameError, camera_to_world, preprocess_frame
+from input_pipeline.sampling import ViewSample, sample_views
+from input_pipeline.storage import DatasetError, Frame, SplitReader
+from lvsm_jax.scene_frame import SceneFrame
+
+_MAX_REPLACED = 100  # bad samples in a row after which the dataset is given up
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleLoader:
+    """Loads samples of a split. Picklable, for worker processes.
+
+    Attributes:
+        reader: reads the frames.
+        config: says how to prepare them.
+        image_shape: height and width that every image must have.
+    """
+
+    reader: SplitReader
+    config: DataConfig
+    image_shape: tuple[int, int]
+
+    @classmethod
+    def open(cls, reader: SplitReader, config: DataConfig, row: int) -> "ExampleLoader":
+        """A loader of images as wide as those of the clip in this row of the scene table.
+
+        Raises:
+            FrameError: no frame of the clip can be decoded.
+            ValueError: the width is not a multiple of the patch.
+        """
+        height = config.image_height
+        width = height if config.square_crop else _width_in_clip(reader, config, row)
+        if width % config.patch_size:
+            raise ValueError(
+                f"images of {config.path} are {width} pixels wide at height {height}: not a "
+                f"multiple of patch_size {config.patch_size}"
+            )
+        return cls(reader, config, (height, width))
+
+    def load(
+        self, row: int, views: ViewSample, *, valid: bool = True, replaced: int = 0
+    ) -> dict[str, Any]:
+        """The arrays of a Batch of one, without the leading axis, as nested dicts.
+
+        Frames that are neither input nor target lend their cameras alone: they are not decoded,
+        and not even read where the inputs define the scene frame.
+
+        Raises:
+            FrameError: a frame cannot be used; names dataset, shard, scene and frame.
+        """
+        published = self.config.camera_normalization == "all_views"
+        fitted = views.all_views if published else views.inputs
+        shown = np.union1d(views.inputs, views.targets)
+        positions = np.union1d(shown, fitted)
+        indices = (self.reader.scenes.first_frame[row] + positions).tolist()
+        c2w = np.empty((len(positions), 4, 4))
+        fxfycxcy = np.empty((len(positions), 4), np.float32)
+        images = np.empty((len(positions), *self.image_shape, 3), np.uint8)
+        for slot, frame in enumerate(self._read(indices)):
+            with _naming_the_frame(self.reader, indices[slot]):
+                c2w[slot] = camera_to_world(frame.w2c)
+                if positions[slot] in shown:
+                    images[slot], fxfycxcy[slot] = self._photograph(frame)
+        scene_frame = SceneFrame.fit(c2w[np.searchsorted(positions, fitted)])
+        c2w = scene_frame.apply(c2w)
+
+        def select(chosen: Int64[np.ndarray, " v"]) -> dict[str, np.ndarray]:
+            slots = np.searchsorted(positions, chosen)
+            return {
+                "images": images[slots],
+                "c2w": c2w[slots],
+                "fxfycxcy": fxfycxcy[slots],
+                "frame": chosen.astype(np.int32),
+            }
+
+        return {
+            "inputs": select(views.inputs),
+            "targets": select(views.targets),
+            "scene": np.int32(row),
+            "valid": np.bool_(valid),
+            "replaced": np.int32(replaced),
+        }
+
+    def _read(self, indices: list[int]) -> list[Frame]:
+        try:
+            return self.reader.frames(indices)
+        except DatasetError:
+            for index in indices:  # which of them is it?
+                with _naming_the_frame(self.reader, index):
+                    self.reader.frames([index])
+            raise
+
+    def _photograph(
+        self, frame: Frame
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "4"]]:
+        image, fxfycxcy = preprocess_frame(
+            frame.jpeg, frame.fxfycxcy, self.config.image_height, self.config.square_crop
+        )
+        if image.shape[:2] != self.image_shape:
+            raise FrameError(
+                f"it is {image.shape[1]} pixels wide at height {image.shape[0]}, where others of "
+                f"the dataset are {self.image_shape[1]}"
+            )
+        return image, fxfycxcy
+
+
+def training_example(
+    loader: ExampleLoader,
+    rows: Int64[np.ndarray, " n"],
+    choice: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Draws views of a clip, and of others instead while frames are bad and that is allowed."""
+    row = int(rows[choice])
+    for replaced in range(_MAX_REPLACED):
+        views = sample_views(int(loader.reader.scenes.num_frames[row]), loader.config, rng)
+        try:
+            return loader.load(row, views, replaced=replaced)
+        except FrameError as error:
+            if loader.config.on_bad_frame == "error":
+                raise
+            logging.warning("another sample is drawn instead: %s", error)
+            row = int(rows[rng.integers(len(rows))])
+    raise FrameError(
+        f"{_MAX_REPLACED} samples in a row had bad frames; split {loader.config.split!r} of "
+        f"{loader.config.path} is unusable"
+    )
+
+
+def evaluation_example(
+    loader: ExampleLoader,
+    rows: Int64[np.ndarray, " n"],
+    views: tuple[ViewSample, ...],
+    position: int,
+) -> dict[str, Any]:
+    """The example at a position of an evaluation; past the end, the last again, not valid."""
+    clip = min(position, len(rows) - 1)
+    return loader.load(int(rows[clip]), views[clip], valid=position < len(rows))
+
+
+@contextlib.contextmanager
+def _naming_the_frame(reader: SplitReader, index: int) -> Iterator[None]:
+    try:
+        yield
+    except (DatasetError, FrameError) as error:
+        raise FrameError(f"{reader.describe(index)}: {error}") from error
+
+
+def _width_in_clip(reader: SplitReader, config: DataConfig, row: int) -> int:
+    """Width of the prepared frames of a clip, by the first that can be decoded."""
+    first, count = int(reader.scenes.first_frame[row]), int(reader.scenes.num_frames[row])
+    for index in range(first, first + count):
+        try:
+            with _naming_the_frame(reader, index):
+                [frame] = reader.frames([index])
+                image, _ = preprocess_frame(frame.jpeg, frame.fxfycxcy, config.image_height, False)
+                return image.shape[1]
+        except FrameError as error:
+            reason = error
+    raise reason

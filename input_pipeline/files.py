@@ -1,0 +1,40 @@
+"""Files that appear whole or not at all, on the local disk and in buckets."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+
+from etils import epath
+
+
+@contextlib.contextmanager
+def atomic_write(path: epath.PathLike) -> Iterator[str]:
+    """Yields a local file name to write to; `path` then appears whole, or not at all on an error.
+
+    In a bucket the file is written on the local disk and copied up under a temporary name.
+    """
+    path = epath.Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    remote = "://" in os.fspath(path)
+    folder = tempfile.mkdtemp() if remote else None
+    local = os.path.join(folder, path.name) if folder else os.fspath(temporary)
+    try:
+        yield local
+        with open(local, "rb") as file:
+            os.fsync(file.fileno())
+        if remote:
+            epath.Path(local).copy(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        if folder:
+            shutil.rmtree(folder)
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """Writes a small text file atomically."""
+    with atomic_write(path) as local, open(local, "w", encoding="utf-8") as file:
+        file.write(text)

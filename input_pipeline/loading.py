@@ -1,0 +1,256 @@
+"""Batches for training and evaluation, made with grain.
+
+Everything up to the batch runs in threads or in worker processes, in pure NumPy and Pillow. The
+order of samples is a function of the seed alone, and each process takes its share of every global
+batch: the batch at a step is the same set for any number of processes or workers, and resuming is
+starting at a later step.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from absl import logging
+from jaxtyping import Int64
+
+from input_pipeline.batch import Batch, to_batch
+from input_pipeline.config import DataConfig
+from input_pipeline.examples import ExampleLoader, evaluation_example, training_example
+from input_pipeline.prefetch import prefetched_batches
+from input_pipeline.sampling import (
+    IndexEntry,
+    ViewSample,
+    evaluation_views,
+    read_index,
+    usable_clips,
+)
+from input_pipeline.storage import SceneTable, SplitReader
+
+
+def train_batches(
+    config: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Batches of training samples without end; each epoch shows every usable clip once.
+
+    Args:
+        config: the dataset and how samples are drawn from it.
+        batch_size: samples of the global batch, over all processes.
+        seed: of the order of clips and the choice of views.
+        start_step: steps to skip, at no cost.
+        process_index: which share of each batch is wanted.
+        process_count: number of shares; each has `batch_size // process_count` rows.
+
+    Returns:
+        An iterator with a `close` method, which stops its threads or worker processes.
+
+    Raises:
+        ValueError: the arguments do not go together, or no clip of the split is usable.
+        FrameError: while iterating; a frame is bad and the configuration says "error".
+    """
+    config.check_training()
+    rows_per_process = _rows_per_process(batch_size, process_index, process_count)
+    reader = SplitReader(config.path, config.split)
+    rows = _usable_rows(reader.scenes, config)
+    loader = ExampleLoader.open(reader, config, int(rows[0]))
+    samples = (
+        grain.MapDataset.range(len(rows))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(functools.partial(training_example, loader, rows))
+    )
+    arrays = prefetched_batches(
+        samples[process_index::process_count],
+        rows_per_process,
+        num_workers=config.num_workers,
+        prefetch=config.prefetch,
+        start_step=start_step,
+    )
+    return _to_batches(arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSet:
+    """The clips of an evaluation index, in its order; iterating gives all batches, once.
+
+    Rows that fill up the last batch repeat the last clip and have `valid` False.
+
+    Attributes:
+        scenes: the scene table, whose rows `Batch.scene` names.
+        rows: rows of the evaluated clips.
+        views: the views of each.
+        num_skipped_null: entries of the index that are null, as published.
+        num_missing: entries whose clips the dataset lacks (only where that was allowed).
+        config: where the dataset is and how frames are prepared.
+        batch_size: clips of a batch, over all processes.
+        process_index: which share of each batch iterating gives.
+        process_count: number of shares.
+    """
+
+    scenes: SceneTable
+    rows: Int64[np.ndarray, " n"]
+    views: tuple[ViewSample, ...]
+    num_skipped_null: int
+    num_missing: int
+    config: DataConfig
+    batch_size: int
+    process_index: int
+    process_count: int
+
+    @property
+    def num_scenes(self) -> int:
+        """Number of clips that are evaluated, over all processes."""
+        return len(self.rows)
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the evaluated clips."""
+        return [str(key) for key in self.scenes.key[self.rows]]
+
+    def __len__(self) -> int:
+        return -(-self.num_scenes // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        reader = SplitReader(self.config.path, self.config.split)
+        loader = ExampleLoader.open(reader, self.config, int(self.rows[0]))
+        samples = grain.MapDataset.range(len(self) * self.batch_size).map(
+            functools.partial(evaluation_example, loader, self.rows, self.views)
+        )
+        arrays = prefetched_batches(
+            samples[self.process_index :: self.process_count],
+            self.batch_size // self.process_count,
+            num_workers=self.config.num_workers,
+            prefetch=self.config.prefetch,
+        )
+        return _to_batches(arrays)
+
+
+def eval_batches(
+    config: DataConfig,
+    *,
+    index: str | os.PathLike,
+    batch_size: int,
+    allow_missing: bool = False,
+    max_scenes: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> EvalSet:
+    """The clips that an evaluation index names, with `config.num_inputs` input views.
+
+    Args:
+        config: the dataset; numbers and spans of training views do not matter here.
+        index: path of a JSON file in pixelSplat's format. Null entries are skipped and counted.
+        batch_size: clips of the global batch, over all processes.
+        allow_missing: skip and count clips that the dataset lacks, instead of raising.
+        max_scenes: evaluate only the first so many clips.
+        process_index: which share of each batch is wanted.
+        process_count: number of shares; each has `batch_size // process_count` rows.
+
+    Raises:
+        ValueError: the arguments, the index and the dataset do not go together.
+    """
+    _rows_per_process(batch_size, process_index, process_count)
+    scenes = SplitReader(config.path, config.split).scenes
+    table = read_index(index)
+    entries = {key: entry for key, entry in table.items() if entry is not None}
+    row_of = {str(key): row for row, key in enumerate(scenes.key)}
+    missing = [key for key in entries if key not in row_of]
+    if missing and not allow_missing:
+        raise ValueError(
+            f"{len(missing)} of the {len(entries)} clips of index {index} are not in split "
+            f"{config.split!r} of {config.path}: {', '.join(missing[:5])}"
+            + (", …" if len(missing) > 5 else "")
+        )
+    present = [key for key in entries if key in row_of][:max_scenes]
+    if not present:
+        raise ValueError(
+            f"index {index} names no clip of split {config.split!r} of {config.path} "
+            f"({len(table) - len(entries)} null entries, {len(missing)} missing clips)"
+        )
+    rows = np.array([row_of[key] for key in present], np.int64)
+    chosen = {key: entries[key] for key in present}
+    _check_entries(chosen, scenes.num_frames[rows], index)
+    return EvalSet(
+        scenes=scenes,
+        rows=rows,
+        views=tuple(_views(key, entry, config, index) for key, entry in chosen.items()),
+        num_skipped_null=len(table) - len(entries),
+        num_missing=len(missing),
+        config=config,
+        batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def _check_entries(
+    entries: dict[str, IndexEntry], num_frames: np.ndarray, index: str | os.PathLike
+) -> None:
+    num_targets = len(next(iter(entries.values())).target)
+    for (key, entry), frames in zip(entries.items(), num_frames, strict=True):
+        outside = [p for p in entry.context + entry.target if not 0 <= p < frames]
+        if outside:
+            raise ValueError(
+                f"index {index}, scene {key}: positions {outside} are outside the clip's "
+                f"{frames} frames"
+            )
+        if len(entry.target) != num_targets:
+            raise ValueError(
+                f"index {index}, scene {key}: {len(entry.target)} targets, where the first clip "
+                f"has {num_targets}; all must have the same number"
+            )
+
+
+def _views(key: str, entry: IndexEntry, config: DataConfig, index: str | os.PathLike) -> ViewSample:
+    try:
+        return evaluation_views(entry, config.num_inputs)
+    except ValueError as error:
+        raise ValueError(f"index {index}, scene {key}: {error}") from None
+
+
+def _rows_per_process(batch_size: int, process_index: int, process_count: int) -> int:
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index {process_index} is not one of {process_count} processes")
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size {batch_size} cannot be divided among {process_count} processes"
+        )
+    return batch_size // process_count
+
+
+def _usable_rows(scenes: SceneTable, config: DataConfig) -> Int64[np.ndarray, " n"]:
+    rows = np.flatnonzero(usable_clips(scenes.num_frames, config)).astype(np.int64)
+    needed = f"a span of {config.min_span} to {config.max_span} frames for {config.num_views} views"
+    if len(rows) == 0:
+        longest = max(scenes.num_frames, default=0)
+        raise ValueError(
+            f"split {config.split!r} of {config.path} has no usable clip: none of {len(scenes)} "
+            f"has {needed} (the longest has {longest} frames)"
+        )
+    if len(rows) < len(scenes):
+        logging.info(
+            "%s, split %s: %d of %d clips are rejected, as too short for %s",
+            config.path,
+            config.split,
+            len(scenes) - len(rows),
+            len(scenes),
+            needed,
+        )
+    return rows
+
+
+def _to_batches(arrays: Iterator[dict[str, Any]]) -> Iterator[Batch]:
+    with contextlib.closing(arrays):
+        for batch in arrays:
+            yield to_batch(batch)

@@ -1,0 +1,107 @@
+"""From a stored frame to pixels and a camera, exactly as the published numbers were computed.
+
+A frame of W × H pixels is resized to height `s` and width `round(int(s·W/H) / 8)·8` with Pillow's
+Lanczos filter on 8-bit values; then, unless the full width is kept, the middle `s` × `s` pixels
+are cut out. Images stay uint8: dividing by 255 is left to the device.
+"""
+
+import io
+import math
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64, UInt8
+from PIL import Image
+
+_WIDTH_MULTIPLE = 8  # fixed by the published protocol, whatever the model's patch
+
+
+class FrameError(ValueError):
+    """A stored frame cannot be used. The message says why, and which frame where it is known."""
+
+
+def preprocess_frame(
+    jpeg: bytes,
+    fxfycxcy: Float[np.ndarray, "4"],
+    image_height: int,
+    square_crop: bool,
+) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "4"]]:
+    """Pixels and intrinsics (in those pixels) of a frame stored as JPEG.
+
+    Args:
+        jpeg: the bytes of the file. Its own size counts, whatever was announced.
+        fxfycxcy: intrinsics divided by the image's width, height, width, height.
+        image_height: height of the result.
+        square_crop: whether to cut out the middle square.
+
+    Raises:
+        FrameError: the JPEG cannot be decoded, or is too narrow for the square.
+    """
+    image = _decode(jpeg)
+    width, left, right = output_columns(*image.size, image_height, square_crop)
+    pixels = _resized_columns(image, width, image_height, left, right)
+    intrinsics = fxfycxcy * np.array([width, image_height, width, image_height], np.float64)
+    intrinsics[2] -= left
+    return pixels, intrinsics.astype(np.float32)
+
+
+def output_columns(
+    width: int, height: int, image_height: int, square_crop: bool
+) -> tuple[int, int, int]:
+    """Width to which a frame of `width` × `height` is resized, and its columns [left, right) kept.
+
+    Raises:
+        FrameError: the frame is too narrow for a square crop.
+    """
+    multiples = round(int(image_height * width / height) / _WIDTH_MULTIPLE)
+    resized = multiples * _WIDTH_MULTIPLE
+    kept = image_height if square_crop else resized
+    if resized < kept or resized == 0:
+        raise FrameError(
+            f"a frame of {width}×{height} pixels is {resized} pixels wide at height "
+            f"{image_height}: too narrow for " + ("a square crop" if square_crop else "an image")
+        )
+    left = (resized - kept) // 2
+    return resized, left, left + kept
+
+
+def camera_to_world(w2c: Float[np.ndarray, "3 4"]) -> Float64[np.ndarray, "4 4"]:
+    """The inverse of a world-to-camera matrix.
+
+    Raises:
+        FrameError: the matrix is not finite or has no inverse.
+    """
+    matrix = np.eye(4)
+    matrix[:3] = w2c
+    if not np.isfinite(matrix).all():
+        raise FrameError("its camera is not finite")
+    try:
+        return np.linalg.inv(matrix)
+    except np.linalg.LinAlgError:
+        raise FrameError("its world-to-camera matrix has no inverse") from None
+
+
+def _decode(jpeg: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(jpeg), formats=("JPEG",))
+        image.load()
+    # What Pillow raises for damaged files: OSError for most, the others from parsing headers.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not a JPEG" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise FrameError(f"cannot be decoded ({len(jpeg)} bytes): {reason}") from error
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _resized_columns(
+    image: Image.Image, width: int, height: int, left: int, right: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Columns [left, right) of the image resized to `width` × `height`.
+
+    Columns that would be cropped away are not computed, save those up to where source and result
+    have a pixel edge in common: from edge to edge the filter has the same weights as over the full
+    width, so that the result is the same bit for bit.
+    """
+    step = width // math.gcd(width, image.width)  # columns from one common edge to the next
+    first, last = left // step * step, -(-right // step) * step
+    box = (first * image.width // width, 0, last * image.width // width, image.height)
+    columns = image.resize((last - first, height), Image.Resampling.LANCZOS, box=box)
+    return np.asarray(columns)[:, left - first : right - first]

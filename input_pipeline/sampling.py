@@ -1,0 +1,122 @@
+"""Which frames of a clip make a sample. Pure functions of numbers and a generator.
+
+Positions count the frames of a clip from 0. Training samples are drawn as Efficient-LVSM draws
+them (arXiv 2602.06478); evaluation takes its positions from an index file in pixelSplat's format.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from jaxtyping import Bool, Int, Int64
+
+from input_pipeline.config import DataConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewSample:
+    """Positions in a clip of the frames of one sample.
+
+    Attributes:
+        inputs: views the model sees.
+        targets: views it is asked to render; they may be among the inputs.
+        all_views: all views of the sample, whose cameras define the scene frame of the published
+            protocol. In evaluation a target that is also an input counts twice, as it does there.
+    """
+
+    inputs: Int64[np.ndarray, " v"]
+    targets: Int64[np.ndarray, " t"]
+    all_views: Int64[np.ndarray, " n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexEntry:
+    """Positions an evaluation index names for one clip."""
+
+    context: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+def usable_clips(num_frames: Int[np.ndarray, " s"], config: DataConfig) -> Bool[np.ndarray, " s"]:
+    """Whether training samples can be drawn from clips with these numbers of frames."""
+    return num_frames > max(config.min_span, config.num_views)
+
+
+def sample_views(num_frames: int, config: DataConfig, rng: np.random.Generator) -> ViewSample:
+    """Draws a training sample from a clip of `num_frames` frames.
+
+    The span between the first and last view is uniform in
+    `[max(min_span, num_views), min(num_frames - 1, max_span)]`, then the first position is
+    uniform. The views are first, last, and the others without replacement strictly between; the
+    inputs are the first `num_inputs` of them, the targets are drawn without replacement from all.
+    """
+    shortest = max(config.min_span, config.num_views)
+    longest = min(num_frames - 1, config.max_span)
+    if shortest > longest:
+        raise ValueError(
+            f"a clip of {num_frames} frames has no span of at least {shortest} and at most "
+            f"{config.max_span} frames for {config.num_views} views"
+        )
+    span = rng.integers(shortest, longest, endpoint=True)
+    first = rng.integers(num_frames - span)
+    others = rng.choice(np.arange(1, span), config.num_views - 2, replace=False)
+    views = first + np.concatenate([[0, span], others])
+    targets = rng.choice(config.num_views, config.num_targets, replace=False)
+    return ViewSample(views[: config.num_inputs], views[targets], views)
+
+
+def evaluation_views(entry: IndexEntry, num_inputs: int) -> ViewSample:
+    """The views of an index entry, with any number of inputs.
+
+    One input is the first context view. More inputs than two are spread evenly from the first to
+    the last of two context views, ends exact.
+
+    Raises:
+        ValueError: the entry does not say which `num_inputs` views to take.
+    """
+    context, targets = np.array(entry.context, np.int64), np.array(entry.target, np.int64)
+    if num_inputs == 1:
+        inputs = context[:1]
+    elif num_inputs == len(context):
+        inputs = context
+    elif len(context) == 2:
+        inputs = np.linspace(context[0], context[1], num_inputs).round().astype(np.int64)
+    else:
+        raise ValueError(
+            f"num_inputs is {num_inputs} and the index names {len(context)} context views: "
+            "expected 1, that many, or an index of 2 to spread the inputs between"
+        )
+    return ViewSample(inputs, targets, np.concatenate([inputs, targets]))
+
+
+def read_index(path: str | os.PathLike) -> dict[str, IndexEntry | None]:
+    """Reads an evaluation index: `{scene key: {"context": [...], "target": [...]} or null}`.
+
+    Raises:
+        ValueError: the file is not such an index; the message names the scene.
+    """
+    try:
+        table = json.loads(epath.Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"evaluation index {path} is not JSON: {error}") from None
+    if not isinstance(table, dict):
+        raise ValueError(f"evaluation index {path} holds a {type(table).__name__}, not an object")
+    return {key: _index_entry(entry, f"{path}, scene {key}") for key, entry in table.items()}
+
+
+def _index_entry(entry: object, where: str) -> IndexEntry | None:
+    if entry is None:
+        return None
+    fields = entry if isinstance(entry, dict) else {}
+    return IndexEntry(*(_positions(fields.get(f), f, where) for f in ("context", "target")))
+
+
+def _positions(values: object, field: str, where: str) -> tuple[int, ...]:
+    if not isinstance(values, Sequence) or not values or not all(type(v) is int for v in values):
+        raise ValueError(
+            f"evaluation index {where}: {field} is {values!r}, expected a list of frame positions"
+        )
+    return tuple(values)

@@ -1,0 +1,348 @@
+"""The dataset directory: one record a frame, so that reading 8 frames costs 8 frames.
+
+    dataset_info.json  features.json                  the schema and the splits, as TFDS writes them
+    <name>-<split>.array_record-XXXXX-of-XXXXX        the frames, clip after clip, in clip order
+    scenes-<split>.npz                                the scene table: key, url, first frame, count
+
+A frame is a `tf.Example` with the features `image` (the JPEG's bytes, never decoded here),
+`fxfycxcy` (float32[4], fx and cx divided by the image's width, fy and cy by its height), `w2c`
+(float32[3, 4], OpenCV world-to-camera) and `timestamp` (int64, microseconds). Any program can read
+the directory with `tfds.builder_from_directory(directory).as_data_source(split)`; `SplitReader`
+reads the same files with less traffic and knows the scenes. TensorFlow is imported by neither.
+
+A directory may lie in a bucket (`gs://`, `s3://`, …). Writing and small files go through
+`etils.epath`, a shard being written on the local disk and copied up; frames are read through fsspec
+(`bucket_records`), which needs the bucket's fsspec package, for `gs://` gcsfs. etils prefers
+TensorFlow's file systems where TensorFlow is installed: set EPATH_USE_TF=0 to have fsspec alone.
+"""
+
+import collections
+import dataclasses
+import functools
+import io
+import os
+import resource
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from etils import epath
+from jaxtyping import Float32, Int64, Shaped
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+from input_pipeline import tfds_metadata
+from input_pipeline.bucket_records import BucketRecords
+from input_pipeline.files import atomic_write
+from input_pipeline.files import write_text as write_text
+
+# A group is what one read costs, and JPEGs do not compress.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+# Nothing is read ahead; an index is read with the block it lies in, not with a megabyte before it.
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:0"
+_READER_BUFFER = 32 * 1024
+_OTHER_OPEN_FILES = 256  # left to the rest of the process when shards are kept open
+
+
+class DatasetError(ValueError):
+    """A dataset directory that is missing, incomplete, damaged or not ours."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """One photograph with its camera: intrinsics normalised by the image size, OpenCV axes."""
+
+    jpeg: bytes
+    fxfycxcy: Float32[np.ndarray, "4"]
+    w2c: Float32[np.ndarray, "3 4"]
+    timestamp: int  # microseconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One scene to be written."""
+
+    key: str
+    url: str
+    frames: Sequence[Frame]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """What `finalize` must know of a written shard; `dataclasses.asdict` of it is plain JSON."""
+
+    file: str  # name inside the dataset directory
+    keys: tuple[str, ...]  # one a scene, in record order, and so are the next two
+    urls: tuple[str, ...]
+    num_frames: tuple[int, ...]
+    num_bytes: int  # of all records
+
+    @classmethod
+    def from_json(cls, values: Mapping) -> "Shard":
+        """Inverse of `dataclasses.asdict`, also after a passage through JSON."""
+        return cls(
+            file=values["file"],
+            keys=tuple(values["keys"]),
+            urls=tuple(values["urls"]),
+            num_frames=tuple(values["num_frames"]),
+            num_bytes=values["num_bytes"],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneTable:
+    """The scenes of a split; scene i is num_frames[i] records from first_frame[i] on."""
+
+    key: Shaped[np.ndarray, "s"]  # str
+    url: Shaped[np.ndarray, "s"]  # str
+    first_frame: Int64[np.ndarray, "s"]
+    num_frames: Int64[np.ndarray, "s"]
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, int]:
+        return {key: row for row, key in enumerate(self.key.tolist())}
+
+    def index_of(self, key: str) -> int:
+        """Row of the scene `key`; ValueError when there is none."""
+        if key not in self._rows:
+            raise ValueError(f"no scene {key!r} among the {len(self)} of this split")
+        return self._rows[key]
+
+    def locate(self, record: int) -> tuple[int, int]:
+        """Row of the scene that holds a record, and the record's position in that clip."""
+        row = int(np.searchsorted(self.first_frame, record, side="right")) - 1
+        return row, record - int(self.first_frame[row])
+
+
+def shard_path(
+    directory: epath.PathLike, name: str, split: str, index: int, count: int
+) -> epath.Path:
+    """Path of shard `index` of `count`, named as TFDS expects it."""
+    if not name.isidentifier() or not split.isidentifier():
+        raise ValueError(f"name {name!r} and split {split!r} must be letters, digits and _")
+    return epath.Path(directory) / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
+def write_shard(path: epath.PathLike, clips: Iterable[Clip]) -> Shard:
+    """Writes the clips' frames, one record each; the file appears under `path` when it is whole."""
+    keys, urls, num_frames, num_bytes = [], [], [], 0
+    with atomic_write(path) as local:
+        writer = array_record_module.ArrayRecordWriter(local, _WRITER_OPTIONS)
+        try:
+            for clip in clips:
+                for frame in clip.frames:
+                    record = _encode(frame)
+                    writer.write(record)
+                    num_bytes += len(record)
+                keys.append(clip.key)
+                urls.append(clip.url)
+                num_frames.append(len(clip.frames))
+        finally:
+            writer.close()
+    return Shard(epath.Path(path).name, tuple(keys), tuple(urls), tuple(num_frames), num_bytes)
+
+
+def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence[Shard]]) -> None:
+    """Writes scene tables and metadata; `dataset_info.json`, the last file, declares it complete.
+
+    `splits` maps each split to all its shards in order. Shards are checked to be there under the
+    names that TFDS derives, keys to be unique and no split to be empty (DatasetError otherwise).
+    """
+    directory = epath.Path(directory)
+    there = {path.name for path in directory.iterdir()}
+    for split, shards in splits.items():
+        expected = [
+            shard_path(directory, name, split, i, len(shards)).name for i in range(len(shards))
+        ]
+        if [shard.file for shard in shards] != expected:
+            raise DatasetError(f"{directory}: shards of {split!r} are not {expected[:1]} and on")
+        if missing := sorted(set(expected) - there):
+            raise DatasetError(f"{directory}: missing shards {missing[:5]}")
+        _write_scene_table(directory / f"scenes-{split}.npz", split, shards)
+    lengths = {s: [sum(shard.num_frames) for shard in shards] for s, shards in splits.items()}
+    num_bytes = {s: sum(shard.num_bytes for shard in shards) for s, shards in splits.items()}
+    tfds_metadata.write(directory, name, lengths, num_bytes)
+
+
+def _write_scene_table(path: epath.Path, split: str, shards: Sequence[Shard]) -> None:
+    keys = [key for shard in shards for key in shard.keys]
+    counts = np.array([count for shard in shards for count in shard.num_frames], np.int64)
+    if not counts.sum():
+        raise DatasetError(f"split {split!r} of {path.parent} holds no frame")
+    if twice := [key for key, times in collections.Counter(keys).items() if times > 1]:
+        raise DatasetError(f"split {split!r} of {path.parent} holds {twice[:5]} more than once")
+    with atomic_write(path) as local, open(local, "wb") as file:
+        np.savez_compressed(
+            file,
+            key=np.array(keys, np.str_),
+            url=np.array([url for shard in shards for url in shard.urls], np.str_),
+            first_frame=np.cumsum(counts) - counts,
+            num_frames=counts,
+        )
+
+
+def _encode(frame: Frame) -> bytes:
+    """The frame as a serialised `tf.Example`, the same bytes every time."""
+    feature = tf_feature_pb2.Feature
+    floats, integers = tf_feature_pb2.FloatList, tf_feature_pb2.Int64List
+    features = {
+        "image": feature(bytes_list=tf_feature_pb2.BytesList(value=[frame.jpeg])),
+        "fxfycxcy": feature(float_list=floats(value=frame.fxfycxcy.tolist())),
+        "w2c": feature(float_list=floats(value=frame.w2c.ravel().tolist())),
+        "timestamp": feature(int64_list=integers(value=[frame.timestamp])),
+    }
+    example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=features))
+    return example.SerializeToString(deterministic=True)
+
+
+def _decode(record: bytes) -> Frame:
+    feature = tf_example_pb2.Example.FromString(record).features.feature
+    return Frame(
+        jpeg=feature["image"].bytes_list.value[0],
+        fxfycxcy=np.array(feature["fxfycxcy"].float_list.value, np.float32),
+        w2c=np.array(feature["w2c"].float_list.value, np.float32).reshape(3, 4),
+        timestamp=feature["timestamp"].int64_list.value[0],
+    )
+
+
+class SplitReader:
+    """Random access to the frames of one split of a dataset directory.
+
+    Shards are opened when first needed and stay open, so that a frame costs its own bytes and
+    nothing more; the process's limit of open files is raised for that where it must and can be.
+    Instances may be pickled (open files are not carried along) and used from several threads.
+    Missing or damaged directories, splits and shards raise `DatasetError`, which names them.
+    """
+
+    scenes: SceneTable
+
+    def __init__(self, directory: epath.PathLike, split: str):
+        self.directory = epath.Path(directory)
+        self.split = split
+        info = _read_info(self.directory)
+        if split not in info.splits:
+            raise DatasetError(
+                f"{self.directory} has no split {split!r}, only {sorted(info.splits)}"
+            )
+        self._files = [os.fspath(path) for path in info.splits[split].filepaths]
+        self._lengths = info.splits[split].shard_lengths
+        self._ends = np.cumsum(self._lengths)
+        self.scenes = _read_scene_table(self.directory / f"scenes-{split}.npz")
+        self._check_files()
+        self._start()
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = collections.OrderedDict()  # by shard, least recently used first
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_readers")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return int(self._ends[-1])
+
+    def _check_files(self) -> None:
+        there = {path.name for path in self.directory.iterdir()}
+        if missing := [file for file in self._files if os.path.basename(file) not in there]:
+            raise DatasetError(f"{self.directory} lacks {len(missing)} shards, first {missing[0]}")
+        if int(self.scenes.num_frames.sum()) != len(self):
+            raise DatasetError(
+                f"{self.directory}: scenes-{self.split}.npz counts {self.scenes.num_frames.sum()}"
+                f" frames, dataset_info.json {len(self)}"
+            )
+
+    def frames(self, indices: Sequence[int]) -> list[Frame]:
+        """Frames by record index, in the order asked for; repeated indices are allowed."""
+        records = np.asarray(indices, np.int64).reshape(-1)
+        if outside := [int(i) for i in records if not 0 <= i < len(self)]:
+            raise IndexError(f"no records {outside} among the {len(self)} of {self.split!r}")
+        shards = np.searchsorted(self._ends, records, side="right")
+        frames = {}
+        for shard in np.unique(shards).tolist():
+            rows = np.flatnonzero(shards == shard)
+            first = int(self._ends[shard - 1]) if shard else 0
+            frames.update(zip(rows.tolist(), self._read(shard, records[rows] - first), strict=True))
+        return [frames[row] for row in range(len(records))]
+
+    def _read(self, shard: int, positions: Int64[np.ndarray, "n"]) -> list[Frame]:
+        try:
+            return [_decode(record) for record in self._reader(shard).read(positions.tolist())]
+        except Exception as error:
+            raise DatasetError(
+                f"cannot read records {positions.tolist()} of {self._files[shard]}: {error}"
+            ) from error
+
+    def _reader(self, shard: int) -> array_record_module.ArrayRecordReader | BucketRecords:
+        reader = self._readers.get(shard) or self._open(shard)
+        with self._lock:
+            reader = self._readers.setdefault(shard, reader)  # another thread may have been first
+            self._readers.move_to_end(shard)
+            if len(self._readers) > _allow_open_files(len(self._files)):
+                self._readers.popitem(last=False)  # closes when no thread reads from it
+            return reader
+
+    def _open(self, shard: int) -> array_record_module.ArrayRecordReader | BucketRecords:
+        file, expected = self._files[shard], self._lengths[shard]
+        if "://" in file:
+            reader = BucketRecords(file)
+        else:
+            reader = array_record_module.ArrayRecordReader(
+                file, _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER
+            )
+            if not reader.ok():
+                reader.read([0])  # raises what is wrong with the file
+        if reader.num_records() != expected:
+            raise ValueError(
+                f"it holds {reader.num_records()} records, dataset_info.json counts {expected}"
+            )
+        return reader
+
+    def close(self) -> None:
+        """Closes the open shards; the next read opens what it needs."""
+        with self._lock:
+            self._readers.clear()
+
+    def describe(self, index: int) -> str:
+        """Where a record lies, for error messages: dataset, shard, scene, frame."""
+        scene, frame = self.scenes.locate(index)
+        file = os.path.basename(self._files[int(np.searchsorted(self._ends, index, side="right"))])
+        return (
+            f"dataset {self.directory}, shard {file}, scene {self.scenes.key[scene]}, frame {frame}"
+        )
+
+
+def _read_info(directory: epath.Path):
+    if not directory.is_dir():
+        raise DatasetError(f"no dataset directory {directory}")
+    if not (directory / "dataset_info.json").exists():
+        raise DatasetError(
+            f"{directory} has no dataset_info.json: not a dataset, or its writing was interrupted"
+        )
+    return tfds.builder_from_directory(directory).info
+
+
+def _read_scene_table(path: epath.Path) -> SceneTable:
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as columns:
+            return SceneTable(**{f.name: columns[f.name] for f in dataclasses.fields(SceneTable)})
+    except Exception as error:
+        raise DatasetError(f"cannot read the scene table {path}: {error}") from error
+
+
+def _allow_open_files(shards: int) -> int:
+    """How many shards may stay open, after raising the soft limit of open files if that helps."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * shards + _OTHER_OPEN_FILES  # a second reader may live beside this one
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else max(1, (soft - _OTHER_OPEN_FILES) // 2)

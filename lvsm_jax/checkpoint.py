@@ -1,0 +1,153 @@
+"""What is kept of a model: exports of its weights, and checkpoints of a training run.
+
+An export is a directory with `config.json` (architecture, sizes, and what it was trained on) and
+`weights/`, an Orbax checkpoint with one array for each name of `lvsm_jax.tree.named_leaves`.
+"""
+
+import dataclasses
+import json
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from flax import nnx
+from orbax.checkpoint import v1 as ocp
+
+from lvsm_jax.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+from lvsm_jax.train_state import TrainState
+from lvsm_jax.tree import from_named, named_leaves
+
+_ARCHITECTURES = {"EfficientLVSM": (EfficientLVSM, EfficientLVSMConfig)}
+
+
+def save(
+    model: EfficientLVSM,
+    path: epath.PathLike,
+    *,
+    about: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes an export that `load` reads; complete or not there at all.
+
+    Args:
+        model: the weights.
+        path: directory to make.
+        about: what else `config.json` should say, such as the training step; JSON values.
+        overwrite: replace an export that is there.
+
+    Raises:
+        FileExistsError: something is there already.
+    """
+    path = epath.Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another path, or ask to overwrite it")
+    # Ends in no name that a reader would take for an export, should the process die here.
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary.mkdir(parents=True)
+    ocp.save(temporary / "weights", named_leaves(model))
+    description = {
+        "architecture": type(model).__name__,
+        "model": dataclasses.asdict(model.config),
+        **(about or {}),
+    }
+    (temporary / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+    if path.exists():
+        path.rmtree()
+    temporary.rename(path)
+
+
+def describe(path: epath.PathLike) -> dict[str, Any]:
+    """The `config.json` of an export.
+
+    Raises:
+        FileNotFoundError: no export there.
+    """
+    file = epath.Path(path) / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(f"{path} is no export: {file} is missing")
+    return json.loads(file.read_text())
+
+
+def load(path: epath.PathLike, **options: str) -> EfficientLVSM:
+    """The model of an export.
+
+    Args:
+        path: directory that `save` wrote.
+        **options: fields of the model's configuration to change: `dtype`, `attention`, `remat`.
+
+    Raises:
+        FileNotFoundError: no export there.
+        ValueError: an architecture that this version does not know, or weights that do not fit.
+    """
+    description = describe(path)
+    if description.get("architecture") not in _ARCHITECTURES:
+        raise ValueError(
+            f"{path} holds the architecture {description.get('architecture')!r}, expected one of "
+            f"{tuple(_ARCHITECTURES)}"
+        )
+    model_class, config_class = _ARCHITECTURES[description["architecture"]]
+    config = config_class(**{**description["model"], **options})
+    template = jax.eval_shape(
+        lambda key: model_class(config, rngs=nnx.Rngs(key)), jax.random.key(0)
+    )
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), template
+    )
+    return from_named(template, ocp.load(epath.Path(path) / "weights", named_leaves(abstract)))
+
+
+class Checkpoints:
+    """The checkpoints of a run: written in the background, whole or not at all.
+
+    Args:
+        directory: where they are.
+        keep_last: how many of the newest stay; None for a reader, who deletes nothing.
+        keep_best: how many of those with the highest `psnr` stay besides.
+    """
+
+    def __init__(self, directory: epath.PathLike, *, keep_last: int | None, keep_best: int = 0):
+        keep = [ocp.training.preservation_policies.LatestN(keep_last)]
+        if keep_best:
+            best = ocp.training.preservation_policies.BestN(
+                get_metric_fn=lambda metrics: metrics["psnr"],
+                n=keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
+            keep.append(best)
+        self._checkpointer = ocp.training.Checkpointer(
+            epath.Path(directory),
+            preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=keep_last is not None,
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """Steps done in the newest checkpoint, or None."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints that are there."""
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
+    def save(self, step: int, state: TrainState, psnr: float | None = None) -> None:
+        """Starts to save; `state` may be donated as soon as this returns."""
+        if step == self.latest_step:
+            return
+        metrics = None if psnr is None else {"psnr": psnr}
+        self._checkpointer.save_async(step, named_leaves(state), force=True, metrics=metrics)
+
+    def restore(self, abstract_state: TrainState, step: int | None = None) -> TrainState:
+        """The state of a step (default: the newest), with the shardings of `abstract_state`."""
+        step = self.latest_step if step is None else step
+        return from_named(
+            abstract_state, self._checkpointer.load(step, named_leaves(abstract_state))
+        )
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self._checkpointer.close()

@@ -1,0 +1,268 @@
+"""Reads files written by `torch.save` without PyTorch and without running what is in them.
+
+Such a file is a zip: `*/data.pkl`, a pickle that describes the structure, and `*/data/<n>`, the raw
+bytes of each tensor storage. The pickle may name only the few globals below; each becomes an inert
+record, never the thing it names, so a hostile file can at worst be refused. Tensors come back as
+read-only NumPy views of the memory-mapped file: a large checkpoint takes no memory until used.
+"""
+
+import io
+import mmap
+import os
+import pickle
+import pickletools
+import struct
+import zipfile
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before version 1.6
+
+_DTYPES = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "complex128": np.dtype(np.complex128),
+    "complex64": np.dtype(np.complex64),
+    "int64": np.dtype(np.int64),
+    "int32": np.dtype(np.int32),
+    "int16": np.dtype(np.int16),
+    "int8": np.dtype(np.int8),
+    "uint64": np.dtype(np.uint64),
+    "uint32": np.dtype(np.uint32),
+    "uint16": np.dtype(np.uint16),
+    "uint8": np.dtype(np.uint8),
+    "bool": np.dtype(np.bool_),
+}
+_STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "ComplexDoubleStorage": "complex128",
+    "ComplexFloatStorage": "complex64",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+
+
+class TorchFileError(ValueError):
+    """A file that is not a readable `torch.save` zip, or that asks for more than data."""
+
+
+class _Storage(NamedTuple):
+    dtype: np.dtype | None  # None: untyped bytes, the tensor says what they are
+    key: str
+    size: int  # elements; bytes where untyped
+
+
+class _Tensor(NamedTuple):
+    storage: _Storage
+    dtype: np.dtype
+    offset: int  # in elements, as are the strides
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Dict(dict):
+    """What becomes of an OrderedDict: attributes that the pickle sets on it are dropped."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Dtype(NamedTuple):
+    dtype: np.dtype
+
+
+class _StorageType(NamedTuple):
+    dtype: np.dtype | None
+
+
+class _Rebuild(NamedTuple):
+    """An allowed function of the pickle, by name: an immutable record that builds records."""
+
+    name: str
+
+    def __call__(self, *args: Any) -> Any:
+        if self.name == "OrderedDict":
+            return _Dict(*args)
+        if self.name == "Size":
+            return tuple(*args)
+        if self.name == "_rebuild_parameter":
+            return args[0]
+        storage, offset, shape, strides, _grad, _hooks, *rest = args
+        if self.name == "_rebuild_tensor_v3":
+            dtype, *rest = rest
+            dtype = dtype.dtype
+        else:
+            dtype = storage.dtype
+        if any(rest):
+            raise pickle.UnpicklingError(f"a tensor with metadata {rest[0]} (a lazy view)")
+        return _Tensor(storage, dtype, offset, shape, strides)
+
+
+_GLOBALS = {
+    ("collections", "OrderedDict"): _Rebuild("OrderedDict"),
+    ("torch", "Size"): _Rebuild("Size"),
+    ("torch._utils", "_rebuild_parameter"): _Rebuild("_rebuild_parameter"),
+    ("torch._utils", "_rebuild_tensor_v2"): _Rebuild("_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_tensor_v3"): _Rebuild("_rebuild_tensor_v3"),
+    ("torch.storage", "UntypedStorage"): _StorageType(None),
+    **{("torch", name): _StorageType(_DTYPES[dtype]) for name, dtype in _STORAGES.items()},
+    **{("torch", name): _Dtype(dtype) for name, dtype in _DTYPES.items()},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _GLOBALS:
+            raise pickle.UnpicklingError(
+                f"refused the global {module}.{name}: only tensors, containers, text and numbers"
+                " are read"
+            )
+        return _GLOBALS[module, name]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, storage_type, key, _location, size = pid
+        if kind != "storage" or not isinstance(storage_type, _StorageType):
+            raise pickle.UnpicklingError(f"expected a tensor storage, found {pid!r:.80}")
+        return _Storage(storage_type.dtype, key, size)
+
+
+def load(path: epath.PathLike, *, verify: bool = False) -> Any:
+    """Reads the object in a `torch.save` file: dicts, lists, tuples, text, numbers and tensors.
+
+    Tensors become read-only NumPy arrays (bfloat16 and float8 as `ml_dtypes`), dtypes NumPy's,
+    parameters their arrays and ordered dicts plain ones. Tensors that shared a storage share memory
+    still. A file in a bucket is read whole. `verify` compares the zip's checksums, which reads
+    every byte. Raises OSError where the file cannot be opened, else TorchFileError, which names
+    the file and what is wrong with it.
+    """
+    path = epath.Path(path)
+    with _open(path) as file:
+        try:
+            return _load(file, verify)
+        except Exception as error:  # damaged bytes may fail anywhere; callers see one kind
+            raise TorchFileError(f"{path}: {error or type(error).__name__}") from error
+
+
+def _open(path: epath.Path) -> BinaryIO:
+    if "://" in os.fspath(path):
+        return io.BytesIO(path.read_bytes())
+    return open(path, "rb")
+
+
+def _load(file: BinaryIO, verify: bool) -> Any:
+    if file.read(len(_LEGACY_MAGIC)) == _LEGACY_MAGIC:
+        raise TorchFileError("written by torch.save before 1.6; load and save it with a newer one")
+    if not zipfile.is_zipfile(file):
+        raise TorchFileError("not a zip file as torch.save writes them, or truncated")
+    with zipfile.ZipFile(file) as archive:
+        if verify and (bad := archive.testzip()):
+            raise TorchFileError(f"entry {bad} does not have its checksum")
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise TorchFileError(f"expected one */data.pkl in the zip, found {pickles[:3]}")
+        folder = pickles[0].removesuffix("data.pkl")
+        if folder + "byteorder" in archive.namelist():
+            order = archive.read(folder + "byteorder")
+            if order != b"little":
+                raise TorchFileError(f"byte order {order!r}: only little-endian files are read")
+        structure = _unpickle(archive.read(pickles[0]))
+        return _Resolver(archive, _content(file), folder).value(structure)
+
+
+def _unpickle(data: bytes) -> Any:
+    """The structure, made of plain containers, text, numbers and the inert records above."""
+    for opcode, argument, position in pickletools.genops(data):
+        # Indices of the memo never exceed the bytes read; a larger one would only take memory.
+        if opcode.name.endswith("PUT") and int(argument) > position:
+            raise pickle.UnpicklingError(f"memo index {argument} at byte {position}")
+    return _Unpickler(io.BytesIO(data)).load()
+
+
+def _content(file: BinaryIO) -> memoryview:
+    if isinstance(file, io.BytesIO):
+        return file.getbuffer().toreadonly()
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+class _Resolver:
+    """Turns the inert structure into values; a container or storage that is shared stays shared."""
+
+    def __init__(self, archive: zipfile.ZipFile, content: memoryview, folder: str):
+        self._archive, self._content, self._folder = archive, content, folder
+        self._values: dict[int, Any] = {}  # by identity of the record or container
+        self._storages: dict[str, memoryview] = {}
+
+    def value(self, item: Any) -> Any:
+        if item is None or isinstance(item, (str, bytes, bool, int, float)):
+            return item
+        if id(item) not in self._values:
+            self._values[id(item)] = self._build(item)
+        return self._values[id(item)]
+
+    def _build(self, item: Any) -> Any:
+        match item:
+            case _Tensor():
+                return self._array(item)
+            case _Dtype():
+                return item.dtype
+            case dict():
+                return {self.value(key): self.value(value) for key, value in item.items()}
+            case list():
+                return [self.value(value) for value in item]
+            case tuple() if type(item) is tuple:
+                return tuple(self.value(value) for value in item)
+        raise TorchFileError(f"holds a {type(item).__name__.strip('_')} where a value is expected")
+
+    def _array(self, tensor: _Tensor) -> np.ndarray:
+        storage, dtype, offset, shape, strides = tensor
+        if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
+            raise TorchFileError(f"tensor with offset {offset}, shape {shape}, strides {strides}")
+        itemsize = dtype.itemsize
+        count = storage.size if storage.dtype else storage.size // itemsize
+        last = offset + sum(
+            (size - 1) * stride for size, stride in zip(shape, strides, strict=True)
+        )
+        if 0 not in shape and last >= count:
+            raise TorchFileError(
+                f"tensor of shape {shape}, strides {strides} and offset {offset} in a storage of"
+                f" {count} elements"
+            )
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        content = self._storage(storage.key, count * itemsize)
+        steps = [stride * itemsize for stride in strides]
+        return np.ndarray(shape, dtype, content, offset * itemsize, steps)
+
+    def _storage(self, key: str, num_bytes: int) -> memoryview:
+        if key not in self._storages:
+            self._storages[key] = self._read(self._archive.getinfo(f"{self._folder}data/{key}"))
+        storage = self._storages[key]
+        if len(storage) < num_bytes:
+            raise TorchFileError(f"storage {key} has {len(storage)} bytes of {num_bytes}")
+        return storage
+
+    def _read(self, entry: zipfile.ZipInfo) -> memoryview:
+        if entry.compress_type != zipfile.ZIP_STORED:
+            return memoryview(self._archive.read(entry))
+        header = entry.header_offset  # 26 bytes in: the lengths of name and extra field, then these
+        name, extra = struct.unpack_from("<HH", self._content, header + 26)
+        start = header + 30 + name + extra
+        if start + entry.file_size > len(self._content):
+            raise TorchFileError(f"entry {entry.filename} goes past the end of the file")
+        return self._content[start : start + entry.file_size]

@@ -1,0 +1,216 @@
+"""The state of a training run, and the step that carries it forward: pure functions."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from lvsm_jax.config import RunConfig, section
+from lvsm_jax.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+from lvsm_jax.losses import LossConfig, total_loss
+from lvsm_jax.mesh import state_shardings
+from lvsm_jax.metrics import psnr
+from lvsm_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer, step_is_sound
+
+Metrics = dict[str, Float[Array, ""]]
+TrainStep = Callable[["TrainState", Any], tuple["TrainState", Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """All that a training step depends on besides its state and batch.
+
+    Attributes:
+        model: sizes of the model.
+        optimizer: AdamW and its surroundings.
+        loss: weights of the loss terms.
+        num_steps: length of the run, which the schedule needs.
+        grad_accumulation: parts of a batch whose gradients are taken one after the other.
+    """
+
+    model: EfficientLVSMConfig
+    optimizer: OptimizerConfig
+    loss: LossConfig
+    num_steps: int
+    grad_accumulation: int = 1
+
+    @classmethod
+    def of(cls, config: ml_collections.ConfigDict) -> "TrainingConfig":
+        """Reads an experiment's config, or raises ValueError naming a field."""
+        run = section(config, "run", RunConfig)
+        return cls(
+            model=section(config, "model", EfficientLVSMConfig),
+            optimizer=section(config, "optimizer", OptimizerConfig),
+            loss=section(config, "loss", LossConfig),
+            num_steps=run.num_steps,
+            grad_accumulation=run.grad_accumulation,
+        )
+
+    def __post_init__(self):
+        for field in ("num_steps", "grad_accumulation"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}, expected at least 1")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a checkpoint holds.
+
+    Attributes:
+        step: int32, steps done, skipped ones included.
+        skipped: int32, how many of them were skipped, for a gradient not finite or too long.
+        skipped_in_a_row: int32, how many were skipped since the last that was taken.
+        model: an EfficientLVSM.
+        opt_state: state of the optimizer.
+        ema: averaged weights, or None.
+    """
+
+    # Any, for leaves may also be shapes or shardings.
+    step: Any
+    skipped: Any
+    skipped_in_a_row: Any
+    model: Any
+    opt_state: optax.OptState
+    ema: Any
+
+    @property
+    def best_weights(self) -> EfficientLVSM:
+        """The weights to evaluate and export: the averaged ones where they are kept."""
+        return self.model if self.ema is None else self.ema
+
+
+def new_state(config: TrainingConfig, seed: int, model: EfficientLVSM | None = None) -> TrainState:
+    """The state before the first step, from fresh weights or those of `model`."""
+    if model is None:
+        model = EfficientLVSM(config.model, rngs=nnx.Rngs(seed))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+        step=zero,
+        skipped=zero,
+        skipped_in_a_row=zero,
+        model=model,
+        opt_state=make_optimizer(config.optimizer, config.num_steps).init(model),
+        ema=jax.tree.map(jnp.copy, model) if config.optimizer.ema_decay else None,
+    )
+
+
+def abstract_state(config: TrainingConfig, mesh: Mesh) -> TrainState:
+    """Shapes, types and shardings of the state on a mesh."""
+    shapes = jax.eval_shape(lambda: new_state(config, 0))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(mesh, shapes),
+    )
+
+
+def init_state(config: TrainingConfig, mesh: Mesh, seed: int) -> TrainState:
+    """A new state whose shards are each made on the device where they live."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
+    return jax.jit(lambda: new_state(config, seed), out_shardings=shardings)()
+
+
+def compiled_step(config: TrainingConfig, mesh: Mesh) -> TrainStep:
+    """`train_step` for states and batches on the mesh; the state is donated.
+
+    The new state's shardings are given, not inferred, so that the second step is the program of
+    the first.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
+    return jax.jit(
+        functools.partial(train_step, config), donate_argnums=0, out_shardings=(shardings, None)
+    )
+
+
+def train_step(config: TrainingConfig, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    """One optimizer step on an `input_pipeline.batch.Batch`; metrics are those before it."""
+    loss, terms, mean_psnr, grads = _gradients(config, state.model, batch)
+    grad_norm = optax.global_norm(grads)
+    sound = step_is_sound(config.optimizer, state.step, loss, grad_norm)
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
+    model = optax.apply_updates(state.model, updates)
+
+    def keep(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda new, old: jnp.where(sound, new, old), new, old)
+
+    model, opt_state = keep(model, state.model), keep(opt_state, state.opt_state)
+    ema = state.ema
+    if ema is not None:
+        decay = jnp.where(sound, config.optimizer.ema_decay, 1.0)
+        ema = jax.tree.map(lambda ema, new: decay * ema + (1 - decay) * new, ema, model)
+    skip = (~sound).astype(jnp.int32)
+    new = TrainState(
+        step=state.step + 1,
+        skipped=state.skipped + skip,
+        skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
+        model=model,
+        opt_state=opt_state,
+        ema=ema,
+    )
+    metrics = {
+        "loss": loss,
+        **{f"loss/{name}": term for name, term in terms.items()},
+        "psnr": mean_psnr,
+        "grad_norm": grad_norm,
+        "learning_rate": learning_rate(
+            config.optimizer, config.num_steps, state.step - state.skipped
+        ),
+        "skipped_steps": new.skipped,
+        "skipped_in_a_row": new.skipped_in_a_row,
+    }
+    return new, metrics
+
+
+def to_unit(images: Array | np.ndarray) -> Float[Array, "*shape"]:
+    """8-bit images as float32 in [0, 1]."""
+    return images.astype(jnp.float32) / 255
+
+
+def _gradients(config: TrainingConfig, model: EfficientLVSM, batch: Any) -> tuple:
+    """Loss, its terms, PSNR and gradient, averaged over the parts of the batch."""
+
+    def loss(model: EfficientLVSM, part: Any) -> tuple:
+        target = to_unit(part.targets.images)
+        render = model(to_unit(part.inputs.images), part.inputs.cameras, part.targets.cameras)
+        total, terms = total_loss(config.loss, render, target)
+        flat = (x.reshape(-1, *x.shape[2:]) for x in (render, target))
+        return total, (terms, psnr(*flat).mean())
+
+    def part_gradients(part: Any) -> tuple:
+        (total, (terms, quality)), grads = jax.value_and_grad(loss, has_aux=True)(model, part)
+        return total, terms, quality, grads
+
+    parts = config.grad_accumulation
+    if parts == 1:
+        return part_gradients(batch)
+    split = jax.tree.map(lambda x: _strided_parts(x, parts), batch)
+    first = jax.tree.map(lambda x: x[0], split)
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x), jax.eval_shape(part_gradients, first))
+
+    def add(total: Any, part: Any) -> tuple:
+        new = part_gradients(part)
+        return jax.tree.map(lambda a, b: a + b / parts, total, new), None
+
+    return jax.lax.scan(add, zeros, split)[0]
+
+
+def _strided_parts(rows: Array | np.ndarray, parts: int) -> Array:
+    """`[b, ...] -> [parts, b / parts, ...]`, each part with rows of every device."""
+    if rows.shape[0] % parts:
+        raise ValueError(
+            f"a batch of {rows.shape[0]} scenes does not divide into grad_accumulation={parts}"
+        )
+    return jnp.moveaxis(
+        jnp.asarray(rows).reshape(rows.shape[0] // parts, parts, *rows.shape[1:]), 1, 0
+    )

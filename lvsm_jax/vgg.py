@@ -1,0 +1,92 @@
+"""Features of VGG networks, as functions over a pytree of weights.
+
+A plan gives the channels of the convolutions of each block; blocks are separated by a pooling.
+Weights are nested alike: for each block, for each convolution, a dict of `kernel`
+`[3, 3, in, out]` and `bias` `[out]`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Plan = tuple[tuple[int, ...], ...]
+Layer = dict[str, Array | np.ndarray]
+Weights = Sequence[Sequence[Layer]]
+
+VGG16: Plan = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
+VGG19: Plan = ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4)
+
+
+def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Maximum of each 2×2 pixels; an odd last row or column is left out."""
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+
+def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Mean of each 2×2 pixels; an odd last row or column is left out."""
+    return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4
+
+
+def features(
+    weights: Weights,
+    images: Float[Array, "b h w 3"],
+    *,
+    taps: Sequence[int],
+    pool: Callable[[Array], Array] = max_pool,
+    precision: str = "highest",
+) -> list[Float[Array, "b _ _ _"]]:
+    """Activations (after the ReLU) of one convolution of each block.
+
+    Args:
+        weights: of the network, see the module.
+        images: normalised as its weights expect.
+        taps: which convolution of each block to return, counted from 0; nothing after the last
+            one is computed.
+        pool: between blocks, `max_pool` or `average_pool`.
+        precision: of the convolutions, see `jax.lax.Precision`.
+    """
+    outputs = []
+    x = images
+    for block, (convolutions, tap) in enumerate(zip(weights, taps, strict=True)):
+        if block:
+            x = pool(x)
+        last = len(convolutions) if block + 1 < len(weights) else tap + 1
+        activations = []
+        for convolution in convolutions[:last]:
+            x = jax.nn.relu(_convolve(x, convolution, precision))
+            activations.append(x)
+        outputs.append(activations[tap])
+    return outputs
+
+
+def from_layers(plan: Plan, layers: Sequence[Layer], name: str) -> Weights:
+    """Groups convolutions, listed from the image on, into the plan's blocks.
+
+    Raises:
+        ValueError: naming the layer whose shape, or the number of layers, is not the plan's.
+    """
+    channels = [c for block in plan for c in block]
+    if len(layers) != len(channels):
+        raise ValueError(f"{name} has {len(layers)} convolutions, expected {len(channels)}")
+    for i, (layer, c_in, c_out) in enumerate(zip(layers, [3, *channels], channels, strict=False)):
+        found = {key: np.shape(value) for key, value in layer.items()}
+        expected = {"kernel": (3, 3, c_in, c_out), "bias": (c_out,)}
+        if found != expected:
+            raise ValueError(f"{name}, convolution {i}: shapes {found}, expected {expected}")
+    rest = iter(layers)
+    return tuple(tuple(next(rest) for _ in block) for block in plan)
+
+
+def _convolve(x: Array, weights: Layer, precision: str) -> Array:
+    x = jax.lax.conv_general_dilated(
+        x,
+        weights["kernel"],
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+    return x + weights["bias"]

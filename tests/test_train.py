@@ -1,0 +1,159 @@
+"""`train.py` as a program: killed, stopped and resumed, it ends where an undisturbed run ends."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import lvsm_jax
+from lvsm_jax.tree import named_leaves
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def command(rooms, workdir, **changes):
+    settings = {
+        "run.num_steps": 120,
+        "run.batch_size": 4,
+        "run.log_every": 10,
+        "run.image_every": 60,
+        "run.eval_every": 40,
+        "run.eval_scenes": 3,
+        "run.checkpoint_every": 10,
+        "model.num_layers": 2,
+        "model.width": 32,
+        "model.head_dim": 16,
+        "data.path": rooms,
+        "data.image_height": 32,
+        "eval.batch_size": 2,
+        "optimizer.ema_decay": 0.9,
+        **changes,
+    }
+    return [
+        sys.executable,
+        "train.py",
+        "--config=configs/quickstart.py",
+        f"--workdir={workdir}",
+        *(f"--config.{name}={value}" for name, value in settings.items()),
+    ]
+
+
+def start(*args, **kwargs):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        command(*args, **kwargs),
+        cwd=REPOSITORY,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(rooms, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    return workdir, finish(start(rooms, workdir))
+
+
+def test_what_a_run_leaves(undisturbed):
+    workdir, output = undisturbed
+    config = json.loads((workdir / "config.json").read_text())
+    assert (config["run"]["num_steps"], config["data"]["patch_size"]) == (120, 8)
+    rows = list(csv.DictReader((workdir / "metrics.csv").open()))
+    assert [int(row["step"]) for row in rows] == list(range(10, 121, 10))
+    assert all(np.isfinite(float(row["loss"])) for row in rows)
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert [row["step"] for row in rows if row["eval/psnr"]] == ["40", "80", "120"]
+    assert np.asarray(Image.open(workdir / "images" / "train_0000060.png")).shape == (32, 128, 3)
+    assert any((workdir / "tensorboard").iterdir())
+    assert "ETA" in (workdir / "log.txt").read_text()
+    assert "decoder/mlp/up/kernel" in output
+    assert "orbax" not in output
+    model = lvsm_jax.load(workdir / "export")
+    assert model.config.width == 32
+    assert lvsm_jax.checkpoint.describe(workdir / "export")["step"] == 120
+
+
+def test_killed_and_stopped_and_resumed_is_bit_identical(undisturbed, rooms, tmp_path):
+    killed = start(rooms, tmp_path)
+    wait_for(tmp_path / "checkpoints" / "20", killed)
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "export").exists()
+    stopped = start(rooms, tmp_path)
+    wait_for(tmp_path / "checkpoints" / "70", stopped)
+    stopped.send_signal(signal.SIGTERM)
+    output = finish(stopped)
+    assert "resuming from step" in output
+    assert "the same command goes on from there" in output
+    assert not (tmp_path / "export").exists()
+    finish(start(rooms, tmp_path))
+    ours, expected = (
+        named_leaves(lvsm_jax.load(workdir / "export")) for workdir in (tmp_path, undisturbed[0])
+    )
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    tables = []
+    for workdir in (tmp_path, undisturbed[0]):
+        rows = csv.DictReader((workdir / "metrics.csv").open())
+        tables.append([(row["step"], row["loss"], row["eval/psnr"]) for row in rows])
+    assert tables[0] == tables[1]
+
+
+def test_a_finished_run_is_left_as_it_is(undisturbed, rooms):
+    workdir, _ = undisturbed
+    before = (workdir / "metrics.csv").read_text()
+    finish(start(rooms, workdir))
+    assert (workdir / "metrics.csv").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.widht": 3}, "widht"),
+        ({"run.num_steps": "many"}, "num_steps"),
+        ({"data.path": "/nowhere"}, "/nowhere"),
+        ({"optimizer.schedule": "linear"}, "optimizer.schedule is 'linear'"),
+        ({"run.batch_size": 3, "run.cpu_devices": 2}, "do not divide over 2 devices"),
+    ],
+)
+def test_errors_name_the_field(rooms, tmp_path, changes, message):
+    process = start(rooms, tmp_path / "run", **changes)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert message in output
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_save_refuses_to_overwrite_and_load_names_what_is_missing(undisturbed, tmp_path):
+    model = lvsm_jax.load(undisturbed[0] / "export")
+    lvsm_jax.save(model, tmp_path / "export", about={"note": "mine"})
+    assert lvsm_jax.checkpoint.describe(tmp_path / "export")["note"] == "mine"
+    again = lvsm_jax.load(tmp_path / "export", dtype="bfloat16")
+    assert again.config.dtype == "bfloat16"
+    np.testing.assert_array_equal(again.head.kernel[...], model.head.kernel[...])
+    with pytest.raises(FileExistsError, match="export exists"):
+        lvsm_jax.save(model, tmp_path / "export")
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        lvsm_jax.load(tmp_path)

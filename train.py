@@ -1,0 +1,285 @@
+"""Trains a view synthesis model.
+
+    python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+    python train.py --config=configs/re10k_256.py --workdir=runs/re10k \
+        --config.data.path=data/re10k --config.run.batch_size=64
+
+Any field of the config can be set with --config.SECTION.FIELD=VALUE; configs/base.py says where
+each is explained. Killed or stopped at any moment, the same command goes on from the last
+checkpoint, to the same weights. The working directory holds:
+
+    config.json   the resolved config         checkpoints/  of the whole state
+    metrics.csv   one row each log_every      images/       input | target | render
+    log.txt       what was printed            tensorboard/  all of it for TensorBoard
+    export/       the weights at the end, for lvsm_jax.load and eval.py
+"""
+
+import dataclasses
+import functools
+import json
+from contextlib import closing
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import app, flags, logging
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import config_flags
+
+import lvsm_jax
+from input_pipeline.batch import Batch
+from input_pipeline.config import DataConfig
+from input_pipeline.loading import EvalSet, eval_batches, train_batches
+from lvsm_jax.checkpoint import Checkpoints
+from lvsm_jax.config import EvalConfig, RunConfig, section
+from lvsm_jax.evaluation import evaluate
+from lvsm_jax.loop import Clock, StopSignals, stop_signals
+from lvsm_jax.mesh import make_mesh, shard_batch, simulate_cpu_devices
+from lvsm_jax.metrics import psnr
+from lvsm_jax.run_log import RunLog, log_to_file
+from lvsm_jax.train_state import (
+    TrainingConfig,
+    TrainState,
+    abstract_state,
+    compiled_step,
+    init_state,
+    to_unit,
+)
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made or resumed.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The whole config, checked."""
+
+    run: RunConfig
+    data: DataConfig
+    evaluation: EvalConfig
+    training: TrainingConfig
+
+    @classmethod
+    def of(cls, config: ml_collections.ConfigDict) -> "Settings":
+        """Reads a config, or raises ValueError naming a field."""
+        data = section(config, "data", DataConfig)
+        data.check_training()
+        return cls(
+            run=section(config, "run", RunConfig),
+            data=data,
+            evaluation=section(config, "eval", EvalConfig),
+            training=TrainingConfig.of(config),
+        )
+
+
+def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
+    """Runs or resumes a training run to its end, then exports the weights."""
+    settings, workdir = Settings.of(config), epath.Path(workdir)
+    run = settings.run
+    mesh = make_mesh(fsdp=run.fsdp)
+    check_batch_sizes(settings, mesh)
+    workdir.mkdir(parents=True, exist_ok=True)
+    record_config(config, workdir)
+    eval_set = quick_eval_set(settings) if run.eval_every else None
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", keep_last=run.keep_last, keep_best=run.keep_best
+    )
+    with jax.set_mesh(mesh), closing(checkpoints), stop_signals() as stop:
+        start = checkpoints.latest_step or 0
+        log = RunLog(workdir, run.num_steps, start, is_main=jax.process_index() == 0)
+        with closing(log):
+            if start:
+                logging.info("resuming from step %d", start)
+                state = checkpoints.restore(abstract_state(settings.training, mesh))
+            else:
+                state = init_state(settings.training, mesh, run.seed)
+                log.start(config.to_dict(), state.model)
+            state = train_steps(settings, mesh, state, start, checkpoints, log, eval_set, stop)
+        step = int(state.step)
+        if step < run.num_steps:
+            logging.info("stopped at step %d; the same command goes on from there", step)
+            return
+        about = {"step": step, "config": config.to_dict()}
+        lvsm_jax.save(state.best_weights, workdir / "export", about=about, overwrite=True)
+        logging.info("exported the weights to %s", workdir / "export")
+
+
+def train_steps(
+    settings: Settings,
+    mesh: Mesh,
+    state: TrainState,
+    start: int,
+    checkpoints: Checkpoints,
+    log: RunLog,
+    eval_set: EvalSet | None,
+    stop: StopSignals,
+) -> TrainState:
+    """The training loop; ends at the last step or, with a checkpoint, when asked to stop."""
+    run = settings.run
+    step_function = compiled_step(settings.training, mesh)
+    batches = train_batches(
+        settings.data,
+        batch_size=run.batch_size,
+        seed=run.seed,
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    step, clock, previous = start, Clock(), None
+    with closing(batches):
+        while step < run.num_steps and not stop.requested:
+            with clock.waiting_for_data():
+                batch = next(batches)
+            state, metrics = step_function(state, shard_batch(mesh, batch))
+            step += 1
+            clock.count_step(replaced=int(np.sum(batch.replaced)))
+            # Metrics are fetched one step late: the device computes while the host waits.
+            if previous is not None:
+                fetch(run, log, *previous)
+            elif step == start + 1:
+                jax.block_until_ready(metrics)
+                logging.info("first step done %.0f s after the loop began", clock.elapsed)
+            last = step == run.num_steps
+            previous = (step, metrics, clock.lap() if due(step, run.log_every) or last else None)
+            log.progress(step)
+            # Evaluated and saved before the next batch is drawn.
+            score = None
+            if eval_set is not None and (due(step, run.eval_every) or last):
+                score = quick_evaluation(state, eval_set, mesh)
+                log.scalars(step, {"eval/psnr": score})
+            if due(step, run.image_every):
+                log.picture(step, "train", picture(state, batch))
+            if due(step, run.checkpoint_every) or last:
+                checkpoints.save(step, state, score)
+        if previous is not None:
+            fetch(run, log, *previous)
+            checkpoints.save(step, state)
+    return state
+
+
+def fetch(run: RunConfig, log: RunLog, step: int, metrics: dict, timing: dict | None) -> None:
+    """Waits for a step's metrics, and writes them where they are to be logged."""
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if timing is not None:
+        log.scalars(step, values | timing)
+    if values["skipped_in_a_row"] >= run.max_skipped_in_a_row:
+        raise RuntimeError(
+            f"{values['skipped_in_a_row']:.0f} steps in a row up to step {step} were skipped, as "
+            f"their gradients were not finite or too long (norm {values['grad_norm']:.3g}, loss "
+            f"{values['loss']:.3g}): lower optimizer.learning_rate or look at the data"
+        )
+
+
+def quick_eval_set(settings: Settings) -> EvalSet:
+    """The first scenes of the evaluation set."""
+    evaluation = settings.evaluation
+    data = dataclasses.replace(
+        settings.data,
+        split=evaluation.split,
+        num_inputs=evaluation.num_inputs,
+        camera_normalization=evaluation.camera_normalization,
+    )
+    return eval_batches(
+        data,
+        index=evaluation.index or epath.Path(data.path) / "evaluation_index.json",
+        batch_size=evaluation.batch_size,
+        allow_missing=evaluation.allow_missing,
+        max_scenes=settings.run.eval_scenes,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def quick_evaluation(state: TrainState, eval_set: EvalSet, mesh: Mesh) -> float:
+    """PSNR on the quick evaluation's scenes."""
+    put = functools.partial(shard_batch, mesh)
+    result = evaluate(
+        state.best_weights,
+        eval_set,
+        metrics={"psnr": psnr},
+        baselines=False,
+        put=put,
+        progress=False,
+    )
+    return result.mean("psnr")
+
+
+def picture(state: TrainState, batch: Batch) -> np.ndarray:
+    """The inputs of the batch's first scene, then target and render of its first target."""
+    first = jax.tree.map(lambda x: x[:1], batch)
+    targets = jax.tree.map(lambda x: x[:, :1], first.targets)
+    render = first_render(state.best_weights, first.inputs, targets.cameras)
+    render = (np.asarray(render[0, 0]) * 255).round().astype(np.uint8)
+    return np.concatenate([*first.inputs.images[0], targets.images[0, 0], render], axis=1)
+
+
+@jax.jit
+def first_render(model: Any, inputs: Any, cameras: lvsm_jax.Cameras) -> jax.Array:
+    """One scene, rendered on every device alike."""
+    return model(to_unit(jnp.asarray(inputs.images)), inputs.cameras, cameras)
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something done every so many steps (0: never) is due."""
+    return every > 0 and step % every == 0
+
+
+def check_batch_sizes(settings: Settings, mesh: Mesh) -> None:
+    """Raises ValueError unless the devices divide the batches."""
+    run, devices = settings.run, mesh.size
+    part = run.batch_size // run.grad_accumulation
+    if part % devices:
+        raise ValueError(
+            f"run.batch_size {run.batch_size} / run.grad_accumulation {run.grad_accumulation} = "
+            f"{part} scenes do not divide over {devices} devices"
+        )
+    if run.eval_every and settings.evaluation.batch_size % devices:
+        raise ValueError(
+            f"eval.batch_size {settings.evaluation.batch_size} does not divide over {devices} "
+            "devices"
+        )
+
+
+def record_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+    """Saves the resolved config; tells what a resumed run changes, and keeps the old file."""
+    if jax.process_index():
+        return
+    file, new = workdir / "config.json", config.to_dict()
+    if file.exists():
+        old = json.loads(file.read_text())
+        if old == new:
+            return
+        for name in sorted(old.keys() | new.keys()):
+            for field in sorted(old.get(name, {}).keys() | new.get(name, {}).keys()):
+                before, after = (c.get(name, {}).get(field) for c in (old, new))
+                if before != after:
+                    logging.warning("resuming with %s.%s = %r, was %r", name, field, after, before)
+        number = len(list(workdir.glob("config.*.json")))
+        file.rename(workdir / f"config.{number}.json")
+    temporary = workdir / ".config.json.tmp"
+    temporary.write_text(json.dumps(new, indent=2) + "\n")
+    temporary.replace(file)
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags, and trains."""
+    if len(argv) > 1:
+        raise app.UsageError(
+            f"unexpected arguments {argv[1:]}; fields are --config.SECTION.FIELD=…"
+        )
+    settings = Settings.of(_CONFIG.value)
+    run = settings.run
+    part = run.batch_size // run.grad_accumulation
+    simulate_cpu_devices(run.cpu_devices, part, settings.evaluation.batch_size)
+    workdir = epath.Path(_WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    log_to_file(workdir / "log.txt")
+    train(_CONFIG.value, workdir)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)
