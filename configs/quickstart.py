@@ -13,9 +13,9 @@ from configs import base
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """64 px, 3 layers of width 128, 1.4 M parameters, float32."""
+    """64 px, 3 layers of width 128, 1.5 M parameters, float32."""
     config = base.get_config()
-    config.model.update(num_layers=3, width=128, head_dim=32)
+    config.model.update(num_layers=3, width=128, head_dim=32, remat="dots")
     config.data.update(
         path="data/synthetic",
         image_height=64,
@@ -26,13 +26,13 @@ def get_config() -> ml_collections.ConfigDict:
         max_span=11,
     )
     config.run.update(
-        num_steps=1500,
+        num_steps=800,
         batch_size=16,
         log_every=25,
-        image_every=250,
-        eval_every=500,
+        image_every=200,
+        eval_every=400,
         eval_scenes=32,
-        checkpoint_every=250,
+        checkpoint_every=200,
     )
     config.optimizer.update(
         learning_rate=1.5e-3, weight_decay=0.01, warmup_steps=100, skip_after=100
