@@ -6,6 +6,7 @@ An export is a directory with `config.json` (architecture, sizes, and what it wa
 
 import dataclasses
 import json
+import os
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -40,7 +41,7 @@ def save(
     Raises:
         FileExistsError: something is there already.
     """
-    path = epath.Path(path)
+    path = _absolute(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; choose another path, or ask to overwrite it")
     # Ends in no name that a reader would take for an export, should the process die here.
@@ -96,7 +97,7 @@ def load(path: epath.PathLike, **options: str) -> EfficientLVSM:
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), template
     )
-    return from_named(template, ocp.load(epath.Path(path) / "weights", named_leaves(abstract)))
+    return from_named(template, ocp.load(_absolute(path) / "weights", named_leaves(abstract)))
 
 
 class Checkpoints:
@@ -118,7 +119,7 @@ class Checkpoints:
             )
             keep.append(best)
         self._checkpointer = ocp.training.Checkpointer(
-            epath.Path(directory),
+            _absolute(directory),
             preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=keep_last is not None,
         )
@@ -151,3 +152,9 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until all is written."""
         self._checkpointer.close()
+
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+    """Orbax takes no relative paths."""
+    path = epath.Path(path)
+    return path if "://" in os.fspath(path) else path.resolve()

@@ -38,8 +38,9 @@ def log_to_file(path: epath.PathLike) -> None:
 
 
 def _is_not_chatter(record: stdlib_logging.LogRecord) -> bool:
-    """Orbax tells some fifty lines about each checkpoint; its warnings stay."""
-    return record.levelno > stdlib_logging.INFO or "orbax" not in record.pathname
+    """Orbax tells some fifty lines about each checkpoint, TFDS what it reads; warnings stay."""
+    chatty = any(name in record.pathname for name in ("orbax", "tensorflow_datasets"))
+    return record.levelno > stdlib_logging.INFO or not chatty
 
 
 class CsvWriter(metric_writers.MetricWriter):

@@ -41,7 +41,7 @@ def command(rooms, workdir, **changes):
         sys.executable,
         "train.py",
         "--config=configs/quickstart.py",
-        f"--workdir={workdir}",
+        f"--workdir={os.path.relpath(workdir, REPOSITORY)}",
         *(f"--config.{name}={value}" for name, value in settings.items()),
     ]
 
