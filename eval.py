@@ -35,9 +35,9 @@ from ml_collections import config_flags
 
 import lvsm_jax
 from input_pipeline.config import DataConfig
-from input_pipeline.loading import EvalSet, eval_batches
+from input_pipeline.loading import EvalSet, open_eval_set
 from lvsm_jax.checkpoint import describe
-from lvsm_jax.config import EvalConfig, RunConfig, section
+from lvsm_jax.config import EvalConfig, RunConfig, evaluation_index, section
 from lvsm_jax.evaluation import METRICS, MODEL, Evaluation, evaluate, render_scenes
 from lvsm_jax.lpips import find_weights, load_lpips
 from lvsm_jax.mesh import make_mesh, shard_batch, simulate_cpu_devices
@@ -71,7 +71,9 @@ def run(
         raise FileExistsError(f"{output} holds an evaluation; --overwrite replaces it")
     weights = find_weights(settings.lpips_weights) if settings.lpips else None
     about = describe(checkpoint)
-    eval_set = open_eval_set(config, settings, patch_size=about["model"]["patch_size"])
+    data = section(config, "data", DataConfig)
+    patch_size = about["model"]["patch_size"]
+    eval_set = open_eval_set(dataclasses.replace(data, patch_size=patch_size), settings)
     mesh = make_mesh()
     if settings.batch_size % mesh.size:
         raise ValueError(
@@ -125,35 +127,10 @@ def circumstances(
         "camera_normalization": settings.camera_normalization,
         "dataset": os.fspath(eval_set.config.path),
         "split": settings.split,
-        "index": os.fspath(index_path(config, settings)),
+        "index": os.fspath(evaluation_index(settings, config.data.path)),
         "command": "python " + shlex.join(sys.argv),
         "config": config.to_dict(),
     }
-
-
-def open_eval_set(
-    config: ml_collections.ConfigDict, settings: EvalConfig, patch_size: int
-) -> EvalSet:
-    """The scenes to evaluate on, prepared for a model with this patch."""
-    data = dataclasses.replace(
-        section(config, "data", DataConfig),
-        split=settings.split,
-        num_inputs=settings.num_inputs,
-        camera_normalization=settings.camera_normalization,
-        patch_size=patch_size,
-    )
-    return eval_batches(
-        data,
-        index=index_path(config, settings),
-        batch_size=settings.batch_size,
-        allow_missing=settings.allow_missing,
-        max_scenes=settings.max_scenes or None,
-    )
-
-
-def index_path(config: ml_collections.ConfigDict, settings: EvalConfig) -> epath.Path:
-    """The evaluation index: as configured, else the one inside the dataset."""
-    return epath.Path(settings.index or epath.Path(config.data.path) / "evaluation_index.json")
 
 
 def subset(eval_set: EvalSet, positions: list[int]) -> EvalSet:

@@ -32,7 +32,7 @@ from ml_collections import config_flags
 import lvsm_jax
 from input_pipeline.batch import Batch
 from input_pipeline.config import DataConfig
-from input_pipeline.loading import EvalSet, eval_batches, train_batches
+from input_pipeline.loading import EvalSet, open_eval_set, train_batches
 from lvsm_jax.checkpoint import Checkpoints
 from lvsm_jax.config import EvalConfig, RunConfig, section
 from lvsm_jax.evaluation import evaluate
@@ -83,7 +83,15 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     check_batch_sizes(settings, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
     record_config(config, workdir)
-    eval_set = quick_eval_set(settings) if run.eval_every else None
+    eval_set = None
+    if run.eval_every:
+        eval_set = open_eval_set(
+            settings.data,
+            settings.evaluation,
+            max_scenes=run.eval_scenes,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep_last=run.keep_last, keep_best=run.keep_best
     )
@@ -171,26 +179,6 @@ def fetch(run: RunConfig, log: RunLog, step: int, metrics: dict, timing: dict | 
             f"their gradients were not finite or too long (norm {values['grad_norm']:.3g}, loss "
             f"{values['loss']:.3g}): lower optimizer.learning_rate or look at the data"
         )
-
-
-def quick_eval_set(settings: Settings) -> EvalSet:
-    """The first scenes of the evaluation set."""
-    evaluation = settings.evaluation
-    data = dataclasses.replace(
-        settings.data,
-        split=evaluation.split,
-        num_inputs=evaluation.num_inputs,
-        camera_normalization=evaluation.camera_normalization,
-    )
-    return eval_batches(
-        data,
-        index=evaluation.index or epath.Path(data.path) / "evaluation_index.json",
-        batch_size=evaluation.batch_size,
-        allow_missing=evaluation.allow_missing,
-        max_scenes=settings.run.eval_scenes,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
 
 
 def quick_evaluation(state: TrainState, eval_set: EvalSet, mesh: Mesh) -> float:

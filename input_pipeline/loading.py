@@ -30,6 +30,7 @@ from input_pipeline.sampling import (
     usable_clips,
 )
 from input_pipeline.storage import SceneTable, SplitReader
+from lvsm_jax.config import EvalConfig, evaluation_index
 
 
 def train_batches(
@@ -189,6 +190,43 @@ def eval_batches(
         num_missing=len(missing),
         config=config,
         batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def open_eval_set(
+    data: DataConfig,
+    evaluation: EvalConfig,
+    *,
+    max_scenes: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> EvalSet:
+    """What an experiment is evaluated on: its data, with the changes that `evaluation` makes.
+
+    Args:
+        data: the dataset and how frames are prepared.
+        evaluation: split, index, number of inputs, and what else differs from training.
+        max_scenes: at most so many scenes, if `evaluation` does not ask for fewer.
+        process_index: see `eval_batches`.
+        process_count: see `eval_batches`.
+
+    Raises:
+        ValueError: see `eval_batches`.
+    """
+    limits = [limit for limit in (max_scenes, evaluation.max_scenes) if limit]
+    return eval_batches(
+        dataclasses.replace(
+            data,
+            split=evaluation.split,
+            num_inputs=evaluation.num_inputs,
+            camera_normalization=evaluation.camera_normalization,
+        ),
+        index=evaluation_index(evaluation, data.path),
+        batch_size=evaluation.batch_size,
+        allow_missing=evaluation.allow_missing,
+        max_scenes=min(limits, default=None),
         process_index=process_index,
         process_count=process_count,
     )

@@ -5,10 +5,12 @@ whose docstring explains them and whose `__post_init__` checks them.
 """
 
 import dataclasses
+import os
 import typing
 from typing import Any, TypeVar
 
 import ml_collections
+from etils import epath
 
 T = TypeVar("T")
 
@@ -98,6 +100,11 @@ class EvalConfig:
                 raise ValueError(
                     f"eval.{field} is {getattr(self, field)}, expected at least {least}"
                 )
+
+
+def evaluation_index(evaluation: EvalConfig, dataset: str | os.PathLike) -> epath.Path:
+    """The evaluation index: as configured, else the one inside the dataset."""
+    return epath.Path(evaluation.index or epath.Path(dataset) / "evaluation_index.json")
 
 
 def default_section(defaults: Any) -> ml_collections.ConfigDict:

@@ -11,6 +11,7 @@ import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from lvsm_jax.attention import attention
@@ -54,7 +55,16 @@ class Linear(nnx.Module):
         kernel = self.kernel[...].astype(self.dtype)
         # Two dimensions only: on CPUs the gradient of a matmul with more is 2.5 times as slow.
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        return (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+        return _reshape_like(rows @ kernel, x)
+
+
+def _reshape_like(rows: Float[Array, "n e"], x: Array) -> Array:
+    """Gives the rows the leading dimensions of `x`, and their sharding."""
+    shape, sharding = (*x.shape[:-1], rows.shape[-1]), jax.typeof(x).sharding
+    if sharding.mesh.empty:
+        return rows.reshape(shape)
+    # Left to itself, JAX may hand a mesh axis of size one to another dimension.
+    return rows.reshape(shape, out_sharding=P(*sharding.spec[:-1], None))
 
 
 class Attention(nnx.Module):

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import lvsm_jax
+from lvsm_jax import export
 from lvsm_jax.tree import named_leaves
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -157,3 +158,17 @@ def test_save_refuses_to_overwrite_and_load_names_what_is_missing(undisturbed, t
         lvsm_jax.save(model, tmp_path / "export")
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         lvsm_jax.load(tmp_path)
+
+
+def test_export_by_command(undisturbed, tmp_path, capsys):
+    workdir, _ = undisturbed
+    export.main([str(workdir), str(tmp_path / "early"), "--step=110"])
+    assert "exported step 110" in capsys.readouterr().out
+    assert lvsm_jax.checkpoint.describe(tmp_path / "early")["step"] == 110
+    export.main([str(workdir), str(tmp_path / "last")])
+    last, end = (lvsm_jax.load(path) for path in (tmp_path / "last", workdir / "export"))
+    np.testing.assert_array_equal(last.head.kernel[...], end.head.kernel[...])
+    with pytest.raises(SystemExit, match="no checkpoint of step 7"):
+        export.main([str(workdir), str(tmp_path / "never"), "--step=7"])
+    with pytest.raises(SystemExit, match="is no training run"):
+        export.main([str(tmp_path), str(tmp_path / "never")])
