@@ -153,15 +153,16 @@ def train_steps(
             last = step == run.num_steps
             previous = (step, metrics, clock.lap() if due(step, run.log_every) or last else None)
             log.progress(step)
-            # Evaluated and saved before the next batch is drawn.
-            score = None
-            if eval_set is not None and (due(step, run.eval_every) or last):
-                score = quick_evaluation(state, eval_set, mesh)
-                log.scalars(step, {"eval/psnr": score})
-            if due(step, run.image_every):
-                log.picture(step, "train", picture(state, batch))
-            if due(step, run.checkpoint_every) or last:
-                checkpoints.save(step, state, score)
+            # Evaluated and saved before the next batch is drawn; what is scored is saved too.
+            with clock.stopped():
+                score = None
+                if eval_set is not None and (due(step, run.eval_every) or last):
+                    score = quick_evaluation(state, eval_set, mesh)
+                    log.scalars(step, {"eval/psnr": score})
+                if due(step, run.image_every):
+                    log.picture(step, "train", picture(state, batch))
+                if score is not None or due(step, run.checkpoint_every) or last:
+                    checkpoints.save(step, state, score)
         if previous is not None:
             fetch(run, log, *previous)
             checkpoints.save(step, state)

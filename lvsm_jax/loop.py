@@ -14,7 +14,7 @@ class Clock:
 
     def __init__(self):
         self._start = self._lap_start = time.monotonic()
-        self._waited, self._steps, self._replaced = 0.0, 0, 0
+        self._waited, self._stopped, self._steps, self._replaced = 0.0, 0.0, 0, 0
 
     @property
     def elapsed(self) -> float:
@@ -28,6 +28,13 @@ class Clock:
         yield
         self._waited += time.monotonic() - start
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Leaves the time inside out: it is no part of a step."""
+        start = time.monotonic()
+        yield
+        self._stopped += time.monotonic() - start
+
     def count_step(self, replaced: int) -> None:
         """Counts a step, and the samples that were replaced in its batch."""
         self._steps += 1
@@ -36,13 +43,13 @@ class Clock:
     def lap(self) -> dict[str, float]:
         """The means since the last lap."""
         now = time.monotonic()
-        elapsed = now - self._lap_start
+        elapsed = now - self._lap_start - self._stopped
         timing = {
             "step_seconds": elapsed / self._steps,
             "data_wait_share": self._waited / elapsed,
             "replaced_samples": self._replaced,
         }
-        self._lap_start, self._waited, self._steps = now, 0.0, 0
+        self._lap_start, self._waited, self._stopped, self._steps = now, 0.0, 0.0, 0
         return timing
 
 
