@@ -39,6 +39,7 @@ from input_pipeline.loading import EvalSet, open_eval_set
 from lvsm_jax.checkpoint import describe
 from lvsm_jax.config import EvalConfig, RunConfig, evaluation_index, section
 from lvsm_jax.evaluation import METRICS, MODEL, Evaluation, evaluate, render_scenes
+from lvsm_jax.files import write_text
 from lvsm_jax.lpips import find_weights, load_lpips
 from lvsm_jax.mesh import make_mesh, shard_batch, simulate_cpu_devices
 from lvsm_jax.report import choose_scenes, render_page
@@ -109,10 +110,10 @@ def run(
     }
     output.mkdir(parents=True, exist_ok=True)
     (output / "summary.json").unlink(missing_ok=True)
-    write(output / "index.html", render_page(evaluation, summary, pictures, shown))
-    write(output / "per_image.csv", to_csv(evaluation.rows()))
+    write_text(output / "index.html", render_page(evaluation, summary, pictures, shown))
+    write_text(output / "per_image.csv", to_csv(evaluation.rows()))
     # The last one: where it is, so is the rest.
-    write(output / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write_text(output / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
 
 
@@ -157,13 +158,6 @@ def to_csv(rows: Iterable[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def write(path: epath.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.parent / f".{path.name}.tmp"
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def table(summary: dict[str, Any]) -> str:

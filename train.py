@@ -17,6 +17,7 @@ checkpoint, to the same weights. The working directory holds:
 import dataclasses
 import functools
 import json
+import sys
 from contextlib import closing
 from typing import Any
 
@@ -36,6 +37,7 @@ from input_pipeline.loading import EvalSet, open_eval_set, train_batches
 from lvsm_jax.checkpoint import Checkpoints
 from lvsm_jax.config import EvalConfig, RunConfig, section
 from lvsm_jax.evaluation import evaluate
+from lvsm_jax.files import write_text
 from lvsm_jax.loop import Clock, StopSignals, stop_signals
 from lvsm_jax.mesh import make_mesh, shard_batch, simulate_cpu_devices
 from lvsm_jax.metrics import psnr
@@ -248,9 +250,7 @@ def record_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> Non
                     logging.warning("resuming with %s.%s = %r, was %r", name, field, after, before)
         number = len(list(workdir.glob("config.*.json")))
         file.rename(workdir / f"config.{number}.json")
-    temporary = workdir / ".config.json.tmp"
-    temporary.write_text(json.dumps(new, indent=2) + "\n")
-    temporary.replace(file)
+    write_text(file, json.dumps(new, indent=2) + "\n")
 
 
 def main(argv: list[str]) -> None:
@@ -259,7 +259,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(
             f"unexpected arguments {argv[1:]}; fields are --config.SECTION.FIELD=…"
         )
-    settings = Settings.of(_CONFIG.value)
+    try:
+        settings = Settings.of(_CONFIG.value)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     run = settings.run
     part = run.batch_size // run.grad_accumulation
     simulate_cpu_devices(run.cpu_devices, part, settings.evaluation.batch_size)

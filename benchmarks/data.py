@@ -37,6 +37,7 @@ from input_pipeline.loading import train_batches
 from input_pipeline.preprocess import output_columns, preprocess_frame
 from input_pipeline.sampling import sample_views, usable_clips
 from input_pipeline.storage import Frame, SplitReader
+from lvsm_jax.files import write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +86,7 @@ def main() -> None:
         "bytes_per_sample": traffic and dataclasses.asdict(traffic),
     }
     if options.output:
-        temporary = options.output.with_name(options.output.name + ".tmp")
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
-        temporary.replace(options.output)
+        write_text(options.output, json.dumps(report, indent=2) + "\n")
 
 
 def _parse_arguments() -> argparse.Namespace:

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from input_pipeline.batch import Batch, Views
 from lvsm_jax import Cameras, EfficientLVSM, EfficientLVSMConfig
 from lvsm_jax.attention import attention
+from lvsm_jax.files import write_text
 from lvsm_jax.flops import forward_macs, training_flops
 from lvsm_jax.losses import LossConfig
 from lvsm_jax.optimizer import OptimizerConfig
@@ -61,9 +62,7 @@ def main() -> None:
     }
     print(_table(report))
     if options.output:
-        temporary = options.output.with_suffix(".tmp")
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
-        temporary.replace(options.output)
+        write_text(options.output, json.dumps(report, indent=2) + "\n")
 
 
 def measured(function: Callable[..., Any], args: tuple, flops: int, repeats: int) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import sys
 import numpy as np
 from etils import epath
 
-from input_pipeline.files import write_text
 from input_pipeline.storage import (
     Clip,
     Frame,
@@ -25,6 +24,7 @@ from input_pipeline.storage import (
     shard_path,
     write_shard,
 )
+from lvsm_jax.files import write_text
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 import tqdm
 from etils import epath
 
-from input_pipeline import files, pixelsplat, storage
+from input_pipeline import pixelsplat, storage
+from lvsm_jax.files import write_text
 
 NAME = "re10k"
 _STATE = ".import"  # inside OUTPUT
@@ -112,7 +113,7 @@ def import_chunk(chunk: Chunk, *, verify: bool, skip: frozenset[str] = frozenset
         findings.append(chunk.finding(None, str(error)))
         shard = storage.write_shard(chunk.shard, [])
     result = Result(chunk.split, chunk.num_bytes, chunk.modified, verify, shard, tuple(findings))
-    files.write_text(chunk.record, json.dumps(dataclasses.asdict(result), indent=1))
+    write_text(chunk.record, json.dumps(dataclasses.asdict(result), indent=1))
     return result
 
 

@@ -24,7 +24,7 @@ from concurrent import futures
 
 from etils import epath
 
-from input_pipeline import files, storage
+from input_pipeline import storage
 from input_pipeline.import_chunks import (
     NAME,
     Chunk,
@@ -36,6 +36,7 @@ from input_pipeline.import_chunks import (
     import_chunk,
     other_splits,
 )
+from lvsm_jax.files import write_text
 
 _SHOWN = 20  # refusals printed; all are in the file
 
@@ -148,7 +149,7 @@ def _copy_evaluation_index(
     if given and not path.exists():
         raise ImportFailure(f"there is no evaluation index {path}")
     if path.exists():
-        files.write_text(output / "evaluation_index.json", path.read_text())
+        write_text(output / "evaluation_index.json", path.read_text())
 
 
 def _report(
@@ -163,7 +164,7 @@ def _report(
         },
         indent=1,
     )
-    files.write_text(output / "refused.json", text)
+    write_text(output / "refused.json", text)
     print(f"{'split':<12}{'chunks':>8}{'clips':>10}{'frames':>12}{'refused':>10}")
     for split, members in sorted(results.items()):
         frames = [count for result in members for count in result.shard.num_frames]

@@ -28,6 +28,7 @@ from PIL import Image
 
 from input_pipeline import raycast, storage
 from input_pipeline.rooms import SceneConfig, sample_scene
+from lvsm_jax.files import write_text
 
 NAME = "rooms"
 VERSION = 1  # of the pictures: raise it when the same settings come to give others
@@ -170,7 +171,7 @@ def generate(
         return False
     tasks = [task for split in SPLITS for task in _tasks(directory, settings, split)]
     shards = _run(tasks, workers or os.cpu_count() or 1)
-    storage.write_text(folder / INDEX_FILE, json.dumps(evaluation_index(settings), indent=1))
+    write_text(folder / INDEX_FILE, json.dumps(evaluation_index(settings), indent=1))
     splits = {split: [shards[task] for task in tasks if task.split == split] for split in SPLITS}
     storage.finalize(directory, NAME, splits)
     _tidy(folder)
@@ -198,7 +199,7 @@ def _prepare(folder: epath.Path, settings: Settings, overwrite: bool) -> bool:
             "another directory"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    storage.write_text(path, json.dumps(wanted, indent=1))
+    write_text(path, json.dumps(wanted, indent=1))
     (folder / PROGRESS_FOLDER).mkdir(exist_ok=True)
     return False
 
@@ -277,7 +278,7 @@ def _end_with_parent() -> None:
 def _write(task: Task) -> storage.Shard:
     clips = (make_clip(task.settings, task.split, number) for number in task.scenes())
     shard = storage.write_shard(task.path(), clips)
-    storage.write_text(task.note(), json.dumps(dataclasses.asdict(shard)))
+    write_text(task.note(), json.dumps(dataclasses.asdict(shard)))
     return shard
 
 

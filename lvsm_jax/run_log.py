@@ -22,6 +22,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
+from lvsm_jax.files import atomic_write, write_text
 from lvsm_jax.tree import named_leaves
 
 
@@ -64,16 +65,14 @@ class CsvWriter(metric_writers.MetricWriter):
         self._rows.setdefault(step, {}).update(values)
 
     def flush(self) -> None:
-        """Writes the table, whole, under a temporary name first."""
+        """Writes the whole table."""
         columns = list(dict.fromkeys(name for row in self._rows.values() for name in row))
         text = io.StringIO()
         table = csv.DictWriter(text, ["step", *columns], lineterminator="\n")
         table.writeheader()
         for step in sorted(self._rows):
             table.writerow({"step": step, **self._rows[step]})
-        temporary = self._path.parent / f".{self._path.name}.tmp"
-        temporary.write_text(text.getvalue())
-        temporary.replace(self._path)
+        write_text(self._path, text.getvalue())
 
     close = flush
 
@@ -139,9 +138,8 @@ class RunLog:
         """Writes a picture to TensorBoard and as `images/<name>_<step>.png`."""
         self._writer.write_images(step, {name: image[None]})
         if self._is_main:
-            encoded = io.BytesIO()
-            Image.fromarray(image).save(encoded, "PNG")
-            (self._images / f"{name}_{step:07d}.png").write_bytes(encoded.getvalue())
+            with atomic_write(self._images / f"{name}_{step:07d}.png") as local:
+                Image.fromarray(image).save(local, "PNG")
 
     def close(self) -> None:
         """Writes what is left."""

@@ -53,6 +53,21 @@ def test_published_size():
     assert round(sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6, 2) == 199.07
 
 
+def test_initial_weights():
+    """Of the reference: normal but for the encoder, narrower with depth in the decoder."""
+    config = lvsm_jax.EfficientLVSMConfig(num_layers=3, width=256)
+    model = lvsm_jax.EfficientLVSM(config, rngs=nnx.Rngs(0))
+    for block in (model.decoder.mlp.up, model.decoder.cross_attention.to_kv):
+        deviations = np.asarray(block.kernel[...]).std(axis=(1, 2))
+        np.testing.assert_allclose(deviations, 0.02 / np.sqrt([2, 4, 6]), rtol=0.02)
+    np.testing.assert_allclose(np.asarray(model.head.kernel[...]).std(), 0.02, rtol=0.02)
+    for linear, fan_in in ((model.encoder.mlp.up, 256), (model.encoder.mlp.down, 1024)):
+        kernel = np.asarray(linear.kernel[...])
+        np.testing.assert_allclose(np.abs(kernel).max(), fan_in**-0.5, rtol=1e-3)
+        np.testing.assert_allclose(kernel.std(), (3 * fan_in) ** -0.5, rtol=0.02)
+        assert not (kernel[0] == kernel[1]).any()  # each layer has weights of its own
+
+
 def test_plucker(golden, inputs):
     ours = plucker(inputs[1], *inputs[0].shape[2:4])
     np.testing.assert_allclose(ours, golden["plucker_input"], atol=1e-6)

@@ -17,7 +17,8 @@ import pytest
 from array_record.python import array_record_module
 from etils import epath
 
-from input_pipeline import bucket_records, files, storage
+from input_pipeline import bucket_records, storage
+from lvsm_jax import files
 
 NAME = "tiny"
 

@@ -87,6 +87,9 @@ def test_what_a_run_leaves(undisturbed):
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     assert [row["step"] for row in rows if row["eval/psnr"]] == ["40", "80", "120"]
     assert np.asarray(Image.open(workdir / "images" / "train_0000060.png")).shape == (32, 128, 3)
+    scores = {row["step"]: float(row["eval/psnr"]) for row in rows if row["eval/psnr"]}
+    kept = {path.name for path in (workdir / "checkpoints").iterdir() if path.is_dir()}
+    assert kept == {"110", "120", max(scores, key=scores.get)}
     assert any((workdir / "tensorboard").iterdir())
     assert "ETA" in (workdir / "log.txt").read_text()
     assert "decoder/mlp/up/kernel" in output
