@@ -35,9 +35,9 @@ from ml_collections import config_flags
 
 import lvsm_jax
 from input_pipeline.config import DataConfig
-from input_pipeline.loading import EvalSet, open_eval_set
+from input_pipeline.loading import EvalSet, evaluation_index, open_eval_set
 from lvsm_jax.checkpoint import describe
-from lvsm_jax.config import EvalConfig, RunConfig, evaluation_index, section
+from lvsm_jax.config import EvalConfig, RunConfig, section
 from lvsm_jax.evaluation import METRICS, MODEL, Evaluation, evaluate, render_scenes
 from lvsm_jax.files import write_text
 from lvsm_jax.lpips import find_weights, load_lpips
@@ -73,6 +73,8 @@ def run(
     weights = find_weights(settings.lpips_weights) if settings.lpips else None
     about = describe(checkpoint)
     data = section(config, "data", DataConfig)
+    for field, trained, now in other_pictures(about, data):
+        logging.warning("the model was trained with data.%s=%s, not %s", field, trained, now)
     patch_size = about["model"]["patch_size"]
     eval_set = open_eval_set(dataclasses.replace(data, patch_size=patch_size), settings)
     mesh = make_mesh()
@@ -104,6 +106,7 @@ def run(
         "checkpoint": os.fspath(checkpoint),
         "step": about.get("step"),
         "architecture": about["architecture"],
+        "trained_with": {field: trained for field, trained, _ in other_pictures(about, data)},
         "model": about["model"] | options,
         "device": f"{mesh.size} × {mesh.devices.flat[0].device_kind}",
         "seconds": round(time.monotonic() - start, 1),
@@ -115,6 +118,13 @@ def run(
     # The last one: where it is, so is the rest.
     write_text(output / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
+
+
+def other_pictures(about: dict[str, Any], data: DataConfig) -> list[tuple[str, Any, Any]]:
+    """Fields in which images differ from those that the model was trained on."""
+    trained = about.get("config", {}).get("data", {})
+    fields = {name: getattr(data, name) for name in ("image_height", "square_crop")}
+    return [(k, trained[k], now) for k, now in fields.items() if trained.get(k, now) != now]
 
 
 def circumstances(
@@ -190,7 +200,10 @@ def main(argv: list[str]) -> None:
     cpu_devices = section(_CONFIG.value, "run", RunConfig).cpu_devices
     simulate_cpu_devices(cpu_devices, section(_CONFIG.value, "eval", EvalConfig).batch_size)
     output = _OUTPUT.value or f"{_CHECKPOINT.value.rstrip('/')}_evaluation"
-    summary = run(_CONFIG.value, _CHECKPOINT.value, output, overwrite=_OVERWRITE.value)
+    try:
+        summary = run(_CONFIG.value, _CHECKPOINT.value, output, overwrite=_OVERWRITE.value)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
     print(table(summary))
     print(f"\nPictures and all: {output}/index.html")
 

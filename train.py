@@ -34,6 +34,7 @@ import lvsm_jax
 from input_pipeline.batch import Batch
 from input_pipeline.config import DataConfig
 from input_pipeline.loading import EvalSet, open_eval_set, train_batches
+from input_pipeline.storage import DatasetError
 from lvsm_jax.checkpoint import Checkpoints
 from lvsm_jax.config import EvalConfig, RunConfig, section
 from lvsm_jax.evaluation import evaluate
@@ -83,8 +84,6 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     run = settings.run
     mesh = make_mesh(fsdp=run.fsdp)
     check_batch_sizes(settings, mesh)
-    workdir.mkdir(parents=True, exist_ok=True)
-    record_config(config, workdir)
     eval_set = None
     if run.eval_every:
         eval_set = open_eval_set(
@@ -94,6 +93,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+    check_resumable(settings, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep_last=run.keep_last, keep_best=run.keep_best
     )
@@ -105,8 +106,9 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
                 logging.info("resuming from step %d", start)
                 state = checkpoints.restore(abstract_state(settings.training, mesh))
             else:
-                state = init_state(settings.training, mesh, run.seed)
+                state = init_state(settings.training, mesh, run.seed, starting_weights(settings))
                 log.start(config.to_dict(), state.model)
+            record_config(config, workdir)
             state = train_steps(settings, mesh, state, start, checkpoints, log, eval_set, stop)
         step = int(state.step)
         if step < run.num_steps:
@@ -152,6 +154,8 @@ def train_steps(
             elif step == start + 1:
                 jax.block_until_ready(metrics)
                 logging.info("first step done %.0f s after the loop began", clock.elapsed)
+                clock = Clock()  # of steps that do not compile
+                clock.count_step(replaced=int(np.sum(batch.replaced)))
             last = step == run.num_steps
             previous = (step, metrics, clock.lap() if due(step, run.log_every) or last else None)
             log.progress(step)
@@ -234,6 +238,37 @@ def check_batch_sizes(settings: Settings, mesh: Mesh) -> None:
         )
 
 
+def starting_weights(settings: Settings) -> lvsm_jax.EfficientLVSM | None:
+    """The weights of `run.init_from`, or None."""
+    if not settings.run.init_from:
+        return None
+    model = settings.training.model
+    options = {"dtype": model.dtype, "attention": model.attention, "remat": model.remat}
+    return lvsm_jax.load(settings.run.init_from, **options)
+
+
+def check_resumable(settings: Settings, workdir: epath.Path) -> None:
+    """Raises ValueError where a run was begun with other arrays than this config makes."""
+    file = workdir / "config.json"
+    if not file.exists():
+        return
+    old = TrainingConfig.of(ml_collections.ConfigDict(json.loads(file.read_text())))
+    new = settings.training
+    pairs = [
+        (f"model.{field}", getattr(old.model, field), getattr(new.model, field))
+        for field in ("num_layers", "width", "head_dim", "patch_size", "mlp_ratio")
+    ]
+    decays = old.optimizer.ema_decay, new.optimizer.ema_decay
+    if bool(decays[0]) != bool(decays[1]):
+        pairs.append(("optimizer.ema_decay", *decays))
+    for name, before, after in pairs:
+        if before != after:
+            raise ValueError(
+                f"{workdir} was begun with {name} {before} and cannot go on with {after}; use "
+                "another --workdir"
+            )
+
+
 def record_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
     """Saves the resolved config; tells what a resumed run changes, and keeps the old file."""
     if jax.process_index():
@@ -269,7 +304,10 @@ def main(argv: list[str]) -> None:
     workdir = epath.Path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     log_to_file(workdir / "log.txt")
-    train(_CONFIG.value, workdir)
+    try:
+        train(_CONFIG.value, workdir)
+    except (DatasetError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

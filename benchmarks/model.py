@@ -186,7 +186,7 @@ def _table(report: dict[str, Any]) -> str:
         f"{report['hardware']}, jax {report['jax']}",
         " " * 24
         + "".join(
-            f"{title:>10}" for title in ("ms", "TFLOP", "by XLA", "TFLOP/s", "of peak", "temp MB")
+            f"{title:>10}" for title in ("ms", "TFLOP", "XLA loop", "TFLOP/s", "of peak", "temp MB")
         ),
     ]
     for row in report["rows"]:

@@ -19,13 +19,13 @@ class DataConfig:
             the multiple of 8 nearest to the frame's aspect ratio.
         patch_size: the model's patch; height and width must be multiples of it.
         num_views: views of a training sample; its cameras define the sample's scene frame.
-        num_inputs: how many of them the model sees; in evaluation any number.
+        num_inputs: how many of them the model sees in training; `eval.num_inputs` in evaluation.
         num_targets: views to be rendered in training, drawn from all views, inputs included.
         min_span: smallest distance in frames between the first and last view of a sample.
         max_span: largest distance.
         camera_normalization: cameras that define the scene frame: "all_views" of the sample,
             targets included, as in the published protocol, or the "input_views" alone, as when
-            targets come later.
+            targets come later. In training; `eval.camera_normalization` in evaluation.
         num_workers: processes that prepare batches; 0 for threads of this process.
         prefetch: batches kept ready, for each worker process.
         on_bad_frame: in training, a frame that cannot be decoded is an "error", or the sample is
@@ -63,14 +63,17 @@ class DataConfig:
         }
         for field, least in smallest.items():
             if getattr(self, field) < least:
-                raise ValueError(f"{field} is {getattr(self, field)}, expected at least {least}")
+                value = getattr(self, field)
+                raise ValueError(f"data.{field} is {value}, expected at least {least}")
         if self.image_height % self.patch_size:
             raise ValueError(
-                f"image_height {self.image_height} is not a multiple of patch_size "
+                f"data.image_height {self.image_height} is not a multiple of patch_size "
                 f"{self.patch_size}"
             )
         if self.min_span > self.max_span:
-            raise ValueError(f"min_span {self.min_span} is larger than max_span {self.max_span}")
+            raise ValueError(
+                f"data.min_span {self.min_span} is larger than max_span {self.max_span}"
+            )
         _check_choice("camera_normalization", self.camera_normalization, CAMERA_NORMALIZATIONS)
         _check_choice("on_bad_frame", self.on_bad_frame, BAD_FRAME_POLICIES)
 
@@ -82,16 +85,18 @@ class DataConfig:
         for field in ("num_inputs", "num_targets"):
             if getattr(self, field) > self.num_views:
                 raise ValueError(
-                    f"{field} is {getattr(self, field)}, more than the num_views "
+                    f"data.{field} is {getattr(self, field)}, more than the num_views "
                     f"{self.num_views} of a training sample"
                 )
         if self.num_views > self.max_span:
             raise ValueError(
-                f"num_views {self.num_views} is larger than max_span {self.max_span}: views are "
-                "drawn from spans of at least num_views frames"
+                f"data.num_views {self.num_views} is larger than data.max_span {self.max_span}: "
+                "views are drawn from spans of at least num_views frames"
             )
 
 
 def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{field} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+        raise ValueError(
+            f"data.{field} is {value!r}, expected one of {', '.join(map(repr, choices))}"
+        )

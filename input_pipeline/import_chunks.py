@@ -8,9 +8,7 @@ import collections
 import dataclasses
 import json
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import Any
@@ -19,6 +17,7 @@ import tqdm
 from etils import epath
 
 from input_pipeline import pixelsplat, storage
+from input_pipeline.workers import end_with_parent
 from lvsm_jax.files import write_text
 
 NAME = "re10k"
@@ -199,12 +198,7 @@ class _Pool(futures.ProcessPoolExecutor):
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops after the chunks at work
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 def other_splits(output: epath.Path, splits: Sequence[str]) -> dict[str, list[Result]]:

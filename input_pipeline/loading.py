@@ -16,6 +16,7 @@ from typing import Any
 import grain
 import numpy as np
 from absl import logging
+from etils import epath
 from jaxtyping import Int64
 
 from input_pipeline.batch import Batch, to_batch
@@ -30,7 +31,7 @@ from input_pipeline.sampling import (
     usable_clips,
 )
 from input_pipeline.storage import SceneTable, SplitReader
-from lvsm_jax.config import EvalConfig, evaluation_index
+from lvsm_jax.config import EvalConfig
 
 
 def train_batches(
@@ -193,6 +194,11 @@ def eval_batches(
         process_index=process_index,
         process_count=process_count,
     )
+
+
+def evaluation_index(evaluation: EvalConfig, dataset: str | os.PathLike) -> epath.Path:
+    """The evaluation index: as configured, else the one inside the dataset."""
+    return epath.Path(evaluation.index or epath.Path(dataset) / "evaluation_index.json")
 
 
 def open_eval_set(

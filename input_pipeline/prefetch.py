@@ -1,10 +1,8 @@
 """From a grain dataset of samples to batches prepared ahead, in worker processes or threads."""
 
 import atexit
-import multiprocessing
 import os
 import signal
-import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +10,8 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
+
+from input_pipeline.workers import end_with_parent
 
 _MAX_THREADS = 16  # beyond this, threads of one Python process mostly wait for each other
 
@@ -95,9 +95,4 @@ def _start_worker(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    end_with_parent()

@@ -84,6 +84,11 @@ def evaluation_views(entry: IndexEntry, num_inputs: int) -> ViewSample:
         inputs = context
     elif len(context) == 2:
         inputs = np.linspace(context[0], context[1], num_inputs).round().astype(np.int64)
+        if len(np.unique(inputs)) < num_inputs:
+            raise ValueError(
+                f"num_inputs is {num_inputs}, but from context {context[0]} to {context[1]} there "
+                f"are only {abs(context[1] - context[0]) + 1} frames"
+            )
     else:
         raise ValueError(
             f"num_inputs is {num_inputs} and the index names {len(context)} context views: "

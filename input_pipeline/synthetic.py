@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +27,7 @@ from PIL import Image
 
 from input_pipeline import raycast, storage
 from input_pipeline.rooms import SceneConfig, sample_scene
+from input_pipeline.workers import end_with_parent
 from lvsm_jax.files import write_text
 
 NAME = "rooms"
@@ -255,7 +255,7 @@ def _map(tasks: Sequence[Task], workers: int):
         return
     # Spawned, not forked: the caller may have threads, JAX's for one.
     spawn = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, _end_with_parent)
+    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, _start_worker)
     try:
         pending = {pool.submit(_write, task): task for task in tasks}
         for future in concurrent.futures.as_completed(pending):
@@ -264,15 +264,10 @@ def _map(tasks: Sequence[Task], workers: int):
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
+def _start_worker() -> None:
     """Makes a worker end at Ctrl-C without a word, and when its parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 def _write(task: Task) -> storage.Shard:

@@ -12,12 +12,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lvsm_jax import convert
+    from lvsm_jax import convert, torch_file
     from lvsm_jax.cameras import Cameras
     from lvsm_jax.checkpoint import load, save
     from lvsm_jax.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
 
-__all__ = ["Cameras", "EfficientLVSM", "EfficientLVSMConfig", "convert", "load", "save"]
+__all__ = [
+    "Cameras",
+    "EfficientLVSM",
+    "EfficientLVSMConfig",
+    "convert",
+    "load",
+    "save",
+    "torch_file",
+]
 
 _MODULES = {
     "Cameras": "cameras",
@@ -29,8 +37,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "convert":
-        return importlib.import_module("lvsm_jax.convert")
+    if name in ("convert", "torch_file"):
+        return importlib.import_module(f"lvsm_jax.{name}")
     if name in _MODULES:
         return getattr(importlib.import_module(f"lvsm_jax.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'lvsm_jax' has no attribute {name!r}")

@@ -6,6 +6,7 @@ An export is a directory with `config.json` (architecture, sizes, and what it wa
 
 import dataclasses
 import json
+import math
 import os
 import uuid
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ def save(
     about: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes an export that `load` reads; complete or not there at all.
+    """Writes an export that `load` reads; under `path` it is complete or not there at all.
 
     Args:
         model: the weights.
@@ -54,9 +55,13 @@ def save(
         **(about or {}),
     }
     (temporary / "config.json").write_text(json.dumps(description, indent=2) + "\n")
-    if path.exists():
-        path.rmtree()
+    if not path.exists():
+        temporary.rename(path)
+        return
+    old = temporary.with_suffix(".old")  # there is a moment without an export, but no loss
+    path.rename(old)
     temporary.rename(path)
+    old.rmtree()
 
 
 def describe(path: epath.PathLike) -> dict[str, Any]:
@@ -139,7 +144,8 @@ class Checkpoints:
         """Starts to save; `state` may be donated as soon as this returns."""
         if step == self.latest_step:
             return
-        metrics = None if psnr is None else {"psnr": psnr}
+        # Orbax would rank NaN, and might keep it as the best.
+        metrics = {"psnr": psnr} if psnr is not None and math.isfinite(psnr) else None
         self._checkpointer.save_async(step, named_leaves(state), force=True, metrics=metrics)
 
     def restore(self, abstract_state: TrainState, step: int | None = None) -> TrainState:

@@ -5,12 +5,10 @@ whose docstring explains them and whose `__post_init__` checks them.
 """
 
 import dataclasses
-import os
 import typing
 from typing import Any, TypeVar
 
 import ml_collections
-from etils import epath
 
 T = TypeVar("T")
 
@@ -21,12 +19,15 @@ class RunConfig:
 
     Attributes:
         seed: of the initial weights and of the order of the data.
+        init_from: an export whose weights to start from, also at another image size; empty for
+            random ones. A run that is resumed does not look at it.
         num_steps: steps of the run.
         batch_size: scenes of a step, over all devices.
         grad_accumulation: parts of the batch that are computed one after the other.
         fsdp: devices over which weights and optimizer state are cut; the others replicate.
         cpu_devices: on the CPU, simulated devices that share the batch, for one alone does not
-            keep several cores busy; 0 takes one a core, as far as they divide the batch.
+            keep several cores busy; 0 takes one a core, as far as they divide the batch. Sums
+            are rounded differently on another number of devices.
         log_every: steps between two lines of metrics.
         image_every: steps between two pictures of input, target and render; 0 for none.
         eval_every: steps between two quick evaluations; 0 for none.
@@ -38,6 +39,7 @@ class RunConfig:
     """
 
     seed: int = 0
+    init_from: str = ""
     num_steps: int = 100_000
     batch_size: int = 512
     grad_accumulation: int = 1
@@ -55,6 +57,8 @@ class RunConfig:
     def __post_init__(self):
         smallest = {"seed": 0, "cpu_devices": 0, "image_every": 0, "eval_every": 0, "keep_best": 0}
         for field in dataclasses.fields(self):
+            if field.name == "init_from":
+                continue
             least = smallest.get(field.name, 1)
             if getattr(self, field.name) < least:
                 value = getattr(self, field.name)
@@ -100,11 +104,6 @@ class EvalConfig:
                 raise ValueError(
                     f"eval.{field} is {getattr(self, field)}, expected at least {least}"
                 )
-
-
-def evaluation_index(evaluation: EvalConfig, dataset: str | os.PathLike) -> epath.Path:
-    """The evaluation index: as configured, else the one inside the dataset."""
-    return epath.Path(evaluation.index or epath.Path(dataset) / "evaluation_index.json")
 
 
 def default_section(defaults: Any) -> ml_collections.ConfigDict:

@@ -114,10 +114,29 @@ def abstract_state(config: TrainingConfig, mesh: Mesh) -> TrainState:
     )
 
 
-def init_state(config: TrainingConfig, mesh: Mesh, seed: int) -> TrainState:
-    """A new state whose shards are each made on the device where they live."""
+def init_state(
+    config: TrainingConfig, mesh: Mesh, seed: int, model: EfficientLVSM | None = None
+) -> TrainState:
+    """A new state whose shards are each made on the device where they live.
+
+    Args:
+        config: of the training step.
+        mesh: devices.
+        seed: of random weights.
+        model: weights to start from instead.
+
+    Raises:
+        ValueError: a model of other sizes than `config.model`.
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
-    return jax.jit(lambda: new_state(config, seed), out_shardings=shardings)()
+    if model is None:
+        return jax.jit(lambda: new_state(config, seed), out_shardings=shardings)()
+    for field in ("num_layers", "width", "head_dim", "patch_size", "mlp_ratio"):
+        given, wanted = getattr(model.config, field), getattr(config.model, field)
+        if given != wanted:
+            raise ValueError(f"the weights have {field} {given}, but model.{field} is {wanted}")
+    model = jax.device_put(model, shardings.model)
+    return jax.jit(lambda model: new_state(config, seed, model), out_shardings=shardings)(model)
 
 
 def compiled_step(config: TrainingConfig, mesh: Mesh) -> TrainStep:

@@ -93,7 +93,7 @@ def rng() -> np.random.Generator:
     [
         ({"num_inputs": 9}, "num_inputs is 9, more than the num_views 8"),
         ({"num_views": 4, "num_targets": 5}, "num_targets is 5, more than the num_views 4"),
-        ({"num_views": 30, "max_span": 29}, "num_views 30 is larger than max_span 29"),
+        ({"num_views": 30, "max_span": 29}, "num_views 30 is larger than data.max_span 29"),
     ],
 )
 def test_impossible_numbers_of_views_are_refused(fields, message):
@@ -133,6 +133,8 @@ def test_inputs_that_the_index_does_not_determine_are_refused():
     entry = IndexEntry((1, 5, 9), (3,))
     assert evaluation_views(entry, 3).inputs.tolist() == [1, 5, 9]
     assert evaluation_views(entry, 1).inputs.tolist() == [1]
+    with pytest.raises(ValueError, match="from context 3 to 5 there are only 3 frames"):
+        evaluation_views(IndexEntry((3, 5), (4,)), 4)
     with pytest.raises(ValueError, match="num_inputs is 2 and the index names 3 context views"):
         evaluation_views(entry, 2)
 

@@ -125,6 +125,35 @@ def test_killed_and_stopped_and_resumed_is_bit_identical(undisturbed, rooms, tmp
     assert tables[0] == tables[1]
 
 
+def test_other_sizes_cannot_resume(undisturbed, rooms):
+    workdir, _ = undisturbed
+    before = (workdir / "config.json").read_text()
+    process = start(rooms, workdir, **{"model.width": 64})
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "begun with model.width 32 and cannot go on with 64" in output
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_starting_from_other_weights_at_another_size(undisturbed, rooms, tmp_path):
+    changes = {
+        "run.init_from": undisturbed[0] / "export",
+        "run.num_steps": 1,
+        "run.eval_every": 0,
+        "data.image_height": 16,
+    }
+    finish(start(rooms, tmp_path, **changes))
+    ours, given = (
+        named_leaves(lvsm_jax.load(workdir / "export")) for workdir in (tmp_path, undisturbed[0])
+    )
+    for name, array in ours.items():  # the first step has a learning rate of zero
+        np.testing.assert_allclose(array, given[name], rtol=1e-6, err_msg=name)
+    process = start(rooms, tmp_path / "wide", **changes, **{"model.width": 64})
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "the weights have width 32, but model.width is 64" in output
+
+
 def test_a_finished_run_is_left_as_it_is(undisturbed, rooms):
     workdir, _ = undisturbed
     before = (workdir / "metrics.csv").read_text()
