@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-# TensorFlow, which clu writes TensorBoard files with, greets at length otherwise.
+# TensorFlow, which clu writes TensorBoard files with and nothing is computed with, greets at length
+# otherwise.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 from clu import metric_writers, parameter_overview, periodic_actions
 from etils import epath
