@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch_zip
 from flax import nnx
 
 import lvsm_jax
@@ -152,6 +153,14 @@ def test_prefixes_and_helper_networks(golden, state_dict, inputs):
     arrays = {f"_orig_mod.module.{name}": array for name, array in state_dict.items()}
     arrays["loss_computer.vgg.0.weight"] = np.zeros(3)
     model = lvsm_jax.convert.from_state_dict(arrays)
+    np.testing.assert_allclose(model(*inputs), golden["render"], atol=1e-4)
+
+
+def test_a_checkpoint_file(golden, state_dict, inputs, tmp_path):
+    """As the PyTorch program writes it: weights under `model`, beside other things."""
+    torch_zip.save(tmp_path / "checkpoint.pt", {"model": state_dict, "step": 7})
+    checkpoint = lvsm_jax.torch_file.load(tmp_path / "checkpoint.pt")
+    model = lvsm_jax.convert.from_state_dict(checkpoint["model"])
     np.testing.assert_allclose(model(*inputs), golden["render"], atol=1e-4)
 
 
