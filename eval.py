@@ -73,8 +73,11 @@ def run(
     weights = find_weights(settings.lpips_weights) if settings.lpips else None
     about = describe(checkpoint)
     data = section(config, "data", DataConfig)
-    for field, trained, now in other_pictures(about, data):
-        logging.warning("the model was trained with data.%s=%s, not %s", field, trained, now)
+    trained_with = other_pictures(about, data)
+    for field, value in trained_with.items():
+        logging.warning(
+            "the model was trained with data.%s=%s, not %s", field, value, getattr(data, field)
+        )
     patch_size = about["model"]["patch_size"]
     eval_set = open_eval_set(dataclasses.replace(data, patch_size=patch_size), settings)
     mesh = make_mesh()
@@ -106,7 +109,7 @@ def run(
         "checkpoint": os.fspath(checkpoint),
         "step": about.get("step"),
         "architecture": about["architecture"],
-        "trained_with": {field: trained for field, trained, _ in other_pictures(about, data)},
+        "trained_with": trained_with,
         "model": about["model"] | options,
         "device": f"{mesh.size} × {mesh.devices.flat[0].device_kind}",
         "seconds": round(time.monotonic() - start, 1),
@@ -120,11 +123,11 @@ def run(
     return summary
 
 
-def other_pictures(about: dict[str, Any], data: DataConfig) -> list[tuple[str, Any, Any]]:
-    """Fields in which images differ from those that the model was trained on."""
+def other_pictures(about: dict[str, Any], data: DataConfig) -> dict[str, Any]:
+    """What the model was trained with, where `data` makes other images than those."""
     trained = about.get("config", {}).get("data", {})
-    fields = {name: getattr(data, name) for name in ("image_height", "square_crop")}
-    return [(k, trained[k], now) for k, now in fields.items() if trained.get(k, now) != now]
+    fields = [field for field in ("image_height", "square_crop") if field in trained]
+    return {field: trained[field] for field in fields if trained[field] != getattr(data, field)}
 
 
 def circumstances(

@@ -37,6 +37,7 @@ from input_pipeline.loading import EvalSet, open_eval_set, train_batches
 from input_pipeline.storage import DatasetError
 from lvsm_jax.checkpoint import Checkpoints
 from lvsm_jax.config import EvalConfig, RunConfig, section
+from lvsm_jax.efficient_lvsm import SIZES
 from lvsm_jax.evaluation import evaluate
 from lvsm_jax.files import write_text
 from lvsm_jax.loop import Clock, StopSignals, stop_signals
@@ -168,6 +169,9 @@ def train_steps(
                 if due(step, run.image_every):
                     log.picture(step, "train", picture(state, batch))
                 if score is not None or due(step, run.checkpoint_every) or last:
+                    # First the step's row: killed in between, a resumed run would not write it.
+                    fetch(run, log, *previous)
+                    previous = None
                     checkpoints.save(step, state, score)
         if previous is not None:
             fetch(run, log, *previous)
@@ -255,8 +259,7 @@ def check_resumable(settings: Settings, workdir: epath.Path) -> None:
     old = TrainingConfig.of(ml_collections.ConfigDict(json.loads(file.read_text())))
     new = settings.training
     pairs = [
-        (f"model.{field}", getattr(old.model, field), getattr(new.model, field))
-        for field in ("num_layers", "width", "head_dim", "patch_size", "mlp_ratio")
+        (f"model.{field}", getattr(old.model, field), getattr(new.model, field)) for field in SIZES
     ]
     decays = old.optimizer.ema_decay, new.optimizer.ema_decay
     if bool(decays[0]) != bool(decays[1]):

@@ -30,6 +30,9 @@ from lvsm_jax.layers import (
 
 DTYPES = ("float32", "bfloat16")
 
+# Fields of the configuration that weights must agree with; the others say how to compute.
+SIZES = ("num_layers", "width", "head_dim", "patch_size", "mlp_ratio")
+
 
 @dataclasses.dataclass(frozen=True)
 class EfficientLVSMConfig:
@@ -56,7 +59,7 @@ class EfficientLVSMConfig:
     remat: str = "none"
 
     def __post_init__(self):
-        for field in ("num_layers", "width", "head_dim", "patch_size", "mlp_ratio"):
+        for field in SIZES:
             if getattr(self, field) < 1:
                 raise ValueError(f"model.{field} is {getattr(self, field)}, expected at least 1")
         if self.width % self.head_dim:

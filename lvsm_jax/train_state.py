@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from lvsm_jax.config import RunConfig, section
-from lvsm_jax.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+from lvsm_jax.efficient_lvsm import SIZES, EfficientLVSM, EfficientLVSMConfig
 from lvsm_jax.losses import LossConfig, total_loss
 from lvsm_jax.mesh import state_shardings
 from lvsm_jax.metrics import psnr
@@ -131,7 +131,7 @@ def init_state(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     if model is None:
         return jax.jit(lambda: new_state(config, seed), out_shardings=shardings)()
-    for field in ("num_layers", "width", "head_dim", "patch_size", "mlp_ratio"):
+    for field in SIZES:
         given, wanted = getattr(model.config, field), getattr(config.model, field)
         if given != wanted:
             raise ValueError(f"the weights have {field} {given}, but model.{field} is {wanted}")
