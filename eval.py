@@ -36,7 +36,7 @@ from ml_collections import config_flags
 import lvsm_jax
 from input_pipeline.config import DataConfig
 from input_pipeline.loading import EvalSet, evaluation_index, open_eval_set
-from lvsm_jax.checkpoint import describe
+from lvsm_jax.checkpoint import describe, model_config
 from lvsm_jax.config import EvalConfig, RunConfig, section
 from lvsm_jax.evaluation import METRICS, MODEL, Evaluation, evaluate, render_scenes
 from lvsm_jax.files import write_text
@@ -78,7 +78,7 @@ def run(
         logging.warning(
             "the model was trained with data.%s=%s, not %s", field, value, getattr(data, field)
         )
-    patch_size = about["model"]["patch_size"]
+    patch_size = model_config(checkpoint).patch_size
     eval_set = open_eval_set(dataclasses.replace(data, patch_size=patch_size), settings)
     mesh = make_mesh()
     if settings.batch_size % mesh.size:

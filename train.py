@@ -35,19 +35,21 @@ from input_pipeline.batch import Batch
 from input_pipeline.config import DataConfig
 from input_pipeline.loading import EvalSet, open_eval_set, train_batches
 from input_pipeline.storage import DatasetError
-from lvsm_jax.checkpoint import Checkpoints
-from lvsm_jax.config import EvalConfig, RunConfig, section
-from lvsm_jax.efficient_lvsm import SIZES
+from lvsm_jax.architectures import architecture_of
+from lvsm_jax.checkpoint import Checkpoints, model_config
+from lvsm_jax.config import EvalConfig, RunConfig, flat, section
 from lvsm_jax.evaluation import evaluate
 from lvsm_jax.files import write_text
 from lvsm_jax.loop import Clock, StopSignals, stop_signals
 from lvsm_jax.mesh import make_mesh, shard_batch, simulate_cpu_devices
 from lvsm_jax.metrics import psnr
+from lvsm_jax.model import ViewSynthesisModel
 from lvsm_jax.run_log import RunLog, log_to_file
 from lvsm_jax.train_state import (
     TrainingConfig,
     TrainState,
     abstract_state,
+    check_weights_fit,
     compiled_step,
     init_state,
     to_unit,
@@ -65,6 +67,7 @@ class Settings:
     data: DataConfig
     evaluation: EvalConfig
     training: TrainingConfig
+    init_from: str
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "Settings":
@@ -76,6 +79,7 @@ class Settings:
             data=data,
             evaluation=section(config, "eval", EvalConfig),
             training=TrainingConfig.of(config),
+            init_from=config.init_from,
         )
 
 
@@ -84,7 +88,6 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     settings, workdir = Settings.of(config), epath.Path(workdir)
     run = settings.run
     mesh = make_mesh(fsdp=run.fsdp)
-    check_batch_sizes(settings, mesh)
     eval_set = None
     if run.eval_every:
         eval_set = open_eval_set(
@@ -94,8 +97,6 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-    check_resumable(settings, workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep_last=run.keep_last, keep_best=run.keep_best
     )
@@ -226,9 +227,18 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def check_batch_sizes(settings: Settings, mesh: Mesh) -> None:
+def check_start(settings: Settings, workdir: epath.Path) -> None:
+    """Raises ValueError or FileNotFoundError for what cannot start, before anything is made."""
+    check_batch_sizes(settings, make_mesh(fsdp=settings.run.fsdp).size)
+    if (workdir / "config.json").exists():
+        check_resumable(settings, workdir)
+    elif settings.init_from:
+        check_weights_fit(model_config(settings.init_from), settings.training.model)
+
+
+def check_batch_sizes(settings: Settings, devices: int) -> None:
     """Raises ValueError unless the devices divide the batches."""
-    run, devices = settings.run, mesh.size
+    run = settings.run
     part = run.batch_size // run.grad_accumulation
     if part % devices:
         raise ValueError(
@@ -242,25 +252,21 @@ def check_batch_sizes(settings: Settings, mesh: Mesh) -> None:
         )
 
 
-def starting_weights(settings: Settings) -> lvsm_jax.EfficientLVSM | None:
-    """The weights of `run.init_from`, or None."""
-    if not settings.run.init_from:
+def starting_weights(settings: Settings) -> ViewSynthesisModel | None:
+    """The weights of `init_from`, or None."""
+    if not settings.init_from:
         return None
-    model = settings.training.model
-    options = {"dtype": model.dtype, "attention": model.attention, "remat": model.remat}
-    return lvsm_jax.load(settings.run.init_from, **options)
+    return lvsm_jax.load(settings.init_from, **settings.training.model.options)
 
 
 def check_resumable(settings: Settings, workdir: epath.Path) -> None:
     """Raises ValueError where a run was begun with other arrays than this config makes."""
-    file = workdir / "config.json"
-    if not file.exists():
-        return
-    old = TrainingConfig.of(ml_collections.ConfigDict(json.loads(file.read_text())))
+    recorded = json.loads((workdir / "config.json").read_text())
+    old = TrainingConfig.of(ml_collections.ConfigDict(recorded))
     new = settings.training
-    pairs = [
-        (f"model.{field}", getattr(old.model, field), getattr(new.model, field)) for field in SIZES
-    ]
+    pairs = [("architecture", architecture_of(old.model), architecture_of(new.model))]
+    for field in new.model.weights:
+        pairs.append((f"model.{field}", old.model.weights.get(field), new.model.weights[field]))
     decays = old.optimizer.ema_decay, new.optimizer.ema_decay
     if bool(decays[0]) != bool(decays[1]):
         pairs.append(("optimizer.ema_decay", *decays))
@@ -281,11 +287,11 @@ def record_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> Non
         old = json.loads(file.read_text())
         if old == new:
             return
-        for name in sorted(old.keys() | new.keys()):
-            for field in sorted(old.get(name, {}).keys() | new.get(name, {}).keys()):
-                before, after = (c.get(name, {}).get(field) for c in (old, new))
-                if before != after:
-                    logging.warning("resuming with %s.%s = %r, was %r", name, field, after, before)
+        fields_before, fields_after = flat(old), flat(new)
+        for name in sorted(fields_before.keys() | fields_after.keys()):
+            before, after = fields_before.get(name), fields_after.get(name)
+            if before != after:
+                logging.warning("resuming with %s = %r, was %r", name, after, before)
         number = len(list(workdir.glob("config.*.json")))
         file.rename(workdir / f"config.{number}.json")
     write_text(file, json.dumps(new, indent=2) + "\n")
@@ -297,14 +303,15 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(
             f"unexpected arguments {argv[1:]}; fields are --config.SECTION.FIELD=…"
         )
+    workdir = epath.Path(_WORKDIR.value)
     try:
         settings = Settings.of(_CONFIG.value)
-    except ValueError as error:
+        run = settings.run
+        part = run.batch_size // run.grad_accumulation
+        simulate_cpu_devices(run.cpu_devices, part, settings.evaluation.batch_size)
+        check_start(settings, workdir)
+    except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
-    run = settings.run
-    part = run.batch_size // run.grad_accumulation
-    simulate_cpu_devices(run.cpu_devices, part, settings.evaluation.batch_size)
-    workdir = epath.Path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     log_to_file(workdir / "log.txt")
     try:

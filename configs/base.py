@@ -1,9 +1,13 @@
 """Every field with its default; the other configs start from here.
 
+- `architecture`: a model's name in `lvsm_jax/architectures.py`; `configs/base.py:NAME` sets it;
+- `init_from`: an export whose weights to start from, also at another image size; empty for random
+  ones. A run that is resumed does not look at it.
+
 Sections are the fields of dataclasses, whose docstrings say what each does:
 
 - `run`: `lvsm_jax.config.RunConfig`
-- `model`: `lvsm_jax.efficient_lvsm.EfficientLVSMConfig`
+- `model`: `EfficientLVSMConfig` in `lvsm_jax.efficient_lvsm`, or the architecture's own
 - `data`: `input_pipeline.config.DataConfig`
 - `optimizer`: `lvsm_jax.optimizer.OptimizerConfig`
 - `loss`: `lvsm_jax.losses.LossConfig`
@@ -13,17 +17,17 @@ Sections are the fields of dataclasses, whose docstrings say what each does:
 import ml_collections
 
 from input_pipeline.config import DataConfig
+from lvsm_jax.architectures import config_class
 from lvsm_jax.config import EvalConfig, RunConfig, default_section
-from lvsm_jax.efficient_lvsm import EfficientLVSMConfig
 from lvsm_jax.losses import LossConfig
 from lvsm_jax.optimizer import OptimizerConfig
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(architecture: str = "EfficientLVSM") -> ml_collections.ConfigDict:
     """The published model and recipe; data from `data/re10k`."""
-    config = ml_collections.ConfigDict()
+    config = ml_collections.ConfigDict({"architecture": architecture, "init_from": ""})
     config.run = default_section(RunConfig())
-    config.model = default_section(EfficientLVSMConfig())
+    config.model = default_section(config_class(architecture)())
     config.data = default_section(DataConfig(path="data/re10k"))
     config.data.patch_size = config.model.get_ref("patch_size")
     config.optimizer = default_section(OptimizerConfig())

@@ -4,18 +4,27 @@
     python train.py --config=configs/quickstart.py --workdir=runs/quickstart
     python eval.py --config=configs/quickstart.py --checkpoint=runs/quickstart/export
 
-`make demo` runs the three. The measured score and time are in docs/quickstart.md.
+`make demo` runs the three. The measured score and time are in docs/quickstart.md. The other models
+of like size: `--config=configs/quickstart.py:LVSMDecoderOnly`, or `:LVSMEncoderDecoder`.
 """
 
 import ml_collections
 
 from configs import base
 
+# A quarter of the published layers.
+_LAYERS = {
+    "EfficientLVSM": {"num_layers": 3},
+    "LVSMDecoderOnly": {"num_layers": 6, "targets_at_once": 0},
+    # 1.5 latents for each token of two inputs, as published at 256 px.
+    "LVSMEncoderDecoder": {"num_layers": 3, "num_latents": 192, "targets_at_once": 0},
+}
 
-def get_config() -> ml_collections.ConfigDict:
+
+def get_config(architecture: str = "EfficientLVSM") -> ml_collections.ConfigDict:
     """64 px, 3 layers of width 128, 1.5 M parameters, float32."""
-    config = base.get_config()
-    config.model.update(num_layers=3, width=128, head_dim=32, remat="dots")
+    config = base.get_config(architecture)
+    config.model.update(width=128, head_dim=32, remat="dots", **_LAYERS[architecture])
     config.data.update(
         path="data/synthetic",
         image_height=64,

@@ -1,7 +1,7 @@
 """Efficient-LVSM on RealEstate10K at 512 px, the published second stage (arXiv 2602.06478).
 
     python train.py --config=configs/re10k_512.py --workdir=runs/re10k_512 \
-        --config.data.path=data/re10k --config.run.init_from=runs/re10k_256/export
+        --config.data.path=data/re10k --config.init_from=runs/re10k_256/export
     python eval.py --config=configs/re10k_512.py --checkpoint=runs/re10k_512/export
 
 Hardware: as for 256 px; 4096 tokens a view instead of 1024, batch 128, 20 k steps.

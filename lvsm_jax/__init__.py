@@ -16,11 +16,21 @@ if TYPE_CHECKING:
     from lvsm_jax.cameras import Cameras
     from lvsm_jax.checkpoint import load, save
     from lvsm_jax.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+    from lvsm_jax.lvsm import (
+        LVSMDecoderOnly,
+        LVSMDecoderOnlyConfig,
+        LVSMEncoderDecoder,
+        LVSMEncoderDecoderConfig,
+    )
 
 __all__ = [
     "Cameras",
     "EfficientLVSM",
     "EfficientLVSMConfig",
+    "LVSMDecoderOnly",
+    "LVSMDecoderOnlyConfig",
+    "LVSMEncoderDecoder",
+    "LVSMEncoderDecoderConfig",
     "convert",
     "load",
     "save",
@@ -31,6 +41,10 @@ _MODULES = {
     "Cameras": "cameras",
     "EfficientLVSM": "efficient_lvsm",
     "EfficientLVSMConfig": "efficient_lvsm",
+    "LVSMDecoderOnly": "lvsm",
+    "LVSMDecoderOnlyConfig": "lvsm",
+    "LVSMEncoderDecoder": "lvsm",
+    "LVSMEncoderDecoderConfig": "lvsm",
     "load": "checkpoint",
     "save": "checkpoint",
 }

@@ -99,11 +99,16 @@ def _blocked(q: Array, k: Array, v: Array) -> Array:
     queries = _largest_divisor(t, _BLOCK_SCORES // s)
     pairs = _largest_divisor(b * m, _BLOCK_SCORES // (queries * s))
 
+    def batched(a: Array, b: Array) -> Array:
+        # jnp.matmul drops a batch of one, and remat policies would take it for a linear layer.
+        dimensions = (((2,), (1,)), ((0,), (0,)))
+        return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
     def block(q: Array, k: Array, v: Array) -> Array:
-        scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
+        scores = batched(q, k)
         weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
         sums = weights.sum(axis=-1, keepdims=True)
-        out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        out = batched(weights.astype(v.dtype), v)
         return (out / sums).astype(v.dtype)
 
     def some_pairs(qkv: tuple[Array, Array, Array]) -> Array:

@@ -14,18 +14,16 @@ from typing import Any
 
 import jax
 from etils import epath
-from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
-from lvsm_jax.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+from lvsm_jax.architectures import abstract_model, architecture_of, config_class
+from lvsm_jax.model import HOW_TO_COMPUTE, ModelConfig, ViewSynthesisModel
 from lvsm_jax.train_state import TrainState
 from lvsm_jax.tree import from_named, named_leaves
 
-_ARCHITECTURES = {"EfficientLVSM": (EfficientLVSM, EfficientLVSMConfig)}
-
 
 def save(
-    model: EfficientLVSM,
+    model: ViewSynthesisModel,
     path: epath.PathLike,
     *,
     about: Mapping[str, Any] | None = None,
@@ -50,7 +48,7 @@ def save(
     temporary.mkdir(parents=True)
     ocp.save(temporary / "weights", named_leaves(model))
     description = {
-        "architecture": type(model).__name__,
+        "architecture": architecture_of(model.config),
         "model": dataclasses.asdict(model.config),
         **(about or {}),
     }
@@ -76,28 +74,37 @@ def describe(path: epath.PathLike) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def load(path: epath.PathLike, **options: str) -> EfficientLVSM:
+def model_config(path: epath.PathLike, **options: Any) -> ModelConfig:
+    """The configuration of an export's model, with other options of how to compute.
+
+    Raises:
+        FileNotFoundError: no export there.
+        ValueError: an architecture or a field that this version does not know, or an option that
+            the weights depend on.
+    """
+    description = describe(path)
+    if fixed := sorted(options.keys() - set(HOW_TO_COMPUTE)):
+        raise ValueError(f"{fixed} are fixed by the weights; {HOW_TO_COMPUTE} can be changed")
+    try:
+        cls = config_class(description.get("architecture"))
+        return cls(**{**description["model"], **options})
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}/config.json: {error}") from error
+
+
+def load(path: epath.PathLike, **options: Any) -> ViewSynthesisModel:
     """The model of an export.
 
     Args:
         path: directory that `save` wrote.
-        **options: fields of the model's configuration to change: `dtype`, `attention`, `remat`.
+        **options: fields of the model's configuration to change, of those that say how to
+            compute: `dtype`, `attention`, `remat`, `targets_at_once`.
 
     Raises:
         FileNotFoundError: no export there.
         ValueError: an architecture that this version does not know, or weights that do not fit.
     """
-    description = describe(path)
-    if description.get("architecture") not in _ARCHITECTURES:
-        raise ValueError(
-            f"{path} holds the architecture {description.get('architecture')!r}, expected one of "
-            f"{tuple(_ARCHITECTURES)}"
-        )
-    model_class, config_class = _ARCHITECTURES[description["architecture"]]
-    config = config_class(**{**description["model"], **options})
-    template = jax.eval_shape(
-        lambda key: model_class(config, rngs=nnx.Rngs(key)), jax.random.key(0)
-    )
+    template = abstract_model(model_config(path, **options))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), template

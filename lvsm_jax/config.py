@@ -6,6 +6,7 @@ whose docstring explains them and whose `__post_init__` checks them.
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import ml_collections
@@ -19,8 +20,6 @@ class RunConfig:
 
     Attributes:
         seed: of the initial weights and of the order of the data.
-        init_from: an export whose weights to start from, also at another image size; empty for
-            random ones. A run that is resumed does not look at it.
         num_steps: steps of the run.
         batch_size: scenes of a step, over all devices.
         grad_accumulation: parts of the batch that are computed one after the other.
@@ -39,7 +38,6 @@ class RunConfig:
     """
 
     seed: int = 0
-    init_from: str = ""
     num_steps: int = 100_000
     batch_size: int = 512
     grad_accumulation: int = 1
@@ -57,8 +55,6 @@ class RunConfig:
     def __post_init__(self):
         smallest = {"seed": 0, "cpu_devices": 0, "image_every": 0, "eval_every": 0, "keep_best": 0}
         for field in dataclasses.fields(self):
-            if field.name == "init_from":
-                continue
             least = smallest.get(field.name, 1)
             if getattr(self, field.name) < least:
                 value = getattr(self, field.name)
@@ -109,6 +105,17 @@ class EvalConfig:
 def default_section(defaults: Any) -> ml_collections.ConfigDict:
     """A section of a config file with a dataclass's fields."""
     return ml_collections.ConfigDict(dataclasses.asdict(defaults))
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config under the names that the command line gives them."""
+    values = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            values |= {f"{name}.{field}": inner for field, inner in value.items()}
+        else:
+            values[name] = value
+    return values
 
 
 def section(config: ml_collections.ConfigDict, name: str, cls: type[T]) -> T:

@@ -1,129 +1,136 @@
 """Efficient-LVSM (arXiv 2602.06478): an encoder stream and a decoder stream, layer by layer.
 
-Letters: `b` scenes, `v` input views, `t` target views, `n` tokens a view, `d` width, `l` layers,
-`m` heads, `c` head size, `h w` pixels, `p` patch.
+Letters: `b` scenes, `v` input views, `t` target views, `n` tokens a view (`s` of an input view,
+where targets have another size), `d` width, `l` layers, `m` heads, `c` head size.
 """
 
 import dataclasses
 
 import einops
-import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lvsm_jax.attention import IMPLEMENTATIONS
-from lvsm_jax.cameras import Cameras, plucker
+from lvsm_jax.cameras import Cameras
 from lvsm_jax.layers import (
     MLP,
-    REMAT_POLICIES,
     Attention,
-    Initializer,
-    Linear,
-    layer_norm,
-    patchify,
+    LayerNorm,
+    TransformerBlock,
+    residual_init,
     scan_layers,
     stack_layers,
-    unpatchify,
 )
+from lvsm_jax.model import ModelConfig, ViewSynthesisModel, check_choice
 
-DTYPES = ("float32", "bfloat16")
+# The reference leaves torch's default initialisation in the encoder.
+_TORCH_DEFAULT_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
-# Fields of the configuration that weights must agree with; the others say how to compute.
-SIZES = ("num_layers", "width", "head_dim", "patch_size", "mlp_ratio")
+DECODER_ATTENTION = ("self_cross", "cross")
+
+KeysValues = tuple[Float[Array, "b v s m c"], Float[Array, "b v s m c"]]
 
 
 @dataclasses.dataclass(frozen=True)
-class EfficientLVSMConfig:
+class EfficientLVSMConfig(ModelConfig):
     """Sizes of the model and how it is computed; the defaults are the published model.
 
+    `num_layers` is the layers of each stream. The fields below are the paper's ablations.
+
     Attributes:
-        num_layers: layers of each stream.
-        width: channels of a token.
-        head_dim: channels of an attention head.
-        patch_size: side of a patch in pixels.
-        mlp_ratio: hidden channels of the MLPs over `width`.
-        dtype: of activations and matmuls; norms, softmax and weights stay float32.
-        attention: implementation, see `lvsm_jax.attention.attention`.
-        remat: what the backward pass recomputes, see `lvsm_jax.layers.scan_layers`.
+        co_refinement: the decoder's layer l reads the encoder's tokens after its layer l; if
+            False, every layer reads those after the encoder's last.
+        decoder_attention: the attentions of a decoder layer. `self_cross`: inside the target view,
+            then to the inputs; `cross`: twice to the inputs, so that a layer has as many
+            attentions and weights (6 + 6 attention layers against 12) and a target's tokens never
+            see each other. The latter keeps twice as many keys and values of an input view.
+        shared_streams: the decoder's self-attention and MLP are the encoder's of the same layer;
+            its cross-attention is its own. Needs `self_cross`.
     """
 
-    num_layers: int = 12
-    width: int = 768
-    head_dim: int = 64
-    patch_size: int = 8
-    mlp_ratio: int = 4
-    dtype: str = "float32"
-    attention: str = "auto"
-    remat: str = "none"
+    co_refinement: bool = True
+    decoder_attention: str = "self_cross"
+    shared_streams: bool = False
 
     def __post_init__(self):
-        for field in SIZES:
-            if getattr(self, field) < 1:
-                raise ValueError(f"model.{field} is {getattr(self, field)}, expected at least 1")
-        if self.width % self.head_dim:
+        super().__post_init__()
+        check_choice("decoder_attention", self.decoder_attention, DECODER_ATTENTION)
+        if self.shared_streams and self.decoder_attention != "self_cross":
             raise ValueError(
-                f"model.width {self.width} is not a multiple of model.head_dim {self.head_dim}"
+                "model.shared_streams shares self-attention, which a decoder with "
+                f"model.decoder_attention={self.decoder_attention!r} does not have"
             )
-        for field, known in (
-            ("dtype", DTYPES),
-            ("attention", IMPLEMENTATIONS),
-            ("remat", REMAT_POLICIES),
-        ):
-            if getattr(self, field) not in known:
-                raise ValueError(
-                    f"model.{field} is {getattr(self, field)!r}, expected one of {known}"
-                )
-
-
-class EncoderBlock(nnx.Module):
-    """Self-attention inside each input view, then an MLP."""
-
-    def __init__(self, config: EfficientLVSMConfig, *, rngs: nnx.Rngs):
-        # The reference leaves torch's default initialisation in this stream.
-        init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        self.self_attention = _attention(config, init, rngs)
-        self.mlp = MLP(config.width, config.mlp_ratio, init=init, dtype=config.dtype, rngs=rngs)
-
-    def __call__(self, views: Float[Array, "b v n d"]) -> Float[Array, "b v n d"]:
-        """One layer; views never see each other."""
-        views = _attend_within(self.self_attention, views)
-        return views + self.mlp(layer_norm(views))
 
 
 class DecoderBlock(nnx.Module):
-    """Self-attention inside each target view, cross-attention to the inputs, then an MLP."""
+    """Self-attention inside each target view, cross-attention to the inputs, then an MLP.
+
+    What an ablation replaces or shares is None.
+    """
 
     def __init__(self, config: EfficientLVSMConfig, index: Array, *, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(0.02 / jnp.sqrt(2 * (index + 1)))
-        self.self_attention = _attention(config, init, rngs)
-        self.cross_attention = _attention(config, init, rngs)
-        self.mlp = MLP(config.width, config.mlp_ratio, init=init, dtype=config.dtype, rngs=rngs)
+        init = residual_init(index)
 
-    def keys_values(
-        self, views: Float[Array, "b v n d"]
-    ) -> tuple[Float[Array, "b v n m c"], Float[Array, "b v n m c"]]:
-        """What the targets of this layer read of the input views; each view's is its own."""
-        return self.cross_attention.keys_values(layer_norm(views))
+        def attention() -> Attention:
+            return Attention.of(config, init=init, rngs=rngs)
+
+        sees_itself = config.decoder_attention == "self_cross"
+        shared = config.shared_streams
+        self.norm = LayerNorm(config.width, scale=False)
+        self.self_attention = attention() if sees_itself and not shared else None
+        self.first_cross_attention = None if sees_itself else attention()
+        self.cross_attention = attention()
+        self.mlp = (
+            None
+            if shared
+            else MLP(config.width, config.mlp_ratio, init=init, dtype=config.dtype, rngs=rngs)
+        )
+
+    def keys_values(self, views: Float[Array, "b v s d"]) -> tuple[KeysValues, ...]:
+        """What the targets of this layer read of the input views; each view's is its own.
+
+        One pair for each cross-attention, in their order.
+        """
+        views = self.norm(views)
+        attentions = (self.first_cross_attention, self.cross_attention)
+        return tuple(a.keys_values(views) for a in attentions if a is not None)
 
     def __call__(
         self,
         targets: Float[Array, "b t n d"],
-        keys_values: tuple[Float[Array, "b v s m c"], Float[Array, "b v s m c"]],
+        keys_values: tuple[KeysValues, ...],
+        encoder: TransformerBlock | None,
     ) -> Float[Array, "b t n d"]:
-        """One layer; targets never see each other."""
-        targets = _attend_within(self.self_attention, targets)
+        """One layer; targets never see each other.
+
+        Args:
+            targets: tokens of the target views.
+            keys_values: what `keys_values` returned for the input views.
+            encoder: the encoder's block of this layer, where the streams share weights.
+        """
+        if self.first_cross_attention is None:
+            attention = self.self_attention or encoder.self_attention
+            normed = self.norm(targets)
+            targets = targets + attention(normed, attention.keys_values(normed))
+        else:
+            first, *keys_values = keys_values
+            targets = self._read(self.first_cross_attention, targets, first)
+        targets = self._read(self.cross_attention, targets, keys_values[0])
+        mlp = self.mlp or encoder.mlp
+        return targets + mlp(self.norm(targets))
+
+    def _read(
+        self, attention: Attention, targets: Float[Array, "b t n d"], keys_values: KeysValues
+    ) -> Float[Array, "b t n d"]:
+        """Residual cross-attention to the tokens of all input views."""
         # The targets share the inputs, so all their queries are one long sequence.
         t = targets.shape[1]
-        queries = einops.rearrange(layer_norm(targets), "b t n d -> b (t n) d")
+        queries = einops.rearrange(self.norm(targets), "b t n d -> b (t n) d")
         k, v = (einops.rearrange(x, "b v s m c -> b (v s) m c") for x in keys_values)
-        read = self.cross_attention(queries, (k, v))
-        targets = targets + einops.rearrange(read, "b (t n) d -> b t n d", t=t)
-        return targets + self.mlp(layer_norm(targets))
+        read = attention(queries, (k, v))
+        return targets + einops.rearrange(read, "b (t n) d -> b t n d", t=t)
 
 
-class EfficientLVSM(nnx.Module):
+class EfficientLVSM(ViewSynthesisModel):
     """Renders target views of a scene from posed input views.
 
     Example:
@@ -135,122 +142,54 @@ class EfficientLVSM(nnx.Module):
         rngs: source of the initial weights.
     """
 
+    config: EfficientLVSMConfig
+
     def __init__(self, config: EfficientLVSMConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        pixels = config.patch_size**2
-        options = {
-            "init": nnx.initializers.normal(0.02),
-            "dtype": config.dtype,
-            "rngs": rngs,
-        }
-        self.input_tokenizer = Linear(9 * pixels, config.width, **options)
-        self.target_tokenizer = Linear(6 * pixels, config.width, **options)
+        super().__init__(config, rngs=rngs)
         self.encoder = stack_layers(
-            lambda _, rngs: EncoderBlock(config, rngs=rngs), config.num_layers, rngs
+            lambda _, rngs: TransformerBlock(
+                config, init=_TORCH_DEFAULT_INIT, norm_scale=False, rngs=rngs
+            ),
+            config.num_layers,
+            rngs,
         )
         self.decoder = stack_layers(
             lambda index, rngs: DecoderBlock(config, index, rngs=rngs), config.num_layers, rngs
         )
-        self.head = Linear(config.width, 3 * pixels, **options)
-
-    def __call__(
-        self,
-        images: Array | np.ndarray,
-        input_cameras: Cameras,
-        target_cameras: Cameras,
-    ) -> Float[Array, "b t h w 3"]:
-        """Renders the targets at the size of the inputs, float32 in [0, 1].
-
-        Args:
-            images: `[b, v, h, w, 3]` input views, float in [0, 1].
-            input_cameras: cameras of the input views, `[b, v]`.
-            target_cameras: cameras to render, `[b, t]`.
-
-        Raises:
-            ValueError: shapes that do not agree, a size that is not a multiple of the patch,
-                images that are not float in [0, 1], cameras that are not finite. Values are
-                checked where they are known, not while tracing.
-        """
-        self._check(images, input_cameras, target_cameras)
-        return _render(self, jnp.asarray(images), input_cameras, target_cameras)
+        self.head_norm, self.head = self.make_head(scale=False, rngs=rngs)
 
     def encode(
         self, images: Float[Array, "b v h w 3"], cameras: Cameras
     ) -> Float[Array, "l b v n d"]:
-        """Tokens of the input views after each layer; a view's depend on that view alone."""
-        height, width = images.shape[2:4]
-        pixels = jnp.concatenate([images * 2 - 1, plucker(cameras, height, width)], axis=-1)
-        tokens = self.input_tokenizer(patchify(pixels, self.config.patch_size))
+        """Tokens of the input views after each layer; a view's depend on that view alone.
 
-        def layer(views: Array, block: EncoderBlock) -> tuple[Array, Array]:
+        Without co-refinement, those after the last layer alone: `l` is 1.
+        """
+        every_layer = self.config.co_refinement
+
+        def layer(views: Array, block: TransformerBlock) -> tuple[Array, Array | None]:
             views = block(views)
-            return views, views
+            return views, views if every_layer else None
 
-        return scan_layers(layer, tokens, self.encoder, remat=self.config.remat)[1]
+        tokens = self.input_tokens(images, cameras)
+        last, every = scan_layers(layer, tokens, self.encoder, remat=self.config.remat)
+        return every if every_layer else last[None]
 
     def decode(
         self, memory: Float[Array, "l b v s d"], cameras: Cameras, height: int, width: int
     ) -> Float[Array, "b t {height} {width} 3"]:
         """Renders the cameras from what `encode` returned."""
-        patch = self.config.patch_size
-        tokens = self.target_tokenizer(patchify(plucker(cameras, height, width), patch))
 
-        def layer(targets: Array, xs: tuple[DecoderBlock, Array]) -> tuple[Array, None]:
-            block, views = xs
-            return block(targets, block.keys_values(views)), None
+        def layer(targets: Array, xs: tuple) -> tuple[Array, None]:
+            block, encoder, views = xs
+            views = memory[0] if views is None else views
+            return block(targets, block.keys_values(views), encoder), None
 
-        layers = (self.decoder, memory)
+        layers = (
+            self.decoder,
+            self.encoder if self.config.shared_streams else None,
+            memory if self.config.co_refinement else None,
+        )
+        tokens = self.target_tokens(cameras, height, width)
         tokens, _ = scan_layers(layer, tokens, layers, remat=self.config.remat)
-        logits = self.head(layer_norm(tokens)).astype(jnp.float32)
-        return unpatchify(jax.nn.sigmoid(logits), patch, height, width)
-
-    def _check(self, images: Array | np.ndarray, inputs: Cameras, targets: Cameras) -> None:
-        if images.ndim != 5 or images.shape[-1] != 3:
-            raise ValueError(f"images have shape {images.shape}, expected [b, v, h, w, 3]")
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(
-                f"images are {images.dtype}, expected float in [0, 1]: divide 8-bit images by 255"
-            )
-        patch = self.config.patch_size
-        height, width = images.shape[2:4]
-        if height % patch or width % patch:
-            raise ValueError(
-                f"images are {height}×{width} pixels, expected multiples of the patch size {patch}"
-            )
-        inputs.check("input_cameras")
-        targets.check("target_cameras")
-        if inputs.shape != images.shape[:2]:
-            raise ValueError(
-                f"images of [b, v] = {images.shape[:2]} with input_cameras of {inputs.shape}"
-            )
-        if targets.shape[0] != images.shape[0]:
-            raise ValueError(
-                f"images of {images.shape[0]} scenes with target_cameras of {targets.shape[0]}"
-            )
-        if not isinstance(images, jax.core.Tracer):
-            low, high = float(images.min()), float(images.max())
-            if not (low >= 0 and high <= 1):  # also false for NaN
-                raise ValueError(f"images reach from {low} to {high}, expected [0, 1]")
-
-
-@jax.jit
-def _render(model: EfficientLVSM, images: Array, inputs: Cameras, targets: Cameras) -> Array:
-    memory = model.encode(images, inputs)
-    return model.decode(memory, targets, *images.shape[2:4])
-
-
-def _attention(config: EfficientLVSMConfig, init: Initializer, rngs: nnx.Rngs) -> Attention:
-    return Attention(
-        config.width,
-        config.head_dim,
-        init=init,
-        dtype=config.dtype,
-        implementation=config.attention,
-        rngs=rngs,
-    )
-
-
-def _attend_within(block: Attention, tokens: Array) -> Array:
-    """Residual self-attention over the tokens of each view alone."""
-    normed = layer_norm(tokens)
-    return tokens + block(normed, block.keys_values(normed))
+        return self.pixels(tokens, height, width)

@@ -1,11 +1,11 @@
-"""The parts that all streams share: attention, MLP, patches, stacked layers.
+"""The parts that all models share: attention, MLP, blocks, patches, stacked layers.
 
 Modules are Flax NNX modules used as plain pytrees: `jax.jit`, `jax.grad` and `jax.lax.scan` take
 them directly. Nothing has a bias.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import einops
 import jax
@@ -22,12 +22,25 @@ Module = TypeVar("Module", bound=nnx.Module)
 REMAT_POLICIES = ("none", "dots", "full")
 
 
-def layer_norm(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-    """LayerNorm without learned parameters, eps 1e-5, statistics in float32."""
-    y = x.astype(jnp.float32)
-    y = y - y.mean(axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + 1e-5)
-    return y.astype(x.dtype)
+class LayerNorm(nnx.Module):
+    """LayerNorm without bias, eps 1e-5, statistics in float32.
+
+    Args:
+        size: of the last dimension.
+        scale: whether there is a learned scale.
+    """
+
+    def __init__(self, size: int, *, scale: bool):
+        self.scale = nnx.Param(jnp.ones(size)) if scale else None
+
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """Normalises the last dimension."""
+        y = x.astype(jnp.float32)
+        y = y - y.mean(axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + 1e-5)
+        if self.scale is not None:
+            y = y * self.scale[...]
+        return y.astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -92,6 +105,18 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(head_dim)
         self.k_norm = RMSNorm(head_dim)
 
+    @classmethod
+    def of(cls, config: Any, *, init: Initializer, rngs: nnx.Rngs) -> "Attention":
+        """Attention of the sizes in a `lvsm_jax.model.ModelConfig`."""
+        return cls(
+            config.width,
+            config.head_dim,
+            init=init,
+            dtype=config.dtype,
+            implementation=config.attention,
+            rngs=rngs,
+        )
+
     def keys_values(
         self, tokens: Float[Array, "*batch s d"]
     ) -> tuple[Float[Array, "*batch s m c"], Float[Array, "*batch s m c"]]:
@@ -123,6 +148,91 @@ class MLP(nnx.Module):
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """Applies the two maps."""
         return self.down(jax.nn.gelu(self.up(x), approximate=False))
+
+
+class TransformerBlock(nnx.Module):
+    """Pre-norm self-attention, then an MLP.
+
+    Args:
+        config: a `lvsm_jax.model.ModelConfig`.
+        init: of all kernels.
+        norm_scale: whether the two norms have a learned scale.
+        rngs: source of the initial weights.
+    """
+
+    def __init__(self, config: Any, *, init: Initializer, norm_scale: bool, rngs: nnx.Rngs):
+        self.norm1 = LayerNorm(config.width, scale=norm_scale)
+        self.self_attention = Attention.of(config, init=init, rngs=rngs)
+        self.norm2 = LayerNorm(config.width, scale=norm_scale)
+        self.mlp = MLP(config.width, config.mlp_ratio, init=init, dtype=config.dtype, rngs=rngs)
+
+    def __call__(
+        self, tokens: Float[Array, "*batch n d"], sequence: Float[Array, "*batch s d"] | None = None
+    ) -> Float[Array, "*batch n d"]:
+        """One layer.
+
+        Args:
+            tokens: those that go on.
+            sequence: all tokens that they attend to, themselves included; `tokens` by default.
+        """
+        tokens = self.attend(tokens, sequence)
+        return tokens + self.mlp(self.norm2(tokens))
+
+    def attend(
+        self, tokens: Float[Array, "*batch n d"], sequence: Float[Array, "*batch s d"] | None = None
+    ) -> Float[Array, "*batch n d"]:
+        """The first half of the layer: residual self-attention."""
+        normed = self.norm1(tokens)
+        read = normed if sequence is None else self.norm1(sequence)
+        return tokens + self.self_attention(normed, self.self_attention.keys_values(read))
+
+
+class Transformer(nnx.Module):
+    """Self-attention blocks over a sequence of which only some tokens are wanted at the end.
+
+    The last block has weights of its own, outside the stack, because it computes the wanted tokens
+    alone: nobody reads the others after it.
+
+    Args:
+        config: a `lvsm_jax.model.ModelConfig`.
+        num_layers: blocks, the last included.
+        rngs: source of the initial weights.
+    """
+
+    def __init__(self, config: Any, num_layers: int, *, rngs: nnx.Rngs):
+        self.remat = config.remat
+
+        def block(index: Array | int, rngs: nnx.Rngs) -> TransformerBlock:
+            init = residual_init(index)
+            return TransformerBlock(config, init=init, norm_scale=True, rngs=rngs)
+
+        self.blocks = stack_layers(block, num_layers - 1, rngs) if num_layers > 1 else None
+        self.last = block(num_layers - 1, rngs)
+
+    def __call__(
+        self, wanted: Float[Array, "*batch n d"], others: Float[Array, "*batch s d"]
+    ) -> Float[Array, "*batch n d"]:
+        """The wanted tokens after the last block; all tokens attend to all."""
+        tokens = jnp.concatenate([wanted, others], axis=-2)
+        if self.blocks is not None:
+            tokens, _ = scan_layers(
+                lambda tokens, block: (block(tokens), None), tokens, self.blocks, remat=self.remat
+            )
+        last = recomputed(lambda block, *tokens: block(*tokens), self.remat)
+        return last(self.last, tokens[..., : wanted.shape[-2], :], tokens)
+
+
+def residual_init(index: Array | int) -> Initializer:
+    """The reference's initialisation of layer `index`, counted from 0: narrower with depth."""
+    return nnx.initializers.normal(0.02 / jnp.sqrt(2 * (index + 1)))
+
+
+def broadcast_scenes(x: Float[Array, "n d"], like: Float[Array, "b ..."]) -> Float[Array, "b n d"]:
+    """The same tokens for every scene of `like`, on the devices where that scene is."""
+    shape, sharding = (like.shape[0], *x.shape), jax.typeof(like).sharding
+    if sharding.mesh.empty:
+        return jnp.broadcast_to(x, shape)
+    return jnp.broadcast_to(x, shape, out_sharding=P(sharding.spec[0], None, None))
 
 
 # One dimension is split or merged at a time: JAX infers the sharding of such reshapes only.
@@ -163,9 +273,14 @@ def scan_layers(body: Callable, carry: Array, layers: object, *, remat: str) -> 
         remat: what the backward pass finds saved: `none` recomputes nothing, `dots` all but the
             results of linear layers, `full` everything but each layer's input.
     """
-    if remat == "full":
-        body = jax.checkpoint(body, prevent_cse=False)
-    elif remat == "dots":
+    return jax.lax.scan(recomputed(body, remat, prevent_cse=False), carry, layers)
+
+
+def recomputed(function: Callable, remat: str, *, prevent_cse: bool = True) -> Callable:
+    """The function, whose backward pass finds saved what `remat` says, see `scan_layers`."""
+    if remat == "none":
+        return function
+    policy = None
+    if remat == "dots":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        body = jax.checkpoint(body, prevent_cse=False, policy=policy)
-    return jax.lax.scan(body, carry, layers)
+    return jax.checkpoint(function, prevent_cse=prevent_cse, policy=policy)

@@ -12,6 +12,9 @@ from lvsm_jax.tree import map_named
 
 SCHEDULES = ("constant", "cosine")
 
+# Ends of the names of weights that are matrices, and not norms' scales; only they decay.
+_MATRICES = ("kernel", "latents")
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -85,7 +88,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             b2=config.beta2,
             eps=config.eps,
             weight_decay=config.weight_decay,
-            mask=lambda params: map_named(lambda name, _: name.endswith("kernel"), params),
+            mask=lambda params: map_named(lambda name, _: name.endswith(_MATRICES), params),
         ),
     )
 

@@ -24,6 +24,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
+from lvsm_jax.config import flat
 from lvsm_jax.files import atomic_write, write_text
 from lvsm_jax.tree import named_leaves
 
@@ -115,12 +116,7 @@ class RunLog:
 
     def start(self, config: Mapping[str, Any], model: Any) -> None:
         """Records the resolved config, and the table of all weights."""
-        flat = {
-            f"{name}.{field}": value
-            for name, fields in config.items()
-            for field, value in fields.items()
-        }
-        self._writer.write_hparams(flat)
+        self._writer.write_hparams(flat(config))
         if self._is_main:
             leaves = {name.replace(".", "/"): leaf for name, leaf in named_leaves(model).items()}
             table = parameter_overview.get_parameter_overview(leaves, include_stats=False)

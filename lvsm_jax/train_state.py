@@ -14,11 +14,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from lvsm_jax.architectures import architecture_of, new_model, read_config
 from lvsm_jax.config import RunConfig, section
-from lvsm_jax.efficient_lvsm import SIZES, EfficientLVSM, EfficientLVSMConfig
 from lvsm_jax.losses import LossConfig, total_loss
 from lvsm_jax.mesh import state_shardings
 from lvsm_jax.metrics import psnr
+from lvsm_jax.model import ModelConfig, ViewSynthesisModel
 from lvsm_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer, step_is_sound
 
 Metrics = dict[str, Float[Array, ""]]
@@ -37,7 +38,7 @@ class TrainingConfig:
         grad_accumulation: parts of a batch whose gradients are taken one after the other.
     """
 
-    model: EfficientLVSMConfig
+    model: ModelConfig
     optimizer: OptimizerConfig
     loss: LossConfig
     num_steps: int
@@ -48,7 +49,7 @@ class TrainingConfig:
         """Reads an experiment's config, or raises ValueError naming a field."""
         run = section(config, "run", RunConfig)
         return cls(
-            model=section(config, "model", EfficientLVSMConfig),
+            model=read_config(config),
             optimizer=section(config, "optimizer", OptimizerConfig),
             loss=section(config, "loss", LossConfig),
             num_steps=run.num_steps,
@@ -70,7 +71,7 @@ class TrainState:
         step: int32, steps done, skipped ones included.
         skipped: int32, how many of them were skipped, for a gradient not finite or too long.
         skipped_in_a_row: int32, how many were skipped since the last that was taken.
-        model: an EfficientLVSM.
+        model: the weights that are trained.
         opt_state: state of the optimizer.
         ema: averaged weights, or None.
     """
@@ -84,15 +85,17 @@ class TrainState:
     ema: Any
 
     @property
-    def best_weights(self) -> EfficientLVSM:
+    def best_weights(self) -> ViewSynthesisModel:
         """The weights to evaluate and export: the averaged ones where they are kept."""
         return self.model if self.ema is None else self.ema
 
 
-def new_state(config: TrainingConfig, seed: int, model: EfficientLVSM | None = None) -> TrainState:
+def new_state(
+    config: TrainingConfig, seed: int, model: ViewSynthesisModel | None = None
+) -> TrainState:
     """The state before the first step, from fresh weights or those of `model`."""
     if model is None:
-        model = EfficientLVSM(config.model, rngs=nnx.Rngs(seed))
+        model = new_model(config.model, nnx.Rngs(seed))
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
@@ -115,7 +118,7 @@ def abstract_state(config: TrainingConfig, mesh: Mesh) -> TrainState:
 
 
 def init_state(
-    config: TrainingConfig, mesh: Mesh, seed: int, model: EfficientLVSM | None = None
+    config: TrainingConfig, mesh: Mesh, seed: int, model: ViewSynthesisModel | None = None
 ) -> TrainState:
     """A new state whose shards are each made on the device where they live.
 
@@ -126,17 +129,28 @@ def init_state(
         model: weights to start from instead.
 
     Raises:
-        ValueError: a model of other sizes than `config.model`.
+        ValueError: a model of another architecture or other sizes than `config.model`.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     if model is None:
         return jax.jit(lambda: new_state(config, seed), out_shardings=shardings)()
-    for field in SIZES:
-        given, wanted = getattr(model.config, field), getattr(config.model, field)
-        if given != wanted:
-            raise ValueError(f"the weights have {field} {given}, but model.{field} is {wanted}")
+    check_weights_fit(model.config, config.model)
     model = jax.device_put(model, shardings.model)
     return jax.jit(lambda model: new_state(config, seed, model), out_shardings=shardings)(model)
+
+
+def check_weights_fit(given: ModelConfig, wanted: ModelConfig) -> None:
+    """Raises ValueError unless weights made for `given` are those of a `wanted` model."""
+    if type(given) is not type(wanted):
+        raise ValueError(
+            f"the weights are of {architecture_of(given)}, but architecture is "
+            f"{architecture_of(wanted)}"
+        )
+    for field, value in wanted.weights.items():
+        if given.weights[field] != value:
+            raise ValueError(
+                f"the weights have {field} {given.weights[field]}, but model.{field} is {value}"
+            )
 
 
 def compiled_step(config: TrainingConfig, mesh: Mesh) -> TrainStep:
@@ -196,10 +210,10 @@ def to_unit(images: Array | np.ndarray) -> Float[Array, "*shape"]:
     return images.astype(jnp.float32) / 255
 
 
-def _gradients(config: TrainingConfig, model: EfficientLVSM, batch: Any) -> tuple:
+def _gradients(config: TrainingConfig, model: ViewSynthesisModel, batch: Any) -> tuple:
     """Loss, its terms, PSNR and gradient, averaged over the parts of the batch."""
 
-    def loss(model: EfficientLVSM, part: Any) -> tuple:
+    def loss(model: ViewSynthesisModel, part: Any) -> tuple:
         target = to_unit(part.targets.images)
         render = model(to_unit(part.inputs.images), part.inputs.cameras, part.targets.cameras)
         total, terms = total_loss(config.loss, render, target)

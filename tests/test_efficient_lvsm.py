@@ -11,7 +11,7 @@ from flax import nnx
 
 import lvsm_jax
 from lvsm_jax.cameras import plucker
-from lvsm_jax.layers import layer_norm
+from lvsm_jax.layers import LayerNorm
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +40,6 @@ def inputs(golden):
         lvsm_jax.Cameras(c2w[:, :v], fxfycxcy[:, :v]),
         lvsm_jax.Cameras(c2w[:, v:], fxfycxcy[:, v:]),
     )
-
-
-def test_sizes_are_inferred(model):
-    assert model.config == lvsm_jax.EfficientLVSMConfig(num_layers=3, width=64, head_dim=32)
 
 
 def test_published_size():
@@ -84,9 +80,8 @@ def test_encoder_layer_by_layer(golden, model, inputs):
 def test_keys_and_values_of_the_first_layer(golden, model, inputs):
     first = jax.tree.map(lambda x: x[0], model.decoder)
     views = model.encode(jnp.asarray(inputs[0]), inputs[1])[0]
-    for ours, name in zip(
-        first.keys_values(views), ("cache_k_layer1", "cache_v_layer1"), strict=True
-    ):
+    (pair,) = first.keys_values(views)
+    for ours, name in zip(pair, ("cache_k_layer1", "cache_v_layer1"), strict=True):
         b, v, n = ours.shape[:3]
         np.testing.assert_allclose(ours.reshape(b, v * n, *ours.shape[3:]), golden[name], atol=1e-4)
 
@@ -139,21 +134,8 @@ def test_layer_norm_statistics_are_float32():
     x = (jnp.linspace(0, 1, 64) + 100).astype(jnp.bfloat16)
     exact = np.asarray(x, np.float64)
     exact = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-5)
-    np.testing.assert_allclose(layer_norm(x).astype(np.float32), exact, atol=1e-2)
-
-
-def test_state_dict_round_trip(model, state_dict):
-    ours = lvsm_jax.convert.to_state_dict(model)
-    assert ours.keys() == state_dict.keys()
-    for name, array in ours.items():
-        np.testing.assert_array_equal(array, state_dict[name])
-
-
-def test_prefixes_and_helper_networks(golden, state_dict, inputs):
-    arrays = {f"_orig_mod.module.{name}": array for name, array in state_dict.items()}
-    arrays["loss_computer.vgg.0.weight"] = np.zeros(3)
-    model = lvsm_jax.convert.from_state_dict(arrays)
-    np.testing.assert_allclose(model(*inputs), golden["render"], atol=1e-4)
+    ours = LayerNorm(64, scale=False)(x)
+    np.testing.assert_allclose(ours.astype(np.float32), exact, atol=1e-2)
 
 
 def test_a_checkpoint_file(golden, state_dict, inputs, tmp_path):
@@ -162,22 +144,6 @@ def test_a_checkpoint_file(golden, state_dict, inputs, tmp_path):
     checkpoint = lvsm_jax.torch_file.load(tmp_path / "checkpoint.pt")
     model = lvsm_jax.convert.from_state_dict(checkpoint["model"])
     np.testing.assert_allclose(model(*inputs), golden["render"], atol=1e-4)
-
-
-def test_weights_that_do_not_fit_are_all_named(state_dict):
-    arrays = dict(state_dict, surplus=np.zeros(2))
-    del arrays["self_cross_blocks.1.mlp.mlp.2.weight"]
-    arrays["image_token_decoder.1.weight"] = np.zeros((3, 64), np.float32)
-    with pytest.raises(ValueError) as error:
-        lvsm_jax.convert.from_state_dict(arrays)
-    for part in (
-        "missing self_cross_blocks.1.mlp.mlp.2.weight (64, 256)",
-        "surplus surplus (2,)",
-        "image_token_decoder.1.weight has shape (3, 64), expected (192, 64)",
-    ):
-        assert part in str(error.value)
-    with pytest.raises(ValueError, match="no architecture"):
-        lvsm_jax.convert.from_state_dict({"a": np.zeros(1)})
 
 
 def _cameras(cameras, **changes):

@@ -21,6 +21,7 @@ from flax import nnx
 import lvsm_jax
 from input_pipeline.batch import Batch, Views
 from lvsm_jax import evaluation, report
+from lvsm_jax.architectures import new_model
 from lvsm_jax.cameras import Cameras
 from lvsm_jax.evaluation import COPY_NEAREST, EXACT_PSNR, MEAN_COLOR, METRICS, MODEL, evaluate
 from lvsm_jax.lpips import MissingWeightsError, load_lpips
@@ -330,6 +331,22 @@ def test_program_writes_summary_table_and_page(rooms, export, tmp_path):
     context = [row["is_context"] == "True" for row in rows]
     assert sum(context) == summary["num_context_targets"]
     assert Page((output / "index.html").read_text()).tags.count("section") == 3
+
+
+@pytest.mark.parametrize(
+    "model_config",
+    [
+        lvsm_jax.LVSMDecoderOnlyConfig(num_layers=1, width=16, head_dim=8),
+        lvsm_jax.LVSMEncoderDecoderConfig(num_layers=1, width=16, head_dim=8, num_latents=4),
+    ],
+    ids=["decoder_only", "encoder_decoder"],
+)
+def test_program_takes_the_baselines(program, config, tmp_path, model_config):
+    lvsm_jax.save(new_model(model_config, nnx.Rngs(0)), tmp_path / "export")
+    summary = program.run(config, tmp_path / "export", tmp_path / "output")
+    assert summary["architecture"].startswith("LVSM")
+    assert summary["num_images"] == 12
+    assert 3 < summary["psnr"] < 30
 
 
 def test_program_needs_a_free_place(program, config, export, tmp_path):

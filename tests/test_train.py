@@ -20,7 +20,7 @@ from lvsm_jax.tree import named_leaves
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
-def command(rooms, workdir, **changes):
+def command(rooms, workdir, config="configs/quickstart.py", **changes):
     settings = {
         "run.num_steps": 120,
         "run.batch_size": 4,
@@ -41,7 +41,7 @@ def command(rooms, workdir, **changes):
     return [
         sys.executable,
         "train.py",
-        "--config=configs/quickstart.py",
+        f"--config={config}",
         f"--workdir={os.path.relpath(workdir, REPOSITORY)}",
         *(f"--config.{name}={value}" for name, value in settings.items()),
     ]
@@ -125,6 +125,27 @@ def test_killed_and_stopped_and_resumed_is_bit_identical(undisturbed, rooms, tmp
     assert tables[0] == tables[1]
 
 
+@pytest.mark.parametrize(
+    ("architecture", "sizes"),
+    [("LVSMDecoderOnly", {}), ("LVSMEncoderDecoder", {"model.num_latents": 8})],
+)
+def test_the_baselines_train(rooms, tmp_path, architecture, sizes):
+    config = f"configs/quickstart.py:{architecture}"
+    changes = {"run.num_steps": 40, "run.image_every": 20}
+    finish(start(rooms, tmp_path, config, **changes, **sizes))
+    model = lvsm_jax.load(tmp_path / "export")
+    assert type(model).__name__ == architecture
+    assert (
+        lvsm_jax.checkpoint.describe(tmp_path / "export")["config"]["architecture"] == architecture
+    )
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    process = start(rooms, tmp_path, **changes)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert f"begun with architecture {architecture} and cannot go on with Eff" in output
+
+
 def test_other_sizes_cannot_resume(undisturbed, rooms):
     workdir, _ = undisturbed
     before = (workdir / "config.json").read_text()
@@ -137,7 +158,7 @@ def test_other_sizes_cannot_resume(undisturbed, rooms):
 
 def test_starting_from_other_weights_at_another_size(undisturbed, rooms, tmp_path):
     changes = {
-        "run.init_from": undisturbed[0] / "export",
+        "init_from": undisturbed[0] / "export",
         "run.num_steps": 1,
         "run.eval_every": 0,
         "data.image_height": 16,
@@ -148,10 +169,19 @@ def test_starting_from_other_weights_at_another_size(undisturbed, rooms, tmp_pat
     )
     for name, array in ours.items():  # the first step has a learning rate of zero
         np.testing.assert_allclose(array, given[name], rtol=1e-6, err_msg=name)
-    process = start(rooms, tmp_path / "wide", **changes, **{"model.width": 64})
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode != 0
-    assert "the weights have width 32, but model.width is 64" in output
+    for wrong, message in (
+        ({"model.width": 64}, "error: the weights have width 32, but model.width is 64"),
+        ({"init_from": "/nowhere"}, "error: /nowhere is no export"),
+        (
+            {"config": "configs/quickstart.py:LVSMDecoderOnly"},
+            "error: the weights are of EfficientLVSM, but architecture is LVSMDecoderOnly",
+        ),
+    ):
+        process = start(rooms, tmp_path / "wrong", **changes | wrong)
+        output, _ = process.communicate(timeout=100)
+        assert process.returncode != 0
+        assert message in output
+        assert not (tmp_path / "wrong").exists()
 
 
 def test_a_finished_run_is_left_as_it_is(undisturbed, rooms):
@@ -165,6 +195,7 @@ def test_a_finished_run_is_left_as_it_is(undisturbed, rooms):
     ("changes", "message"),
     [
         ({"model.widht": 3}, "widht"),
+        ({"architecture": "NeRF"}, "architecture is 'NeRF', expected one of ('EfficientLVSM', "),
         ({"run.num_steps": "many"}, "num_steps"),
         ({"data.path": "/nowhere"}, "/nowhere"),
         ({"optimizer.schedule": "linear"}, "optimizer.schedule is 'linear'"),
@@ -186,6 +217,8 @@ def test_save_refuses_to_overwrite_and_load_names_what_is_missing(undisturbed, t
     again = lvsm_jax.load(tmp_path / "export", dtype="bfloat16")
     assert again.config.dtype == "bfloat16"
     np.testing.assert_array_equal(again.head.kernel[...], model.head.kernel[...])
+    with pytest.raises(ValueError, match=r"'width'.* are fixed by the weights"):
+        lvsm_jax.load(tmp_path / "export", width=64)
     with pytest.raises(FileExistsError, match="export exists"):
         lvsm_jax.save(model, tmp_path / "export")
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):

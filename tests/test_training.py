@@ -9,6 +9,7 @@ import pytest
 
 import lvsm_jax
 from input_pipeline.batch import Batch, Views
+from lvsm_jax.architectures import abstract_model
 from lvsm_jax.losses import LossConfig
 from lvsm_jax.mesh import make_mesh, shard_batch
 from lvsm_jax.optimizer import OptimizerConfig, learning_rate
@@ -20,13 +21,19 @@ from lvsm_jax.train_state import (
     train_step,
 )
 
-TINY = lvsm_jax.EfficientLVSMConfig(num_layers=2, width=32, head_dim=16)
+SIZES = {"num_layers": 2, "width": 32, "head_dim": 16}
+TINY = lvsm_jax.EfficientLVSMConfig(**SIZES)
+BASELINES = [
+    lvsm_jax.LVSMDecoderOnlyConfig(**SIZES),
+    lvsm_jax.LVSMEncoderDecoderConfig(**SIZES, num_latents=8),
+]
 FAST = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, skip_after=0, schedule="constant")
 
 
 def tiny_config(**changes):
     optimizer = dataclasses.replace(FAST, **changes.pop("optimizer", {}))
-    return TrainingConfig(TINY, optimizer, LossConfig(), num_steps=10, **changes)
+    model = changes.pop("model", TINY)
+    return TrainingConfig(model, optimizer, LossConfig(), num_steps=10, **changes)
 
 
 def random_batch(scenes=8, seed=0):
@@ -194,6 +201,33 @@ def test_eight_devices_do_as_one(step, sizes, parts):
     assert_close(metrics, expected_metrics, rtol=1e-4)
     kernel = state.opt_state[1][0].mu.decoder.mlp.up.kernel[...]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 32 // sizes[1], 128)
+
+
+@pytest.mark.parametrize("model", BASELINES, ids=["decoder_only", "encoder_decoder"])
+def test_baselines_on_eight_devices_do_as_on_one(step, model):
+    batches = [random_batch(8, seed) for seed in range(2)]
+    config = tiny_config(model=model)
+    expected, expected_metrics = run(step, config, batches)
+    mesh = make_mesh(4, 2)
+    with jax.set_mesh(mesh):
+        state = init_state(config, mesh, seed=0)
+        state, metrics = run(step, config, [shard_batch(mesh, b) for b in batches], state)
+    assert_close(state.model, expected.model, atol=1e-5)
+    assert_close(metrics, expected_metrics, rtol=1e-4)
+
+
+def test_weights_of_another_model_are_refused():
+    mesh = make_mesh()
+    for given, message in (
+        (BASELINES[0], "the weights are of LVSMDecoderOnly, but architecture is EfficientLVSM"),
+        (dataclasses.replace(TINY, width=64), "have width 64, but model.width is 32"),
+        (
+            dataclasses.replace(TINY, co_refinement=False),
+            "have co_refinement False, but model.co_refinement is True",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            init_state(tiny_config(), mesh, 0, abstract_model(given))
 
 
 def test_mesh_errors():

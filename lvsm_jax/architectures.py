@@ -1,0 +1,60 @@
+"""The models by the names that configs and exports use."""
+
+from typing import Any
+
+import jax
+import ml_collections
+from flax import nnx
+
+from lvsm_jax.config import section
+from lvsm_jax.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+from lvsm_jax.lvsm import (
+    LVSMDecoderOnly,
+    LVSMDecoderOnlyConfig,
+    LVSMEncoderDecoder,
+    LVSMEncoderDecoderConfig,
+)
+from lvsm_jax.model import ModelConfig, ViewSynthesisModel
+
+_MODELS: dict[type[ModelConfig], type[ViewSynthesisModel]] = {
+    EfficientLVSMConfig: EfficientLVSM,
+    LVSMDecoderOnlyConfig: LVSMDecoderOnly,
+    LVSMEncoderDecoderConfig: LVSMEncoderDecoder,
+}
+
+CONFIGS = {model.__name__: config for config, model in _MODELS.items()}
+
+
+def config_class(architecture: Any) -> type[ModelConfig]:
+    """The configuration of an architecture.
+
+    Raises:
+        ValueError: an architecture that there is not.
+    """
+    if architecture not in CONFIGS:
+        raise ValueError(f"architecture is {architecture!r}, expected one of {tuple(CONFIGS)}")
+    return CONFIGS[architecture]
+
+
+def read_config(config: ml_collections.ConfigDict) -> ModelConfig:
+    """The model of an experiment's config: its `architecture` and its section `model`.
+
+    Raises:
+        ValueError: naming the field that is wrong.
+    """
+    return section(config, "model", config_class(config.get("architecture")))
+
+
+def architecture_of(config: ModelConfig) -> str:
+    """The name of a configuration's architecture."""
+    return _MODELS[type(config)].__name__
+
+
+def new_model(config: ModelConfig, rngs: nnx.Rngs) -> ViewSynthesisModel:
+    """A model with random weights."""
+    return _MODELS[type(config)](config, rngs=rngs)
+
+
+def abstract_model(config: ModelConfig) -> ViewSynthesisModel:
+    """A model with shapes and types in place of weights; costs nothing."""
+    return jax.eval_shape(lambda key: new_model(config, nnx.Rngs(key)), jax.random.key(0))
