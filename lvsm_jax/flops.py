@@ -1,52 +1,55 @@
 """How much arithmetic a model does, counted from its sizes.
 
 A multiply-accumulate is two FLOPs. Linear layers and attention only: norms, softmax and GELU are
-below one per cent at the published size.
+below one per cent at the published size. The stages are those of the published mathematics, with
+each input view tokenised once; what this implementation leaves out of it is a stage of its own,
+with negative counts.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 from lvsm_jax.efficient_lvsm import EfficientLVSMConfig
+from lvsm_jax.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
+from lvsm_jax.model import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Macs:
-    """Multiply-accumulates of a forward pass.
+    """Multiply-accumulates.
 
     Attributes:
         linear: of linear layers.
         attention: of `q·kᵀ` and of the weighted sum of values.
     """
 
-    linear: int
-    attention: int
+    linear: int = 0
+    attention: int = 0
+
+    @property
+    def total(self) -> int:
+        """Both kinds together."""
+        return self.linear + self.attention
 
     @property
     def flops(self) -> int:
-        """FLOPs of the forward pass."""
-        return 2 * (self.linear + self.attention)
+        """FLOPs: two for each multiply-accumulate."""
+        return 2 * self.total
+
+    def __add__(self, other: "Macs") -> "Macs":
+        return Macs(self.linear + other.linear, self.attention + other.attention)
+
+    def __sub__(self, other: "Macs") -> "Macs":
+        return self + -1 * other
+
+    def __rmul__(self, times: int) -> "Macs":
+        return Macs(times * self.linear, times * self.attention)
 
 
-def forward_macs(
-    config: EfficientLVSMConfig, *, views: int, targets: int, height: int, width: int
-) -> Macs:
-    """Counts a forward pass of one scene, with `views` inputs and `targets` targets.
-
-    The count is linear in views and targets but for the cross-attention, their product.
-    """
-    tokens = height * width // config.patch_size**2
-    d, pixels = config.width, config.patch_size**2
-    mlp = 2 * config.mlp_ratio * d * d
-    # Of each layer: q, kv and output of self-attention, MLP; keys and values for the targets.
-    encoder = 4 * d * d + mlp + 2 * d * d
-    # Self-attention, queries and output of cross-attention, MLP.
-    decoder = 4 * d * d + 2 * d * d + mlp
-    linear = tokens * (
-        views * (9 * pixels * d + config.num_layers * encoder)
-        + targets * (6 * pixels * d + config.num_layers * decoder + 3 * pixels * d)
-    )
-    pairs = tokens**2 * (views + targets + views * targets)
-    return Macs(linear=linear, attention=2 * d * config.num_layers * pairs)
+def forward_macs(config: ModelConfig, *, views: int, targets: int, height: int, width: int) -> Macs:
+    """Counts a forward pass of one scene: the sum of its `stages`."""
+    counts = stages(config, views=views, targets=targets, height=height, width=width)
+    return sum(counts.values(), Macs())
 
 
 def training_flops(forward: Macs) -> int:
@@ -55,3 +58,119 @@ def training_flops(forward: Macs) -> int:
     What `remat` computes again does not count: it is a cost, not work done.
     """
     return 3 * forward.flops
+
+
+def stages(
+    config: ModelConfig, *, views: int, targets: int, height: int, width: int
+) -> dict[str, Macs]:
+    """Counts a forward pass of one scene by what it is spent on.
+
+    Args:
+        config: of the model.
+        views: input views.
+        targets: target views.
+        height: of all views, in pixels.
+        width: of all views, in pixels.
+
+    Raises:
+        ValueError: a size that is not a multiple of the patch.
+    """
+    patch = config.patch_size
+    if height % patch or width % patch:
+        raise ValueError(f"{height}×{width} pixels are no multiples of the patch size {patch}")
+    tokens = height * width // patch**2
+    pixels = config.width * patch**2
+    return {
+        "input tokens": Macs(views * tokens * 9 * pixels),
+        "target tokens": Macs(targets * tokens * 6 * pixels),
+        **_LAYERS[type(config)](config, views, targets, tokens),
+        "head": Macs(targets * tokens * 3 * pixels),
+    }
+
+
+def _efficient_lvsm(
+    config: EfficientLVSMConfig, views: int, targets: int, tokens: int
+) -> dict[str, Macs]:
+    inputs, rendered, layers = views * tokens, targets * tokens, config.num_layers
+    to_inputs = _queries_and_output(config, rendered) + _scores(config, rendered, inputs)
+    inside = {"decoder: self-attention of each target": layers * _attend(config, rendered, tokens)}
+    reads = 1
+    if config.decoder_attention == "cross":
+        inside, reads = {}, 2
+    return {
+        "encoder: self-attention of each input": layers * _attend(config, inputs, tokens),
+        "encoder: MLP": layers * _mlp(config, inputs),
+        "inputs' keys and values for the decoder": layers
+        * reads
+        * _keys_and_values(config, inputs),
+        **inside,
+        "decoder: cross-attention to the inputs": layers * reads * to_inputs,
+        "decoder: MLP": layers * _mlp(config, rendered),
+    }
+
+
+def _decoder_only(
+    config: LVSMDecoderOnlyConfig, views: int, targets: int, tokens: int
+) -> dict[str, Macs]:
+    inputs = views * tokens
+    blocks, unread = _sequences(config, targets, tokens, inputs)
+    return {
+        "layers over all inputs and one target": blocks,
+        "last layer: rows nobody reads, left out": unread,
+    }
+
+
+def _encoder_decoder(
+    config: LVSMEncoderDecoderConfig, views: int, targets: int, tokens: int
+) -> dict[str, Macs]:
+    latents, inputs = config.num_latents, views * tokens
+    encoder, unread_inputs = _sequences(config, 1, latents, inputs)
+    decoder, unread_latents = _sequences(config, targets, tokens, latents)
+    return {
+        "encoder: layers over latents and inputs": encoder,
+        "encoder's last layer: rows nobody reads, left out": unread_inputs,
+        "decoder: layers over latents and one target": decoder,
+        "decoder's last layer: rows nobody reads, left out": unread_latents,
+    }
+
+
+_LAYERS: dict[type[ModelConfig], Callable[..., dict[str, Macs]]] = {
+    EfficientLVSMConfig: _efficient_lvsm,
+    LVSMDecoderOnlyConfig: _decoder_only,
+    LVSMEncoderDecoderConfig: _encoder_decoder,
+}
+
+
+def _sequences(config: ModelConfig, count: int, wanted: int, others: int) -> tuple[Macs, Macs]:
+    """`count` sequences through all layers, and (negative) what only the others need of the last.
+
+    Of the tokens that are not wanted, `lvsm_jax.layers.Transformer` takes but keys and values.
+    """
+    length = wanted + others
+    layer = _attend(config, length, length) + _mlp(config, length)
+    unread = (
+        _queries_and_output(config, others) + _scores(config, others, length) + _mlp(config, others)
+    )
+    return count * config.num_layers * layer, -count * unread
+
+
+def _attend(config: ModelConfig, tokens: int, seen: int) -> Macs:
+    """Self-attention where each of the tokens sees `seen` of them."""
+    maps = _queries_and_output(config, tokens) + _keys_and_values(config, tokens)
+    return maps + _scores(config, tokens, seen)
+
+
+def _queries_and_output(config: ModelConfig, tokens: int) -> Macs:
+    return Macs(tokens * 2 * config.width**2)
+
+
+def _keys_and_values(config: ModelConfig, tokens: int) -> Macs:
+    return Macs(tokens * 2 * config.width**2)
+
+
+def _scores(config: ModelConfig, queries: int, keys: int) -> Macs:
+    return Macs(attention=2 * config.width * queries * keys)
+
+
+def _mlp(config: ModelConfig, tokens: int) -> Macs:
+    return Macs(tokens * 2 * config.mlp_ratio * config.width**2)
