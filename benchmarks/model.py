@@ -1,37 +1,36 @@
-"""Speed of the model: forward pass, training step, and attention alone.
+"""Speed of one model: forward pass, training step, and attention alone.
 
-    python -m benchmarks.model --output=model.json                     # 12 layers, 256 px
+    python -m benchmarks.model --output=model.json                # Efficient-LVSM as published
+    python -m benchmarks.model --architecture=LVSMDecoderOnly --no-training
     python -m benchmarks.model --layers=3 --width=128 --head-dim=32 --size=64 --batch=16
 
 FLOPs are counted from the sizes (linear layers and attention; the backward pass counts twice the
 forward, what is recomputed counts nothing) and, beside it, by XLA, which counts the body of a loop
 over layers once. The share of peak is against the largest matmul rate measured on this machine in
-the same run and dtype. The weights are random. Medians of --repeats runs.
+the same run and dtype. The weights are random. Medians of --repeats runs. `benchmarks.models`
+compares the models over the number of views.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import math
 import pathlib
-import platform
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from input_pipeline.batch import Batch, Views
-from lvsm_jax import Cameras, EfficientLVSM, EfficientLVSMConfig
+from benchmarks.common import hardware, matmul_peak, measured, random_batch, render
+from input_pipeline.batch import Batch
+from lvsm_jax.architectures import CONFIGS, config_class, new_model
 from lvsm_jax.attention import attention
 from lvsm_jax.files import write_text
-from lvsm_jax.flops import forward_macs, training_flops
+from lvsm_jax.flops import Macs, forward_macs, training_flops
 from lvsm_jax.losses import LossConfig
+from lvsm_jax.model import ModelConfig
 from lvsm_jax.optimizer import OptimizerConfig
 from lvsm_jax.train_state import TrainingConfig, new_state, train_step
 
@@ -40,7 +39,10 @@ def main() -> None:
     """Prints a table and writes JSON."""
     options = _parser().parse_args()
     measurements = [
-        ("matmul", lambda: matmul_peak(options)),
+        (
+            "matmul",
+            lambda: matmul_peak(options.dtype, options.matmul_sizes, max(5, options.repeats)),
+        ),
         *(
             (f"attention {name}", functools.partial(attention_rate, options, name))
             for name in _implementations(options)
@@ -55,7 +57,7 @@ def main() -> None:
         peak = row["flops_per_second"] if name == "matmul" else peak
         rows.append({"name": name, **row, "share_of_peak": row["flops_per_second"] / peak})
     report = {
-        "hardware": f"{jax.devices()[0].device_kind} × {jax.device_count()}, {platform.machine()}",
+        "hardware": hardware(),
         "jax": jax.__version__,
         "options": {k: v for k, v in vars(options).items() if k != "output"},
         "rows": rows,
@@ -63,36 +65,6 @@ def main() -> None:
     print(_table(report))
     if options.output:
         write_text(options.output, json.dumps(report, indent=2) + "\n")
-
-
-def measured(function: Callable[..., Any], args: tuple, flops: int, repeats: int) -> dict[str, Any]:
-    """Time of a compiled call whose result takes the place of nothing: no donation."""
-    compiled = jax.jit(function).lower(*args).compile()
-    jax.block_until_ready(compiled(*args))
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(*args))
-        times.append(time.perf_counter() - start)
-    seconds = statistics.median(times)
-    memory = compiled.memory_analysis()
-    return {
-        "seconds": seconds,
-        "seconds_min_max": [min(times), max(times)],
-        "flops": flops,
-        "flops_by_xla": (compiled.cost_analysis() or {}).get("flops"),
-        "flops_per_second": flops / seconds,
-        "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
-    }
-
-
-def matmul_peak(options: argparse.Namespace) -> dict[str, Any]:
-    """The best rate of square matmuls."""
-    rates = []
-    for size in options.matmul_sizes:
-        a = jax.random.normal(jax.random.key(0), (size, size), options.dtype)
-        rates.append(measured(jnp.matmul, (a, a), 2 * size**3, max(5, options.repeats)))
-    return max(rates, key=lambda rate: rate["flops_per_second"])
 
 
 def attention_rate(options: argparse.Namespace, implementation: str) -> dict[str, Any]:
@@ -112,16 +84,8 @@ def attention_rate(options: argparse.Namespace, implementation: str) -> dict[str
 
 def forward_rate(options: argparse.Namespace) -> dict[str, Any]:
     """Rendering the targets from the images."""
-    model = EfficientLVSM(_config(options), rngs=nnx.Rngs(0))
-    batch = _random_batch(options)
-
-    def render(model: EfficientLVSM, batch: Batch) -> jax.Array:
-        images = batch.inputs.images.astype(jnp.float32) / 255
-        return model(images, batch.inputs.cameras, batch.targets.cameras)
-
-    return measured(
-        render, (model, batch), _forward(options).flops * options.batch, options.repeats
-    )
+    args = new_model(_config(options), nnx.Rngs(0)), _random_batch(options)
+    return measured(render, args, _forward(options).flops * options.batch, options.repeats)
 
 
 def training_rate(options: argparse.Namespace) -> dict[str, Any]:
@@ -138,9 +102,11 @@ def _implementations(options: argparse.Namespace) -> list[str]:
     return ["xla", *(k for k in kernels if k != "cudnn" or options.dtype != "float32")]
 
 
-def _config(options: argparse.Namespace) -> EfficientLVSMConfig:
-    return EfficientLVSMConfig(
-        num_layers=options.layers,
+def _config(options: argparse.Namespace) -> ModelConfig:
+    published = config_class(options.architecture)()
+    return dataclasses.replace(
+        published,
+        num_layers=options.layers or published.num_layers,
         width=options.width,
         head_dim=options.head_dim,
         patch_size=options.patch,
@@ -154,7 +120,7 @@ def _tokens(options: argparse.Namespace) -> int:
     return (options.size // options.patch) ** 2
 
 
-def _forward(options: argparse.Namespace) -> Any:
+def _forward(options: argparse.Namespace) -> Macs:
     return forward_macs(
         _config(options),
         views=options.views,
@@ -165,19 +131,8 @@ def _forward(options: argparse.Namespace) -> Any:
 
 
 def _random_batch(options: argparse.Namespace) -> Batch:
-    rng = np.random.default_rng(0)
-    b, size = options.batch, options.size
-
-    def views(count: int) -> Views:
-        c2w = np.tile(np.eye(4, dtype=np.float32), (b, count, 1, 1))
-        c2w[..., :3, 3] = rng.uniform(-1, 1, (b, count, 3))
-        cameras = Cameras(c2w, np.full((b, count, 4), size / 2, np.float32))
-        images = rng.integers(0, 256, (b, count, size, size, 3), np.uint8)
-        return Views(images, cameras, np.zeros((b, count), np.int32))
-
-    rows = np.arange(b, dtype=np.int32)
-    return jax.device_put(
-        Batch(views(options.views), views(options.targets), rows, rows >= 0, rows)
+    return random_batch(
+        options.batch, views=options.views, targets=options.targets, size=options.size
     )
 
 
@@ -205,8 +160,11 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "--architecture", default="EfficientLVSM", choices=list(CONFIGS), help="(EfficientLVSM)"
+    )
     for name, default, meaning in (
-        ("layers", 12, "layers of each stream"),
+        ("layers", 0, "layers, see the architecture; 0: as published"),
         ("width", 768, "channels of a token"),
         ("head-dim", 64, "channels of a head"),
         ("patch", 8, "side of a patch"),

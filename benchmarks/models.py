@@ -1,0 +1,527 @@
+"""The three models side by side: latency, memory and FLOPs of rendering, over the input views.
+
+    python -m benchmarks.models --dtype=bfloat16 --output=models.json --plot=models.png  # a GPU
+    python -m benchmarks.models --size=128 --output=models.json --plot=models.png  # CPU: 15 minutes
+    python -m benchmarks.models --read=models.json --plot=models.png   # table and plot once more
+
+Weights are random, of the published sizes, unless --layers-fraction takes the same part of each
+model's layers. At another --size than 256 the encoder-decoder has as many latent tokens for each
+token of an input as published. Measured is the compiled forward of one scene, from images and
+cameras to pixels, compilation apart: the median of up to --repeats calls, and of one alone where a
+call takes 20 s or more. The models take turns in each cell. The share of peak is of the largest
+matmul rate in the same run and dtype. Memory is what XLA plans for: temporary arrays and the
+output, beside weights and inputs. A cell predicted to take longer than --max-seconds, from the
+best rate of its model so far, is skipped, and the table says so.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from tqdm import tqdm
+
+from benchmarks.common import (
+    COLORS,
+    NAMES,
+    hardware,
+    label_ends,
+    markdown_table,
+    matmul_peak,
+    measured,
+    random_batch,
+    render,
+)
+from lvsm_jax.architectures import CONFIGS, config_class, new_model
+from lvsm_jax.files import atomic_write, write_text
+from lvsm_jax.flops import Macs, forward_macs
+from lvsm_jax.model import ModelConfig, ViewSynthesisModel
+
+_ENOUGH_SECONDS = 20.0
+_PUBLISHED_SIZE = 256
+_FIRST = "EfficientLVSM"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What is measured once.
+
+    Attributes:
+        architecture: name of the model.
+        views: input views.
+        targets: target views.
+        targets_at_once: as in the LVSM models' configuration; Efficient-LVSM has all at once.
+    """
+
+    architecture: str
+    views: int
+    targets: int
+    targets_at_once: int
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints tables; writes JSON and a plot."""
+    options = _parser().parse_args(arguments)
+    try:
+        report = json.loads(options.read.read_text()) if options.read else measure(options)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    print(tables(report))
+    if options.plot and not _measured(_grid(report)):
+        sys.exit("error: every cell was skipped, so there is nothing to draw")
+    if options.plot:
+        with atomic_write(options.plot) as local:
+            draw(report).savefig(local, format="png", dpi=150)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All cells; the JSON is written anew after each.
+
+    Raises:
+        ValueError: sizes that do not fit together.
+    """
+    configs = {name: sized_config(name, options) for name in options.architectures}
+    cells = plan(options)
+    counts = {
+        cell: _count(configs[cell.architecture], cell.views, cell.targets, options.size)
+        for cell in cells
+    }
+    models = {name: new_model(config, nnx.Rngs(0)) for name, config in configs.items()}
+    peak = matmul_peak(options.dtype, options.matmul_sizes, 5)
+    report = {
+        "hardware": hardware(),
+        "jax": jax.__version__,
+        "options": {k: v for k, v in vars(options).items() if k not in ("output", "plot", "read")},
+        "models": {
+            name: {"config": dataclasses.asdict(model.config), **_weights(model)}
+            for name, model in models.items()
+        },
+        "matmul": peak,
+        "published": published(options),
+        "cells": [],
+    }
+    # So that the time left is foretold by work, for the last cells are the longest.
+    total = sum(macs.flops for macs in counts.values())
+    bar = "{percentage:3.0f} % |{bar}| {elapsed}, {remaining} left{postfix}"
+    with tqdm(total=total, bar_format=bar, file=sys.stderr) as progress:
+        for cell in cells:
+            progress.set_postfix_str(f"{cell.architecture} {cell.views} → {cell.targets}")
+            model = _with_targets_at_once(models[cell.architecture], cell.targets_at_once)
+            rate = _best_rate(report, cell.architecture)
+            row = measure_cell(cell, model, counts[cell], rate, options)
+            if "seconds" in row:
+                row["share_of_peak"] = row["flops_per_second"] / peak["flops_per_second"]
+            report["cells"].append({**dataclasses.asdict(cell), **row})
+            report["exponents"] = exponents(_grid(report))
+            if options.output:
+                write_text(options.output, json.dumps(report, indent=2) + "\n")
+            progress.update(counts[cell].flops)
+    return report
+
+
+def sized_config(architecture: str, options: argparse.Namespace) -> ModelConfig:
+    """The published configuration with the command line's changes.
+
+    Raises:
+        ValueError: sizes that do not fit together.
+    """
+    published = config_class(architecture)()
+    sizes = {
+        "num_layers": max(1, round(published.num_layers * options.layers_fraction)),
+        "width": options.width or published.width,
+        "dtype": options.dtype,
+        "attention": options.attention,
+    }
+    if hasattr(published, "num_latents"):
+        share = (options.size / _PUBLISHED_SIZE) ** 2
+        sizes["num_latents"] = max(1, round(published.num_latents * share))
+    return dataclasses.replace(published, **sizes)
+
+
+def plan(options: argparse.Namespace) -> list[Cell]:
+    """Cells from few views and targets to many, the models next to each other."""
+    grid = [
+        Cell(architecture, views, targets, options.targets_at_once)
+        for views, targets in itertools.product(sorted(options.views), sorted(options.targets))
+        for architecture in options.architectures
+    ]
+    views, targets = options.at_once
+    compared = [
+        Cell(architecture, views, targets, at_once)
+        for architecture in options.architectures
+        for at_once in (1, 0)
+        if targets and hasattr(config_class(architecture)(), "targets_at_once")
+    ]
+    return list(dict.fromkeys([*grid, *compared]))
+
+
+def published(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """FLOPs of the published models, at 256 pixels, for the views and targets asked for."""
+    return [
+        {
+            "architecture": name,
+            "views": views,
+            "targets": targets,
+            "flops": _count(config_class(name)(), views, targets, _PUBLISHED_SIZE).flops,
+        }
+        for targets, views in itertools.product(sorted(options.targets), sorted(options.views))
+        for name in options.architectures
+    ]
+
+
+def measure_cell(
+    cell: Cell, model: ViewSynthesisModel, macs: Macs, rate: float, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Time and memory of a cell, or why it was skipped.
+
+    Args:
+        cell: says how many views.
+        model: to call.
+        macs: of a call.
+        rate: FLOPs a second, to predict the time with.
+        options: of the command line.
+    """
+    row = {"flops": macs.flops, "linear_macs": macs.linear, "attention_macs": macs.attention}
+    predicted = macs.flops / rate
+    if options.max_seconds and predicted > options.max_seconds:
+        return {**row, "skipped": f"would take about {predicted:.0f} s"}
+    batch = random_batch(1, views=cell.views, targets=cell.targets, size=options.size)
+    try:
+        timing = measured(
+            render, (model, batch), macs.flops, options.repeats, enough_seconds=_ENOUGH_SECONDS
+        )
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {**row, "skipped": "out of memory"}
+    return {**row, **timing}
+
+
+def exponents(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The power of the input views with which the cost grows between the two largest measured.
+
+    It is 1 where the cost doubles with the views, 2 where it becomes fourfold.
+
+    Args:
+        rows: cells of one `targets_at_once`.
+    """
+    result = []
+    for architecture, targets in dict.fromkeys((r["architecture"], r["targets"]) for r in rows):
+        cells = sorted(_of(_measured(rows), architecture, targets), key=lambda row: row["views"])
+        if len(cells) < 2:
+            continue
+        few, many = cells[-2:]
+        slopes = {
+            name: math.log(many[name] / few[name]) / math.log(many["views"] / few["views"])
+            for name in ("seconds", "flops")
+        }
+        views = [few["views"], many["views"]]
+        result.append({"architecture": architecture, "targets": targets, "views": views, **slopes})
+    return result
+
+
+def tables(report: dict[str, Any]) -> str:
+    """All that was measured, in words and Markdown tables."""
+    parts = [
+        f"{_title(report)}; jax {report['jax']}; matmul "
+        f"{report['matmul']['flops_per_second'] / 1e12:.3f} TFLOP/s",
+        _overview(report),
+        _details(report),
+        _growth(report),
+        _published(report),
+        _at_once(report),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def draw(report: dict[str, Any]) -> Figure:
+    """Latency and memory over the input views, a line a model, a column a number of targets."""
+    rows = _measured(_grid(report))
+    targets = sorted({row["targets"] for row in rows})
+    views = sorted({row["views"] for row in rows})
+    slopes = {(row["architecture"], row["targets"]): row["seconds"] for row in report["exponents"]}
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure.suptitle(_title(report), fontsize=12)
+    panels = figure.subplots(2, len(targets), sharex=True, sharey="row", squeeze=False)
+    panels[0, 0].set_ylabel("latency, s")
+    panels[1, 0].set_ylabel("memory beside weights, MB")
+    ends = {}
+    for (latency, memory), count in zip(panels.T, targets, strict=True):
+        latency.set_title(f"{count} target{'s' if count > 1 else ''}", fontsize=11)
+        memory.set_xlabel("input views")
+        for axes in (latency, memory):
+            ends[axes] = []
+            _prepare(axes, views)
+        for name in report["models"]:
+            cells = _of(rows, name, count)
+            if not cells:
+                continue
+            label = NAMES[name].removeprefix("LVSM ")
+            slope = slopes.get((name, count))
+            growth = "" if slope is None else f"\n~ views$^{{{slope:.2f}}}$"
+            for axes, text, values in (
+                (latency, label + growth, [row["seconds"] for row in cells]),
+                (memory, label, [_working(row) / 1e6 for row in cells]),
+            ):
+                x = [row["views"] for row in cells]
+                axes.plot(x, values, "o-", color=COLORS[name], linewidth=2)
+                ends[axes].append((x[-1], values[-1], text, COLORS[name]))
+    for axes, labels in ends.items():  # now that the shared scales are known
+        label_ends(axes, labels, 0.13)
+    return figure
+
+
+def _prepare(axes: Axes, views: Sequence[int]) -> None:
+    """Both scales logarithmic, with plain numbers."""
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(views, [str(count) for count in views])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.grid(True, color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _title(report: dict[str, Any]) -> str:
+    options = report["options"]
+    layers = " / ".join(
+        _layers(name, model["config"]["num_layers"]) for name, model in report["models"].items()
+    )
+    size = f"{options['size']}×{options['size']} px"
+    reduced = _reduced(options)
+    note = f" (not the published {', '.join(reduced)})" if reduced else ""
+    return f"{report['hardware']}, {size}, {options['dtype']}, {layers} layers{note}"
+
+
+def _layers(architecture: str, count: int) -> str:
+    """The decoder-only model has one stack of layers, the others two."""
+    return str(count) if architecture == "LVSMDecoderOnly" else f"{count} + {count}"
+
+
+def _reduced(options: dict[str, Any]) -> list[str]:
+    """Which of the sizes differ from the published."""
+    differs = {
+        "size": options["size"] != _PUBLISHED_SIZE,
+        "layers": options["layers_fraction"] != 1,
+        "width": bool(options["width"]),
+    }
+    return [name for name, other in differs.items() if other]
+
+
+def _overview(report: dict[str, Any]) -> str:
+    grid = _grid(report)
+    unit, factor = _time_unit(_measured(grid))
+    return _over_views(grid, "seconds", unit, lambda row: _time(row, factor))
+
+
+def _published(report: dict[str, Any]) -> str:
+    """What the published sizes would cost, where others were measured."""
+    if not _reduced(report["options"]):
+        return ""
+    rows = report["published"]
+    table = _over_views(rows, "flops", "TFLOP", lambda row: f"{row['flops'] / 1e12:.3g}")
+    return f"Counted, of the published models at {_PUBLISHED_SIZE}×{_PUBLISHED_SIZE} px:\n\n{table}"
+
+
+def _over_views(
+    rows: Sequence[dict[str, Any]], key: str, unit: str, text: Callable[[dict[str, Any]], str]
+) -> str:
+    """A column a number of views; in brackets how many times Efficient-LVSM's."""
+    views = sorted({row["views"] for row in rows})
+    lines = []
+    for targets in sorted({row["targets"] for row in rows}):
+        for name in dict.fromkeys(row["architecture"] for row in rows):
+            cells = dict.fromkeys(views, "–")
+            for row in _of(rows, name, targets):
+                ratio = _ratio(rows, row, key)
+                times = f" ({ratio:.1f}×)" if ratio and name != _FIRST else ""
+                cells[row["views"]] = text(row) + times
+            lines.append([str(targets), NAMES[name], *cells.values()])
+    header = ["targets", "model", *(f"{count} inputs, {unit}" for count in views)]
+    return markdown_table(header, lines, left=2)
+
+
+def _details(report: dict[str, Any]) -> str:
+    grid = _grid(report)
+    unit, factor = _time_unit(_measured(grid))
+    header = [
+        "targets", "inputs", "model", unit, "× Efficient", "TFLOP", "in attention",
+        "TFLOP/s", "of peak", "memory, MB", "with weights",
+    ]  # fmt: skip
+    lines = []
+    for row in sorted(grid, key=lambda row: (row["targets"], row["views"])):
+        ratio = _ratio(grid, row, "seconds")
+        share = row["attention_macs"] / (row["attention_macs"] + row["linear_macs"])
+        cells = [
+            str(row["targets"]), str(row["views"]), NAMES[row["architecture"]],
+            "skipped" if "skipped" in row else _time(row, factor), f"{ratio:.2f}" if ratio else "–",
+            f"{row['flops'] / 1e12:.4g}", f"{share:.0%}",
+        ]  # fmt: skip
+        if "skipped" in row:
+            cells += ["–"] * 4
+        else:
+            working = _working(row)
+            cells += [
+                f"{row['flops_per_second'] / 1e12:.3g}", f"{row['share_of_peak']:.0%}",
+                _megabytes(working), _megabytes(working + row["argument_bytes"]),
+            ]  # fmt: skip
+        lines.append(cells)
+    return markdown_table(header, lines, left=3)
+
+
+def _growth(report: dict[str, Any]) -> str:
+    lines = [
+        [
+            str(row["targets"]),
+            NAMES[row["architecture"]],
+            f"{row['views'][0]} → {row['views'][1]}",
+            f"{row['seconds']:.2f}",
+            f"{row['flops']:.2f}",
+        ]
+        for row in sorted(report["exponents"], key=lambda row: row["targets"])
+    ]
+    header = ["targets", "model", "inputs", "time ~ views^", "FLOPs ~ views^"]
+    return markdown_table(header, lines, left=2) if lines else ""
+
+
+def _at_once(report: dict[str, Any]) -> str:
+    """Targets one by one against all at once, where both were measured."""
+    views, targets = report["options"]["at_once"]
+    rows = [row for row in report["cells"] if (row["views"], row["targets"]) == (views, targets)]
+    unit, factor = _time_unit(_measured(rows))
+    lines = [
+        [
+            NAMES[row["architecture"]],
+            str(row["targets_at_once"] or "all"),
+            _time(row, factor),
+            "–" if "skipped" in row else _megabytes(row["temporary_bytes"]),
+        ]
+        for row in sorted(rows, key=lambda row: row["architecture"])
+        if "targets_at_once" in report["models"][row["architecture"]]["config"]
+    ]
+    if not lines:
+        return ""
+    header = [f"{views} inputs, {targets} targets", "at once", unit, "temporary memory, MB"]
+    return markdown_table(header, lines)
+
+
+def _grid(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells of the main table."""
+    options = report["options"]
+    return [
+        row
+        for row in report["cells"]
+        if row["targets_at_once"] == options["targets_at_once"]
+        and row["views"] in options["views"]
+        and row["targets"] in options["targets"]
+    ]
+
+
+def _measured(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if "skipped" not in row]
+
+
+def _of(rows: Iterable[dict[str, Any]], architecture: str, targets: int) -> list[dict[str, Any]]:
+    return [r for r in rows if (r["architecture"], r["targets"]) == (architecture, targets)]
+
+
+def _ratio(rows: Iterable[dict[str, Any]], row: dict[str, Any], key: str) -> float | None:
+    """Its cost over Efficient-LVSM's with as many views."""
+    first = [r for r in _of(rows, _FIRST, row["targets"]) if r["views"] == row["views"]]
+    if not first or "skipped" in first[0] or "skipped" in row:
+        return None
+    return row[key] / first[0][key]
+
+
+def _working(row: dict[str, Any]) -> int:
+    return row["temporary_bytes"] + row["output_bytes"]
+
+
+def _time_unit(rows: Sequence[dict[str, Any]]) -> tuple[str, float]:
+    """Milliseconds where all took less than a second."""
+    slowest = max((row["seconds"] for row in rows), default=0)
+    return ("s", 1) if slowest >= 1 else ("ms", 1e3)
+
+
+def _time(row: dict[str, Any], factor: float) -> str:
+    if "skipped" in row:
+        return f"skipped: {row['skipped']}"
+    value = row["seconds"] * factor
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f}" if size >= 1e7 else f"{size / 1e6:.2g}"
+
+
+def _count(config: ModelConfig, views: int, targets: int, size: int) -> Macs:
+    return forward_macs(config, views=views, targets=targets, height=size, width=size)
+
+
+def _weights(model: ViewSynthesisModel) -> dict[str, int]:
+    leaves = jax.tree.leaves(model)
+    return {
+        "parameters": sum(leaf.size for leaf in leaves),
+        "weight_bytes": sum(leaf.nbytes for leaf in leaves),
+    }
+
+
+def _with_targets_at_once(model: ViewSynthesisModel, at_once: int) -> ViewSynthesisModel:
+    """The same weights, computed otherwise."""
+    if not hasattr(model.config, "targets_at_once"):
+        return model
+    model = jax.tree.map(lambda leaf: leaf, model)
+    model.config = dataclasses.replace(model.config, targets_at_once=at_once)
+    return model
+
+
+def _best_rate(report: dict[str, Any], architecture: str) -> float:
+    """FLOPs a second that the model has reached, or of matmuls where it has not run yet."""
+    rows = [row for row in _measured(report["cells"]) if row["architecture"] == architecture]
+    rates = [row["flops_per_second"] for row in rows]
+    return max(rates, default=report["matmul"]["flops_per_second"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.models",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--architectures", nargs="+", default=list(CONFIGS), choices=list(CONFIGS), metavar="NAME",
+        help=f"of {', '.join(CONFIGS)} (all)")  # fmt: skip
+    add("--views", type=int, nargs="+", default=[2, 4, 8, 16], help="input views (2 4 8 16)")
+    add("--targets", type=int, nargs="+", default=[1, 8], help="target views (1 8)")
+    add("--size", type=int, default=_PUBLISHED_SIZE, help="height and width in pixels (256)")
+    add("--layers-fraction", type=float, default=1.0, help="of the published layers (1)")
+    add("--width", type=int, default=0, help="channels of a token (0: the published 768)")
+    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="(float32)")
+    add("--attention", default="auto", help="implementation (auto)")
+    add("--targets-at-once", type=int, default=1,
+        help="targets that LVSM models compute together, 0 for all (1, their default)")  # fmt: skip
+    add("--at-once", type=int, nargs=2, default=[8, 8], metavar=("VIEWS", "TARGETS"),
+        help="where one target at once is compared with all; 0 0 for nowhere (8 8)")  # fmt: skip
+    add("--repeats", type=int, default=5, help="counted calls at most (5)")
+    add("--max-seconds", type=float, help="of a call that is not skipped (any)")
+    add("--matmul-sizes", type=int, nargs="+", default=[1024, 2048, 4096],
+        help="sides of the matmuls whose best rate is the peak (1024 2048 4096)")  # fmt: skip
+    add("--output", type=pathlib.Path, help="JSON file to write")
+    add("--plot", type=pathlib.Path, help="PNG file to write")
+    add("--read", type=pathlib.Path, help="JSON file to take instead of measuring")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""What the benchmarks of the three models compute, tabulate and draw; no test of speed."""
+
+import argparse
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import models, side_by_side
+from benchmarks.common import markdown_table, measured, random_batch, spread
+from configs import side_by_side as side_by_side_config
+from lvsm_jax.architectures import CONFIGS
+
+
+def test_labels_keep_apart_and_in_order():
+    assert spread([0.5, 0.1, 0.9], 0.1) == [0.5, 0.1, 0.9]
+    moved = spread([0.51, 0.5, 0.9, 0.52], 0.1)
+    np.testing.assert_allclose(moved, [0.51, 0.41, 0.9, 0.61])
+    # Two groups that grow into each other become one.
+    np.testing.assert_allclose(np.diff(spread([0.0, 0.0, 0.12, 0.12], 0.1)), 0.1)
+
+
+def test_markdown_table():
+    table = markdown_table(["a", "number"], [["first", "1"], ["b", "20"]])
+    assert table.splitlines() == [
+        "| a     | number |",
+        "| ----- | -----: |",
+        "| first |      1 |",
+        "| b     |     20 |",
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(1e9, 3), (1e-12, 1)])
+def test_slow_calls_are_made_once(seconds, calls):
+    made = []
+
+    def function(x):
+        jax.debug.callback(lambda: made.append(1))
+        return x + 1
+
+    row = measured(function, (np.zeros(3),), 3, 3, enough_seconds=seconds)
+    jax.effects_barrier()
+    warm_up = 1 if calls > 1 else 0
+    assert (row["calls"], len(made)) == (calls, calls + warm_up)
+    assert row["argument_bytes"] == row["output_bytes"] == 12
+
+
+def test_a_random_batch_fits_the_models():
+    batch = random_batch(2, views=3, targets=4, size=16)
+    assert batch.inputs.images.shape == (2, 3, 16, 16, 3)
+    assert batch.targets.cameras.shape == (2, 4)
+
+
+def options(**changes) -> argparse.Namespace:
+    given = models._parser().parse_args([])
+    return argparse.Namespace(**{**vars(given), **changes})
+
+
+def test_sizes_keep_the_published_proportions():
+    at_128 = {name: models.sized_config(name, options(size=128)) for name in CONFIGS}
+    assert at_128["LVSMEncoderDecoder"].num_latents == 3072 // 4
+    assert [config.num_layers for config in at_128.values()] == [12, 24, 12]
+    quarter = [models.sized_config(name, options(layers_fraction=0.25)) for name in CONFIGS]
+    assert [config.num_layers for config in quarter] == [3, 6, 3]
+
+
+def test_each_cell_is_measured_once():
+    cells = models.plan(options(views=[8, 2], targets=[1, 8], at_once=[8, 8]))
+    assert len(cells) == len(set(cells)) == 2 * 2 * 3 + 2
+    assert [cell.targets_at_once for cell in cells[-2:]] == [0, 0]
+    assert models.plan(options(at_once=[0, 0])) == models.plan(options(at_once=[8, 8]))[:-2]
+
+
+def test_exponents_of_linear_and_quadratic_cost():
+    rows = [
+        {"architecture": name, "targets": 1, "views": v, "seconds": v**power, "flops": v}
+        for name, power in (("EfficientLVSM", 1), ("LVSMDecoderOnly", 2))
+        for v in (2, 4, 8)
+    ]
+    rows.append({**rows[-1], "views": 16, "skipped": "would take about 9 s"})
+    linear, quadratic = models.exponents(rows)
+    assert (linear["seconds"], quadratic["seconds"]) == pytest.approx((1, 2))
+    assert quadratic["flops"] == pytest.approx(1)
+    assert quadratic["views"] == [4, 8]
+
+
+def test_models_are_measured_and_drawn(tmp_path, capsys):
+    output, plot = tmp_path / "models.json", tmp_path / "models.png"
+    compared = ["EfficientLVSM", "LVSMDecoderOnly"]
+    sizes = ["--size=32", "--width=64", "--layers-fraction=0.05", "--matmul-sizes=64"]
+    cells = ["--views=2", "--targets=8", "--at-once", "2", "8", "--architectures", *compared]
+    models.main([*sizes, *cells, "--repeats=1", f"--output={output}", f"--plot={plot}"])
+    printed = capsys.readouterr().out
+    report = json.loads(output.read_text())
+    assert [row["architecture"] for row in report["cells"]] == [*compared, compared[1]]
+    assert all(row["seconds"] > 0 and row["flops"] > 0 for row in report["cells"])
+    alone, all_at_once = report["cells"][1:]
+    assert (alone["targets_at_once"], all_at_once["targets_at_once"]) == (1, 0)
+    assert alone["temporary_bytes"] < all_at_once["temporary_bytes"]
+    assert "not the published size, layers, width" in printed
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+    models.main([f"--read={output}"])
+    assert capsys.readouterr().out == printed
+
+
+def test_cells_that_would_take_too_long_are_named(tmp_path, capsys):
+    arguments = ["--size=16", "--width=64", "--layers-fraction=0.05", "--matmul-sizes=64"]
+    with pytest.raises(SystemExit, match="nothing to draw"):
+        models.main([*arguments, "--max-seconds=1e-12", f"--plot={tmp_path / 'x.png'}"])
+    assert "skipped: would take about 0 s" in capsys.readouterr().out
+
+
+def test_a_missing_report_is_an_error_in_one_line(tmp_path):
+    with pytest.raises(SystemExit, match=r"error: .*missing\.json"):
+        models.main([f"--read={tmp_path / 'missing.json'}"])
+
+
+CURVES = {
+    "EfficientLVSM": [(50, 10.0), (100, 20.0), (400, 26.0)],
+    "LVSMDecoderOnly": [(50, 14.0), (100, 24.0)],
+}
+TIMING = {"step_seconds": {"EfficientLVSM": 0.5, "LVSMDecoderOnly": 2.0}, "source": "invented"}
+
+
+def test_psnr_between_evaluations():
+    curve = CURVES["EfficientLVSM"]
+    assert side_by_side.psnr_at(curve, 75) == 15
+    assert side_by_side.psnr_at(curve, 400) == 26
+    assert side_by_side.psnr_at(curve, 25) is None
+    assert side_by_side.psnr_at(curve, 401) is None
+    assert side_by_side.psnr_at([], 50) is None
+
+
+def test_same_step_and_same_time():
+    report = side_by_side.compare(CURVES, TIMING, 100)
+    assert report["same_step"][-1] == {"step": 100, "EfficientLVSM": 20, "LVSMDecoderOnly": 24}
+    end = report["same_time"][-1]
+    assert end == {"minutes": 200 / 60, "EfficientLVSM": 26, "LVSMDecoderOnly": 24}
+    assert report["same_time"][0]["LVSMDecoderOnly"] is None  # before its first evaluation
+    steps = side_by_side.steps_in_same_time(TIMING["step_seconds"], 100)
+    assert steps == {"EfficientLVSM": 400, "LVSMDecoderOnly": 100}
+
+
+def write_run(directory, architecture, curve, step_seconds):
+    """A run's config and table, with rows between the evaluations as train.py writes them."""
+    run = directory / architecture
+    run.mkdir(parents=True)
+    config = side_by_side_config.get_config(architecture)
+    (run / "config.json").write_text(json.dumps(config.to_dict()))
+    with (run / "metrics.csv").open("w") as file:
+        table = csv.writer(file)
+        table.writerow(["step", "step_seconds", "eval/psnr"])
+        for step, psnr in curve:
+            table.writerow([step - 25, step_seconds, ""])
+            table.writerow([step, step_seconds, psnr])
+
+
+def test_runs_are_read_and_drawn(tmp_path, capsys):
+    for name, curve in CURVES.items():
+        write_run(tmp_path, name, curve, TIMING["step_seconds"][name])
+    side_by_side.main([str(tmp_path), "--no-train", "--measure-steps=0", "--steps=100"])
+    report = json.loads((tmp_path / "side_by_side.json").read_text())
+    assert report["timing"]["step_seconds"] == TIMING["step_seconds"]
+    assert report["same_time"] == side_by_side.compare(CURVES, TIMING, 100)["same_time"]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "| LVSM decoder-only" in capsys.readouterr().out
+
+
+def test_runs_that_are_done_are_not_trained_again(tmp_path, monkeypatch):
+    write_run(tmp_path, "EfficientLVSM", CURVES["EfficientLVSM"], 0.5)
+    commands = []
+
+    class Killed:
+        returncode = -9
+
+        def __init__(self, command):
+            commands.append(command)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def wait(self):
+            pass
+
+    monkeypatch.setattr(side_by_side.subprocess, "Popen", Killed)
+    given = argparse.Namespace(directory=tmp_path, train_flags=["--config.data.path=x"])
+    side_by_side.train("EfficientLVSM", 400, given)
+    assert not commands
+    with pytest.raises(SystemExit, match="training EfficientLVSM failed"):
+        side_by_side.train("EfficientLVSM", 401, given)
+    assert commands[0][-2:] == ["--config.run.num_steps=401", "--config.data.path=x"]
+
+
+def test_no_runs_is_an_error_in_one_line(tmp_path):
+    with pytest.raises(SystemExit, match="error: no runs"):
+        side_by_side.main([str(tmp_path), "--no-train"])
+
+
+def test_training_steps_are_timed():
+    config = side_by_side_config.get_config("LVSMDecoderOnly")
+    config.model.update(width=32, num_layers=1)
+    config.data.image_height = 16
+    config.run.batch_size = 8
+    seconds = side_by_side.measure_steps({"tiny": config}, 1)
+    assert list(seconds) == ["tiny"] and seconds["tiny"] > 0
