@@ -13,6 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lvsm_jax import convert, torch_file
+    from lvsm_jax.cache import (
+        ViewCache,
+        add_views,
+        init_cache,
+        remove_views,
+        render,
+        render_path,
+        replace_view,
+    )
     from lvsm_jax.cameras import Cameras
     from lvsm_jax.checkpoint import load, save
     from lvsm_jax.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
@@ -31,8 +40,15 @@ __all__ = [
     "LVSMDecoderOnlyConfig",
     "LVSMEncoderDecoder",
     "LVSMEncoderDecoderConfig",
+    "ViewCache",
+    "add_views",
     "convert",
+    "init_cache",
     "load",
+    "remove_views",
+    "render",
+    "render_path",
+    "replace_view",
     "save",
     "torch_file",
 ]
@@ -45,6 +61,13 @@ _MODULES = {
     "LVSMDecoderOnlyConfig": "lvsm",
     "LVSMEncoderDecoder": "lvsm",
     "LVSMEncoderDecoderConfig": "lvsm",
+    "ViewCache": "cache",
+    "add_views": "cache",
+    "init_cache": "cache",
+    "remove_views": "cache",
+    "render": "cache",
+    "render_path": "cache",
+    "replace_view": "cache",
     "load": "checkpoint",
     "save": "checkpoint",
 }

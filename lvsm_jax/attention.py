@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 IMPLEMENTATIONS = ("auto", "xla", "blocked", "cudnn", "splash")
 
@@ -44,17 +44,70 @@ def attention(
     Raises:
         ValueError: unknown implementation, or shapes that it cannot take.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"attention implementation {implementation!r}: not in {IMPLEMENTATIONS}")
-    if implementation == "auto":
-        implementation = _best(q, k)
+    implementation = _checked(implementation, q, k)
     kernel = {
         "xla": functools.partial(jax.nn.dot_product_attention, implementation="xla"),
-        "blocked": _blocked,
+        "blocked": lambda q, k, v: _blocked(q, k, v)[0],
         "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
         "splash": _splash,
     }[implementation]
     return _on_each_device(kernel, q, k, v)
+
+
+def attention_with_lse(
+    q: Float[Array, "b t m c"],
+    k: Float[Array, "b s m c"],
+    v: Float[Array, "b s m c"],
+    *,
+    lengths: Int[Array, "b"] | None = None,
+    implementation: str = "auto",
+) -> tuple[Float[Array, "b t m c"], Float[Array, "b t m"]]:
+    """Attention to a part of the keys, with what `merge_attention` needs to add other parts.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        lengths: how many keys, from the first, count in each scene; all by default.
+        implementation: as of `attention`; `blocked` where it is that and there are no lengths,
+            `cudnn` where it is that, else `xla`.
+
+    Returns:
+        The attention, and the logarithm of the sum of `exp(q·kᵀ / √c)` in float32.
+    """
+    implementation = _checked(implementation, q, k)
+    if implementation == "blocked" and lengths is None:
+        return _blocked(q, k, v)
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn" if implementation == "cudnn" else "xla",
+        return_residual=True,
+    )
+
+
+Part = tuple[Float[Array, "b t m c"], Float[Array, "b t m"]]
+
+
+def merge_attention(a: Part, b: Part) -> Part:
+    """Attention to the keys of two parts from what `attention_with_lse` returned for each.
+
+    Exact, and in float32. A part without keys has the logarithm `-inf`.
+    """
+    (out_a, lse_a), (out_b, lse_b) = a, b
+    lse = jnp.logaddexp(lse_a, lse_b)
+    # Of two empty parts, -inf - -inf would be NaN.
+    finite = jnp.where(jnp.isneginf(lse), 0.0, lse)
+    weight_a, weight_b = (jnp.exp(part - finite)[..., None] for part in (lse_a, lse_b))
+    return out_a * weight_a + out_b * weight_b, lse
+
+
+def _checked(implementation: str, q: Array, k: Array) -> str:
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"attention implementation {implementation!r}: not in {IMPLEMENTATIONS}")
+    return _best(q, k) if implementation == "auto" else implementation
 
 
 def _best(q: Array, k: Array) -> str:
@@ -85,8 +138,8 @@ def _on_each_device(kernel: Callable[..., Array], q: Array, k: Array, v: Array) 
     return jax.shard_map(local, in_specs=(batch,) * 3, out_specs=batch, check_vma=False)(q, k, v)
 
 
-def _blocked(q: Array, k: Array, v: Array) -> Array:
-    """Attention over a few (scene, head) pairs at a time.
+def _blocked(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    """Attention over a few (scene, head) pairs at a time, and the logarithms of its sums.
 
     On CPUs the time goes into moving scores through memory: with scores that stay in the cache it
     is three times as fast as `jax.nn.dot_product_attention` (docs/benchmarks.md).
@@ -104,27 +157,32 @@ def _blocked(q: Array, k: Array, v: Array) -> Array:
         dimensions = (((2,), (1,)), ((0,), (0,)))
         return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
-    def block(q: Array, k: Array, v: Array) -> Array:
+    def block(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
         scores = batched(q, k)
-        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+        largest = scores.max(axis=-1, keepdims=True)
+        weights = jnp.exp(scores - largest)
         sums = weights.sum(axis=-1, keepdims=True)
         out = batched(weights.astype(v.dtype), v)
-        return (out / sums).astype(v.dtype)
+        return (out / sums).astype(v.dtype), (largest + jnp.log(sums))[..., 0]
 
-    def some_pairs(qkv: tuple[Array, Array, Array]) -> Array:
+    def some_pairs(qkv: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         q, k, v = qkv
         q = q.reshape(pairs, t // queries, queries, c).swapaxes(0, 1)
-        out = _map(lambda q: block(q, k, v), q)
-        return out.swapaxes(0, 1).reshape(pairs, t, c)
+        out, lse = _map(lambda q: block(q, k, v), q)
+        return out.swapaxes(0, 1).reshape(pairs, t, c), lse.swapaxes(0, 1).reshape(pairs, t)
 
-    out = _map(some_pairs, tuple(x.reshape(-1, pairs, *x.shape[1:]) for x in (q, k, v)))
-    return out.reshape(b, m, t, c).transpose(0, 2, 1, 3)
+    parts = tuple(x.reshape(-1, pairs, *x.shape[1:]) for x in (q, k, v))
+    out, lse = _map(some_pairs, parts)
+    return (
+        out.reshape(b, m, t, c).transpose(0, 2, 1, 3),
+        lse.reshape(b, m, t).transpose(0, 2, 1),
+    )
 
 
-def _map(function: Callable[..., Array], xs: Any) -> Array:
+def _map(function: Callable[..., Any], xs: Any) -> Any:
     """`jax.lax.map`, without a loop where there is one element."""
     if len(jax.tree.leaves(xs)[0]) == 1:
-        return function(jax.tree.map(lambda x: x[0], xs))[None]
+        return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], xs)))
     return jax.lax.map(function, xs)
 
 

@@ -5,11 +5,16 @@ where targets have another size), `d` width, `l` layers, `m` heads, `c` head siz
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import einops
+import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lvsm_jax.attention import attention
 from lvsm_jax.cameras import Cameras
 from lvsm_jax.layers import (
     MLP,
@@ -27,6 +32,8 @@ _TORCH_DEFAULT_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "unifor
 
 DECODER_ATTENTION = ("self_cross", "cross")
 
+# Attention of queries to keys and values that it knows.
+Attend = Callable[[Float[Array, "b t m c"]], Float[Array, "b t m c"]]
 KeysValues = tuple[Float[Array, "b v s m c"], Float[Array, "b v s m c"]]
 
 
@@ -97,14 +104,14 @@ class DecoderBlock(nnx.Module):
     def __call__(
         self,
         targets: Float[Array, "b t n d"],
-        keys_values: tuple[KeysValues, ...],
+        attends: tuple[Attend, ...],
         encoder: TransformerBlock | None,
     ) -> Float[Array, "b t n d"]:
         """One layer; targets never see each other.
 
         Args:
             targets: tokens of the target views.
-            keys_values: what `keys_values` returned for the input views.
+            attends: for each cross-attention, attention of all targets' queries to the inputs.
             encoder: the encoder's block of this layer, where the streams share weights.
         """
         if self.first_cross_attention is None:
@@ -112,21 +119,19 @@ class DecoderBlock(nnx.Module):
             normed = self.norm(targets)
             targets = targets + attention(normed, attention.keys_values(normed))
         else:
-            first, *keys_values = keys_values
-            targets = self._read(self.first_cross_attention, targets, first)
-        targets = self._read(self.cross_attention, targets, keys_values[0])
+            targets = self._read(self.first_cross_attention, targets, attends[0])
+        targets = self._read(self.cross_attention, targets, attends[-1])
         mlp = self.mlp or encoder.mlp
         return targets + mlp(self.norm(targets))
 
     def _read(
-        self, attention: Attention, targets: Float[Array, "b t n d"], keys_values: KeysValues
+        self, attention: Attention, targets: Float[Array, "b t n d"], attend: Attend
     ) -> Float[Array, "b t n d"]:
         """Residual cross-attention to the tokens of all input views."""
         # The targets share the inputs, so all their queries are one long sequence.
         t = targets.shape[1]
-        queries = einops.rearrange(self.norm(targets), "b t n d -> b (t n) d")
-        k, v = (einops.rearrange(x, "b v s m c -> b (v s) m c") for x in keys_values)
-        read = attention(queries, (k, v))
+        tokens = einops.rearrange(self.norm(targets), "b t n d -> b (t n) d")
+        read = attention.read(tokens, attend)
         return targets + einops.rearrange(read, "b (t n) d -> b t n d", t=t)
 
 
@@ -180,16 +185,55 @@ class EfficientLVSM(ViewSynthesisModel):
     ) -> Float[Array, "b t {height} {width} 3"]:
         """Renders the cameras from what `encode` returned."""
 
-        def layer(targets: Array, xs: tuple) -> tuple[Array, None]:
-            block, encoder, views = xs
-            views = memory[0] if views is None else views
-            return block(targets, block.keys_values(views), encoder), None
+        def attends(block: DecoderBlock, views: Array | None) -> tuple[Attend, ...]:
+            pairs = block.keys_values(memory[0] if views is None else views)
+            return tuple(functools.partial(self._attend, keys_values=pair) for pair in pairs)
 
-        layers = (
-            self.decoder,
-            self.encoder if self.config.shared_streams else None,
-            memory if self.config.co_refinement else None,
-        )
+        xs = memory if self.config.co_refinement else None
+        return self.decode_from(attends, xs, cameras, height, width)
+
+    def decode_from(
+        self,
+        attends: Callable[[DecoderBlock, Any], tuple[Attend, ...]],
+        xs: Any,
+        cameras: Cameras,
+        height: int,
+        width: int,
+    ) -> Float[Array, "b t {height} {width} 3"]:
+        """Renders the cameras, wherever the inputs' keys and values are.
+
+        Args:
+            attends: from a layer's block and its part of `xs`, how that layer reads the inputs.
+            xs: pytree of arrays with the layers first.
+            cameras: `[b, t]` to render.
+            height: of the renders.
+            width: of the renders.
+        """
+
+        def layer(targets: Array, xs: tuple) -> tuple[Array, None]:
+            block, encoder, x = xs
+            return block(targets, attends(block, x), encoder), None
+
+        layers = (self.decoder, self.encoder if self.config.shared_streams else None, xs)
         tokens = self.target_tokens(cameras, height, width)
         tokens, _ = scan_layers(layer, tokens, layers, remat=self.config.remat)
         return self.pixels(tokens, height, width)
+
+    def keys_values(
+        self, images: Float[Array, "b v h w 3"], cameras: Cameras
+    ) -> tuple[tuple[Float[Array, "l b v s m c"], Float[Array, "l b v s m c"]], ...]:
+        """All that targets ever read of the input views; each view's is its own."""
+        memory = self.encode(images, cameras)
+
+        def layer(_: None, xs: tuple) -> tuple[None, Any]:
+            block, views = xs
+            return None, block.keys_values(memory[0] if views is None else views)
+
+        xs = (self.decoder, memory if self.config.co_refinement else None)
+        return jax.lax.scan(layer, None, xs)[1]
+
+    def _attend(
+        self, queries: Float[Array, "b t m c"], keys_values: KeysValues
+    ) -> Float[Array, "b t m c"]:
+        k, v = (einops.rearrange(x, "b v s m c -> b (v s) m c") for x in keys_values)
+        return attention(queries, k, v, implementation=self.config.attention)

@@ -132,10 +132,17 @@ class Attention(nnx.Module):
         keys_values: tuple[Float[Array, "*batch s m c"], Float[Array, "*batch s m c"]],
     ) -> Float[Array, "*batch t d"]:
         """What `tokens` read from the keys and values."""
-        q = einops.rearrange(self.to_q(tokens), "... (m c) -> ... m c", c=self.head_dim)
         k, v = keys_values
-        read = attention(self.q_norm(q), k, v, implementation=self.implementation)
-        return self.out(einops.rearrange(read, "... m c -> ... (m c)"))
+        return self.read(tokens, lambda q: attention(q, k, v, implementation=self.implementation))
+
+    def read(
+        self,
+        tokens: Float[Array, "*batch t d"],
+        attend: Callable[[Float[Array, "*batch t m c"]], Float[Array, "*batch t m c"]],
+    ) -> Float[Array, "*batch t d"]:
+        """What `tokens` read from wherever `attend` takes their queries."""
+        q = einops.rearrange(self.to_q(tokens), "... (m c) -> ... m c", c=self.head_dim)
+        return self.out(einops.rearrange(attend(self.q_norm(q)), "... m c -> ... (m c)"))
 
 
 class MLP(nnx.Module):

@@ -138,7 +138,13 @@ class ViewSynthesisModel(nnx.Module):
                 images that are not float in [0, 1], cameras that are not finite. Values are
                 checked where they are known, not while tracing.
         """
-        _check(images, input_cameras, target_cameras, self.config.patch_size)
+        check_images(images, input_cameras, self.config.patch_size, "input_cameras")
+        target_cameras.check("target_cameras")
+        if target_cameras.shape[0] != images.shape[0]:
+            raise ValueError(
+                f"images of {images.shape[0]} scenes with target_cameras of "
+                f"{target_cameras.shape[0]}"
+            )
         return _render(self, jnp.asarray(images), input_cameras, target_cameras)
 
     def input_tokens(
@@ -169,28 +175,31 @@ def _render(model: ViewSynthesisModel, images: Array, inputs: Cameras, targets: 
     return model.decode(memory, targets, *images.shape[2:4])
 
 
-def _check(images: Array | np.ndarray, inputs: Cameras, targets: Cameras, patch: int) -> None:
+def check_image_size(height: int, width: int, patch: int) -> None:
+    """Raises ValueError unless the patch divides the image."""
+    if height < 1 or width < 1 or height % patch or width % patch:
+        raise ValueError(
+            f"images are {height}×{width} pixels, expected multiples of the patch size {patch}"
+        )
+
+
+def check_images(
+    images: Array | np.ndarray, cameras: Cameras, patch: int, name: str = "cameras"
+) -> None:
+    """Raises ValueError unless these are posed images that a model can read.
+
+    Values are checked where they are known, not while tracing.
+    """
     if images.ndim != 5 or images.shape[-1] != 3:
         raise ValueError(f"images have shape {images.shape}, expected [b, v, h, w, 3]")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
             f"images are {images.dtype}, expected float in [0, 1]: divide 8-bit images by 255"
         )
-    height, width = images.shape[2:4]
-    if height % patch or width % patch:
-        raise ValueError(
-            f"images are {height}×{width} pixels, expected multiples of the patch size {patch}"
-        )
-    inputs.check("input_cameras")
-    targets.check("target_cameras")
-    if inputs.shape != images.shape[:2]:
-        raise ValueError(
-            f"images of [b, v] = {images.shape[:2]} with input_cameras of {inputs.shape}"
-        )
-    if targets.shape[0] != images.shape[0]:
-        raise ValueError(
-            f"images of {images.shape[0]} scenes with target_cameras of {targets.shape[0]}"
-        )
+    check_image_size(*images.shape[2:4], patch)
+    cameras.check(name)
+    if cameras.shape != images.shape[:2]:
+        raise ValueError(f"images of [b, v] = {images.shape[:2]} with {name} of {cameras.shape}")
     if not isinstance(images, jax.core.Tracer):
         low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):  # also false for NaN

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lvsm_jax import attention as attention_module
-from lvsm_jax.attention import attention
+from lvsm_jax.attention import attention, attention_with_lse, merge_attention
 from lvsm_jax.mesh import make_mesh
 
 
@@ -104,6 +104,29 @@ def assert_as_xla_in_bfloat16(implementation):
     for a, b in zip(ours, expected, strict=True):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         np.testing.assert_allclose(a, b, rtol=0.05, atol=0.05 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("implementation", ["xla", "blocked"])
+def test_parts_merge_to_the_whole(implementation):
+    q, k, v = tokens(24, 40)
+    nothing = jnp.zeros(q.shape), jnp.full(q.shape[:-1], -jnp.inf)
+    merged = merge_attention(nothing, nothing)
+    for part in (slice(0, 8), slice(8, 9), slice(9, 40)):
+        out = attention_with_lse(q, k[:, part], v[:, part], implementation=implementation)
+        merged = merge_attention(merged, out)
+    np.testing.assert_allclose(merged[0], formula(q, k, v), atol=1e-5)
+    scores = jnp.einsum("btmc,bsmc->btms", q, k) / np.sqrt(q.shape[-1])
+    np.testing.assert_allclose(merged[1], jax.nn.logsumexp(scores, axis=-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "blocked"])
+def test_only_the_first_keys_count(implementation):
+    q, k, v = tokens(24, 40)
+    lengths = jnp.array([40, 7])
+    ours, _ = attention_with_lse(q, k, v, lengths=lengths, implementation=implementation)
+    for scene, length in enumerate(lengths):
+        expected = formula(q[scene], k[scene, :length], v[scene, :length])
+        np.testing.assert_allclose(ours[scene], expected, atol=1e-5)
 
 
 @pytest.mark.gpu
