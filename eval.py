@@ -6,7 +6,8 @@
 
 `--checkpoint` is an export, as train.py leaves it. The protocol is RealEstate10K's published one:
 the targets of an evaluation index, PSNR, SSIM and LPIPS in float32, every image counted. Of the
-config are used `data`, `eval`, and `model.dtype` and `model.attention`. The output directory holds
+config are used `data`, `eval`, and of `model` how to compute: `dtype`, `attention` and
+`targets_at_once`. The output directory holds
 
     index.html      table, distribution, best, median and worst scenes
     summary.json    the means, with and without targets that are input views
@@ -37,6 +38,7 @@ import lvsm_jax
 from input_pipeline.config import DataConfig
 from input_pipeline.loading import EvalSet, evaluation_index, open_eval_set
 from lvsm_jax.checkpoint import describe, model_config
+from lvsm_jax.command_line import parse_flags
 from lvsm_jax.config import EvalConfig, RunConfig, section
 from lvsm_jax.evaluation import METRICS, MODEL, Evaluation, evaluate, render_scenes
 from lvsm_jax.files import write_text
@@ -89,7 +91,8 @@ def run(
     start = time.monotonic()
     with jax.set_mesh(mesh):
         everywhere = NamedSharding(mesh, PartitionSpec())
-        options = {"dtype": config.model.dtype, "attention": config.model.attention}
+        fields = model_config(checkpoint).options.keys() & {"dtype", "attention", "targets_at_once"}
+        options = {field: config.model[field] for field in sorted(fields) if field in config.model}
         model = jax.device_put(lvsm_jax.load(checkpoint, **options), everywhere)
         metrics = dict(METRICS)
         if weights:
@@ -213,4 +216,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "checkpoint"])
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

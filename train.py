@@ -37,6 +37,7 @@ from input_pipeline.loading import EvalSet, open_eval_set, train_batches
 from input_pipeline.storage import DatasetError
 from lvsm_jax.architectures import architecture_of
 from lvsm_jax.checkpoint import Checkpoints, model_config
+from lvsm_jax.command_line import parse_flags
 from lvsm_jax.config import EvalConfig, RunConfig, flat, section
 from lvsm_jax.evaluation import evaluate
 from lvsm_jax.files import write_text
@@ -232,7 +233,8 @@ def check_start(settings: Settings, workdir: epath.Path) -> None:
     check_batch_sizes(settings, make_mesh(fsdp=settings.run.fsdp).size)
     if (workdir / "config.json").exists():
         check_resumable(settings, workdir)
-    elif settings.init_from:
+    begun = (workdir / "checkpoints").exists() and any((workdir / "checkpoints").glob("[0-9]*"))
+    if settings.init_from and not begun:
         check_weights_fit(model_config(settings.init_from), settings.training.model)
 
 
@@ -261,12 +263,18 @@ def starting_weights(settings: Settings) -> ViewSynthesisModel | None:
 
 def check_resumable(settings: Settings, workdir: epath.Path) -> None:
     """Raises ValueError where a run was begun with other arrays than this config makes."""
-    recorded = json.loads((workdir / "config.json").read_text())
-    old = TrainingConfig.of(ml_collections.ConfigDict(recorded))
+    recorded = ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text()))
+    try:
+        old = TrainingConfig.of(recorded)
+    except ValueError as error:
+        raise ValueError(f"{workdir}/config.json, perhaps of another version: {error}") from error
     new = settings.training
-    pairs = [("architecture", architecture_of(old.model), architecture_of(new.model))]
-    for field in new.model.weights:
-        pairs.append((f"model.{field}", old.model.weights.get(field), new.model.weights[field]))
+    pairs = [
+        ("architecture", architecture_of(old.model), architecture_of(new.model)),
+        ("init_from", recorded.get("init_from"), settings.init_from),
+    ]
+    for field in new.model.structure:
+        pairs.append((f"model.{field}", old.model.structure.get(field), new.model.structure[field]))
     decays = old.optimizer.ema_decay, new.optimizer.ema_decay
     if bool(decays[0]) != bool(decays[1]):
         pairs.append(("optimizer.ema_decay", *decays))
@@ -322,4 +330,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -22,7 +22,9 @@ _LAYERS = {
 
 
 def get_config(architecture: str = "EfficientLVSM") -> ml_collections.ConfigDict:
-    """64 px, 3 layers of width 128, 1.5 M parameters, float32."""
+    """64 px, width 128, float32; 3 layers and 1.5 M parameters of Efficient-LVSM."""
+    if architecture not in _LAYERS:
+        raise ValueError(f"architecture is {architecture!r}, expected one of {tuple(_LAYERS)}")
     config = base.get_config(architecture)
     config.model.update(width=128, head_dim=32, remat="dots", **_LAYERS[architecture])
     config.data.update(

@@ -1,5 +1,6 @@
 """The models by the names that configs and exports use."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -42,7 +43,14 @@ def read_config(config: ml_collections.ConfigDict) -> ModelConfig:
     Raises:
         ValueError: naming the field that is wrong.
     """
-    return section(config, "model", config_class(config.get("architecture")))
+    cls = config_class(config.get("architecture"))
+    given = config.get("model", {}).keys()
+    if lacking := [f.name for f in dataclasses.fields(cls) if f.name not in given]:
+        raise ValueError(
+            f"config.model lacks {lacking} of {config.architecture}: an architecture is chosen by "
+            "a config file made for it, as configs/base.py:NAME is"
+        )
+    return section(config, "model", cls)
 
 
 def architecture_of(config: ModelConfig) -> str:

@@ -17,7 +17,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from lvsm_jax.architectures import abstract_model, architecture_of, config_class
-from lvsm_jax.model import HOW_TO_COMPUTE, ModelConfig, ViewSynthesisModel
+from lvsm_jax.model import ModelConfig, ViewSynthesisModel, check_options
 from lvsm_jax.train_state import TrainState
 from lvsm_jax.tree import from_named, named_leaves
 
@@ -38,21 +38,46 @@ def save(
         overwrite: replace an export that is there.
 
     Raises:
-        FileExistsError: something is there already.
+        FileExistsError: something is there already, or something that is no export.
     """
     path = _absolute(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; choose another path, or ask to overwrite it")
+    check_free(path, overwrite)
     # Ends in no name that a reader would take for an export, should the process die here.
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
     temporary.mkdir(parents=True)
-    ocp.save(temporary / "weights", named_leaves(model))
+    try:
+        _write(model, temporary, about or {})
+        _replace(path, temporary)
+    except BaseException:
+        if temporary.exists():
+            temporary.rmtree()
+        raise
+
+
+def check_free(path: epath.PathLike, overwrite: bool) -> None:
+    """Raises FileExistsError unless `save` may make an export at `path`."""
+    path = epath.Path(path)
+    if not path.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"{path} exists; choose another path, or ask to overwrite it (--overwrite)"
+        )
+    if not path.is_dir() or {part.name for part in path.iterdir()} != {"config.json", "weights"}:
+        raise FileExistsError(f"{path} exists and is no export: it is not overwritten")
+
+
+def _write(model: ViewSynthesisModel, directory: epath.Path, about: Mapping[str, Any]) -> None:
+    ocp.save(directory / "weights", named_leaves(model))
     description = {
         "architecture": architecture_of(model.config),
         "model": dataclasses.asdict(model.config),
-        **(about or {}),
+        **about,
     }
-    (temporary / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+    (directory / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _replace(path: epath.Path, temporary: epath.Path) -> None:
     if not path.exists():
         temporary.rename(path)
         return
@@ -67,11 +92,20 @@ def describe(path: epath.PathLike) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no export there.
+        ValueError: a `config.json` of something else.
     """
-    file = epath.Path(path) / "config.json"
-    if not file.exists():
-        raise FileNotFoundError(f"{path} is no export: {file} is missing")
-    return json.loads(file.read_text())
+    path = epath.Path(path)
+    for part in ("config.json", "weights"):
+        if not (path / part).exists():
+            hint = f"; there is one at {path / 'export'}" if (path / "export").exists() else ""
+            raise FileNotFoundError(f"{path} is no export: {path / part} is missing{hint}")
+    try:
+        description = json.loads((path / "config.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{path / 'config.json'}: {error}") from error
+    if not isinstance(description, dict) or not {"architecture", "model"} <= description.keys():
+        raise ValueError(f"{path / 'config.json'} does not say which architecture and model it is")
+    return description
 
 
 def model_config(path: epath.PathLike, **options: Any) -> ModelConfig:
@@ -83,13 +117,13 @@ def model_config(path: epath.PathLike, **options: Any) -> ModelConfig:
             the weights depend on.
     """
     description = describe(path)
-    if fixed := sorted(options.keys() - set(HOW_TO_COMPUTE)):
-        raise ValueError(f"{fixed} are fixed by the weights; {HOW_TO_COMPUTE} can be changed")
     try:
-        cls = config_class(description.get("architecture"))
-        return cls(**{**description["model"], **options})
-    except (ValueError, TypeError, KeyError) as error:
+        cls = config_class(description["architecture"])
+        config = cls(**description["model"])
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}/config.json: {error}") from error
+    check_options(cls, options)
+    return dataclasses.replace(config, **options)
 
 
 def load(path: epath.PathLike, **options: Any) -> ViewSynthesisModel:

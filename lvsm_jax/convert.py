@@ -16,7 +16,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -31,9 +30,9 @@ from jaxtyping import Shaped
 
 from lvsm_jax import torch_file
 from lvsm_jax.architectures import CONFIGS, abstract_model, architecture_of
-from lvsm_jax.checkpoint import load, save
+from lvsm_jax.checkpoint import check_free, load, save
 from lvsm_jax.files import atomic_write
-from lvsm_jax.model import ViewSynthesisModel
+from lvsm_jax.model import ViewSynthesisModel, check_options
 from lvsm_jax.torch_names import (
     SIZES,
     Weight,
@@ -65,20 +64,22 @@ def from_state_dict(arrays: StateDict, **options: Any) -> ViewSynthesisModel:
     """
     arrays = _strip(arrays)
     architecture, num_layers = architecture_and_layers(arrays)
+    check_options(CONFIGS[architecture], options)
+    sizes = sizes_of(architecture, {name: array.shape for name, array in arrays.items()})
+    config = CONFIGS[architecture](num_layers=num_layers, **sizes.fields, **options)
+    template = abstract_model(config)
+    leaves = named_leaves(template)
     weights = list(weights_of(architecture, num_layers))
-    problems, expected, template = [], {}, None
-    try:
-        sizes = sizes_of(architecture, {name: array.shape for name, array in arrays.items()})
-    except ValueError as error:
-        problems.append(str(error))
-    else:
-        template = abstract_model(CONFIGS[architecture](num_layers=num_layers, **sizes, **options))
-        leaves = named_leaves(template)
-        expected = {weight.torch_name: _torch_shape(weight, leaves) for weight in weights}
-    problems += _problems(arrays, [weight.torch_name for weight in weights], expected)
-    if problems:
-        raise ValueError(f"weights that do not fit {architecture}:\n  " + "\n  ".join(problems))
-    return from_named(template, _leaves(arrays, weights, named_leaves(template)))
+    expected = {
+        weight.torch_name: _torch_shape(weight, leaves)
+        for weight in weights
+        if not sizes.untold.fullmatch(weight.torch_name)
+    }
+    problems = _problems(arrays, [weight.torch_name for weight in weights], expected)
+    if problems or sizes.complaints:
+        lines = "\n  ".join([*sizes.complaints, *problems])
+        raise ValueError(f"weights that do not fit {architecture}:\n  {lines}")
+    return from_named(template, _leaves(arrays, weights, leaves))
 
 
 def to_state_dict(model: ViewSynthesisModel) -> dict[str, Shaped[np.ndarray, "..."]]:
@@ -90,7 +91,7 @@ def to_state_dict(model: ViewSynthesisModel) -> dict[str, Shaped[np.ndarray, "..
     config = model.config
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name in config.weights and field.name not in SIZES and value != field.default:
+        if field.name in config.structure and field.name not in SIZES and value != field.default:
             raise ValueError(
                 f"model.{field.name} is {value!r}: no published program has such a model, only "
                 f"those with {field.default!r}"
@@ -164,6 +165,10 @@ def _leaves(
             leaf[() if layer is None else layer] = part
         leaves[name] = jax.numpy.asarray(leaf)
     return leaves
+
+
+# Names of files that people would not expect a directory to have.
+_WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
 class Checkpoint(NamedTuple):
@@ -270,19 +275,14 @@ def import_weights(
         ValueError: see `read_checkpoint` and `from_state_dict`.
     """
     checkpoint, output = epath.Path(checkpoint), epath.Path(output)
-    if output.name.endswith(".safetensors"):
+    if output.suffix in _WEIGHT_FILES:
         raise ValueError(
-            f"{output}: a file of weights becomes an export, a directory; convert that to "
-            ".safetensors then"
+            f"{output}: a file of weights becomes an export, a directory; an export becomes a "
+            ".safetensors file"
         )
-    _check_output(output, overwrite, replaceable=(output / "config.json").exists())
+    check_free(output, overwrite)
     model, counters = _read_model(checkpoint)
-    about: dict[str, Any] = {"source": {"file": checkpoint.name, "counters": counters}}
-    steps = {
-        value for name, value in counters.items() if re.search(r"(^|_)(steps?|iterations?)$", name)
-    }
-    if len(steps) == 1:
-        about["step"] = steps.pop()
+    about = {"source": {"file": checkpoint.name, "counters": counters}}
     save(model, output, about=about, overwrite=overwrite)
     return model
 
@@ -309,7 +309,12 @@ def export_weights(
     output = epath.Path(output)
     if not output.name.endswith(".safetensors"):
         raise ValueError(f"{output}: an export becomes a file whose name ends in .safetensors")
-    _check_output(output, overwrite, replaceable=not output.is_dir())
+    if output.exists() and not overwrite:
+        raise FileExistsError(
+            f"{output} exists; choose another path, or ask to overwrite it (--overwrite)"
+        )
+    if output.is_dir():
+        raise FileExistsError(f"{output} exists and is a directory")
     model = load(export)
     arrays = to_state_dict(model)
     metadata = {"format": "pt", "architecture": architecture_of(model.config)}
@@ -320,15 +325,6 @@ def export_weights(
         safetensors.numpy.save_file(arrays, local, metadata=metadata)
         os.chmod(local, mode)  # the library lets nobody but the owner read its files
     return model
-
-
-def _check_output(output: epath.Path, overwrite: bool, *, replaceable: bool) -> None:
-    if not output.exists():
-        return
-    if not overwrite:
-        raise FileExistsError(f"{output} exists; choose another path, or give --overwrite")
-    if not replaceable:
-        raise FileExistsError(f"{output} exists and is nothing that this program writes")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -371,7 +367,7 @@ _CONFIGS = {
 def _summary(model: ViewSynthesisModel) -> str:
     number = sum(leaf.size for leaf in jax.tree.leaves(model))
     sizes = ", ".join(
-        f"{name} {value}" for name, value in model.config.weights.items() if name in SIZES
+        f"{name} {value}" for name, value in model.config.structure.items() if name in SIZES
     )
     return f"{architecture_of(model.config)}, {number / 1e6:.2f} M parameters: {sizes}"
 

@@ -19,19 +19,16 @@ the number of tokens suits them (multiples of 128), else what the plain one keep
 import argparse
 import dataclasses
 import json
-import os
+import pathlib
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import ml_collections
-from absl import flags
-from ml_collections import config_flags
-
 from input_pipeline.config import DataConfig
 from lvsm_jax import costs
-from lvsm_jax.architectures import architecture_of, read_config
+from lvsm_jax.architectures import architecture_of
+from lvsm_jax.command_line import read_config_file
 from lvsm_jax.config import section
 from lvsm_jax.files import write_text
 from lvsm_jax.flops import Macs, forward_macs, stages, training_flops
@@ -225,31 +222,6 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def read_config_file(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
-    """A config file (`FILE` or `FILE:ARGUMENT`) with fields set by `--config.SECTION.FIELD=VALUE`.
-
-    The flags are read apart from the program's own, which may have a `--config` of their own.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a field that there is not, or a value that it cannot have.
-    """
-    file = path.partition(":")[0]
-    if not os.path.isfile(file):
-        raise FileNotFoundError(f"there is no config file {file}")
-    arguments = ["", f"--config={path}", *overrides]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-    try:
-        values(arguments)
-    except flags.Error as error:
-        # Of an error inside the config file this is the whole traceback; its end says enough.
-        raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error
-    except (AttributeError, KeyError) as error:
-        raise ValueError(f"the config lacks a field among {' '.join(overrides)}") from error
-    return values.config
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, and prints."""
     given, config_fields = _parser().parse_known_args(arguments)
@@ -262,10 +234,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit("error: give either --config=FILE or an EXPORT directory")
     if given.export and config_fields:
         sys.exit(f"error: an export's config is fixed, unlike {config_fields[0]}")
+    if given.json not in (None, "-") and not pathlib.Path(given.json).absolute().parent.is_dir():
+        sys.exit(f"error: there is no directory for --json={given.json}")
     try:
         if given.config:
             config = read_config_file(given.config, config_fields)
-            model, training = read_config(config), TrainingConfig.of(config)
+            training = TrainingConfig.of(config)
+            model = training.model
             data = dataclasses.asdict(section(config, "data", DataConfig))
         else:
             model, data = _of_export(given.export)

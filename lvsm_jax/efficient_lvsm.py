@@ -115,9 +115,9 @@ class DecoderBlock(nnx.Module):
             encoder: the encoder's block of this layer, where the streams share weights.
         """
         if self.first_cross_attention is None:
-            attention = self.self_attention or encoder.self_attention
+            within = self.self_attention or encoder.self_attention
             normed = self.norm(targets)
-            targets = targets + attention(normed, attention.keys_values(normed))
+            targets = targets + within(normed, within.keys_values(normed))
         else:
             targets = self._read(self.first_cross_attention, targets, attends[0])
         targets = self._read(self.cross_attention, targets, attends[-1])

@@ -23,9 +23,8 @@ class LVSMDecoderOnlyConfig(ModelConfig):
 
     Attributes:
         targets_at_once: targets of a scene that go through the layers together, each beside a
-            copy of the inputs' tokens (the largest number up to this that divides the targets; 0:
-            all). The others wait, which takes less memory; training keeps them all for the
-            backward pass either way.
+            copy of the inputs' tokens; 0 for all. The others wait, which takes less memory;
+            training keeps them all for the backward pass either way.
     """
 
     num_layers: int = 24
@@ -41,7 +40,7 @@ class LVSMEncoderDecoderConfig(ModelConfig):
     Attributes:
         num_latents: tokens that the encoder sums up the scene in.
         targets_at_once: targets of a scene that go through the decoder together, each beside a
-            copy of the latents; as of `LVSMDecoderOnlyConfig`.
+            copy of the latents; as in `LVSMDecoderOnlyConfig`.
     """
 
     num_latents: int = 3072
@@ -102,7 +101,8 @@ class LVSMEncoderDecoder(ViewSynthesisModel):
     def encode(self, images: Float[Array, "b v h w 3"], cameras: Cameras) -> Float[Array, "b k d"]:
         """The latent tokens after the encoder: of one size, however many views there are."""
         tokens = einops.rearrange(self.input_tokens(images, cameras), "b v n d -> b (v n) d")
-        latents = broadcast_scenes(self.latents[...].astype(tokens.dtype), tokens)
+        # Cast after it: the gradient sums over the scenes, in float32.
+        latents = broadcast_scenes(self.latents[...], tokens).astype(tokens.dtype)
         return self.encoder(latents, tokens)
 
     def decode(
@@ -126,13 +126,16 @@ def _each_beside(
     The memory is copied for the targets that are computed at once, not for all.
     """
     t = targets.shape[1]
-    at_once = max(k for k in range(1, min(at_once or t, t) + 1) if t % k == 0)
 
     def some(targets: Float[Array, "b k n d"]) -> Float[Array, "b k n d"]:
         shape = (*targets.shape[:2], *memory.shape[1:])
         return transformer(targets, jnp.broadcast_to(memory[:, None], shape))
 
-    if at_once == t:
+    if at_once == 0 or at_once >= t:
         return some(targets)
-    parts = einops.rearrange(targets, "b (r k) n d -> r b k n d", k=at_once)
-    return einops.rearrange(jax.lax.map(some, parts), "r b k n d -> b (r k) n d")
+    whole = t - t % at_once
+    groups = einops.rearrange(targets[:, :whole], "b (r k) n d -> r b k n d", k=at_once)
+    done = einops.rearrange(jax.lax.map(some, groups), "r b k n d -> b (r k) n d")
+    if whole == t:
+        return done
+    return jnp.concatenate([done, some(targets[:, whole:])], axis=1)

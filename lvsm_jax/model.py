@@ -7,6 +7,7 @@ A model reads its input views once (`encode`) and renders any cameras from what 
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -64,16 +65,23 @@ class ModelConfig:
         check_choice("remat", self.remat, REMAT_POLICIES)
 
     @property
-    def weights(self) -> dict[str, Any]:
-        """The fields that a model's weights must agree with."""
+    def structure(self) -> dict[str, Any]:
+        """The fields that decide which weights there are, and what they mean."""
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if name not in HOW_TO_COMPUTE}
 
     @property
     def options(self) -> dict[str, Any]:
-        """The other fields: how to compute."""
+        """The other fields, which say how to compute."""
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if name in HOW_TO_COMPUTE}
+
+
+def check_options(config_class: type[ModelConfig], options: Mapping[str, Any]) -> None:
+    """Raises ValueError unless the options are fields of how to compute such a model."""
+    known = [f.name for f in dataclasses.fields(config_class) if f.name in HOW_TO_COMPUTE]
+    if others := sorted(options.keys() - set(known)):
+        raise ValueError(f"{others} cannot be chosen for these weights, only {known}")
 
 
 def check_choice(field: str, value: str, known: tuple[str, ...]) -> None:
@@ -139,6 +147,11 @@ class ViewSynthesisModel(nnx.Module):
                 checked where they are known, not while tracing.
         """
         check_images(images, input_cameras, self.config.patch_size, "input_cameras")
+        if 0 in images.shape or 0 in target_cameras.shape:
+            raise ValueError(
+                f"images of shape {images.shape} and {target_cameras.shape} target_cameras: "
+                "nothing to render"
+            )
         target_cameras.check("target_cameras")
         if target_cameras.shape[0] != images.shape[0]:
             raise ValueError(

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 Shape = tuple[int, ...]
 
@@ -58,10 +59,10 @@ def split_name(name: str) -> tuple[str, bool]:
 
 
 def architecture_and_layers(names: Iterable[str]) -> tuple[str, int]:
-    """The architecture that has such names, and its `num_layers`.
+    """The architecture that has such names, and its `num_layers`: of its deeper stream.
 
     Raises:
-        ValueError: no architecture that is known, or numbers of layers that cannot be.
+        ValueError: no architecture that is known, or a number of layers that cannot be.
     """
     names = list(names)
     layers: dict[str, set[int]] = collections.defaultdict(set)
@@ -79,78 +80,83 @@ def architecture_and_layers(names: Iterable[str]) -> tuple[str, int]:
             f"weights of no architecture known here, which have {', '.join(known)}; "
             f"these start with {sorted(names)[:5]}"
         )
-    depths = {stream: max(layers[stream], default=-1) + 1 for stream in _STREAMS[architecture]}
-    depth = max(depths.values())
-    if min(depths.values()) != depth:
-        each = " and ".join(f"{number} of {stream}.*" for stream, number in depths.items())
-        raise ValueError(f"{architecture} has as many layers of each kind, here are {each}")
+    depth = 1 + max(max(layers[stream], default=-1) for stream in _STREAMS[architecture])
     if depth > len(names):  # a number gone wrong, not a model that lacks thousands of layers
         raise ValueError(f"{architecture} of {depth} layers with {len(names)} weights")
     return architecture, depth
 
 
-def sizes_of(architecture: str, shapes: Mapping[str, Shape]) -> dict[str, int]:
-    """The sizes of an architecture, `num_layers` apart, that most of its weights agree on.
+class Sizes(NamedTuple):
+    """What weights tell of their model.
 
-    Raises:
-        ValueError: naming the weights that should tell a size and do not.
+    Attributes:
+        fields: sizes of a configuration, `num_layers` apart; those that no weight tells are some
+            that are possible.
+        complaints: why a size is not told, naming weights.
+        untold: matches the names of weights whose shapes follow from sizes that are not told.
     """
 
-    def vote(field: str, names: str, size: Callable[[str, Shape], int], expected: str) -> int:
+    fields: dict[str, int]
+    complaints: list[str]
+    untold: re.Pattern[str]
+
+
+# Of each size: the weights that tell it, and how they should look.
+_TOLD_BY = {
+    "width": (r".*(_tokenizer\.1|\.fc)\.weight", "expected [width, ...]"),
+    "head_dim": (r".*\.[qk]_norm\.weight", "expected [head_dim], which divides the width"),
+    "patch_size": (
+        "|".join(map(re.escape, _PATCHES)),
+        "expected, of a whole patch size p, 9·p² columns (colours and rays), 6·p² columns (rays), "
+        "3·p² rows (head)",
+    ),
+    "mlp_ratio": (r".*\.mlp\.[02]\.weight", "expected a multiple of the width"),
+    "num_latents": ("n_light_field_latent", "expected [num_latents, width]"),
+}
+
+
+def sizes_of(architecture: str, shapes: Mapping[str, Shape]) -> Sizes:
+    """The sizes of an architecture that most of its weights agree on."""
+    complaints, untold = [], []
+
+    def vote(field: str, size: Callable[[str, Shape], int], otherwise: int) -> int:
+        names, expected = _TOLD_BY[field]
         there = {name: shape for name, shape in shapes.items() if re.fullmatch(names, name)}
         votes = [size(name, shape) for name, shape in there.items()]
         counts = collections.Counter(vote for vote in votes if vote >= 1)
-        if not counts:
-            found = ", ".join(f"{name} {shape}" for name, shape in list(there.items())[:4])
-            raise ValueError(f"no {field} fits {found or names + ' (missing)'}: {expected}")
-        return counts.most_common(1)[0][0]
+        if counts:
+            return counts.most_common(1)[0][0]
+        found = ", ".join(f"{name} {shape}" for name, shape in list(there.items())[:4])
+        complaints.append(f"no {field} fits {found or names + ' (missing)'}: {expected}")
+        untold.append(names)
+        return otherwise
+
+    def first(dimensions: int) -> Callable[[str, Shape], int]:
+        return lambda _, shape: shape[0] if len(shape) == dimensions else 0
+
+    def divisor(_: str, shape: Shape) -> int:
+        return shape[0] if len(shape) == 1 and shape[0] and width % shape[0] == 0 else 0
 
     def patch(name: str, shape: Shape) -> int:
         axis, channels = _PATCHES[name]
         return _whole_root(shape[axis] / channels) if len(shape) == 2 else 0
 
-    def ratio(_: str, shape: Shape) -> int:
-        return _whole(shape[0] / width) if len(shape) == 2 else 0
+    def ratio(name: str, shape: Shape) -> int:
+        axis = 0 if name.endswith("0.weight") else 1
+        return _whole(shape[axis] / width) if len(shape) == 2 else 0
 
-    width = vote(
-        "width",
-        r".*(_tokenizer\.1|\.fc)\.weight",
-        lambda _, shape: shape[0] if len(shape) == 2 else 0,
-        "expected [width, ...]",
-    )
-    head_dim = vote(
-        "head_dim",
-        r".*\.[qk]_norm\.weight",
-        lambda _, shape: shape[0] if len(shape) == 1 else 0,
-        "expected [head_dim]",
-    )
-    if width % head_dim:
-        raise ValueError(
-            f"width {width} (of *_tokenizer.1.weight and *.fc.weight) is not a multiple of "
-            f"head_dim {head_dim} (of *.q_norm.weight and *.k_norm.weight)"
-        )
-    sizes = {
+    width = vote("width", first(2), 1)
+    if untold:  # every shape depends on it
+        untold.append(".*")
+    fields = {
         "width": width,
-        "head_dim": head_dim,
-        "patch_size": vote(
-            "patch_size",
-            "|".join(map(re.escape, _PATCHES)),
-            patch,
-            "expected, of a whole patch size p, 9·p² columns (colours and rays), 6·p² columns "
-            "(rays), 3·p² rows (head)",
-        ),
-        "mlp_ratio": vote(
-            "mlp_ratio", r".*\.mlp\.0\.weight", ratio, f"expected a multiple of {width} rows"
-        ),
+        "head_dim": vote("head_dim", divisor, width),
+        "patch_size": vote("patch_size", patch, 1),
+        "mlp_ratio": vote("mlp_ratio", ratio, 1),
     }
     if architecture == "LVSMEncoderDecoder":
-        sizes["num_latents"] = vote(
-            "num_latents",
-            "n_light_field_latent",
-            lambda _, shape: shape[0] if len(shape) == 2 else 0,
-            "expected [num_latents, width]",
-        )
-    return sizes
+        fields["num_latents"] = vote("num_latents", first(2), 1)
+    return Sizes(fields, complaints, re.compile("|".join(untold) or r"(?!)"))
 
 
 def weights_of(architecture: str, num_layers: int) -> Iterator[Weight]:

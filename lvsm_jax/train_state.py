@@ -14,13 +14,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from lvsm_jax.architectures import architecture_of, new_model, read_config
+from lvsm_jax.architectures import abstract_model, architecture_of, new_model, read_config
 from lvsm_jax.config import RunConfig, section
 from lvsm_jax.losses import LossConfig, total_loss
 from lvsm_jax.mesh import state_shardings
 from lvsm_jax.metrics import psnr
 from lvsm_jax.model import ModelConfig, ViewSynthesisModel
 from lvsm_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer, step_is_sound
+from lvsm_jax.tree import from_named, named_leaves
 
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[["TrainState", Any], tuple["TrainState", Metrics]]
@@ -135,7 +136,9 @@ def init_state(
     if model is None:
         return jax.jit(lambda: new_state(config, seed), out_shardings=shardings)()
     check_weights_fit(model.config, config.model)
-    model = jax.device_put(model, shardings.model)
+    # Under the names of this config's model, which may compute in another way than the given.
+    template = abstract_model(config.model)
+    model = jax.device_put(from_named(template, named_leaves(model)), shardings.model)
     return jax.jit(lambda model: new_state(config, seed, model), out_shardings=shardings)(model)
 
 
@@ -146,10 +149,10 @@ def check_weights_fit(given: ModelConfig, wanted: ModelConfig) -> None:
             f"the weights are of {architecture_of(given)}, but architecture is "
             f"{architecture_of(wanted)}"
         )
-    for field, value in wanted.weights.items():
-        if given.weights[field] != value:
+    for field, value in wanted.structure.items():
+        if given.structure[field] != value:
             raise ValueError(
-                f"the weights have {field} {given.weights[field]}, but model.{field} is {value}"
+                f"the weights have {field} {given.structure[field]}, but model.{field} is {value}"
             )
 
 

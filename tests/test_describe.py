@@ -218,7 +218,7 @@ def test_export(export, capsys):
         ([CONFIG, "--height=33"], "33×33 pixels are no multiples of the patch size 8"),
         (
             [CONFIG, "--config.model.layers=2"],
-            "the config lacks a field among --config.model.layers=2",
+            "the config lacks a field of --config.model.layers=2: .*num_layers",
         ),
         ([CONFIG, "--config.model.num_layers=x"], "num_layers"),
         ([CONFIG, "--config.model.remat=x"], "model.remat is 'x', expected one of"),

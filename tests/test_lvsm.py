@@ -39,6 +39,14 @@ def test_render(case, targets_at_once):
     np.testing.assert_allclose(model(*arguments), expected, atol=1e-4)
 
 
+def test_groups_that_do_not_divide_the_targets(case):
+    _, weights, (images, cameras, targets), expected = case
+    model = lvsm_jax.convert.from_state_dict(weights, targets_at_once=2)
+    three = jax.tree.map(lambda x: x[:, np.array([0, 1, 0])], targets)
+    ours = model(images, cameras, three)
+    np.testing.assert_allclose(ours, expected[:, [0, 1, 0]], atol=1e-4)
+
+
 def test_targets_and_order_of_inputs_do_not_matter(case):
     _, weights, (images, cameras, targets), expected = case
     model = lvsm_jax.convert.from_state_dict(weights)
@@ -125,4 +133,4 @@ def test_sizes_are_checked():
     with pytest.raises(ValueError, match=r"model\.targets_at_once is -1"):
         lvsm_jax.LVSMDecoderOnlyConfig(targets_at_once=-1)
     config = lvsm_jax.LVSMDecoderOnlyConfig()
-    assert dataclasses.asdict(config) == config.weights | config.options
+    assert dataclasses.asdict(config) == config.structure | config.options

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import lvsm_jax
-from lvsm_jax import export
+from lvsm_jax import convert, export
 from lvsm_jax.tree import named_leaves
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -157,21 +157,26 @@ def test_other_sizes_cannot_resume(undisturbed, rooms):
 
 
 def test_starting_from_other_weights_at_another_size(undisturbed, rooms, tmp_path):
+    # By way of the PyTorch programs' file format.
+    convert.main([str(undisturbed[0] / "export"), str(tmp_path / "weights.safetensors")])
+    convert.main([str(tmp_path / "weights.safetensors"), str(tmp_path / "imported")])
     changes = {
-        "init_from": undisturbed[0] / "export",
+        "init_from": tmp_path / "imported",
         "run.num_steps": 1,
         "run.eval_every": 0,
         "data.image_height": 16,
     }
-    finish(start(rooms, tmp_path, **changes))
+    finish(start(rooms, tmp_path / "run", **changes))
     ours, given = (
-        named_leaves(lvsm_jax.load(workdir / "export")) for workdir in (tmp_path, undisturbed[0])
+        named_leaves(lvsm_jax.load(workdir / "export"))
+        for workdir in (tmp_path / "run", undisturbed[0])
     )
     for name, array in ours.items():  # the first step has a learning rate of zero
         np.testing.assert_allclose(array, given[name], rtol=1e-6, err_msg=name)
     for wrong, message in (
         ({"model.width": 64}, "error: the weights have width 32, but model.width is 64"),
         ({"init_from": "/nowhere"}, "error: /nowhere is no export"),
+        ({"init_from": tmp_path / "run"}, "there is one at"),
         (
             {"config": "configs/quickstart.py:LVSMDecoderOnly"},
             "error: the weights are of EfficientLVSM, but architecture is LVSMDecoderOnly",
@@ -182,6 +187,9 @@ def test_starting_from_other_weights_at_another_size(undisturbed, rooms, tmp_pat
         assert process.returncode != 0
         assert message in output
         assert not (tmp_path / "wrong").exists()
+    process = start(rooms, tmp_path / "run", **changes | {"init_from": undisturbed[0] / "export"})
+    output, _ = process.communicate(timeout=100)
+    assert f"begun with init_from {tmp_path / 'imported'} and cannot go on with" in output
 
 
 def test_a_finished_run_is_left_as_it_is(undisturbed, rooms):
@@ -195,6 +203,8 @@ def test_a_finished_run_is_left_as_it_is(undisturbed, rooms):
     ("changes", "message"),
     [
         ({"model.widht": 3}, "widht"),
+        ({"config": "configs/quickstart.py:NeRF"}, "error: architecture is 'NeRF', expected one"),
+        ({"config": "configs/none.py"}, "error: there is no config file configs/none.py"),
         ({"architecture": "NeRF"}, "architecture is 'NeRF', expected one of ('EfficientLVSM', "),
         ({"run.num_steps": "many"}, "num_steps"),
         ({"data.path": "/nowhere"}, "/nowhere"),
@@ -217,7 +227,7 @@ def test_save_refuses_to_overwrite_and_load_names_what_is_missing(undisturbed, t
     again = lvsm_jax.load(tmp_path / "export", dtype="bfloat16")
     assert again.config.dtype == "bfloat16"
     np.testing.assert_array_equal(again.head.kernel[...], model.head.kernel[...])
-    with pytest.raises(ValueError, match=r"'width'.* are fixed by the weights"):
+    with pytest.raises(ValueError, match=r"'width'.* cannot be chosen for these"):
         lvsm_jax.load(tmp_path / "export", width=64)
     with pytest.raises(FileExistsError, match="export exists"):
         lvsm_jax.save(model, tmp_path / "export")

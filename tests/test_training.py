@@ -24,8 +24,9 @@ from lvsm_jax.train_state import (
 SIZES = {"num_layers": 2, "width": 32, "head_dim": 16}
 TINY = lvsm_jax.EfficientLVSMConfig(**SIZES)
 BASELINES = [
-    lvsm_jax.LVSMDecoderOnlyConfig(**SIZES),
-    lvsm_jax.LVSMEncoderDecoderConfig(**SIZES, num_latents=8),
+    lvsm_jax.LVSMDecoderOnlyConfig(**SIZES, remat="full", targets_at_once=0),
+    # Of three targets two go together, then the third.
+    lvsm_jax.LVSMEncoderDecoderConfig(**SIZES, num_latents=8, remat="dots", targets_at_once=2),
 ]
 FAST = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, skip_after=0, schedule="constant")
 

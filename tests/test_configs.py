@@ -1,0 +1,76 @@
+"""Every experiment in configs/ can be trained, and is of the size it says."""
+
+import importlib
+import pathlib
+
+import jax
+import pytest
+
+from input_pipeline.config import DataConfig
+from lvsm_jax.architectures import CONFIGS, abstract_model, architecture_of
+from lvsm_jax.command_line import read_config_file
+from lvsm_jax.config import EvalConfig, RunConfig, section
+from lvsm_jax.train_state import TrainingConfig
+
+CONFIG_FILES = pathlib.Path(__file__).resolve().parent.parent / "configs"
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "millions"),
+    [
+        ("base", "EfficientLVSM", 199.07),
+        ("re10k_256", "EfficientLVSM", 199.07),
+        ("re10k_512", "EfficientLVSM", 199.07),
+        ("lvsm_decoder_only_256", "LVSMDecoderOnly", 170.80),
+        ("lvsm_encoder_decoder_256", "LVSMEncoderDecoder", 173.15),
+        ("quickstart", "EfficientLVSM", 1.52),
+        ("quickstart:LVSMDecoderOnly", "LVSMDecoderOnly", 1.33),
+        ("quickstart:LVSMEncoderDecoder", "LVSMEncoderDecoder", 1.35),
+        ("side_by_side:LVSMDecoderOnly", "LVSMDecoderOnly", 1.33),
+    ],
+)
+def test_config(name, architecture, millions):
+    file, _, argument = name.partition(":")
+    config = read_config_file(f"{CONFIG_FILES / file}.py" + (argument and f":{argument}"))
+    model = TrainingConfig.of(config).model
+    assert architecture_of(model) == architecture
+    assert round(sum(x.size for x in jax.tree.leaves(abstract_model(model))) / 1e6, 2) == millions
+    section(config, "data", DataConfig).check_training()
+    section(config, "run", RunConfig)
+    section(config, "eval", EvalConfig)
+
+
+def test_every_config_is_looked_at():
+    names = {file.stem for file in CONFIG_FILES.glob("*.py")} - {"__init__"}
+    looked_at = {name.partition(":")[0] for name, *_ in test_config.pytestmark[0].args[1]}
+    assert names == looked_at
+
+
+def test_the_baselines_say_how_published_ones_are_trained():
+    for name in ("lvsm_decoder_only_256", "lvsm_encoder_decoder_256"):
+        config = importlib.import_module(f"configs.{name}").get_config()
+        assert (config.optimizer.schedule, config.optimizer.clip_norm) == ("cosine", 1.0)
+        assert config.run.batch_size == 512
+
+
+@pytest.mark.parametrize(
+    ("file", "overrides", "message"),
+    [
+        ("quickstart.py:NeRF", [], "NeRF"),
+        ("re10k_256.py:EfficientLVSM", [], "get_config"),
+        ("quickstart.py", ["--config.model.targets_at_once=0"], "targets_at_once"),
+        ("quickstart.py", ["--config.model.width=wide"], "wide"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(file, overrides, message):
+    with pytest.raises(ValueError, match=message) as error:
+        read_config_file(str(CONFIG_FILES / file), overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_an_architecture_cannot_be_changed_alone():
+    for file, other in (("re10k_256.py", "LVSMDecoderOnly"), ("base.py", "LVSMEncoderDecoder")):
+        config = read_config_file(str(CONFIG_FILES / file), [f"--config.architecture={other}"])
+        with pytest.raises(ValueError, match="chosen by a config file made for it"):
+            TrainingConfig.of(config)
+    assert set(CONFIGS) == {"EfficientLVSM", "LVSMDecoderOnly", "LVSMEncoderDecoder"}
