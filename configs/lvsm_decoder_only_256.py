@@ -17,9 +17,9 @@ import ml_collections
 from configs import base
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(architecture: str = "LVSMDecoderOnly") -> ml_collections.ConfigDict:
     """The 256 px stage; the optimizer's defaults are LVSM's."""
-    config = base.get_config("LVSMDecoderOnly")
+    config = base.get_config(architecture)
     config.model.dtype = "bfloat16"
     config.model.remat = "full"
     # All targets together: their gradients are added, and weights gathered, once a step.

@@ -13,15 +13,9 @@ with 2 inputs. This config trains with MSE alone, which nobody has published.
 
 import ml_collections
 
-from configs import base
+from configs import lvsm_decoder_only_256
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The 256 px stage; the optimizer's defaults are LVSM's."""
-    config = base.get_config("LVSMEncoderDecoder")
-    config.model.dtype = "bfloat16"
-    config.model.remat = "full"
-    # All targets together: their gradients are added, and weights gathered, once a step.
-    config.model.targets_at_once = 0
-    config.data.num_workers = 8
-    return config
+    """The 256 px stage, as of the other LVSM."""
+    return lvsm_decoder_only_256.get_config("LVSMEncoderDecoder")
