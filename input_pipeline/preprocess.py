@@ -6,13 +6,12 @@ are cut out. Images stay uint8: dividing by 255 is left to the device.
 """
 
 import io
-import math
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image
 
-_WIDTH_MULTIPLE = 8  # fixed by the published protocol, whatever the model's patch
+from lvsm_jax.photograph import ResizeCrop, resized_side
 
 
 class FrameError(ValueError):
@@ -38,10 +37,9 @@ def preprocess_frame(
     """
     image = _decode(jpeg)
     width, left, right = output_columns(*image.size, image_height, square_crop)
-    pixels = _resized_columns(image, width, image_height, left, right)
-    intrinsics = fxfycxcy * np.array([width, image_height, width, image_height], np.float64)
-    intrinsics[2] -= left
-    return pixels, intrinsics.astype(np.float32)
+    crop = ResizeCrop(image.size, (width, image_height), (left, 0, right, image_height))
+    intrinsics = crop.intrinsics(fxfycxcy * np.array(image.size * 2, np.float64))
+    return crop.pixels(image), intrinsics.astype(np.float32)
 
 
 def output_columns(
@@ -52,8 +50,7 @@ def output_columns(
     Raises:
         FrameError: the frame is too narrow for a square crop.
     """
-    multiples = round(int(image_height * width / height) / _WIDTH_MULTIPLE)
-    resized = multiples * _WIDTH_MULTIPLE
+    resized = resized_side(width, height, image_height)
     kept = image_height if square_crop else resized
     if resized < kept or resized == 0:
         raise FrameError(
@@ -89,19 +86,3 @@ def _decode(jpeg: bytes) -> Image.Image:
         reason = "not a JPEG" if isinstance(error, Image.UnidentifiedImageError) else error
         raise FrameError(f"cannot be decoded ({len(jpeg)} bytes): {reason}") from error
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _resized_columns(
-    image: Image.Image, width: int, height: int, left: int, right: int
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Columns [left, right) of the image resized to `width` × `height`.
-
-    Columns that would be cropped away are not computed, save those up to where source and result
-    have a pixel edge in common: from edge to edge the filter has the same weights as over the full
-    width, so that the result is the same bit for bit.
-    """
-    step = width // math.gcd(width, image.width)  # columns from one common edge to the next
-    first, last = left // step * step, -(-right // step) * step
-    box = (first * image.width // width, 0, last * image.width // width, image.height)
-    columns = image.resize((last - first, height), Image.Resampling.LANCZOS, box=box)
-    return np.asarray(columns)[:, left - first : right - first]

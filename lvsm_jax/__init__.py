@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         LVSMEncoderDecoder,
         LVSMEncoderDecoderConfig,
     )
+    from lvsm_jax.photograph import Photograph, PosedCamera
+    from lvsm_jax.session import Session
 
 __all__ = [
     "Cameras",
@@ -40,6 +42,9 @@ __all__ = [
     "LVSMDecoderOnlyConfig",
     "LVSMEncoderDecoder",
     "LVSMEncoderDecoderConfig",
+    "Photograph",
+    "PosedCamera",
+    "Session",
     "ViewCache",
     "add_views",
     "convert",
@@ -61,6 +66,9 @@ _MODULES = {
     "LVSMDecoderOnlyConfig": "lvsm",
     "LVSMEncoderDecoder": "lvsm",
     "LVSMEncoderDecoderConfig": "lvsm",
+    "Photograph": "photograph",
+    "PosedCamera": "photograph",
+    "Session": "session",
     "ViewCache": "cache",
     "add_views": "cache",
     "init_cache": "cache",

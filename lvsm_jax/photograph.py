@@ -1,0 +1,276 @@
+"""Posed photographs, and how they are cut to the size that a model takes. NumPy and Pillow only.
+
+A picture is resized until it covers the wanted size, and the middle of it is cut out; its
+intrinsics follow. For RealEstate10K that is the published preprocessing, bit for bit.
+"""
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+from PIL import Image
+
+MAX_PIXELS = 64_000_000
+
+# Largest difference of RᵀR from the identity: that of a matrix written with three decimals.
+ROTATION_TOLERANCE = 2e-3
+
+_MULTIPLE = 8  # of resized sides, fixed by the published protocol, whatever the model's patch
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
+_COLOUR_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
+_ALPHA_MODES = ("LA", "PA", "RGBA")
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PosedCamera:
+    """A pinhole camera in any world frame and unit; axes are OpenCV's (x right, y down, z forward).
+
+    Arguments are copied and checked: a camera that exists can be used.
+
+    Attributes:
+        c2w: `[4, 4]` float64 camera-to-world matrix; `[3, 4]` is completed.
+        fxfycxcy: `[4]` float64 focal lengths and principal point, in pixels of a picture of
+            `width` × `height`.
+        width: of the picture in pixels.
+        height: of the picture in pixels.
+
+    Raises:
+        ValueError: a value that is not finite, a rotation that is none (RᵀR differs from the
+            identity by more than `ROTATION_TOLERANCE`, or R mirrors), a focal length or size that
+            is not positive.
+    """
+
+    # Any: what is given is converted, and checked with errors that say what is wrong.
+    c2w: Any
+    fxfycxcy: Any
+    width: Any
+    height: Any
+
+    def __post_init__(self):
+        object.__setattr__(self, "c2w", _pose(self.c2w, "c2w"))
+        object.__setattr__(self, "fxfycxcy", _intrinsics(self.fxfycxcy))
+        for field in ("width", "height"):
+            value = getattr(self, field)
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{field} is {value!r}, expected a positive whole number")
+            object.__setattr__(self, field, int(value))
+
+    @classmethod
+    def from_w2c(cls, w2c: Any, fxfycxcy: Any, width: int, height: int) -> "PosedCamera":
+        """The same from a world-to-camera matrix, `[4, 4]` or `[3, 4]`."""
+        return cls(np.linalg.inv(_pose(w2c, "w2c")), fxfycxcy, width, height)
+
+    @property
+    def w2c(self) -> Float64[np.ndarray, "4 4"]:
+        """World-to-camera matrix."""
+        return np.linalg.inv(self.c2w)
+
+    def cropped_to(self, height: int, width: int) -> "PosedCamera":
+        """The camera of the same picture, resized to cover `height` × `width` and cropped to it."""
+        crop = ResizeCrop.cover((self.width, self.height), height, width)
+        return PosedCamera(self.c2w, crop.intrinsics(self.fxfycxcy), width, height)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Photograph:
+    """A picture of any size, and the camera that took it.
+
+    Attributes:
+        pixels: `[h, w, 3]` uint8.
+        camera: whose width and height are the picture's.
+        name: by which a session knows it.
+
+    Raises:
+        ValueError: pixels of another type, or of another size than the camera's.
+    """
+
+    pixels: Any  # as above
+    camera: PosedCamera
+    name: str | None = None
+
+    def __post_init__(self):
+        pixels = np.asarray(self.pixels)
+        object.__setattr__(self, "pixels", pixels)
+        what = "the photograph" if self.name is None else f"photograph {self.name!r}"
+        if self.name is not None and (not isinstance(self.name, str) or not self.name):
+            raise ValueError(f"the name of a photograph is {self.name!r}, expected some text")
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError(
+                f"{what} is {pixels.dtype} of shape {pixels.shape}, expected uint8 [h, w, 3]"
+            )
+        if pixels.shape[:2] != (self.camera.height, self.camera.width):
+            raise ValueError(
+                f"{what} is {pixels.shape[1]}×{pixels.shape[0]} pixels, but its camera is of a "
+                f"picture of {self.camera.width}×{self.camera.height}"
+            )
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike,
+        camera: PosedCamera,
+        name: str | None = None,
+        *,
+        max_pixels: int = MAX_PIXELS,
+    ) -> "Photograph":
+        """Reads a picture file: JPEG, PNG, WebP, TIFF, BMP or PPM, 8 bits a channel.
+
+        What would have to be guessed is refused: pictures that EXIF says to turn (do the intrinsics
+        belong to the turned one?), and transparent ones (on which background?).
+
+        Args:
+            path: of the file.
+            camera: whose width and height must be the picture's.
+            name: see the class.
+            max_pixels: larger pictures are refused before they are decoded.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is no picture, damaged, too large, or refused; names the file.
+        """
+        with open(path, "rb") as file:
+            try:
+                image = Image.open(file, formats=_FORMATS)
+                _check_picture(image, max_pixels)
+                image.load()
+                if image.mode in _ALPHA_MODES or "transparency" in image.info:
+                    image = _opaque(image)
+                pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+            except Image.UnidentifiedImageError:
+                raise ValueError(
+                    f"{os.fspath(path)}: not a picture ({', '.join(_FORMATS)})"
+                ) from None
+            # What Pillow raises for damaged files: OSError for most, others from parsing headers.
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                raise ValueError(f"{os.fspath(path)}: {error}") from error
+        try:
+            return cls(pixels, camera, name)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeCrop:
+    """A picture is resized, and a window is cut out of the result.
+
+    Attributes:
+        source: width and height of the picture.
+        resized: width and height that it is resized to.
+        window: left, top, right, bottom of what is kept of the resized picture.
+    """
+
+    source: tuple[int, int]
+    resized: tuple[int, int]
+    window: tuple[int, int, int, int]
+
+    @classmethod
+    def cover(cls, source: tuple[int, int], height: int, width: int) -> "ResizeCrop":
+        """The middle `height` × `width` of the picture, resized so that it just covers them.
+
+        As in the published protocol the side that is cropped is resized to a multiple of 8, so that
+        pixels may become oblong by a little; intrinsics take it into account. A picture of the
+        wanted shape is resized as it is.
+        """
+        w, h = source
+        if w * height == h * width:
+            resized = width, height
+        elif (columns := resized_side(w, h, height)) >= width:
+            resized = columns, height
+        else:
+            resized = width, max(height, resized_side(h, w, width))
+        left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
+        return cls(source, resized, (left, top, left + width, top + height))
+
+    def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+        """The window of the picture, by Pillow's Lanczos filter on 8-bit values.
+
+        Columns that would be cropped away are not computed, save those up to where source and
+        result have a pixel edge in common: from edge to edge the filter has the same weights as
+        over the full width, so that the result is the same bit for bit. Rows are all computed:
+        which of its two passes Pillow does first may depend on them.
+        """
+        left, top, right, bottom = self.window
+        (width, height), source = self.resized, self.source[0]
+        step = width // math.gcd(width, source)  # columns from one common edge to the next
+        first, last = left // step * step, -(-right // step) * step
+        box = (first * source // width, 0, last * source // width, self.source[1])
+        columns = image.resize((last - first, height), Image.Resampling.LANCZOS, box=box)
+        return np.asarray(columns)[top:bottom, left - first : right - first]
+
+    def intrinsics(self, fxfycxcy: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, "4"]:
+        """From pixels of the picture to those of the window."""
+        # Multiplied first: exact for float32 intrinsics divided by the picture's size, as
+        # RealEstate10K has them.
+        result = fxfycxcy * np.array(self.resized * 2, np.float64) / (self.source * 2)
+        result[2:] -= self.window[:2]
+        return result
+
+
+def resized_side(side: int, other: int, other_resized: int) -> int:
+    """Length of a side after resizing, a multiple of 8, when the other side has a given length."""
+    return round(int(other_resized * side / other) / _MULTIPLE) * _MULTIPLE
+
+
+def _check_picture(image: Image.Image, max_pixels: int) -> None:
+    """Raises ValueError for a picture that is not to be decoded."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ValueError(f"{width}×{height} pixels are more than {max_pixels}")
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    if orientation != 1:
+        raise ValueError(
+            f"EXIF orientation {orientation} would turn the picture, so that it is not clear what "
+            "its intrinsics belong to: turn its pixels, or remove the tag"
+        )
+    if image.mode not in _COLOUR_MODES + _ALPHA_MODES:
+        raise ValueError(f"pixels of type {image.mode}, expected 8 bits a channel")
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The picture without its alpha channel, which must say opaque everywhere."""
+    image = image.convert("RGBA")
+    if image.getextrema()[3][0] < 255:
+        raise ValueError("the picture is transparent in places: put it on a background first")
+    return image.convert("RGB")
+
+
+def _pose(matrix: Any, name: str) -> Float64[np.ndarray, "4 4"]:
+    """A rigid transform, checked; a copy that cannot be written to."""
+    given = np.asarray(matrix, np.float64)
+    if given.shape not in ((4, 4), (3, 4)):
+        raise ValueError(f"{name} has shape {given.shape}, expected [4, 4] or [3, 4]")
+    pose = np.eye(4)
+    pose[: len(given)] = given
+    if not np.isfinite(pose).all():
+        raise ValueError(f"{name} is not finite")
+    if not np.allclose(pose[3], [0, 0, 0, 1], rtol=0, atol=1e-6):
+        raise ValueError(f"the last row of {name} is {pose[3].tolist()}, expected 0, 0, 0, 1")
+    rotation = pose[:3, :3]
+    error = np.abs(rotation.T @ rotation - np.eye(3)).max()
+    if not error <= ROTATION_TOLERANCE:
+        raise ValueError(
+            f"the rotation in {name} is not orthonormal: RᵀR differs from the identity by "
+            f"{error:.2g}, allowed are {ROTATION_TOLERANCE}"
+        )
+    if np.linalg.det(rotation) < 0:
+        raise ValueError(f"the rotation in {name} mirrors: its determinant is negative")
+    pose.flags.writeable = False
+    return pose
+
+
+def _intrinsics(fxfycxcy: Any) -> Float64[np.ndarray, "4"]:
+    values = np.array(fxfycxcy, np.float64)
+    if values.shape != (4,):
+        raise ValueError(f"fxfycxcy has shape {values.shape}, expected [4]")
+    if not np.isfinite(values).all():
+        raise ValueError("fxfycxcy is not finite")
+    if not (values[:2] > 0).all():
+        raise ValueError(
+            f"fxfycxcy has focal lengths {values[:2].tolist()}, expected positive ones"
+        )
+    values.flags.writeable = False
+    return values
