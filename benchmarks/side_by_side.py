@@ -57,7 +57,11 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.no_train:
         for architecture in CONFIGS:
             train(architecture, options.steps, options)
-    timing = time_steps(directory, options.measure_steps)
+    timing = known_timing(directory) if options.measure_steps is None else None
+    if timing is None:
+        timing = time_steps(
+            directory, 20 if options.measure_steps is None else options.measure_steps
+        )
     if not options.no_train:
         same_time = steps_in_same_time(timing["step_seconds"], options.steps)
         for architecture, steps in same_time.items():
@@ -129,6 +133,16 @@ def about(workdir: pathlib.Path) -> dict[str, Any]:
     config = read_config(workdir)
     leaves = jax.tree.leaves(abstract_model(TrainingConfig.of(config).model))
     return {"parameters": sum(leaf.size for leaf in leaves), "config": config.to_dict()}
+
+
+def known_timing(directory: pathlib.Path) -> dict[str, Any] | None:
+    """What an earlier call measured for these runs: how long they train rests on it."""
+    file = directory / "side_by_side.json"
+    if not file.exists():
+        return None
+    timing = json.loads(file.read_text())["timing"]
+    runs = {name for name in CONFIGS if (directory / name / "config.json").exists()}
+    return timing if timing["step_seconds"].keys() == runs else None
 
 
 def time_steps(directory: pathlib.Path, rounds: int) -> dict[str, Any]:
@@ -339,8 +353,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("directory", type=pathlib.Path, help="of the three runs and of what is written")
     add("--steps", type=int, default=800, help="that each model is trained for at least (800)")
-    add("--measure-steps", type=int, default=20,
-        help="steps of each to time; 0 takes the times that the runs logged (20)")  # fmt: skip
+    add("--measure-steps", type=int,
+        help="steps of each to time; 0 takes the times that the runs logged (what an earlier call "
+             "found, else 20)")  # fmt: skip
     add("--no-train", action="store_true", help="only measure a step, and draw what is there")
     add("--train-flags", nargs=argparse.REMAINDER, default=[], metavar="FLAG",
         help="passed to train.py, last: --train-flags --config.data.path=...")  # fmt: skip
