@@ -80,8 +80,9 @@ def run(
         logging.warning(
             "the model was trained with data.%s=%s, not %s", field, value, getattr(data, field)
         )
-    patch_size = model_config(checkpoint).patch_size
-    eval_set = open_eval_set(dataclasses.replace(data, patch_size=patch_size), settings)
+    exported = model_config(checkpoint)
+    data = dataclasses.replace(data, patch_size=exported.patch_size)
+    eval_set = open_eval_set(data, settings)
     mesh = make_mesh()
     if settings.batch_size % mesh.size:
         raise ValueError(
@@ -91,7 +92,7 @@ def run(
     start = time.monotonic()
     with jax.set_mesh(mesh):
         everywhere = NamedSharding(mesh, PartitionSpec())
-        fields = model_config(checkpoint).options.keys() & {"dtype", "attention", "targets_at_once"}
+        fields = exported.options.keys() & {"dtype", "attention", "targets_at_once"}
         options = {field: config.model[field] for field in sorted(fields) if field in config.model}
         model = jax.device_put(lvsm_jax.load(checkpoint, **options), everywhere)
         metrics = dict(METRICS)

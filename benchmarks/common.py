@@ -1,7 +1,6 @@
 """What the benchmarks of models share: random scenes, timing of a compiled call, tables, plots."""
 
 import math
-import os
 import platform
 import statistics
 import time
@@ -12,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 from input_pipeline.batch import Batch, Views
 from lvsm_jax import Cameras
+from lvsm_jax.mesh import cpu_cores
 from lvsm_jax.model import ViewSynthesisModel
 from lvsm_jax.train_state import to_unit
 
@@ -34,8 +35,7 @@ COLORS = {
 def hardware() -> str:
     """The machine in words: its accelerator, or its cores."""
     if jax.default_backend() == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return f"{cores} CPU cores ({platform.machine()})"
+        return f"{cpu_cores()} CPU cores ({platform.machine()})"
     return jax.devices()[0].device_kind
 
 
@@ -196,3 +196,15 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], height
     levels = [float(to_axes.transform((x, y))[1]) for x, y, _, _ in ends]
     for (_, _, text, color), level in zip(ends, spread(levels, height), strict=True):
         axes.text(1.02, level, text, color=color, transform=axes.transAxes, va="center")
+
+
+def log_axes(axes: Axes, views: Sequence[int]) -> None:
+    """Makes both scales logarithmic with plain numbers, a tick for each number of views."""
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(views, [str(count) for count in views])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.grid(True, color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import lvsm_jax
-from benchmarks.common import hardware, markdown_table, matmul_peak, random_batch
+from benchmarks.common import hardware, log_axes, markdown_table, matmul_peak, random_batch
 from lvsm_jax.cache import CACHE_DTYPES, ViewCache
 from lvsm_jax.files import atomic_write, write_text
 from lvsm_jax.flops import forward_macs
@@ -206,11 +206,8 @@ def draw(report: dict[str, Any]) -> Figure:
             alpha=0.6,
             label=f"{targets} target{plural} from scratch",
         )
-    axes.set(xscale="log", yscale="log", xlabel="views in the cache", ylabel="ms")
-    axes.set_xticks(views, [str(count) for count in views])
-    axes.set_xticks([], minor=True)
-    axes.grid(True, color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
+    log_axes(axes, views)
+    axes.set(xlabel="views in the cache", ylabel="ms")
     axes.legend(frameon=False, fontsize=9)
     return figure
 

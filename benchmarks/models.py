@@ -26,9 +26,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
 from benchmarks.common import (
@@ -36,6 +34,7 @@ from benchmarks.common import (
     NAMES,
     hardware,
     label_ends,
+    log_axes,
     markdown_table,
     matmul_peak,
     measured,
@@ -261,7 +260,7 @@ def draw(report: dict[str, Any]) -> Figure:
         memory.set_xlabel("input views")
         for axes in (latency, memory):
             ends[axes] = []
-            _prepare(axes, views)
+            log_axes(axes, views)
         for name in report["models"]:
             cells = _of(rows, name, count)
             if not cells:
@@ -279,18 +278,6 @@ def draw(report: dict[str, Any]) -> Figure:
     for axes, labels in ends.items():  # now that the shared scales are known
         label_ends(axes, labels, 0.13)
     return figure
-
-
-def _prepare(axes: Axes, views: Sequence[int]) -> None:
-    """Both scales logarithmic, with plain numbers."""
-    axes.set(xscale="log", yscale="log")
-    axes.set_xticks(views, [str(count) for count in views])
-    axes.set_xticks([], minor=True)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-    axes.yaxis.set_minor_formatter("")
-    axes.grid(True, color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _title(report: dict[str, Any]) -> str:

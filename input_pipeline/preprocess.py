@@ -35,7 +35,7 @@ def preprocess_frame(
     Raises:
         FrameError: the JPEG cannot be decoded, or is too narrow for the square.
     """
-    image = _decode(jpeg)
+    image = decode_jpeg(jpeg)
     width, left, right = output_columns(*image.size, image_height, square_crop)
     crop = ResizeCrop(image.size, (width, image_height), (left, 0, right, image_height))
     intrinsics = crop.intrinsics(fxfycxcy * np.array(image.size * 2, np.float64))
@@ -77,7 +77,8 @@ def camera_to_world(w2c: Float[np.ndarray, "3 4"]) -> Float64[np.ndarray, "4 4"]
         raise FrameError("its world-to-camera matrix has no inverse") from None
 
 
-def _decode(jpeg: bytes) -> Image.Image:
+def decode_jpeg(jpeg: bytes) -> Image.Image:
+    """The picture in a JPEG's bytes, as RGB; FrameError if they cannot be decoded."""
     try:
         image = Image.open(io.BytesIO(jpeg), formats=("JPEG",))
         image.load()

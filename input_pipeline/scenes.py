@@ -31,6 +31,7 @@ import numpy as np
 from jaxtyping import Float64
 from PIL import Image
 
+from input_pipeline.preprocess import FrameError, decode_jpeg
 from lvsm_jax.paths import camera_of, frames_of, numbers, read_json, whole_number
 from lvsm_jax.photograph import Photograph, PosedCamera
 
@@ -74,11 +75,9 @@ class ScenePhotograph:
         if isinstance(self.source, pathlib.Path):
             return Photograph.open(self.source, self.camera, self.name)
         try:
-            pixels = np.asarray(
-                Image.open(io.BytesIO(self.source), formats=("JPEG",)).convert("RGB")
-            )
-        except (OSError, SyntaxError, ValueError) as error:
-            raise SceneError(f"{self.name} cannot be decoded: {error}") from error
+            pixels = np.asarray(decode_jpeg(self.source))
+        except FrameError as error:
+            raise SceneError(f"{self.name} {error}") from error
         return Photograph(pixels, self.camera, self.name)
 
 

@@ -117,9 +117,8 @@ def init_cache(
         scale = jnp.zeros(shape, jnp.float32) if dtype == "int8" else None
         return Stored(jnp.zeros((*shape, config.head_dim), dtype), scale)
 
-    pairs = 2 if config.decoder_attention == "cross" else 1
     return ViewCache(
-        store=tuple((empty(), empty()) for _ in range(pairs)),
+        store=tuple((empty(), empty()) for _ in range(config.num_cross_attentions)),
         num_views=jnp.zeros(batch, jnp.int32),
         image_size=tuple(image_size),
     )
@@ -414,7 +413,7 @@ def _check_fits(model: Any, cache: ViewCache) -> None:
         ("heads", heads, config.width // config.head_dim),
         ("channels a head", head_dim, config.head_dim),
         ("patch size", math.isqrt(math.prod(cache.image_size) // tokens), config.patch_size),
-        ("cross-attentions a layer", len(cache.store), 1 + (config.decoder_attention == "cross")),
+        ("cross-attentions a layer", len(cache.store), config.num_cross_attentions),
     ):
         if ours != theirs:
             raise ValueError(f"the cache has {ours} {name}, but the model {theirs}")

@@ -76,7 +76,7 @@ def kv_cache_bytes(config: ModelConfig, *, height: int, width: int) -> int | Non
     if not isinstance(config, EfficientLVSMConfig):
         return None
     tokens = height * width // config.patch_size**2
-    reads = 2 if config.decoder_attention == "cross" else 1
+    reads = config.num_cross_attentions
     return 2 * reads * config.num_layers * tokens * config.width * jnp.dtype(config.dtype).itemsize
 
 

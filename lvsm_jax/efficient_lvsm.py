@@ -67,6 +67,11 @@ class EfficientLVSMConfig(ModelConfig):
                 f"model.decoder_attention={self.decoder_attention!r} does not have"
             )
 
+    @property
+    def num_cross_attentions(self) -> int:
+        """Of a decoder layer: so many pairs of keys and values it reads of an input view."""
+        return 2 if self.decoder_attention == "cross" else 1
+
 
 class DecoderBlock(nnx.Module):
     """Self-attention inside each target view, cross-attention to the inputs, then an MLP.
@@ -78,7 +83,7 @@ class DecoderBlock(nnx.Module):
         init = residual_init(index)
 
         def attention() -> Attention:
-            return Attention.of(config, init=init, rngs=rngs)
+            return Attention(config, init=init, rngs=rngs)
 
         sees_itself = config.decoder_attention == "self_cross"
         shared = config.shared_streams

@@ -93,10 +93,10 @@ def _efficient_lvsm(
 ) -> dict[str, Macs]:
     inputs, rendered, layers = views * tokens, targets * tokens, config.num_layers
     to_inputs = _queries_and_output(config, rendered) + _scores(config, rendered, inputs)
+    reads = config.num_cross_attentions
     inside = {"decoder: self-attention of each target": layers * _attend(config, rendered, tokens)}
-    reads = 1
     if config.decoder_attention == "cross":
-        inside, reads = {}, 2
+        inside = {}
     return {
         "encoder: self-attention of each input": layers * _attend(config, inputs, tokens),
         "encoder: MLP": layers * _mlp(config, inputs),

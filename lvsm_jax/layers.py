@@ -85,37 +85,22 @@ class Attention(nnx.Module):
 
     Keys and values come from `keys_values` apart from the queries, because those of an input view
     depend on nothing else and can be kept.
+
+    Args:
+        config: a `lvsm_jax.model.ModelConfig`.
+        init: of all kernels.
+        rngs: source of the initial weights.
     """
 
-    def __init__(
-        self,
-        width: int,
-        head_dim: int,
-        *,
-        init: Initializer,
-        dtype: str,
-        implementation: str,
-        rngs: nnx.Rngs,
-    ):
-        self.head_dim = head_dim
-        self.implementation = implementation
-        self.to_q = Linear(width, width, init=init, dtype=dtype, rngs=rngs)
-        self.to_kv = Linear(width, 2 * width, init=init, dtype=dtype, rngs=rngs)
-        self.out = Linear(width, width, init=init, dtype=dtype, rngs=rngs)
-        self.q_norm = RMSNorm(head_dim)
-        self.k_norm = RMSNorm(head_dim)
-
-    @classmethod
-    def of(cls, config: Any, *, init: Initializer, rngs: nnx.Rngs) -> "Attention":
-        """Attention of the sizes in a `lvsm_jax.model.ModelConfig`."""
-        return cls(
-            config.width,
-            config.head_dim,
-            init=init,
-            dtype=config.dtype,
-            implementation=config.attention,
-            rngs=rngs,
-        )
+    def __init__(self, config: Any, *, init: Initializer, rngs: nnx.Rngs):
+        options = {"init": init, "dtype": config.dtype, "rngs": rngs}
+        self.head_dim = config.head_dim
+        self.implementation = config.attention
+        self.to_q = Linear(config.width, config.width, **options)
+        self.to_kv = Linear(config.width, 2 * config.width, **options)
+        self.out = Linear(config.width, config.width, **options)
+        self.q_norm = RMSNorm(config.head_dim)
+        self.k_norm = RMSNorm(config.head_dim)
 
     def keys_values(
         self, tokens: Float[Array, "*batch s d"]
@@ -169,7 +154,7 @@ class TransformerBlock(nnx.Module):
 
     def __init__(self, config: Any, *, init: Initializer, norm_scale: bool, rngs: nnx.Rngs):
         self.norm1 = LayerNorm(config.width, scale=norm_scale)
-        self.self_attention = Attention.of(config, init=init, rngs=rngs)
+        self.self_attention = Attention(config, init=init, rngs=rngs)
         self.norm2 = LayerNorm(config.width, scale=norm_scale)
         self.mlp = MLP(config.width, config.mlp_ratio, init=init, dtype=config.dtype, rngs=rngs)
 

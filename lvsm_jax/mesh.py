@@ -31,10 +31,16 @@ def simulate_cpu_devices(wanted: int, *batch_sizes: int) -> None:
         wanted: number of devices; 0 takes one a core, as far as they divide the batches.
         batch_sizes: scenes of the batches that will be computed.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     divisor = math.gcd(*batch_sizes)
-    best = max(n for n in range(1, (cores or 1) + 1) if divisor % n == 0)
+    best = max(n for n in range(1, cpu_cores() + 1) if divisor % n == 0)
     jax.config.update("jax_num_cpu_devices", wanted or best)
+
+
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
