@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lvsm_jax.cameras import Cameras
     from lvsm_jax.checkpoint import load, save
     from lvsm_jax.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+    from lvsm_jax.latents import LatentCache, latent_cache
     from lvsm_jax.lvsm import (
         LVSMDecoderOnly,
         LVSMDecoderOnlyConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "LVSMDecoderOnlyConfig",
     "LVSMEncoderDecoder",
     "LVSMEncoderDecoderConfig",
+    "LatentCache",
     "Photograph",
     "PosedCamera",
     "Session",
@@ -49,6 +51,7 @@ __all__ = [
     "add_views",
     "convert",
     "init_cache",
+    "latent_cache",
     "load",
     "remove_views",
     "render",
@@ -66,6 +69,8 @@ _MODULES = {
     "LVSMDecoderOnlyConfig": "lvsm",
     "LVSMEncoderDecoder": "lvsm",
     "LVSMEncoderDecoderConfig": "lvsm",
+    "LatentCache": "latents",
+    "latent_cache": "latents",
     "Photograph": "photograph",
     "PosedCamera": "photograph",
     "Session": "session",

@@ -22,9 +22,9 @@ from jaxtyping import Array, Float, Int
 from lvsm_jax.attention import attention_with_lse, merge_attention
 from lvsm_jax.cameras import Cameras
 from lvsm_jax.efficient_lvsm import EfficientLVSM
+from lvsm_jax.latents import LatentCache, check_latents_fit, render_latents
+from lvsm_jax.lvsm import LVSMEncoderDecoder
 from lvsm_jax.model import ViewSynthesisModel, check_image_size, check_images
-
-CACHE_DTYPES = ("float32", "bfloat16", "int8")
 
 Numbers = int | np.integer | Sequence[Any] | np.ndarray
 
@@ -81,31 +81,22 @@ class ViewCache:
 
 
 def init_cache(
-    model: ViewSynthesisModel,
-    batch: int,
-    max_views: int,
-    image_size: tuple[int, int],
-    *,
-    dtype: str | None = None,
+    model: ViewSynthesisModel, batch: int, max_views: int, image_size: tuple[int, int]
 ) -> ViewCache:
-    """An empty cache: 2 · layers · tokens · width numbers a view.
+    """An empty cache: 2 · layers · tokens · width numbers a view, of the model's `cache_dtype`.
 
     Args:
         model: whose keys and values it is for.
         batch: scenes.
         max_views: most views of a scene.
         image_size: height and width of the input views in pixels.
-        dtype: `float32`, `bfloat16` or `int8` (with a float32 scale for each token and head); by
-            default that of the model.
 
     Raises:
         ValueError: a model that has no such cache, or a size that cannot be.
     """
     _check_model(model)
     config = model.config
-    dtype = config.dtype if dtype is None else dtype
-    if dtype not in CACHE_DTYPES:
-        raise ValueError(f"cache dtype {dtype!r}, expected one of {CACHE_DTYPES}")
+    dtype = config.cache_dtype or config.dtype
     for name, value in (("batch", batch), ("max_views", max_views)):
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
@@ -216,7 +207,7 @@ def remove_views(cache: ViewCache, indices: Numbers) -> ViewCache:
 
 def render(
     model: ViewSynthesisModel,
-    cache: ViewCache,
+    cache: ViewCache | LatentCache,
     cameras: Cameras,
     image_size: tuple[int, int] | None = None,
     *,
@@ -228,7 +219,8 @@ def render(
 
     Args:
         model: the weights.
-        cache: of at least one view for each scene; not donated.
+        cache: of at least one view for each scene, or an LVSMEncoderDecoder's latents
+            (`lvsm_jax.latent_cache`); not donated.
         cameras: `[b, t]`, any number.
         image_size: height and width of the renders, to which the intrinsics belong; by default
             that of the inputs.
@@ -243,14 +235,20 @@ def render(
 
 def render_path(
     model: ViewSynthesisModel,
-    cache: ViewCache,
+    cache: ViewCache | LatentCache,
     cameras: Cameras,
     image_size: tuple[int, int] | None = None,
     *,
     targets_at_once: int = 8,
 ) -> Iterator[Float[Array, "b k h w 3"]]:
     """As `render`, one group of `targets_at_once` targets after the other."""
-    _check_fits(model, cache)
+    if isinstance(cache, LatentCache):
+        check_latents_fit(model, cache)
+    else:
+        _check_fits(model, cache)
+        views = known(cache.num_views)
+        if views is not None and views.min() < 1:
+            raise ValueError(f"nothing to render from: the scenes have {views.tolist()} views")
     cameras.check("cameras")
     height, width = cache.image_size if image_size is None else image_size
     check_image_size(height, width, model.config.patch_size)
@@ -258,24 +256,26 @@ def render_path(
         raise ValueError(f"cameras of {cameras.shape[0]} scenes with a cache of {cache.batch}")
     if targets_at_once < 1:
         raise ValueError(f"targets_at_once is {targets_at_once}, expected at least 1")
-    views = known(cache.num_views)
-    if views is not None and views.min() < 1:
-        raise ValueError(f"nothing to render from: the scenes have {views.tolist()} views")
     return _groups(model, cache, cameras, (int(height), int(width)), targets_at_once)
 
 
 def _groups(
-    model: EfficientLVSM, cache: ViewCache, cameras: Cameras, size: tuple[int, int], at_once: int
+    model: ViewSynthesisModel,
+    cache: ViewCache | LatentCache,
+    cameras: Cameras,
+    size: tuple[int, int],
+    at_once: int,
 ) -> Iterator[Array]:
+    program = render_latents if isinstance(cache, LatentCache) else _render
     t = cameras.shape[1]
     if t <= at_once:
-        yield _render(model, cache, cameras, size)
+        yield program(model, cache, cameras, size)
         return
     for start in range(0, t, at_once):
         # The last group is filled up with its last camera: another size would be compiled anew.
         places = np.minimum(np.arange(start, start + at_once), t - 1)
         group = jax.tree.map(lambda x, places=places: jnp.asarray(x)[:, places], cameras)
-        yield _render(model, cache, group, size)[:, : t - start]
+        yield program(model, cache, group, size)[:, : t - start]
 
 
 @functools.partial(jax.jit, donate_argnums=1)
@@ -398,9 +398,11 @@ def known(x: Any) -> np.ndarray | None:
 
 def _check_model(model: Any) -> None:
     if not isinstance(model, EfficientLVSM):
+        latents = "; lvsm_jax.latent_cache keeps what it has of all views together"
         raise ValueError(
             f"{type(model).__name__} has no keys and values of a view that stay the same when "
-            "views or targets are added; EfficientLVSM has"
+            "views or targets are added, as EfficientLVSM has"
+            + (latents if isinstance(model, LVSMEncoderDecoder) else "")
         )
 
 

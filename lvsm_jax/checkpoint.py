@@ -132,7 +132,7 @@ def load(path: epath.PathLike, **options: Any) -> ViewSynthesisModel:
     Args:
         path: directory that `save` wrote.
         **options: fields of the model's configuration to change, of those that say how to
-            compute: `dtype`, `attention`, `remat`, `targets_at_once`.
+            compute: `dtype`, `attention`, `remat`, `targets_at_once`, `cache_dtype`.
 
     Raises:
         FileNotFoundError: no export there.

@@ -56,7 +56,7 @@ def from_state_dict(arrays: StateDict, **options: Any) -> ViewSynthesisModel:
             prefix `module.` or `_orig_mod.` is taken off; frozen helper networks
             (`loss_computer.*`, `repa_encoder.*`, `repa_projector.*`) are left out.
         **options: fields of the model's configuration that no weight tells: `dtype`,
-            `attention`, `remat`, `targets_at_once`.
+            `attention`, `remat`, `targets_at_once`, `cache_dtype`.
 
     Raises:
         ValueError: weights of no known architecture; or weights that are missing, surplus,

@@ -31,6 +31,7 @@ from lvsm_jax.model import ModelConfig, ViewSynthesisModel, check_choice
 _TORCH_DEFAULT_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 DECODER_ATTENTION = ("self_cross", "cross")
+CACHE_DTYPES = ("float32", "bfloat16", "int8")
 
 # Attention of queries to keys and values that it knows.
 Attend = Callable[[Float[Array, "b t m c"]], Float[Array, "b t m c"]]
@@ -41,7 +42,7 @@ KeysValues = tuple[Float[Array, "b v s m c"], Float[Array, "b v s m c"]]
 class EfficientLVSMConfig(ModelConfig):
     """Sizes of the model and how it is computed; the defaults are the published model.
 
-    `num_layers` is the layers of each stream. The fields below are the paper's ablations.
+    `num_layers` is the layers of each stream. The first three fields are the paper's ablations.
 
     Attributes:
         co_refinement: the decoder's layer l reads the encoder's tokens after its layer l; if
@@ -52,15 +53,20 @@ class EfficientLVSMConfig(ModelConfig):
             see each other. The latter keeps twice as many keys and values of an input view.
         shared_streams: the decoder's self-attention and MLP are the encoder's of the same layer;
             its cross-attention is its own. Needs `self_cross`.
+        cache_dtype: of the keys and values in a `lvsm_jax.cache.ViewCache`: `float32`, `bfloat16`
+            or `int8` (with a float32 scale for each token and head); empty for `dtype`.
     """
 
     co_refinement: bool = True
     decoder_attention: str = "self_cross"
     shared_streams: bool = False
+    cache_dtype: str = ""
 
     def __post_init__(self):
         super().__post_init__()
         check_choice("decoder_attention", self.decoder_attention, DECODER_ATTENTION)
+        if self.cache_dtype:
+            check_choice("cache_dtype", self.cache_dtype, CACHE_DTYPES)
         if self.shared_streams and self.decoder_attention != "self_cross":
             raise ValueError(
                 "model.shared_streams shares self-attention, which a decoder with "

@@ -23,7 +23,7 @@ from lvsm_jax.layers import REMAT_POLICIES, LayerNorm, Linear, patchify, unpatch
 DTYPES = ("float32", "bfloat16")
 
 # Fields of a configuration that say how to compute; weights need not agree with them.
-HOW_TO_COMPUTE = ("dtype", "attention", "remat", "targets_at_once")
+HOW_TO_COMPUTE = ("dtype", "attention", "remat", "targets_at_once", "cache_dtype")
 
 
 @dataclasses.dataclass(frozen=True)

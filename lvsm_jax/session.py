@@ -79,7 +79,6 @@ class Session:
         max_views: most photographs at a time; memory is taken for all of them at once.
         max_pixels: most pixels of a photograph (as given, and resized before it is cropped) or of a
             render.
-        cache_dtype: of keys and values, see `lvsm_jax.init_cache`.
         targets_at_once: pictures of a path that are rendered together.
         frame: the frame and scale, if the first photographs are not to fix them.
         scale: units of the model a unit of the world, if the first photographs are not to fix it.
@@ -96,7 +95,6 @@ class Session:
         image_width: int | None = None,
         max_views: int = 16,
         max_pixels: int = MAX_PIXELS,
-        cache_dtype: str | None = None,
         targets_at_once: int = 8,
         frame: SceneFrame | None = None,
         scale: float | None = None,
@@ -111,7 +109,7 @@ class Session:
         self._model = model
         self._size = (image_height, image_height if image_width is None else image_width)
         self._max_views, self._max_pixels = max_views, max_pixels
-        self._cache_dtype, self._targets_at_once = cache_dtype, targets_at_once
+        self._targets_at_once = targets_at_once
         self._scale = scale
         self._lock = threading.Lock()
         self._closed = False
@@ -373,9 +371,7 @@ class Session:
 
     def _empty_cache(self) -> view_cache.ViewCache:
         """On the model's devices: made elsewhere, it would have the first views compiled twice."""
-        cache = view_cache.init_cache(
-            self._model, 1, self._max_views, self._size, dtype=self._cache_dtype
-        )
+        cache = view_cache.init_cache(self._model, 1, self._max_views, self._size)
         weight = jax.tree.leaves(self._model)[0]
         if not getattr(weight, "committed", False):
             return cache

@@ -7,10 +7,14 @@ import json
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from benchmarks import models, side_by_side
+import lvsm_jax
+from benchmarks import cache_quality, incremental, models, side_by_side
 from benchmarks.common import markdown_table, measured, random_batch, spread
 from configs import side_by_side as side_by_side_config
+from input_pipeline.scenes import read_scene
+from input_pipeline.storage import SplitReader
 from lvsm_jax.architectures import CONFIGS
 
 
@@ -209,3 +213,50 @@ def test_training_steps_are_timed():
     config.run.batch_size = 8
     seconds = side_by_side.measure_steps({"tiny": config}, 1)
     assert list(seconds) == ["tiny"] and seconds["tiny"] > 0
+
+
+@pytest.fixture(scope="module")
+def tiny_export(tmp_path_factory):
+    config = lvsm_jax.EfficientLVSMConfig(num_layers=1, width=32, head_dim=16)
+    path = tmp_path_factory.mktemp("exports") / "tiny"
+    lvsm_jax.save(lvsm_jax.EfficientLVSM(config, rngs=nnx.Rngs(0)), path)
+    return path
+
+
+def test_the_cache_is_measured_and_drawn(tiny_export, rooms, tmp_path, capsys):
+    clip = read_scene_names(rooms)[0]
+    files = [f"--output={tmp_path / 'cache.json'}", f"--plot={tmp_path / 'cache.png'}"]
+    sizes = ["--size=16", "--views", "1", "3", "--targets", "2", "--repeats=1", "--decoder-only=1"]
+    more = ["--matmul-sizes", "64", f"--export={tiny_export}", "--scenes", clip]
+    incremental.main([*sizes, *more, *files])
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "cache.json").read_text())
+    assert [row["views"] for row in report["rows"]] == [1, 3]
+    assert all(row["add"] > 0 and row["render_2"] > row["floor_2"] for row in report["rows"])
+    assert "decoder_only_2" in report["rows"][0] and "decoder_only_2" not in report["rows"][1]
+    assert report["bytes_a_view"] == 2 * 1 * 4 * 32 * 4  # 2 · layers · tokens · width · bytes
+    quality = {(row["views"], row["dtype"]): row for row in report["quality"]["rows"]}
+    assert quality.keys() == {(v, d) for v in (1, 3) for d in incremental.CACHE_DTYPES}
+    assert quality[3, "int8"]["difference"] is None or quality[3, "int8"]["difference"] > 30
+    assert "int8: lost, dB" in printed and "decoder-only" in printed
+    drawn = (tmp_path / "cache.png").read_bytes()
+    (tmp_path / "cache.png").unlink()
+    incremental.main([f"--read={tmp_path / 'cache.json'}", files[1]])
+    assert capsys.readouterr().out == printed
+    assert (tmp_path / "cache.png").read_bytes() == drawn
+
+
+def read_scene_names(dataset):
+    return [f"{dataset}/test:{key}" for key in SplitReader(dataset, "test").scenes.key]
+
+
+def test_targets_of_a_quality_measurement_are_no_inputs(rooms):
+    inputs, targets = cache_quality.middle(read_scene(read_scene_names(rooms)[0]))
+    names = [photograph.name for photograph in (*inputs, *targets)]
+    assert len(set(names)) == len(names) and len(targets) == cache_quality.TARGETS
+    assert names[0] == "frame-0"
+
+
+def test_random_weights_have_no_quality(rooms):
+    with pytest.raises(SystemExit, match="error: --scenes need --export"):
+        incremental.main(["--scenes", read_scene_names(rooms)[0]])

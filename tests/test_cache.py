@@ -10,7 +10,7 @@ from flax import nnx
 
 import lvsm_jax
 import lvsm_jax.architectures
-from lvsm_jax.cache import CACHE_DTYPES, _render, known
+from lvsm_jax.cache import _render, known
 from lvsm_jax.tree import from_named, named_leaves
 
 SIZE = (16, 24)
@@ -43,6 +43,12 @@ def some_views(seed, count, batch=BATCH, size=SIZE):
 
 
 TARGETS = some_views(99, 2).cameras
+
+
+def as_configured(model, **options):
+    """The same weights with other options of how to compute."""
+    config = dataclasses.replace(model.config, **options)
+    return from_named(lvsm_jax.architectures.abstract_model(config), named_leaves(model))
 
 
 def add(model, cache, views, **options):
@@ -147,8 +153,7 @@ def test_ablations(fields):
 def test_places_taken_all_at_once(model, monkeypatch, implementation):
     """As on GPUs, where the kernel itself skips the empty places."""
     monkeypatch.setattr("lvsm_jax.cache.places_at_once", lambda cache: cache.max_views)
-    config = dataclasses.replace(model.config, attention=implementation)
-    other = from_named(lvsm_jax.architectures.abstract_model(config), named_leaves(model))
+    other = as_configured(model, attention=implementation)
     cache = add(other, lvsm_jax.init_cache(other, BATCH, 5, SIZE), some_views(0, 1))
     cache = add(other, cache, some_views(1, 1), num_new=[0, 1])
     ours = lvsm_jax.render(other, cache, TARGETS)
@@ -159,12 +164,13 @@ def test_places_taken_all_at_once(model, monkeypatch, implementation):
     ("dtype", "bytes_a_number"), [("float32", 4), ("bfloat16", 2), ("int8", 1.25)]
 )
 def test_memory_and_precision(model, dtype, bytes_a_number):
-    cache = lvsm_jax.init_cache(model, BATCH, 3, SIZE, dtype=dtype)
+    other = as_configured(model, cache_dtype=dtype)
+    cache = lvsm_jax.init_cache(other, BATCH, 3, SIZE)
     # 2 · layers · tokens · width; int8 has 4 bytes of scale for 16 channels of a head.
     assert cache.nbytes == BATCH * 3 * 2 * 2 * 6 * 32 * bytes_a_number
-    cache = add(model, cache, some_views(0, 1))
+    cache = add(other, cache, some_views(0, 1))
     error = np.abs(
-        lvsm_jax.render(model, cache, TARGETS) - expected_render(model, [[0], [0]])
+        lvsm_jax.render(other, cache, TARGETS) - expected_render(model, [[0], [0]])
     ).max()
     assert error < {"float32": 1e-5, "bfloat16": 1e-2, "int8": 3e-2}[dtype]
 
@@ -228,6 +234,48 @@ def test_errors_leave_the_cache_untouched(model):
     empty = lvsm_jax.init_cache(model, BATCH, 3, SIZE)
     with pytest.raises(ValueError, match="nothing to render from"):
         lvsm_jax.render(model, empty, TARGETS)
-    with pytest.raises(ValueError, match="cache dtype 'int4'"):
-        lvsm_jax.init_cache(model, 1, 1, SIZE, dtype="int4")
-    assert CACHE_DTYPES == ("float32", "bfloat16", "int8")
+    with pytest.raises(ValueError, match=r"model\.cache_dtype is 'int4'"):
+        lvsm_jax.EfficientLVSMConfig(cache_dtype="int4")
+
+
+@pytest.fixture(scope="module")
+def with_latents():
+    config = lvsm_jax.LVSMEncoderDecoderConfig(
+        num_layers=1, width=32, head_dim=16, num_latents=5, targets_at_once=0
+    )
+    return lvsm_jax.LVSMEncoderDecoder(config, rngs=nnx.Rngs(0))
+
+
+def test_latents_render_as_a_full_pass(with_latents):
+    views, cameras = some_views(0, 3), some_views(5, 4).cameras
+    cache = lvsm_jax.latent_cache(with_latents, views.images, views.cameras)
+    assert cache.nbytes == BATCH * 5 * 32 * 4
+    expected = with_latents(views.images, views.cameras, cameras)
+    ours = lvsm_jax.render(with_latents, cache, cameras, targets_at_once=3)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    assert lvsm_jax.render(with_latents, cache, TARGETS, (32, 8)).shape == (BATCH, 2, 32, 8, 3)
+
+
+def test_latents_and_views_are_told_apart(model, with_latents):
+    views = some_views(0, 1)
+    latents = lvsm_jax.latent_cache(with_latents, views.images, views.cameras)
+    cache = lvsm_jax.init_cache(model, BATCH, 1, SIZE)
+    other = lvsm_jax.LVSMEncoderDecoderConfig(num_layers=1, width=32, head_dim=16, num_latents=6)
+    other = lvsm_jax.LVSMEncoderDecoder(other, rngs=nnx.Rngs(0))
+    for wrong, message in (
+        (lambda: lvsm_jax.render(model, latents, TARGETS), "EfficientLVSM has no latents"),
+        (lambda: lvsm_jax.render(other, latents, TARGETS), "has 5 latents, but the model 6"),
+        (lambda: lvsm_jax.render(with_latents, cache, TARGETS), "lvsm_jax.latent_cache keeps"),
+        (lambda: add(with_latents, cache, views), "LVSMEncoderDecoder has no keys and values"),
+        (lambda: lvsm_jax.init_cache(with_latents, 1, 1, SIZE), "lvsm_jax.latent_cache keeps"),
+        (
+            lambda: lvsm_jax.latent_cache(model, views.images, views.cameras),
+            "EfficientLVSM has no latents",
+        ),
+        (
+            lambda: lvsm_jax.latent_cache(with_latents, views.images[:, :0], views.cameras),
+            r"\[b, v\] = \(2, 0\) with cameras",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong()
