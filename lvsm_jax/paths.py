@@ -87,7 +87,7 @@ def orbit(
     """
     cameras, frames = _alike(cameras, 1), _positive("frames", frames)
     c2w = _poses(cameras)
-    target = _target(c2w, distance)
+    target = meeting_point(c2w, distance)
     if target is None:
         raise ValueError(
             "an orbit needs a centre, but the cameras' viewing axes do not meet in front of them: "
@@ -95,7 +95,7 @@ def orbit(
             "to what it looks at, in units of the poses (the cameras stand up to "
             f"{_extent(c2w):.3g} from their mean)"
         )
-    up = _up(c2w)
+    up = up_direction(c2w)
     offsets = c2w[:, :3, 3] - target
     height = (offsets @ up).mean()
     level = offsets - (offsets @ up)[:, None] * up
@@ -139,7 +139,7 @@ def spiral(
     c2w = _poses(cameras)
     radius = _length("radius", radius, _extent(c2w) / 4)
     middle = _middle(c2w)
-    target = _target(c2w, distance)
+    target = meeting_point(c2w, distance)
     time = np.linspace(0, 1, frames, endpoint=False)
     angle = 2 * np.pi * turns * time
     steps = radius * np.stack([np.cos(angle), np.sin(angle), np.sin(2 * np.pi * time)], axis=1)
@@ -223,8 +223,13 @@ def read_json(file: str | os.PathLike) -> dict[str, Any]:
     path, name = pathlib.Path(file), os.fspath(file)
     if path.stat().st_size > _MAX_FILE:
         raise ValueError(f"{name}: more than {_MAX_FILE >> 20} MiB, no file of cameras")
+    return parse_json(path.read_bytes(), name)
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """The same from bytes; ValueError if they are not a JSON object, with this name for them."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:  # ValueError: also of UTF-8
         raise ValueError(f"{name} is not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -383,10 +388,18 @@ def _middle(c2w: Float64[np.ndarray, "v 4 4"]) -> Float64[np.ndarray, "4 4"]:
     return c2w[np.linalg.norm(positions - positions.mean(0), axis=1).argmin()]
 
 
-def _target(
-    c2w: Float64[np.ndarray, "v 4 4"], distance: float | None
+def meeting_point(
+    c2w: Float64[np.ndarray, "v 4 4"], distance: float | None = None
 ) -> Float64[np.ndarray, "3"] | None:
-    """The point that the cameras look at, or None where their axes do not meet before them."""
+    """The point that the cameras look at, or None where their axes do not meet before them.
+
+    Args:
+        c2w: one or more.
+        distance: of the point from the middle camera, if that is known.
+
+    Raises:
+        ValueError: a distance that is not positive.
+    """
     if distance is not None:
         if not (math.isfinite(distance) and distance > 0):
             raise ValueError(f"distance is {distance}, expected a positive number")
@@ -403,7 +416,7 @@ def _target(
     return point if ahead.all() else None
 
 
-def _up(c2w: Float64[np.ndarray, "v 4 4"]) -> Float64[np.ndarray, "3"]:
+def up_direction(c2w: Float64[np.ndarray, "v 4 4"]) -> Float64[np.ndarray, "3"]:
     """The direction that pictures taken upright agree on.
 
     People hold cameras level: their x axes lie in the ground plane, however they tilt. Cameras that

@@ -252,7 +252,7 @@ def run(given: argparse.Namespace) -> str:
     from lvsm_jax import checkpoint  # imports JAX and Orbax, which takes seconds
     from lvsm_jax.session import Session
 
-    height, width = _size(given.size, checkpoint.describe(given.export))
+    height, width = picture_size(given.size, checkpoint.describe(given.export))
     photographs = [chosen.load() for chosen in inputs]
     folder = pathlib.Path(given.out)
     record = _record(given, photographs, cameras, (height, width))
@@ -282,8 +282,16 @@ def run(given: argparse.Namespace) -> str:
     return f"wrote {len(cameras)} frames and {write_video(folder, len(cameras), given.fps)}"
 
 
-def _size(given: str | None, description: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width: `HEIGHT` of a square or `WIDTHxHEIGHT`, by default as in training."""
+def picture_size(given: str | None, description: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of inputs and renders.
+
+    Args:
+        given: `--size`, that is `HEIGHT` of a square or `WIDTHxHEIGHT`; by default as in training.
+        description: of the export, see `checkpoint.describe`.
+
+    Raises:
+        ValueError: a size that is none, or none given where training says none.
+    """
     if given is None:
         data = (description.get("config") or {}).get("data", {})
         if not data.get("square_crop", True):

@@ -1,0 +1,199 @@
+"""The photographs of the scene, the same for all visitors, and which of them are in use."""
+
+import collections
+import contextlib
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from input_pipeline.scenes import ScenePhotograph
+from lvsm_jax.photograph import PosedCamera, ResizeCrop
+from lvsm_jax.session import Session
+
+_log = logging.getLogger(__name__)
+
+_PICTURES_KEPT = 64  # decoded and cut to size
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """A photograph of the gallery.
+
+    Attributes:
+        photograph: not yet decoded; its name is unique.
+        camera: of the part of it that the model sees.
+        owner: who uploaded it; None: it belongs to the scene.
+        in_use: whether the session renders from it.
+    """
+
+    photograph: ScenePhotograph
+    camera: PosedCamera = dataclasses.field(compare=False)  # follows from the photograph
+    owner: Hashable | None
+    in_use: bool
+
+    @property
+    def name(self) -> str:
+        """By which gallery and session know it."""
+        return self.photograph.name
+
+
+class Gallery:
+    """Photographs to choose from, over a session that holds those in use.
+
+    All methods may be called from any thread; changes take turns. After each change, the listeners
+    are called in the thread that made it.
+
+    Args:
+        session: all of whose views are in the gallery, and which only the gallery changes.
+        photographs: of the scene.
+        size: height and width of the pictures that the session's model sees.
+        max_views: of the session.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        photographs: Sequence[ScenePhotograph],
+        size: tuple[int, int],
+        max_views: int,
+    ):
+        self._session, self._size, self.max_views = session, size, max_views
+        self._photographs: dict[str, tuple[ScenePhotograph, Hashable | None]] = {
+            photograph.name: (photograph, None) for photograph in photographs
+        }
+        self._changing = threading.Lock()
+        self._pictures: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
+        self._listeners: dict[Hashable, Callable[[], None]] = {}
+        self._views = session.views  # a copy, for asking the session waits for a render
+
+    def listing(self) -> list[Listed]:
+        """All photographs, those of the scene in its order and then the uploaded ones."""
+        used = self.in_use
+        return [
+            Listed(photograph, photograph.camera.cropped_to(*self._size), owner, name in used)
+            for name, (photograph, owner) in self._photographs.copy().items()
+        ]
+
+    @property
+    def in_use(self) -> frozenset[str]:
+        """Names of the photographs that the session renders from."""
+        return frozenset(self._views)
+
+    def listen(self, key: Hashable, listener: Callable[[], None]) -> None:
+        """Has a function called after each change."""
+        self._listeners[key] = listener
+
+    def use(self, name: str) -> None:
+        """Has the session render from a photograph too.
+
+        Raises:
+            ValueError: there is none of that name, no room for it, or it cannot be decoded.
+        """
+        with self._change():
+            photograph, _ = self._known(name)
+            if name in self._views:
+                return
+            if len(self._views) >= self.max_views:
+                raise ValueError(
+                    f"{self.max_views} photographs are in use and there is room for no more: "
+                    "remove one first"
+                )
+            self._session.add(photograph.load())
+
+    def drop(self, name: str) -> None:
+        """Has the session no longer render from a photograph, which stays in the gallery."""
+        with self._change():
+            self._known(name)
+            if name not in self._views:
+                return
+            self._session.remove(name)
+
+    def upload(self, owner: Hashable, photographs: Sequence[ScenePhotograph]) -> tuple[int, int]:
+        """Adds photographs of a visitor, and uses as many as there is room for.
+
+        Returns:
+            How many were added, and how many of them are in use.
+        """
+        used = 0
+        with self._change():
+            for photograph in photographs:
+                named = dataclasses.replace(photograph, name=self._free_name(photograph.name))
+                self._photographs[named.name] = named, owner
+                if len(self._views) + used < self.max_views:
+                    self._session.add(named.load())
+                    used += 1
+        return len(photographs), used
+
+    def leave(self, owner: Hashable) -> None:
+        """Frees what a visitor brought: their photographs, also where in use, and listener."""
+        self._listeners.pop(owner, None)
+        with self._change():
+            theirs = [name for name, (_, whose) in self._photographs.items() if whose == owner]
+            if used := self._views.keys() & theirs:
+                self._session.remove(*used)
+            for name in theirs:
+                del self._photographs[name]
+                self._pictures.pop(name, None)
+
+    def picture(self, name: str) -> UInt8[np.ndarray, "h w 3"]:
+        """A photograph as the model sees it; decoded unless it is in use or was asked for lately.
+
+        Raises:
+            ValueError: there is none of that name, or it cannot be decoded.
+        """
+        photograph, _ = self._known(name)
+        if (picture := self.picture_in_use(name)) is not None:
+            return picture
+        if (picture := self._pictures.get(name)) is None:
+            source = photograph.camera.width, photograph.camera.height
+            crop = ResizeCrop.cover(source, *self._size)
+            picture = crop.pixels(Image.fromarray(photograph.load().pixels)).copy()
+            with self._changing:
+                self._pictures[name] = picture
+                if len(self._pictures) > _PICTURES_KEPT:
+                    self._pictures.popitem(last=False)
+        return picture
+
+    def picture_in_use(self, name: str) -> UInt8[np.ndarray, "h w 3"] | None:
+        """The same of a photograph that is in use, else None."""
+        view = self._views.get(name)
+        return None if view is None else view.picture
+
+    def at_hand(self, name: str) -> bool:
+        """Whether `picture` has nothing to decode."""
+        return name in self._pictures or name in self._views
+
+    def _known(self, name: str) -> tuple[ScenePhotograph, Hashable | None]:
+        if name not in self._photographs:
+            raise ValueError(f"there is no photograph {name!r} any more")
+        return self._photographs[name]
+
+    def _free_name(self, wanted: str) -> str:
+        name, number = wanted, 2
+        while name in self._photographs:
+            name, number = f"{wanted} ({number})", number + 1
+        return name
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[None]:
+        """Changes take turns; then all are told, also of one that failed on the way."""
+        try:
+            with self._changing:
+                try:
+                    yield
+                finally:
+                    self._views = self._session.views
+        finally:
+            self._tell()
+
+    def _tell(self) -> None:
+        for listener in list(self._listeners.values()):
+            try:
+                listener()
+            except Exception:  # one who is told must not undo the change for all
+                _log.exception("a visitor could not be told of a change")

@@ -1,0 +1,203 @@
+"""From a window in the browser to a camera of the scene, and back. NumPy and Pillow only.
+
+The page has a frame of its own: up is z, the middle of the scene's cameras is the origin, and the
+farthest of them is one unit away. So sizes on the page, and float32 in the browser, suit any world.
+
+A render has a fixed shape, and the window has another: the render stands in its middle, as large as
+fits, and the window's vertical field of view (all that viser knows of intrinsics) follows from it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from lvsm_jax.paths import meeting_point, up_direction
+from lvsm_jax.photograph import PosedCamera
+
+_ASPECTS = (0.2, 5.0)  # of windows; what browsers say is not to be trusted
+_FIELDS_OF_VIEW = (0.02, 3.0)
+_SHARP = 384  # shorter side of what is sent, so that the browser does not show blurred edges
+_BAR = 28  # grey beside the render
+_FARTHEST = 2.0  # that a drag turns about: about something far it would leave the scene at once
+_BESIDE = 180  # pixels of pictures side by side, about half the panel
+
+
+@dataclasses.dataclass(frozen=True)
+class PageFrame:
+    """A similarity from the world of the cameras to the page.
+
+    Attributes:
+        axes: `[3, 3]`, rotation from world to page.
+        origin: `[3]`, in the world.
+        scale: units of the page a unit of the world.
+        distance: how far ahead of a camera is what it looks at, in units of the page.
+    """
+
+    axes: Float64[np.ndarray, "3 3"]
+    origin: Float64[np.ndarray, "3"]
+    scale: float
+    distance: float
+
+    @classmethod
+    def fit(cls, cameras: Sequence[PosedCamera]) -> "PageFrame":
+        """The frame of these cameras, one or more."""
+        c2w = np.stack([camera.c2w for camera in cameras])
+        positions = c2w[:, :3, 3]
+        origin, up = positions.mean(0), up_direction(c2w)
+        # Any direction across will do; that in which the cameras look keeps numbers tidy.
+        ahead = np.cross(c2w[:, :3, 0].mean(0), up)
+        if np.linalg.norm(ahead) < 1e-3:
+            ahead = np.cross(up, np.eye(3)[np.abs(up).argmin()])
+        ahead /= np.linalg.norm(ahead)
+        axes = np.stack([np.cross(ahead, up), ahead, up])
+        extent = np.linalg.norm(positions - origin, axis=1).max()
+        scale = 1 / extent if extent > 1e-9 * np.abs(positions).max() else 1.0
+        target = meeting_point(c2w)
+        away = 1.0 if target is None else scale * np.linalg.norm(positions - target, axis=1).mean()
+        return cls(axes, origin, float(scale), float(np.clip(away, 0.1, _FARTHEST)))
+
+    def to_page(self, c2w: Float64[np.ndarray, "*v 4 4"]) -> Float64[np.ndarray, "*v 4 4"]:
+        """Poses of cameras on the page."""
+        result = np.array(c2w, np.float64)
+        result[..., :3, :3] = self.axes @ result[..., :3, :3]
+        result[..., :3, 3] = self.scale * (result[..., :3, 3] - self.origin) @ self.axes.T
+        return result
+
+    def to_world(self, c2w: Float64[np.ndarray, "*v 4 4"]) -> Float64[np.ndarray, "*v 4 4"]:
+        """The inverse of `to_page`."""
+        result = np.array(c2w, np.float64)
+        result[..., :3, :3] = self.axes.T @ result[..., :3, :3]
+        result[..., :3, 3] = result[..., :3, 3] @ self.axes / self.scale + self.origin
+        return result
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Window:
+    """What a visitor looks through: a pinhole, and how wide the window is.
+
+    Attributes:
+        c2w: `[4, 4]` on the page, OpenCV's axes.
+        fov: vertical field of view in radians.
+        aspect: width over height.
+    """
+
+    c2w: Float64[np.ndarray, "4 4"]
+    fov: float
+    aspect: float
+
+    @classmethod
+    def of(
+        cls,
+        wxyz: Float64[np.ndarray, "4"],
+        position: Float64[np.ndarray, "3"],
+        fov: float,
+        aspect: float,
+    ) -> "Window":
+        """From what viser says of a browser's camera; ValueError if that is no camera."""
+        w, x, y, z = wxyz
+        c2w = np.eye(4)
+        c2w[:3, :3] = Rotation.from_quat([x, y, z, w]).as_matrix()
+        c2w[:3, 3] = position
+        if not (np.isfinite(c2w).all() and math.isfinite(fov) and math.isfinite(aspect)):
+            raise ValueError("the browser's camera is not finite")
+        return cls(c2w, float(np.clip(fov, *_FIELDS_OF_VIEW)), float(np.clip(aspect, *_ASPECTS)))
+
+    def camera(self, frame: PageFrame, size: tuple[int, int]) -> PosedCamera:
+        """The camera, in the world, of a render of height and width `size` in this window."""
+        height, width = size
+        tangent = math.tan(self.fov / 2)
+        if self.aspect * height >= width:
+            focal = height / 2 / tangent
+        else:
+            focal = width / 2 / (self.aspect * tangent)
+        fxfycxcy = (focal, focal, width / 2, height / 2)
+        return PosedCamera(frame.to_world(self.c2w), fxfycxcy, width, height)
+
+
+def field_of_view(camera: PosedCamera, size: tuple[int, int], aspect: float) -> float:
+    """The window's, in which a render of that size shows what the camera's picture does."""
+    height, width = size
+    fx, fy = camera.cropped_to(height, width).fxfycxcy[:2]
+    aspect = float(np.clip(aspect, *_ASPECTS))
+    if aspect * height >= width:
+        return 2 * math.atan(height / 2 / fy)
+    return 2 * math.atan(width / 2 / fx / aspect)
+
+
+def wxyz(c2w: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "4"]:
+    """The rotation as a quaternion of viser's order."""
+    return np.roll(Rotation.from_matrix(c2w[:3, :3]).as_quat(), 1)
+
+
+def upright(c2w: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "3"]:
+    """The up direction nearest to the page's with which looking ahead gives this very pose.
+
+    A visitor who drags the scene turns about it, so that it had better be the page's.
+    """
+    right, up = c2w[:3, 0], np.array([0.0, 0.0, 1.0])
+    up -= (up @ right) * right
+    return up if up @ -c2w[:3, 1] > 0.05 else -c2w[:3, 1]
+
+
+def nearest(c2w: Float64[np.ndarray, "4 4"], others: Float64[np.ndarray, "v 4 4"]) -> int:
+    """Which camera is nearest: a unit of the page counts as much as a radian of direction."""
+    moved = np.linalg.norm(others[:, :3, 3] - c2w[:3, 3], axis=1)
+    turned = np.arccos(np.clip(others[:, :3, 2] @ c2w[:3, 2], -1, 1))
+    return int((moved + turned).argmin())
+
+
+def frustum_scale(positions: Float64[np.ndarray, "v 3"]) -> float:
+    """Size of camera frustums on the page that keeps them apart, if not too small to see."""
+    if len(positions) < 2:
+        return 0.15
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    return float(np.clip(0.4 * np.median(distances.min(0)), 0.03, 0.15))
+
+
+def frustum_depth(fov: float, aspect: float, scale: float) -> float:
+    """How far viser draws a frustum's picture before its tip: all frustums have one volume."""
+    return scale / (math.tan(fov / 2) ** 2 * aspect / 3) ** (1 / 3)
+
+
+def coarse_size(size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """At most half of a size, of exactly its shape, in whole patches; the size if there is none."""
+    common = math.gcd(size[0] // patch, size[1] // patch)
+    if common < 2:
+        return size
+    return size[0] // common * (common // 2), size[1] // common * (common // 2)
+
+
+def fill_window(
+    picture: UInt8[np.ndarray, "h w 3"], aspect: float
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The render in the middle of a picture of the window's shape; viser stretches it over that."""
+    height, width = picture.shape[:2]
+    factor = max(1.0, _SHARP / min(height, width))
+    height, width = round(factor * height), round(factor * width)
+    enlarged = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+    wide = aspect * height >= width
+    shape = (height, round(aspect * height)) if wide else (round(width / aspect), width)
+    result = np.full((*shape, 3), _BAR, np.uint8)
+    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
+    result[top : top + height, left : left + width] = np.asarray(enlarged)
+    return result
+
+
+def side_by_side(
+    left: UInt8[np.ndarray, "h w 3"], right: UInt8[np.ndarray, "h2 w2 3"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Two pictures of one shape at the size of the left one or larger, with a line between."""
+    factor = max(1.0, _BESIDE / left.shape[1])
+    height, width = (round(factor * side) for side in left.shape[:2])
+    both = [
+        np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+        for picture in (left, right)
+    ]
+    line = np.full((height, 4, 3), _BAR, np.uint8)
+    return np.concatenate([both[0], line, both[1]], axis=1)

@@ -1,0 +1,143 @@
+"""One thread that renders for all visitors, each time what one of them wants now.
+
+Of what a visitor asks for only the newest counts: an older wish that is not yet begun is dropped.
+Visitors take turns. A wish is rendered coarse at once, and in full when it has stood for a while.
+"""
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+_NOTHING, _COARSE, _FULL = range(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+    """What a visitor gets.
+
+    Attributes:
+        request: what was asked for.
+        full: whether it is final, not coarse.
+        picture: what `render` returned, None if it failed.
+        error: why it failed, or None.
+        seconds: that `render` took.
+        dropped: requests of this visitor that were never rendered, so far.
+    """
+
+    request: Any
+    full: bool
+    picture: Any
+    error: Exception | None
+    seconds: float
+    dropped: int
+
+
+@dataclasses.dataclass
+class _Visitor:
+    """Attributes: `show` gets results; `request` came at `since`, and `done` is what it has got."""
+
+    show: Callable[[Rendered], None]
+    request: Any = None
+    since: float = 0.0
+    done: int = _FULL
+    dropped: int = 0
+
+
+class Renderer:
+    """Renders the newest request of each visitor, in turns, in a thread of its own.
+
+    All methods may be called from any thread and return at once, but for `close`.
+
+    Args:
+        render: makes a picture of a request, coarse or (`full`) not. What it raises goes to the
+            visitor who asked.
+        settle: seconds for which a request must stand before it is rendered in full.
+    """
+
+    def __init__(self, render: Callable[[Any, bool], Any], *, settle: float = 0.2):
+        self._render, self._settle = render, settle
+        self._visitors: dict[Hashable, _Visitor] = {}  # whose turn it is comes first
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="renderer", daemon=True)
+        self._thread.start()
+
+    def join(self, key: Hashable, show: Callable[[Rendered], None]) -> None:
+        """A visitor comes; `show` is called in the renderer's thread, and should not take long."""
+        with self._changed:
+            self._visitors[key] = _Visitor(show)
+
+    def leave(self, key: Hashable) -> None:
+        """A visitor goes, and nothing is shown to them any more; not there: nothing happens."""
+        with self._changed:
+            self._visitors.pop(key, None)
+
+    def ask(self, key: Hashable, request: Any) -> None:
+        """Takes the place of what the visitor asked for before; not there: nothing happens."""
+        with self._changed:
+            if visitor := self._visitors.get(key):
+                visitor.dropped += visitor.done == _NOTHING
+                visitor.request, visitor.since, visitor.done = request, time.monotonic(), _NOTHING
+                self._changed.notify()
+
+    def refresh(self) -> None:
+        """Renders all visitors' requests again, for what they show has changed."""
+        with self._changed:
+            for visitor in self._visitors.values():
+                if visitor.request is not None:
+                    visitor.done = _NOTHING
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Stops after the render that is running."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and (turn := self._next()) is None:
+                    self._changed.wait(self._pause())
+                if self._closed:
+                    return
+            self._serve(*turn)
+
+    def _next(self) -> tuple[Hashable, _Visitor, Any, bool] | None:
+        """Whose turn it is, and with what; they go to the end of the row."""
+        now = time.monotonic()
+        for key, visitor in self._visitors.items():
+            settled = now - visitor.since >= self._settle
+            if visitor.done == _FULL or (visitor.done == _COARSE and not settled):
+                continue
+            visitor.done = _FULL if settled else _COARSE
+            self._visitors[key] = self._visitors.pop(key)
+            return key, visitor, visitor.request, settled
+        return None
+
+    def _pause(self) -> float | None:
+        """Seconds until a request has settled, None if there is none that will."""
+        waiting = [v.since for v in self._visitors.values() if v.done == _COARSE]
+        return max(0.0, min(waiting) + self._settle - time.monotonic()) if waiting else None
+
+    def _serve(self, key: Hashable, visitor: _Visitor, request: Any, full: bool) -> None:
+        start = time.perf_counter()
+        picture = error = None
+        try:
+            picture = self._render(request, full)
+        except Exception as caught:
+            error = caught
+        seconds = time.perf_counter() - start
+        with self._changed:
+            if self._visitors.get(key) is not visitor:  # has left
+                return
+        try:
+            visitor.show(Rendered(request, full, picture, error, seconds, visitor.dropped))
+        except Exception:
+            _log.exception("a picture could not be shown")

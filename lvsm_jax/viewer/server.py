@@ -1,0 +1,248 @@
+"""viser's server with the bounds that it lacks, and the visitors who are there.
+
+Written for viser 1.1: what is underscored there is used here and nowhere else, and tested.
+"""
+
+import contextlib
+import io
+import logging
+import socket
+import threading
+import urllib.parse
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import viser
+from viser import _messages as messages
+
+from lvsm_jax.photograph import PosedCamera
+from lvsm_jax.session import Session
+from lvsm_jax.viewer import geometry
+from lvsm_jax.viewer.gallery import Gallery
+from lvsm_jax.viewer.geometry import PageFrame, Window
+from lvsm_jax.viewer.renderer import Renderer
+from lvsm_jax.viewer.uploads import Limits, Uploads
+from lvsm_jax.viewer.visitor import Page, Visitor
+
+_log = logging.getLogger(__name__)
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_PART = 4 * 2**20  # bytes; browsers send files in parts of half a MiB
+
+
+class Viewer:
+    """Serves the page until `close`.
+
+    Args:
+        session: that renders; views and size as the gallery's. It is not closed.
+        gallery: photographs, of which one at least is in use.
+        sizes: height and width of coarse and full renders.
+        start: where visitors stand first.
+        host: address to listen at.
+        port: to listen at; 0: any that is free.
+        max_visitors: more are told that there is no room.
+        limits: of uploads.
+
+    Raises:
+        OSError: the port is taken, or the host is none of this machine.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        gallery: Gallery,
+        *,
+        sizes: tuple[tuple[int, int], tuple[int, int]],
+        start: PosedCamera,
+        host: str = "127.0.0.1",
+        port: int = 8080,
+        max_visitors: int = 8,
+        limits: Limits = Limits(),  # noqa: B008, frozen
+    ):
+        cameras = [item.camera for item in gallery.listing()]
+        frame = PageFrame.fit(cameras)
+        poses = frame.to_page(np.stack([camera.c2w for camera in cameras]))
+        check_address(host, port)
+        self._limits, self._max_visitors = limits, max_visitors
+        self._visitors: dict[int, Visitor | None] = {}  # None: is coming
+        self._lock = threading.Lock()
+
+        def render(window: Window, full: bool) -> np.ndarray:
+            height, width = sizes[full]
+            camera = window.camera(frame, (height, width))
+            return session.render(camera, height=height, width=width)
+
+        self._page = Page(
+            gallery=gallery,
+            renderer=Renderer(render),
+            frame=frame,
+            sizes=sizes,
+            frustum=geometry.frustum_scale(poses[:, :3, 3]),
+            memory=session.memory,
+            loading=ThreadPoolExecutor(1, "photographs"),
+            visitors=lambda: len(self._visitors),
+        )
+        gallery.listen(self, self._page.renderer.refresh)
+        with contextlib.redirect_stdout(io.StringIO()):  # says more than there is to know
+            self._server = _Server(host, port, label="lvsm_jax", verbose=False)
+        self._configure(start, sizes[1])
+        self._server.on_client_connect(self._enter)
+        self._server.on_client_disconnect(self._exit)
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self._server.get_port()}"
+
+    def close(self) -> None:
+        """Stops serving and rendering, and deletes uploads."""
+        self._server.stop()
+        with self._lock:
+            visitors, self._visitors = self._visitors, {}
+        for visitor in visitors.values():
+            if visitor is not None:
+                visitor.leave()
+        self._page.renderer.close()
+        self._page.loading.shutdown(cancel_futures=True)
+
+    def _configure(self, start: PosedCamera, size: tuple[int, int]) -> None:
+        """What is the same for all; each visitor's own is shown to them alone."""
+        self._server.gui.configure_theme(
+            dark_mode=True, show_logo=False, show_share_button=False, control_width="large"
+        )
+        self._server.gui.main_panel.dock_right()  # floating, it would hide part of the render
+        c2w, view = self._page.frame.to_page(start.c2w), self._server.initial_camera
+        view.position = c2w[:3, 3]
+        view.look_at = c2w[:3, 3] + self._page.frame.distance * c2w[:3, 2]
+        view.up = geometry.upright(c2w)
+        view.fov = geometry.field_of_view(start, size, 16 / 9)
+
+    def _enter(self, client: Any) -> None:
+        with self._lock:
+            full = len(self._visitors) >= self._max_visitors
+            if not full:
+                self._visitors[client.client_id] = None
+        if full:
+            client.gui.add_markdown(
+                f"**{self._max_visitors} visitors are here already**, and there is room for no "
+                "more. Reload the page later."
+            )
+            return
+        _bound_uploads(client, self._limits.bytes)
+        visitor = Visitor(client, self._page, Uploads(self._limits))
+        with self._lock:
+            gone = client.client_id not in self._visitors  # on the way
+            if not gone:
+                self._visitors[client.client_id] = visitor
+        if gone:
+            visitor.leave()
+        self._tell_all()
+
+    def _exit(self, client: Any) -> None:
+        with self._lock:
+            visitor = self._visitors.pop(client.client_id, None)
+        if visitor is not None:
+            visitor.leave()
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        with self._lock:
+            visitors = [visitor for visitor in self._visitors.values() if visitor is not None]
+        for visitor in visitors:
+            visitor.update_status()
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises OSError unless one can listen there; viser would take another port or wait forever."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot listen at {host}, port {port}: {reason}") from None
+
+
+def is_same_origin(origin: str | None, host: str | None, *, loopback: bool) -> bool:
+    """Whether a connection comes from our own page, and not from one that the visitor has open.
+
+    Browsers let any page open a websocket to any server and say where it is from. Other programs
+    say nothing, and may do what they like anyway.
+
+    Args:
+        origin: header of the request.
+        host: header of the request.
+        loopback: whether we listen there alone; then pages of other names that lead to it
+            (DNS rebinding) are refused too.
+    """
+    if origin is None:
+        return True
+    name = urllib.parse.urlsplit(origin).hostname
+    if loopback and name not in _LOOPBACK:
+        return False
+    return name is not None and name == urllib.parse.urlsplit(f"//{host}").hostname
+
+
+class _Server(viser.ViserServer):
+    """Shares nothing over the internet, and talks to no other page than its own."""
+
+    def __init__(self, host: str, port: int, **options: Any):
+        self._loopback = host in _LOOPBACK
+        super().__init__(host, port, **options)
+        self._websock_server.on_client_connect(self._check_origin)
+
+    def request_share_url(self, *_: Any, **__: Any) -> None:
+        """A visitor's browser can ask viser for a public address of this server. Refused."""
+        _log.warning("a visitor asked for a public address, which is refused")
+
+    async def _check_origin(self, connection: Any) -> None:
+        """Before anything is sent: viser's client callbacks come later."""
+        socket = self._websock_server._live_connections[connection.client_id]
+        origin, host = (socket.request.headers.get(name) for name in ("Origin", "Host"))
+        if not is_same_origin(origin, host, loopback=self._loopback):
+            _log.warning("refused a connection from a page of %s to %s", origin, host)
+            await socket.close(1008, "from another page")
+
+
+def _bound_uploads(client: Any, max_bytes: int) -> None:
+    """Refuses files by the size they say they have, and parts beyond that, before they are kept.
+
+    viser itself only bounds a message, by 50 MB, and keeps parts as long as they come.
+    """
+    gui, connection = client.gui, client.gui._websock_interface
+    transfers = gui._current_file_upload_states
+
+    def refuse(message: Any, total: int, reason: str) -> None:
+        transfers.pop(message.transfer_uuid, None)
+        done = messages.FileTransferPartAck(
+            message.source_component_uuid, message.transfer_uuid, total, total
+        )
+        connection.queue_message(done)  # the browser's button waits for it
+        _log.warning("refused an upload: %s", reason)
+        client.add_notification("Not uploaded", reason, color="red", auto_close_seconds=12.0)
+
+    def start(client_id: Any, message: Any) -> None:
+        size, parts = message.size_bytes, message.part_count
+        if transfers:
+            refuse(message, size, "one file at a time")
+        elif not 0 <= size <= max_bytes or not 0 <= parts <= max_bytes // 2**16 + 1:
+            limit = f"{max_bytes / 2**20:g} MiB"
+            refuse(message, size, f"the file has {size / 2**20:.1f} MiB, of {limit} allowed")
+        else:
+            gui._handle_file_transfer_start(client_id, message)
+
+    def part(client_id: Any, message: Any) -> None:
+        transfer = transfers.get(message.transfer_uuid)
+        if transfer is None:  # refused
+            return
+        size = len(message.content)
+        if size > _PART or transfer["transferred_bytes"] + size > transfer["total_bytes"]:
+            refuse(message, transfer["total_bytes"], "the file is larger than it said")
+        else:
+            gui._handle_file_transfer_part(client_id, message)
+
+    handlers: list[tuple[type, Callable, Callable]] = [
+        (messages.FileTransferStartUpload, gui._handle_file_transfer_start, start),
+        (messages.FileTransferPart, gui._handle_file_transfer_part, part),
+    ]
+    for kind, theirs, ours in handlers:
+        connection.unregister_handler(kind, theirs)
+        connection.register_handler(kind, ours)

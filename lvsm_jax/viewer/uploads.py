@@ -1,0 +1,206 @@
+"""Photographs that visitors upload, with a pose file. Nothing of them is trusted.
+
+A visitor sends `cameras.json` and then its pictures one by one, or all of them in one zip archive.
+Names in them choose a pose and label a photograph, but no file: on the disk uploads have names of
+our own, in a folder that goes with the visitor. Pictures are decoded once to see that they can be.
+"""
+
+import dataclasses
+import io
+import itertools
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+from input_pipeline.scenes import ScenePhotograph
+from lvsm_jax.paths import camera_of, frames_of, parse_json
+from lvsm_jax.photograph import Photograph, PosedCamera
+
+_MAX_POSES_BYTES = 4 * 2**20
+_MAX_MEMBERS = 1000  # of an archive, also those that are no photographs
+_ODD = re.compile(r"[^\w ./()+,=@-]")
+_decoding = threading.Lock()  # one at a time, for each may take much memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Of what one visitor may upload.
+
+    Attributes:
+        bytes: of a file, and of all photographs together, as they are sent and unpacked.
+        photographs: how many.
+        pixels: of a photograph.
+    """
+
+    bytes: int = 64 * 2**20
+    photographs: int = 100
+    pixels: int = 40_000_000
+
+
+class Uploads:
+    """What one visitor has uploaded, in a temporary folder until `close`.
+
+    Args:
+        limits: beyond which uploads are refused.
+    """
+
+    def __init__(self, limits: Limits):
+        self._limits = limits
+        self._folder: pathlib.Path | None = None
+        self._poses: dict[str, PosedCamera] = {}
+        self._numbers = itertools.count()
+        self._bytes = self._count = 0
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def receive(self, name: str, content: bytes) -> list[ScenePhotograph]:
+        """Takes a file: poses, a picture that they have, or an archive of both.
+
+        Args:
+            name: as the visitor calls it.
+            content: of the file.
+
+        Returns:
+            The photographs in it; of an archive all or, if one cannot be used, none.
+
+        Raises:
+            ValueError: what is wrong with the file, or which limit it is beyond.
+        """
+        with self._lock:
+            if self._closed:
+                raise ValueError("the visitor has left")
+            if len(content) > self._limits.bytes:
+                raise ValueError(f"{name} is larger than {_mebibytes(self._limits.bytes)}")
+            before = self._poses, self._bytes, self._count
+            files: list[pathlib.Path] = []
+            try:
+                members = list(self._members(name, content))
+                members.sort(key=lambda member: not _is_poses(member[0]))  # poses come first
+                photographs = []
+                for member, data in members:
+                    if _is_poses(member):
+                        self._poses = self._poses | _read_poses(member, data)
+                    else:
+                        photographs.append(self._photograph(member, data))
+                        files.append(pathlib.Path(photographs[-1].source))
+                return photographs
+            except BaseException:
+                self._poses, self._bytes, self._count = before
+                for file in files:
+                    file.unlink(missing_ok=True)
+                raise
+
+    @property
+    def poses(self) -> int:
+        """How many there are, with and without their picture."""
+        return len(self._poses)
+
+    def close(self) -> None:
+        """Deletes it all."""
+        with self._lock:
+            self._closed = True
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _members(self, name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
+        """The files of an archive, or the one file itself."""
+        if not zipfile.is_zipfile(io.BytesIO(content)):
+            yield _plain(name), content
+            return
+        left = self._limits.bytes
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                members = [m for m in archive.infolist() if not _is_hidden(m.filename)]
+                if len(members) > _MAX_MEMBERS:
+                    raise ValueError(f"{name} has more than {_MAX_MEMBERS} files")
+                for member in members:
+                    with archive.open(member) as file:
+                        # What the archive says of sizes is not to be trusted.
+                        data = file.read(left + 1)
+                    left -= len(data)
+                    if left < 0:
+                        raise ValueError(
+                            f"{name} has more than {_mebibytes(self._limits.bytes)} when unpacked"
+                        )
+                    yield _plain(member.filename), data
+        # Of damage, and of methods and encryption that cannot be read.
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
+            raise ValueError(f"{name}: no archive that can be read: {error}") from error
+
+    def _photograph(self, name: str, data: bytes) -> ScenePhotograph:
+        frame = self._frame(name)
+        self._bytes += len(data)
+        self._count += 1
+        if self._count > self._limits.photographs:
+            raise ValueError(f"more than {self._limits.photographs} photographs of one visitor")
+        if self._bytes > self._limits.bytes:
+            raise ValueError(
+                f"photographs of one visitor have more than {_mebibytes(self._limits.bytes)}"
+            )
+        if self._folder is None:
+            self._folder = pathlib.Path(tempfile.mkdtemp(prefix="lvsm-viewer-"))
+        file = self._folder / f"{next(self._numbers)}"
+        file.write_bytes(data)
+        try:
+            with _decoding:
+                Photograph.open(file, self._poses[frame], max_pixels=self._limits.pixels)
+        except ValueError as error:
+            file.unlink()
+            # The visitor knows it by another name.
+            raise ValueError(str(error).replace(os.fspath(file), name)) from None
+        return ScenePhotograph(frame, self._poses[frame], file)
+
+    def _frame(self, name: str) -> str:
+        """The one pose that belongs to a picture of this name."""
+        if not self._poses:
+            raise ValueError(f"{name} has no pose: upload its cameras.json first")
+        path, base = f"/{name}", name.rpartition("/")[2]
+        found = [frame for frame in self._poses if path.endswith(f"/{frame}")]
+        found = found or [frame for frame in self._poses if frame.rpartition("/")[2] == base]
+        if len(found) != 1:
+            raise ValueError(
+                f"{name} has {len(found) or 'no'} poses among the {len(self._poses)} uploaded, "
+                "expected one whose 'file' has its name"
+            )
+        return found[0]
+
+
+def _read_poses(name: str, data: bytes) -> dict[str, PosedCamera]:
+    """Cameras by the name of their file, from the content of a `cameras.json`."""
+    if len(data) > _MAX_POSES_BYTES:
+        raise ValueError(f"{name} is larger than {_mebibytes(_MAX_POSES_BYTES)}")
+    poses = {}
+    for i, frame in enumerate(frames_of(parse_json(data, name), name)):
+        where = f"{name}: frames[{i}]"
+        file = frame.get("file")
+        if not isinstance(file, str) or not file:
+            raise ValueError(f"{where}: 'file' is missing or no text, expected a picture's name")
+        if _plain(file) in poses:
+            raise ValueError(f"{where}: a second pose of {_plain(file)}")
+        poses[_plain(file)] = camera_of(frame, where)
+    return poses
+
+
+def _is_poses(name: str) -> bool:
+    return name.lower().endswith(".json")
+
+
+def _is_hidden(name: str) -> bool:
+    """Folders, and what macOS puts beside each file."""
+    base = name.rpartition("/")[2]
+    return not base or base.startswith(".") or name.startswith("__MACOSX/")
+
+
+def _plain(name: str) -> str:
+    """A name that other visitors may be shown."""
+    return _ODD.sub("_", name.replace("\\", "/")).strip("./ ")[-80:] or "unnamed"
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:g} MiB"

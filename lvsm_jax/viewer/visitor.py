@@ -1,0 +1,327 @@
+"""The page of one visitor: the scene as frustums, the render behind them, and the panel."""
+
+import dataclasses
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from lvsm_jax.photograph import PosedCamera
+from lvsm_jax.render_scene import PATHS, make_path
+from lvsm_jax.viewer import geometry
+from lvsm_jax.viewer.beside import Beside, code
+from lvsm_jax.viewer.frustums import Frustums
+from lvsm_jax.viewer.gallery import Gallery, Listed
+from lvsm_jax.viewer.geometry import PageFrame, Window
+from lvsm_jax.viewer.renderer import Rendered, Renderer
+from lvsm_jax.viewer.uploads import Uploads
+
+_log = logging.getLogger(__name__)
+
+_PLAY_RATE = 20.0  # cameras a second that are sent to the browser
+_PATH_FRAMES = 240  # a path of speed 1 takes 12 s
+_USED_MARK = "● "
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """What all visitors share.
+
+    Attributes:
+        gallery: of photographs.
+        renderer: asked for `Window`s.
+        frame: from the scene's world to the page.
+        sizes: height and width of coarse and full renders.
+        frustum: size of frustums on the page.
+        loading: decodes photographs to show beside renders.
+        memory: of the cache, see `Session.memory`.
+        visitors: says how many there are.
+    """
+
+    gallery: Gallery
+    renderer: Renderer
+    frame: PageFrame
+    sizes: tuple[tuple[int, int], tuple[int, int]]
+    frustum: float
+    loading: ThreadPoolExecutor
+    memory: Mapping[str, int]
+    visitors: Callable[[], int]
+
+
+class Visitor:
+    """Shows the page to one of viser's clients until `leave`.
+
+    Args:
+        client: viser's.
+        page: shared with the others.
+        uploads: of this visitor.
+    """
+
+    def __init__(self, client: Any, page: Page, uploads: Uploads):
+        self._client, self._page, self._uploads = client, page, uploads
+        self._key = client.client_id
+        self._lock = threading.RLock()  # of what follows
+        self._frustums = Frustums(
+            client.scene, page.gallery, page.frame, page.frustum, self._frustum_clicked
+        )
+        self._window: Window | None = None
+        self._newest: Rendered | None = None
+        self._seconds: dict[bool, float] = {}  # that the last coarse and full render took
+        self._stop: threading.Event | None = None
+        self._gone = False
+        self._build()
+        page.gallery.listen(self._key, self._changed)
+        self._sync()
+        page.renderer.join(self._key, self._show)
+        client.camera.on_update(self._moved)
+        self._look()
+
+    def leave(self) -> None:
+        """Frees all that was this visitor's."""
+        self._gone = True
+        self._beside.close()
+        if self._stop:
+            self._stop.set()
+        self._page.renderer.leave(self._key)
+        self._page.gallery.leave(self._key)
+        self._uploads.close()
+
+    def tell(self, title: str, body: str, *, colour: str | None = None) -> None:
+        """Shows a message on the page."""
+        self._client.add_notification(title, body, color=colour, auto_close_seconds=12.0)
+
+    def update_status(self) -> None:
+        """Shows the numbers of the moment, and what is wrong."""
+        self._status.content = self._status_text()
+
+    # The panel.
+
+    def _build(self) -> None:
+        gui, page = self._client.gui, self._page
+        self._status = gui.add_markdown("")
+        self._beside = Beside(gui, page.gallery, page.sizes[1], page.loading)
+        with gui.add_folder("Photographs"):
+            self._choice = gui.add_dropdown("Photograph", [""])
+            self._choice_buttons = gui.add_button_group("", ["Go there", "Add", "Remove"])
+            self._used = gui.add_markdown("")
+            self._shown = gui.add_checkbox("Cameras in 3D", True)
+        with gui.add_folder("Path"):
+            self._kind = gui.add_dropdown("Kind", list(PATHS))
+            self._speed = gui.add_slider("Speed", 0.1, 4.0, 0.1, 1.0)
+            self._play = gui.add_button("Play")
+        with gui.add_folder("Upload"):
+            gui.add_markdown("`cameras.json`, then its pictures; or all in one zip archive.")
+            upload = gui.add_upload_button("Upload", mime_type=".json,.zip,image/*")
+        self._choice_buttons.on_click(self._safely(self._choice_clicked))
+        self._shown.on_update(self._safely(lambda _: self._hide()))
+        self._play.on_click(self._safely(self._play_clicked))
+        upload.on_upload(self._safely(self._uploaded))
+
+    def _safely(self, callback: Callable[[Any], None]) -> Callable[[Any], None]:
+        """What goes wrong is told on the page, and the server goes on."""
+
+        @functools.wraps(callback)
+        def call(event: Any) -> None:
+            try:
+                callback(event)
+            except (ValueError, OSError) as error:
+                _log.info("refused: %s", error)
+                self.tell("That does not work", str(error), colour="red")
+            except Exception as error:
+                if self._gone:
+                    return
+                _log.exception("a visitor's wish failed")
+                message = f"{type(error).__name__} at the server, whose log says more"
+                self.tell("Something went wrong", message, colour="red")
+
+        return call
+
+    def _choice_clicked(self, event: Any) -> None:
+        name = self._choice.value.removeprefix(_USED_MARK)
+        if event.target.value == "Add":
+            self._page.gallery.use(name)
+        elif event.target.value == "Remove":
+            self._page.gallery.drop(name)
+        else:
+            self._go_to(name)
+
+    def _uploaded(self, event: Any) -> None:
+        file = event.target.value
+        photographs = self._uploads.receive(file.name, file.content)
+        if not photographs:
+            self.tell("Poses", f"{self._uploads.poses} poses are known: now upload their pictures")
+            return
+        try:
+            added, used = self._page.gallery.upload(self._key, photographs)
+        finally:
+            if self._gone:  # in the meantime
+                self._page.gallery.leave(self._key)
+        rest = "" if added == used else f", {added - used} not, for there is room for no more"
+        self.tell("Photographs", f"{used} are in use now{rest}", colour="green")
+
+    # The camera.
+
+    def _go_to(self, name: str) -> None:
+        with self._lock:
+            frustum = self._frustums.shown.get(name)
+        if frustum is None:
+            raise ValueError(f"there is no photograph {name!r} any more")
+        self._set_camera(frustum.listed.camera)
+
+    def _set_camera(self, camera: PosedCamera) -> None:
+        """Takes the visitor to where a camera stood; the browser then says where it is."""
+        c2w, viewer = self._page.frame.to_page(camera.c2w), self._client.camera
+        fov = geometry.field_of_view(camera, self._page.sizes[1], viewer.aspect)
+        with self._client.atomic():
+            viewer.up_direction = geometry.upright(c2w)
+            viewer.position = c2w[:3, 3]
+            viewer.look_at = c2w[:3, 3] + self._page.frame.distance * c2w[:3, 2]
+            viewer.fov = fov
+
+    async def _moved(self, _: Any) -> None:
+        """In viser's event loop, where the order of messages is kept."""
+        self._look()
+
+    def _look(self) -> None:
+        """Asks for what the visitor's window shows now."""
+        camera = self._client.camera
+        try:
+            place = np.asarray(camera.wxyz, np.float64), np.asarray(camera.position, np.float64)
+            window = Window.of(*place, camera.fov, camera.aspect)
+        except (ValueError, ZeroDivisionError) as error:
+            _log.warning("visitor %s: %s", self._key, error)
+            return
+        self._window = window
+        self._page.renderer.ask(self._key, window)
+
+    def _play_clicked(self, _: Any) -> None:
+        if self._stop:
+            self._stop.set()
+            return
+        used = [item.photograph.camera for item in self._page.gallery.listing() if item.in_use]
+        if not used:
+            raise ValueError("a path leads through the photographs in use, and there are none")
+        size = self._page.sizes[1]
+        cameras = [camera.cropped_to(*size) for camera in used]
+        path = make_path(self._kind.value, cameras, _PATH_FRAMES)
+        self._stop = threading.Event()
+        self._play.label = "Stop"
+        threading.Thread(target=self._follow, args=(path, self._stop), daemon=True).start()
+
+    def _follow(self, path: list[PosedCamera], stop: threading.Event) -> None:
+        """Plays a path once, at the speed that the slider says on the way."""
+        place, then = 0.0, time.monotonic()
+        try:
+            while not self._gone:
+                self._set_camera(path[min(int(place), len(path) - 1)])
+                if place >= len(path) or stop.wait(1 / _PLAY_RATE):
+                    return
+                now = time.monotonic()
+                place += (now - then) * _PLAY_RATE * self._speed.value
+                then = now
+        except Exception:
+            _log.exception("playing a path failed")
+        finally:
+            self._stop = None
+            if not self._gone:
+                self._play.label = "Play"
+
+    # What is shown.
+
+    def _show(self, result: Rendered) -> None:
+        """Called by the renderer."""
+        with self._lock, self._client.atomic():
+            before, self._newest, window = self._newest, result, result.request
+            if result.error is None:
+                self._seconds[result.full] = result.seconds
+                image = geometry.fill_window(result.picture, window.aspect)
+                self._client.scene.set_background_image(image, format="jpeg", jpeg_quality=88)
+                self._beside.show(self._frustums.nearest(window), result.picture)
+            else:
+                self._client.scene.set_background_image(None)
+                known = before and str(before.error) == str(result.error)
+                if not (known or isinstance(result.error, ValueError)):
+                    _log.error("a render failed", exc_info=result.error)
+            self._hide()
+            self.update_status()
+
+    def _status_text(self) -> str:
+        page = self._page
+        views, newest, lines = len(page.gallery.in_use), self._newest, []
+        if not views:
+            lines.append("**Nothing to render from: add a photograph.**")
+        elif newest and newest.error:
+            lines.append(f"**The render failed:** {code(str(newest.error))}")
+        else:
+            lines.append("**Ready.** Drag to turn, scroll to come nearer, right button to shift.")
+        times = [
+            f"{word} {size[1]}×{size[0]}: {1e3 * self._seconds[full]:.0f} ms"
+            for full, word, size in zip((False, True), ("coarse", "full"), page.sizes, strict=True)
+            if full in self._seconds
+        ]
+        dropped = newest.dropped if newest else 0
+        lines.append("; ".join([*times, f"requests dropped: {dropped}"]))
+        memory = page.memory
+        cache = f"{views} of {page.gallery.max_views} views in the cache, "
+        cache += f"{_megabytes(views * memory['per_view'])} of {_megabytes(memory['total'])}"
+        lines.append(cache + _device_memory())
+        count = page.visitors()
+        lines.append(f"{count} visitor{'s' if count > 1 else ''}")
+        return "  \n".join(lines)
+
+    # The scene.
+
+    def _changed(self) -> None:
+        """The gallery has: called in the thread of whoever changed it."""
+        if not self._gone:
+            self._sync()
+
+    def _sync(self) -> None:
+        """Makes frustums and lists those of the gallery."""
+        with self._lock, self._client.atomic():
+            items = self._page.gallery.listing()
+            self._frustums.update(items)
+            self._list(items)
+            self._hide()
+            self.update_status()
+
+    def _list(self, items: list[Listed]) -> None:
+        chosen = self._choice.value.removeprefix(_USED_MARK)
+        options = [f"{_USED_MARK if item.in_use else ''}{item.name}" for item in items]
+        if tuple(options) != tuple(self._choice.options):
+            self._choice.options = options or [""]
+        index = next((i for i, item in enumerate(items) if item.name == chosen), 0)
+        self._choice.value = (options or [""])[index]
+        used = [code(item.name) for item in items if item.in_use]
+        text = f"{len(used)} of {len(items)} in use (room for {self._page.gallery.max_views}): "
+        self._used.content = text + (", ".join(used) or "none")
+
+    def _frustum_clicked(self, name: str) -> None:
+        with self._lock:
+            for option in self._choice.options:
+                if option.removeprefix(_USED_MARK) == name:
+                    self._choice.value = option
+        self._safely(self._go_to)(name)
+
+    def _hide(self) -> None:
+        with self._lock:
+            if self._window is not None:
+                self._frustums.hide(self._window, all_of_them=not self._shown.value)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"
+
+
+def _device_memory() -> str:
+    """Of an accelerator, as far as it says."""
+    statistics = jax.devices()[0].memory_stats() or {}
+    if "bytes_in_use" not in statistics:
+        return ""
+    return f"; {_megabytes(statistics['bytes_in_use'])} in use on the device"
