@@ -88,6 +88,11 @@ def attention_with_lse(
     )
 
 
+def skips_by_length(implementation: str, dtype: Any) -> bool:
+    """Whether `attention_with_lse` does no work for keys beyond `lengths`; else it masks them."""
+    return implementation == "cudnn" or (implementation == "auto" and _has_cudnn(dtype))
+
+
 Part = tuple[Float[Array, "b t m c"], Float[Array, "b t m"]]
 
 
@@ -110,11 +115,15 @@ def _checked(implementation: str, q: Array, k: Array) -> str:
     return _best(q, k) if implementation == "auto" else implementation
 
 
+def _has_cudnn(dtype: Any) -> bool:
+    return jax.default_backend() == "gpu" and dtype in (jnp.bfloat16, jnp.float16)
+
+
 def _best(q: Array, k: Array) -> str:
     backend = jax.default_backend()
     if backend == "cpu":
         return "blocked"
-    if backend == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+    if _has_cudnn(q.dtype):
         return "cudnn"
     if backend == "tpu" and q.shape[-3] % 128 == 0 and k.shape[-3] % 128 == 0:
         return "splash"

@@ -17,9 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from lvsm_jax.attention import attention_with_lse, merge_attention
+from lvsm_jax.attention import attention_with_lse, merge_attention, skips_by_length
 from lvsm_jax.cameras import Cameras
 from lvsm_jax.efficient_lvsm import EfficientLVSM
 from lvsm_jax.latents import LatentCache, check_latents_fit, render_latents
@@ -108,11 +110,12 @@ def init_cache(
         scale = jnp.zeros(shape, jnp.float32) if dtype == "int8" else None
         return Stored(jnp.zeros((*shape, config.head_dim), dtype), scale)
 
-    return ViewCache(
+    cache = ViewCache(
         store=tuple((empty(), empty()) for _ in range(config.num_cross_attentions)),
         num_views=jnp.zeros(batch, jnp.int32),
         image_size=tuple(image_size),
     )
+    return _beside(model, cache)
 
 
 def add_views(
@@ -138,6 +141,8 @@ def add_views(
     """
     _check_views(model, cache, images, cameras)
     k, views = images.shape[1], known(cache.num_views)
+    if k == 0:
+        raise ValueError(f"images of shape {images.shape}: no views to add")
     new = _integers(k if num_new is None else num_new)
     if new.ndim > 1 or (new.ndim and len(new) != cache.batch) or (new < 0).any() or (new > k).any():
         raise ValueError(f"num_new is {new.tolist()}, expected {cache.batch} numbers from 0 to {k}")
@@ -197,6 +202,8 @@ def remove_views(cache: ViewCache, indices: Numbers) -> ViewCache:
             untouched.
     """
     indices = np.atleast_1d(_integers(indices))
+    if indices.size == 0:
+        return cache
     if indices.ndim > 2 or (indices.ndim == 2 and indices.shape[0] != cache.batch):
         raise ValueError(f"indices have shape {indices.shape}, expected [k] or [{cache.batch}, k]")
     indices = np.broadcast_to(indices, (cache.batch, indices.shape[-1]))
@@ -252,6 +259,8 @@ def render_path(
     cameras.check("cameras")
     height, width = cache.image_size if image_size is None else image_size
     check_image_size(height, width, model.config.patch_size)
+    if 0 in cameras.shape:
+        raise ValueError(f"cameras of shape {cameras.shape}: nothing to render")
     if cameras.shape[0] != cache.batch:
         raise ValueError(f"cameras of {cameras.shape[0]} scenes with a cache of {cache.batch}")
     if targets_at_once < 1:
@@ -351,10 +360,11 @@ def _reader(
     The number of rounds is known only when the program runs: it compiles once, and its time follows
     the views.
     """
-    at_once = places_at_once(cache)
-    tokens = pair[0].data.shape[3]
+    tokens, implementation = pair[0].data.shape[3], model.config.attention
 
     def attend(q: Array) -> Array:
+        at_once = places_at_once(cache, implementation, q.dtype)
+
         def load(stored: Stored, first: Array) -> Array:
             def part(x: Array) -> Array:
                 start = (layer, 0, first, *[0] * (x.ndim - 3))
@@ -371,7 +381,6 @@ def _reader(
             views = jnp.clip(cache.num_views - first, 0, at_once)
             k, v = (load(stored, first) for stored in pair)
             lengths = None if at_once == 1 else views * tokens
-            implementation = model.config.attention
             out, lse = attention_with_lse(q, k, v, lengths=lengths, implementation=implementation)
             lse = jnp.where((views > 0)[:, None, None], lse, -jnp.inf)
             return merge_attention(done, (out.astype(jnp.float32), lse))
@@ -383,12 +392,24 @@ def _reader(
     return attend
 
 
-def places_at_once(cache: ViewCache) -> int:
+def places_at_once(cache: ViewCache, implementation: str, dtype: Any) -> int:
     """How many places a round of attention takes: a divisor of their number.
 
-    All on GPUs, whose fused kernel is told the lengths, and skips what is empty by itself.
+    All where the kernel is told the lengths, and skips what is empty by itself. Others would hold
+    scores for all places at a time, and compute them.
     """
-    return cache.max_views if jax.default_backend() == "gpu" else 1
+    return cache.max_views if skips_by_length(implementation, dtype) else 1
+
+
+def _beside(model: Any, cache: ViewCache) -> ViewCache:
+    """The cache on the devices of the weights; elsewhere, the first call would compile twice."""
+    weight = jax.tree.leaves(model)[0]
+    if not getattr(weight, "committed", False):
+        return cache
+    sharding = weight.sharding
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, P())
+    return jax.device_put(cache, sharding)
 
 
 def known(x: Any) -> np.ndarray | None:
@@ -435,9 +456,9 @@ def _check_views(model: Any, cache: ViewCache, images: Any, cameras: Cameras) ->
 
 def _integers(indices: Any) -> np.ndarray:
     indices = np.asarray(indices)
-    if not np.issubdtype(indices.dtype, np.integer):
+    if indices.size and not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(f"views are numbered by integers, got {indices.dtype}")
-    return indices
+    return indices.astype(np.int64)  # of one type, for which programs are compiled once
 
 
 def _check_places(cache: ViewCache, places: Int[np.ndarray, "b k"]) -> None:

@@ -213,7 +213,7 @@ def check_images(
     cameras.check(name)
     if cameras.shape != images.shape[:2]:
         raise ValueError(f"images of [b, v] = {images.shape[:2]} with {name} of {cameras.shape}")
-    if not isinstance(images, jax.core.Tracer):
+    if images.size and not isinstance(images, jax.core.Tracer):
         low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):  # also false for NaN
             raise ValueError(f"images reach from {low} to {high}, expected [0, 1]")

@@ -338,7 +338,7 @@ def _length(name: str, value: float | None, default: float) -> float:
 def _alike(cameras: Sequence[PosedCamera], at_least: int) -> list[PosedCamera]:
     """The cameras, all of pictures of the first one's size."""
     if len(cameras) < at_least:
-        raise ValueError(f"{len(cameras)} cameras, expected at least {at_least}")
+        raise ValueError(f"this path is made from {at_least} cameras or more, got {len(cameras)}")
     size = cameras[0].height, cameras[0].width
     return [c if (c.height, c.width) == size else c.cropped_to(*size) for c in cameras]
 

@@ -53,24 +53,27 @@ PATHS = {
     "dolly": (paths.dolly, ("travel",)),
 }
 _OPTIONS = sorted({option for _, options in PATHS.values() for option in options})
+INPUTS = 4  # where nobody says how many
 _FRAMES = 120
 _VIDEO = "video.mp4"
 _RECORD = "render.json"
 _ALL_FRAMES = "frame_*.png"
 
 
-def choose_inputs(scene: Scene, wanted: str) -> list[ScenePhotograph]:
+def choose_inputs(scene: Scene, wanted: str | None) -> list[ScenePhotograph]:
     """Photographs of a scene to render from.
 
     Args:
         scene: to choose from.
         wanted: a number of them, evenly spaced in their order from first to last (one: the middle),
-            or `all`, or names with commas between.
+            or `all`, or names with commas between; None: 4, or all where there are fewer.
 
     Raises:
         ValueError: more than there are, none, or a name that there is not.
     """
     there = scene.photographs
+    if wanted is None:
+        wanted = str(min(INPUTS, len(there)))
     if wanted == "all":
         return list(there)
     if not wanted.isdecimal():
@@ -327,9 +330,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("out", metavar="OUT", help="folder to write to")
     parser.add_argument(
         "--inputs",
-        default="4",
         metavar="N|NAMES",
-        help="so many photographs, evenly spaced (4), or all, or names with commas between",
+        help=f"so many photographs, evenly spaced ({INPUTS}), or all, or names with commas between",
     )
     parser.add_argument(
         "--images", metavar="FOLDER", help="where the images are, if not where the cameras are"

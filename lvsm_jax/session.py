@@ -10,8 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -370,15 +368,7 @@ class Session:
             yield from images[: len(group)]
 
     def _empty_cache(self) -> view_cache.ViewCache:
-        """On the model's devices: made elsewhere, it would have the first views compiled twice."""
-        cache = view_cache.init_cache(self._model, 1, self._max_views, self._size)
-        weight = jax.tree.leaves(self._model)[0]
-        if not getattr(weight, "committed", False):
-            return cache
-        sharding = weight.sharding
-        if isinstance(sharding, NamedSharding):
-            sharding = NamedSharding(sharding.mesh, P())
-        return jax.device_put(cache, sharding)
+        return view_cache.init_cache(self._model, 1, self._max_views, self._size)
 
     def _whole_cache(self) -> view_cache.ViewCache:
         """The cache; made anew from the pictures if a call that failed took it with it."""

@@ -10,11 +10,13 @@ from flax import nnx
 
 import lvsm_jax
 import lvsm_jax.architectures
-from lvsm_jax.cache import _render, known
+from lvsm_jax import cache as cache_module
+from lvsm_jax.cache import known, places_at_once
 from lvsm_jax.tree import from_named, named_leaves
 
 SIZE = (16, 24)
 BATCH = 2
+PROGRAMS = ("add_views", "replace_view", "remove_views", "render")
 
 
 @pytest.fixture(scope="module")
@@ -126,17 +128,21 @@ def test_incremental_golden(goldens):
         )
 
 
-def test_nothing_compiles_again(model):
-    cache = lvsm_jax.init_cache(model, BATCH, 6, SIZE)
-    counts = None
+@pytest.mark.parametrize("committed", [False, True])
+def test_nothing_compiles_again(model, committed):
+    if committed:  # as `lvsm_jax.load` returns it
+        model = jax.device_put(model, jax.devices()[0])
+    programs = [getattr(cache_module, f"_{name}") for name in PROGRAMS]
+    before = np.array([program._cache_size() for program in programs])
+    cache = lvsm_jax.init_cache(model, BATCH, 7, SIZE)  # as many places as no other test has
     for view in range(6):
         cache = add(model, cache, some_views(view, 1))
+        cache = add(model, cache, some_views(view + 20, 1), num_new=[1, 0])
         views = some_views(view + 10, 1)
         cache = lvsm_jax.replace_view(model, cache, view, views.images, views.cameras)
         lvsm_jax.render(model, cache, TARGETS)
-        sizes = _render._cache_size()
-        assert counts in (None, sizes)
-        counts = sizes
+        cache = lvsm_jax.remove_views(cache, np.array([[view], [-1]], np.int8))
+        assert [program._cache_size() for program in programs] == (before + 1).tolist()
 
 
 @pytest.mark.parametrize("fields", [{"co_refinement": False}, {"decoder_attention": "cross"}])
@@ -152,12 +158,21 @@ def test_ablations(fields):
 @pytest.mark.parametrize("implementation", ["xla", "blocked"])
 def test_places_taken_all_at_once(model, monkeypatch, implementation):
     """As on GPUs, where the kernel itself skips the empty places."""
-    monkeypatch.setattr("lvsm_jax.cache.places_at_once", lambda cache: cache.max_views)
+    monkeypatch.setattr("lvsm_jax.cache.places_at_once", lambda cache, *_: cache.max_views)
     other = as_configured(model, attention=implementation)
     cache = add(other, lvsm_jax.init_cache(other, BATCH, 5, SIZE), some_views(0, 1))
     cache = add(other, cache, some_views(1, 1), num_new=[0, 1])
     ours = lvsm_jax.render(other, cache, TARGETS)
     np.testing.assert_allclose(ours, expected_render(model, [[0], [0, 1]]), atol=1e-5)
+
+
+def test_only_kernels_that_skip_what_is_empty_take_all_places(model, monkeypatch):
+    cache = lvsm_jax.init_cache(model, BATCH, 5, SIZE)
+    assert places_at_once(cache, "auto", jnp.bfloat16) == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert places_at_once(cache, "auto", jnp.dtype("bfloat16")) == 5
+    assert places_at_once(cache, "auto", jnp.dtype("float32")) == 1  # cuDNN has no float32
+    assert places_at_once(cache, "xla", jnp.dtype("bfloat16")) == 1
 
 
 @pytest.mark.parametrize(
@@ -214,6 +229,7 @@ def test_errors_leave_the_cache_untouched(model):
     images, cameras = one.images, one.cameras
     for wrong, message in (
         (lambda: add(model, cache, two), "2 more views do not fit: scene 0 has 2 of at most 3"),
+        (lambda: add(model, cache, some_views(1, 0)), "no views to add"),
         (lambda: add(model, cache, one, num_new=[2, 0]), "expected 2 numbers from 0 to 1"),
         (lambda: lvsm_jax.replace_view(model, cache, 2, images, cameras), r"has no views \[2\]"),
         (lambda: lvsm_jax.replace_view(model, cache, -1, images, cameras), "index is -1"),
@@ -227,10 +243,12 @@ def test_errors_leave_the_cache_untouched(model):
         (lambda: add(other, cache, one), "the cache has 2 layers, but the model 3"),
         (lambda: lvsm_jax.render(baseline, cache, TARGETS), "LVSMDecoderOnly has no keys and"),
         (lambda: lvsm_jax.render(model, cache, TARGETS, (12, 8)), "multiples of the patch size"),
+        (lambda: lvsm_jax.render(model, cache, some_views(1, 0).cameras), "nothing to render"),
     ):
         with pytest.raises(ValueError, match=message):
             wrong()
     np.testing.assert_array_equal(lvsm_jax.render(model, cache, TARGETS), before)
+    assert lvsm_jax.remove_views(cache, []) is cache
     empty = lvsm_jax.init_cache(model, BATCH, 3, SIZE)
     with pytest.raises(ValueError, match="nothing to render from"):
         lvsm_jax.render(model, empty, TARGETS)
@@ -275,6 +293,12 @@ def test_latents_and_views_are_told_apart(model, with_latents):
         (
             lambda: lvsm_jax.latent_cache(with_latents, views.images[:, :0], views.cameras),
             r"\[b, v\] = \(2, 0\) with cameras",
+        ),
+        (
+            lambda: lvsm_jax.latent_cache(
+                with_latents, views.images[:, :0], some_views(0, 0).cameras
+            ),
+            "no views to encode",
         ),
     ):
         with pytest.raises(ValueError, match=message):

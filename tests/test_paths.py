@@ -232,7 +232,7 @@ def test_world_frame_and_unit_do_not_matter(kind):
 
 def test_what_a_path_cannot_be_made_from():
     one = around([0])
-    with pytest.raises(ValueError, match="1 cameras, expected at least 2"):
+    with pytest.raises(ValueError, match="made from 2 cameras or more, got 1"):
         paths.interpolate(one, 5)
     with pytest.raises(ValueError, match="frames is 0"):
         paths.dolly(around([0, 1]), 0)

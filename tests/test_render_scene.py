@@ -1,5 +1,6 @@
 """`python -m lvsm_jax.render`: frames and a video of a path, resumed, and never mixed up."""
 
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -182,7 +183,7 @@ def test_video_without_ffmpeg(export, scene, tmp_path, monkeypatch):
         (["--path=orbit"], "do not meet in front of them: give the distance"),
         (["--inputs=7"], "--inputs=7, but .* has 6 photographs"),
         (["--inputs=0"], "--inputs=0"),
-        (["--inputs=1"], "1 cameras, expected at least 2"),
+        (["--inputs=1"], "made from 2 cameras or more, got 1"),
         (["--inputs=0.png,9.png"], "no photograph '9.png'"),
         (["--inputs=0.png,0.png"], "names a photograph twice"),
         (["--frames=0"], "frames is 0"),
@@ -234,9 +235,12 @@ def test_inputs(scene):
         return [photograph.name for photograph in render_scene.choose_inputs(there, wanted)]
 
     assert names("4") == ["0.png", "2.png", "3.png", "5.png"]
+    assert names(None) == names("4")
     assert names("1") == ["3.png"]
     assert names("all") == [f"{i}.png" for i in range(6)]
     assert names("4.png,1.png") == ["4.png", "1.png"]
+    few = dataclasses.replace(there, photographs=there.photographs[:3])
+    assert render_scene.choose_inputs(few, None) == few.photographs
 
 
 def test_program_and_function_share_the_name():

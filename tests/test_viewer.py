@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import socket
+import threading
 import types
 import urllib.request
 from concurrent.futures import Executor
@@ -23,10 +24,11 @@ from viewer_scene import (
     write_scene,
 )
 
+from input_pipeline.scenes import ScenePhotograph
 from lvsm_jax import PosedCamera, checkpoint
 from lvsm_jax.viewer import __main__ as program
 from lvsm_jax.viewer import geometry
-from lvsm_jax.viewer.beside import Beside
+from lvsm_jax.viewer.beside import Beside, code
 from lvsm_jax.viewer.gallery import Gallery
 from lvsm_jax.viewer.geometry import PageFrame, Window
 from lvsm_jax.viewer.uploads import Limits, Uploads
@@ -205,7 +207,50 @@ def test_uploads_go_with_their_owner(shown, tmp_path):
     theirs.close()
 
 
+def test_a_picture_of_someone_who_left_is_not_kept(shown, monkeypatch):
+    _, gallery = shown
+    uploads = Uploads(Limits())
+    members = {"cameras.json": poses_json({"a.png": 0, "b.png": 1})}
+    members |= {"a.png": picture(7), "b.png": picture(8)}
+    gallery.upload("me", uploads.receive("mine.zip", archive(members)))
+    load = ScenePhotograph.load
+
+    def leave_meanwhile(photograph):
+        gallery.leave("me")
+        return load(photograph)
+
+    monkeypatch.setattr(ScenePhotograph, "load", leave_meanwhile)
+    assert gallery.picture("b.png").shape == (*SIZE, 3)
+    assert not gallery.at_hand("b.png")
+    uploads.close()
+
+
+@needs_viser
+@pytest.mark.parametrize("there", [True, False])
+def test_who_is_gone_before_the_page_is_made_leaves_nothing(monkeypatch, there):
+    """Viser calls `_enter` and `_exit` in threads, so that `_exit` may come first."""
+    from lvsm_jax.viewer import server
+
+    made = mock.Mock()
+    monkeypatch.setattr(server, "Visitor", lambda *_: made)
+    monkeypatch.setattr(server, "_bound_uploads", mock.Mock())
+    viewer = mock.Mock(_lock=threading.Lock(), _visitors={}, _max_visitors=1, _limits=Limits())
+    client = mock.Mock(client_id=3)
+    viewer._server.get_clients = lambda: {3: client} if there else {}
+    server.Viewer._exit(viewer, client)
+    server.Viewer._enter(viewer, client)
+    assert viewer._visitors == ({3: made} if there else {})
+    assert made.leave.called != there
+
+
 # The nearest photograph.
+
+
+def test_names_do_not_leave_their_place_in_markdown():
+    for text in ("a`b`", "a\n\n<b>", "a\r\r<b>", "a\u2028<b>"):
+        shown = code(text)
+        assert shown[0] == shown[-1] == "`" and "`" not in shown[1:-1]
+        assert len(shown.splitlines()) == 1
 
 
 def test_the_photograph_that_is_wanted_is_decoded_elsewhere():
@@ -215,7 +260,7 @@ def test_the_photograph_that_is_wanted_is_decoded_elsewhere():
     def picture(name):
         asked.append(name)
         if name == "damaged":
-            raise ValueError("damaged: broken")
+            raise RuntimeError("damaged: broken")
         decoded[name] = np.full((*SIZE, 3), int(name), np.uint8)
         return decoded[name]
 

@@ -4,7 +4,9 @@ import importlib.util
 import io
 import itertools
 import json
+import struct
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -64,6 +66,15 @@ def broken_zip() -> bytes:
     return bytes(content)
 
 
+def many_entries(count: int) -> bytes:
+    """An archive whose directory names one file many times; its end says one."""
+    content = archive({"a.png": b""})
+    first, last = content.index(b"PK\x01\x02"), content.index(b"PK\x05\x06")
+    end = bytearray(content[last:])
+    end[12:16] = struct.pack("<L", count * (last - first))
+    return content[:first] + count * content[first:last] + end
+
+
 def png(width, height, mode="RGB") -> bytes:
     file = io.BytesIO()
     Image.new(mode, (width, height)).save(file, "PNG")
@@ -84,6 +95,9 @@ POSES = poses_json({"a.png": 0, "b/a.png": 1, "b/c.png": 2, "d.png": 3, "e.png":
         ("big.png", b"x" * 200_001, "big.png is larger than 0.190735 MiB"),
         ("bomb.zip", archive({"cameras.json": b" " * 10**7}), "more than .* when unpacked"),
         ("many.zip", archive({f"{i}.png": b"" for i in range(1001)}), "more than 1000 files"),
+        ("many.zip", many_entries(1001), "more than 1000 files"),
+        ("lzma.zip", archive({"a.png": b"x"}, zipfile.ZIP_LZMA), "must be deflated or stored"),
+        ("x.json", b'{"frames": [' + b"{}," * 10_000 + b"{}]}", "more than 10000 poses"),
         ("broken.zip", broken_zip(), "broken.zip: no archive that can be read"),
         ("x.json", b"[1", "x.json is not JSON"),
         ("x.json", b"[" * 100_000, "x.json is not JSON"),
@@ -122,7 +136,22 @@ def test_names_that_fit_several_poses():
     uploads.receive("cameras.json", poses_json({"a/1.png": 0, "b/1.png": 1}))
     with pytest.raises(ValueError, match=r"1.png has 2 poses"):
         uploads.receive("1.png", picture(0))
+    uploads.receive("more.json", poses_json({"1.png": 2}))
+    members = {"x/a/1.png": picture(0), "x/1.png": picture(2)}
+    assert [found.name for found in uploads.receive("x.zip", archive(members))] == [
+        "a/1.png",
+        "1.png",
+    ]
     uploads.close()
+
+
+def test_poses_are_bounded_over_several_files():
+    uploads = Uploads(Limits())
+    for part in range(2):
+        uploads.receive("x.json", poses_json({f"{part}-{i}.png": 0 for i in range(4000)}))
+    with pytest.raises(ValueError, match="more than 10000 poses of one visitor"):
+        uploads.receive("x.json", poses_json({f"2-{i}.png": 0 for i in range(4000)}))
+    assert uploads.poses == 8000
 
 
 def test_one_visitor_may_not_fill_the_disk():

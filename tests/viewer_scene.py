@@ -71,9 +71,9 @@ def write_scene(folder: pathlib.Path, count: int = 6) -> pathlib.Path:
     return folder
 
 
-def archive(members: dict[str, bytes]) -> bytes:
+def archive(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as result:
+    with zipfile.ZipFile(file, "w", method) as result:
         for name, content in members.items():
             result.writestr(name, content)
     return file.getvalue()

@@ -32,14 +32,13 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from input_pipeline.scenes import Scene, ScenePhotograph, read_scene
-from lvsm_jax.render_scene import choose_inputs, picture_size
+from lvsm_jax.render_scene import INPUTS, choose_inputs, picture_size
 
 if TYPE_CHECKING:
     from lvsm_jax.session import Session
 
 _EXPORT = "runs/quickstart/export"
 _DATASET = "data/synthetic"
-_INPUTS = 4
 
 
 @contextlib.contextmanager
@@ -58,7 +57,7 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     scene = read_scene(given.scene or _first_room(), images=given.images)
     for note in scene.notes:
         print(f"note: {note}", file=sys.stderr)
-    inputs = choose_inputs(scene, given.inputs or str(min(_INPUTS, len(scene.photographs))))
+    inputs = choose_inputs(scene, given.inputs)
 
     from lvsm_jax import checkpoint  # imports JAX and Orbax, which takes seconds
     from lvsm_jax.session import Session
@@ -171,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--inputs",
         metavar="N|NAMES",
-        help=f"in use at first: so many, evenly spaced ({_INPUTS}), or all, or names with commas",
+        help=f"in use at first: so many, evenly spaced ({INPUTS}), or all, or names with commas",
     )
     parser.add_argument(
         "--images", metavar="FOLDER", help="where the images are, if not where the cameras are"

@@ -1,6 +1,7 @@
 """The photograph nearest to a visitor, beside what is rendered for them."""
 
 import logging
+import re
 import threading
 from concurrent.futures import Executor
 from typing import Any
@@ -63,7 +64,7 @@ class Beside:
         error = None
         try:
             self._gallery.picture(name)
-        except (ValueError, OSError) as caught:
+        except Exception as caught:  # whatever it is, others are to be shown after it
             error = caught
         with self._lock:
             self._is_loading = False
@@ -76,4 +77,4 @@ class Beside:
 
 def code(text: str) -> str:
     """As Markdown shows it letter by letter; names and messages may hold anything."""
-    return "`" + text.replace("`", "'").replace("\n", " ") + "`"
+    return "`" + re.sub(r"\s", " ", text.replace("`", "'")) + "`"

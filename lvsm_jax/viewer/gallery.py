@@ -154,7 +154,9 @@ class Gallery:
             crop = ResizeCrop.cover(source, *self._size)
             picture = crop.pixels(Image.fromarray(photograph.load().pixels)).copy()
             with self._changing:
-                self._pictures[name] = picture
+                # Its owner may have left by now, and another may have taken the name.
+                if self._photographs.get(name, (None,))[0] is photograph:
+                    self._pictures[name] = picture
                 if len(self._pictures) > _PICTURES_KEPT:
                     self._pictures.popitem(last=False)
         return picture

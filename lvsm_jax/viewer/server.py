@@ -96,6 +96,8 @@ class Viewer:
     def close(self) -> None:
         """Stops serving and rendering, and deletes uploads."""
         self._server.stop()
+        # Callbacks that are running use session and gallery.
+        self._server._thread_executor.shutdown()
         with self._lock:
             visitors, self._visitors = self._visitors, {}
         for visitor in visitors.values():
@@ -130,10 +132,14 @@ class Viewer:
         _bound_uploads(client, self._limits.bytes)
         visitor = Visitor(client, self._page, Uploads(self._limits))
         with self._lock:
-            gone = client.client_id not in self._visitors  # on the way
-            if not gone:
+            # Who has gone on the way: their `_exit` may even have come before all this.
+            there = client.client_id in self._visitors
+            there &= client.client_id in self._server.get_clients()
+            if there:
                 self._visitors[client.client_id] = visitor
-        if gone:
+            else:
+                self._visitors.pop(client.client_id, None)
+        if not there:
             visitor.leave()
         self._tell_all()
 

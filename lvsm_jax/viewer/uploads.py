@@ -23,7 +23,10 @@ from lvsm_jax.paths import camera_of, frames_of, parse_json
 from lvsm_jax.photograph import Photograph, PosedCamera
 
 _MAX_POSES_BYTES = 4 * 2**20
+_MAX_POSES = 10_000  # of one visitor
 _MAX_MEMBERS = 1000  # of an archive, also those that are no photographs
+_MEMBER = b"PK\x01\x02"  # begins the entry of each file in an archive's directory
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others may want gigabytes to unpack
 _ODD = re.compile(r"[^\w ./()+,=@-]")
 _decoding = threading.Lock()  # one at a time, for each may take much memory
 
@@ -86,6 +89,8 @@ class Uploads:
                 for member, data in members:
                     if _is_poses(member):
                         self._poses = self._poses | _read_poses(member, data)
+                        if len(self._poses) > _MAX_POSES:
+                            raise ValueError(f"more than {_MAX_POSES} poses of one visitor")
                     else:
                         photographs.append(self._photograph(member, data))
                         files.append(pathlib.Path(photographs[-1].source))
@@ -113,13 +118,17 @@ class Uploads:
         if not zipfile.is_zipfile(io.BytesIO(content)):
             yield _plain(name), content
             return
+        # Before `zipfile` makes an object of each, which takes long.
+        if content.count(_MEMBER) > _MAX_MEMBERS:
+            raise ValueError(f"{name} has more than {_MAX_MEMBERS} files")
         left = self._limits.bytes
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                members = [m for m in archive.infolist() if not _is_hidden(m.filename)]
-                if len(members) > _MAX_MEMBERS:
-                    raise ValueError(f"{name} has more than {_MAX_MEMBERS} files")
-                for member in members:
+                for member in archive.infolist():
+                    if _is_hidden(member.filename):
+                        continue
+                    if member.compress_type not in _METHODS:
+                        raise ValueError(f"{name}: files must be deflated or stored")
                     with archive.open(member) as file:
                         # What the archive says of sizes is not to be trusted.
                         data = file.read(left + 1)
@@ -162,7 +171,9 @@ class Uploads:
             raise ValueError(f"{name} has no pose: upload its cameras.json first")
         path, base = f"/{name}", name.rpartition("/")[2]
         found = [frame for frame in self._poses if path.endswith(f"/{frame}")]
-        found = found or [frame for frame in self._poses if frame.rpartition("/")[2] == base]
+        if found:
+            return max(found, key=len)
+        found = [frame for frame in self._poses if frame.rpartition("/")[2] == base]
         if len(found) != 1:
             raise ValueError(
                 f"{name} has {len(found) or 'no'} poses among the {len(self._poses)} uploaded, "
@@ -175,8 +186,10 @@ def _read_poses(name: str, data: bytes) -> dict[str, PosedCamera]:
     """Cameras by the name of their file, from the content of a `cameras.json`."""
     if len(data) > _MAX_POSES_BYTES:
         raise ValueError(f"{name} is larger than {_mebibytes(_MAX_POSES_BYTES)}")
-    poses = {}
-    for i, frame in enumerate(frames_of(parse_json(data, name), name)):
+    poses, frames = {}, frames_of(parse_json(data, name), name)
+    if len(frames) > _MAX_POSES:  # each takes a while to check
+        raise ValueError(f"{name} has more than {_MAX_POSES} poses")
+    for i, frame in enumerate(frames):
         where = f"{name}: frames[{i}]"
         file = frame.get("file")
         if not isinstance(file, str) or not file:

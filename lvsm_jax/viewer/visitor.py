@@ -89,8 +89,10 @@ class Visitor:
         if self._stop:
             self._stop.set()
         self._page.renderer.leave(self._key)
-        self._page.gallery.leave(self._key)
-        self._uploads.close()
+        try:
+            self._page.gallery.leave(self._key)
+        finally:
+            self._uploads.close()
 
     def tell(self, title: str, body: str, *, colour: str | None = None) -> None:
         """Shows a message on the page."""
