@@ -6,8 +6,8 @@
 
 `--checkpoint` is an export, as train.py leaves it. The protocol is RealEstate10K's published one:
 the targets of an evaluation index, PSNR, SSIM and LPIPS in float32, every image counted. Of the
-config are used `data`, `eval`, and of `model` how to compute: `dtype`, `attention` and
-`targets_at_once`. The output directory holds
+config are used `data`, `eval`, `mesh`, `processes`, and of `model` how to compute: `dtype`,
+`attention` and `targets_at_once`. The output directory holds
 
     index.html      table, distribution, best, median and worst scenes
     summary.json    the means, with and without targets that are input views
@@ -31,19 +31,28 @@ import ml_collections
 import numpy as np
 from absl import app, flags, logging
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
 import lvsm_jax
 from input_pipeline.config import DataConfig
 from input_pipeline.loading import EvalSet, evaluation_index, open_eval_set
+from lvsm_jax import processes
 from lvsm_jax.checkpoint import describe, model_config
 from lvsm_jax.command_line import parse_flags
 from lvsm_jax.config import EvalConfig, RunConfig, section
 from lvsm_jax.evaluation import METRICS, MODEL, Evaluation, evaluate, render_scenes
 from lvsm_jax.files import write_text
 from lvsm_jax.lpips import find_weights, load_lpips
-from lvsm_jax.mesh import make_mesh, shard_batch, simulate_cpu_devices
+from lvsm_jax.mesh import (
+    MeshConfig,
+    check_batch,
+    make_mesh,
+    reader,
+    replicate,
+    shard_batch,
+    simulate_cpu_devices,
+)
+from lvsm_jax.processes import ProcessesConfig
 from lvsm_jax.report import choose_scenes, render_page
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
@@ -61,6 +70,8 @@ def run(
 ) -> dict[str, Any]:
     """Evaluates an export, writes the three files, and returns what summary.json holds.
 
+    All of several processes call it; the main one writes.
+
     Raises:
         FileExistsError: an evaluation is in `output` already.
         FileNotFoundError: no export, dataset or LPIPS weights.
@@ -69,37 +80,40 @@ def run(
     """
     # All that can be wrong is looked at before anything is computed.
     checkpoint, output = epath.Path(checkpoint), epath.Path(output)
-    settings = section(config, "eval", EvalConfig)
-    if (output / "summary.json").exists() and not overwrite:
-        raise FileExistsError(f"{output} holds an evaluation; --overwrite replaces it")
-    weights = find_weights(settings.lpips_weights) if settings.lpips else None
-    about = describe(checkpoint)
-    data = section(config, "data", DataConfig)
-    trained_with = other_pictures(about, data)
-    for field, value in trained_with.items():
-        logging.warning(
-            "the model was trained with data.%s=%s, not %s", field, value, getattr(data, field)
-        )
-    exported = model_config(checkpoint)
-    data = dataclasses.replace(data, patch_size=exported.patch_size)
-    eval_set = open_eval_set(data, settings)
-    mesh = make_mesh()
-    if settings.batch_size % mesh.size:
-        raise ValueError(
-            f"eval.batch_size {settings.batch_size} does not divide over {mesh.size} devices"
+    with processes.error_of_any():
+        settings = section(config, "eval", EvalConfig)
+        if (output / "summary.json").exists() and not overwrite:
+            raise FileExistsError(f"{output} holds an evaluation; --overwrite replaces it")
+        weights = find_weights(settings.lpips_weights) if settings.lpips else None
+        about = describe(checkpoint)
+        data = section(config, "data", DataConfig)
+        trained_with = other_pictures(about, data)
+        for field, value in trained_with.items():
+            logging.warning(
+                "the model was trained with data.%s=%s, not %s", field, value, getattr(data, field)
+            )
+        exported = model_config(checkpoint)
+        data = dataclasses.replace(data, patch_size=exported.patch_size)
+        mesh = make_mesh(section(config, "mesh", MeshConfig))
+        check_batch(mesh, "section eval", settings.batch_size, settings.num_inputs)
+        exported.check_spread(mesh.shape["view"])
+        process_index, process_count = reader(mesh)
+        eval_set = open_eval_set(
+            data, settings, process_index=process_index, process_count=process_count
         )
 
     start = time.monotonic()
-    with jax.set_mesh(mesh):
-        everywhere = NamedSharding(mesh, PartitionSpec())
+    with jax.set_mesh(mesh), processes.ending_at_once():
         fields = exported.options.keys() & {"dtype", "attention", "targets_at_once"}
         options = {field: config.model[field] for field in sorted(fields) if field in config.model}
-        model = jax.device_put(lvsm_jax.load(checkpoint, **options), everywhere)
+        model = replicate(mesh, lvsm_jax.load(checkpoint, **options))
         metrics = dict(METRICS)
         if weights:
-            metrics["lpips"] = jax.device_put(load_lpips(weights), everywhere)
+            metrics["lpips"] = replicate(mesh, load_lpips(weights))
         put = functools.partial(shard_batch, mesh)
-        evaluation = evaluate(model, eval_set, metrics=metrics, put=put)
+        evaluation = evaluate(
+            model, eval_set, metrics=metrics, put=put, progress=processes.is_main()
+        )
         check_finite(evaluation)
         shown = choose_scenes(evaluation)
         some = subset(eval_set, [scene for scenes in shown.values() for scene in scenes])
@@ -118,12 +132,13 @@ def run(
         "device": f"{mesh.size} × {mesh.devices.flat[0].device_kind}",
         "seconds": round(time.monotonic() - start, 1),
     }
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "summary.json").unlink(missing_ok=True)
-    write_text(output / "index.html", render_page(evaluation, summary, pictures, shown))
-    write_text(output / "per_image.csv", to_csv(evaluation.rows()))
-    # The last one: where it is, so is the rest.
-    write_text(output / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    if processes.is_main():
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "summary.json").unlink(missing_ok=True)
+        write_text(output / "index.html", render_page(evaluation, summary, pictures, shown))
+        write_text(output / "per_image.csv", to_csv(evaluation.rows()))
+        # The last one: where it is, so is the rest.
+        write_text(output / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
 
 
@@ -205,12 +220,18 @@ def main(argv: list[str]) -> None:
         )
     logging.set_verbosity(logging.WARNING)
     cpu_devices = section(_CONFIG.value, "run", RunConfig).cpu_devices
-    simulate_cpu_devices(cpu_devices, section(_CONFIG.value, "eval", EvalConfig).batch_size)
+    mesh = section(_CONFIG.value, "mesh", MeshConfig)
+    batch_size = section(_CONFIG.value, "eval", EvalConfig).batch_size
     output = _OUTPUT.value or f"{_CHECKPOINT.value.rstrip('/')}_evaluation"
     try:
+        count = processes.start(section(_CONFIG.value, "processes", ProcessesConfig))
+        simulate_cpu_devices(cpu_devices, mesh, batch_size, processes=count)
+        processes.check_same_config(_CONFIG.value.to_dict())
         summary = run(_CONFIG.value, _CHECKPOINT.value, output, overwrite=_OVERWRITE.value)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    if not processes.is_main():
+        return
     print(table(summary))
     print(f"\nPictures and all: {output}/index.html")
 

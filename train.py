@@ -6,7 +6,8 @@
 
 Any field of the config can be set with --config.SECTION.FIELD=VALUE; configs/base.py says where
 each is explained. Killed or stopped at any moment, the same command goes on from the last
-checkpoint, to the same weights. The working directory holds:
+checkpoint, to the same weights. On several hosts each runs this command (docs/pods.md). The
+working directory holds:
 
     config.json   the resolved config         checkpoints/  of the whole state
     metrics.csv   one row each log_every      images/       input | target | render
@@ -35,16 +36,25 @@ from input_pipeline.batch import Batch
 from input_pipeline.config import DataConfig
 from input_pipeline.loading import EvalSet, open_eval_set, train_batches
 from input_pipeline.storage import DatasetError
+from lvsm_jax import processes
 from lvsm_jax.architectures import architecture_of
-from lvsm_jax.checkpoint import Checkpoints, model_config
+from lvsm_jax.checkpoint import CheckpointError, Checkpoints, model_config
 from lvsm_jax.command_line import parse_flags
 from lvsm_jax.config import EvalConfig, RunConfig, flat, section
 from lvsm_jax.evaluation import evaluate
 from lvsm_jax.files import write_text
 from lvsm_jax.loop import Clock, StopSignals, stop_signals
-from lvsm_jax.mesh import make_mesh, shard_batch, simulate_cpu_devices
+from lvsm_jax.mesh import (
+    MeshConfig,
+    check_batch,
+    make_mesh,
+    reader,
+    shard_batch,
+    simulate_cpu_devices,
+)
 from lvsm_jax.metrics import psnr
 from lvsm_jax.model import ViewSynthesisModel
+from lvsm_jax.processes import ProcessesConfig
 from lvsm_jax.run_log import RunLog, log_to_file
 from lvsm_jax.train_state import (
     TrainingConfig,
@@ -65,6 +75,8 @@ class Settings:
     """The whole config, checked."""
 
     run: RunConfig
+    processes: ProcessesConfig
+    mesh: MeshConfig
     data: DataConfig
     evaluation: EvalConfig
     training: TrainingConfig
@@ -77,6 +89,8 @@ class Settings:
         data.check_training()
         return cls(
             run=section(config, "run", RunConfig),
+            processes=section(config, "processes", ProcessesConfig),
+            mesh=section(config, "mesh", MeshConfig),
             data=data,
             evaluation=section(config, "eval", EvalConfig),
             training=TrainingConfig.of(config),
@@ -88,29 +102,39 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Runs or resumes a training run to its end, then exports the weights."""
     settings, workdir = Settings.of(config), epath.Path(workdir)
     run = settings.run
-    mesh = make_mesh(fsdp=run.fsdp)
+    mesh = make_mesh(settings.mesh)
+    process_index, process_count = reader(mesh)
     eval_set = None
     if run.eval_every:
-        eval_set = open_eval_set(
-            settings.data,
-            settings.evaluation,
-            max_scenes=run.eval_scenes,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        with processes.error_of_any():
+            eval_set = open_eval_set(
+                settings.data,
+                settings.evaluation,
+                max_scenes=run.eval_scenes,
+                process_index=process_index,
+                process_count=process_count,
+            )
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep_last=run.keep_last, keep_best=run.keep_best
     )
-    with jax.set_mesh(mesh), closing(checkpoints), stop_signals() as stop:
-        start = checkpoints.latest_step or 0
-        log = RunLog(workdir, run.num_steps, start, is_main=jax.process_index() == 0)
+    with (
+        jax.set_mesh(mesh),
+        closing(checkpoints),
+        stop_signals() as stop,
+        processes.ending_at_once(),
+    ):
+        restored = checkpoints.restore_newest(abstract_state(settings.training, mesh))
+        start = restored[0] if restored else 0
+        log = RunLog(workdir, run.num_steps, start, is_main=processes.is_main())
         with closing(log):
-            if start:
+            logging.info("on %s", processes.describe())
+            if restored:
                 logging.info("resuming from step %d", start)
-                state = checkpoints.restore(abstract_state(settings.training, mesh))
+                state = restored[1]
             else:
                 state = init_state(settings.training, mesh, run.seed, starting_weights(settings))
                 log.start(config.to_dict(), state.model)
+            del restored  # it would hold a second state
             record_config(config, workdir)
             state = train_steps(settings, mesh, state, start, checkpoints, log, eval_set, stop)
         step = int(state.step)
@@ -135,25 +159,28 @@ def train_steps(
     """The training loop; ends at the last step or, with a checkpoint, when asked to stop."""
     run = settings.run
     step_function = compiled_step(settings.training, mesh)
-    batches = train_batches(
-        settings.data,
-        batch_size=run.batch_size,
-        seed=run.seed,
-        start_step=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    step, clock, previous = start, Clock(), None
+    process_index, process_count = reader(mesh)
+    with processes.error_of_any():
+        batches = train_batches(
+            settings.data,
+            batch_size=run.batch_size,
+            seed=run.seed,
+            start_step=start,
+            process_index=process_index,
+            process_count=process_count,
+        )
+    step, clock, previous, stopping = start, Clock(), None, False
     with closing(batches):
-        while step < run.num_steps and not stop.requested:
+        while step < run.num_steps and not stopping:
             with clock.waiting_for_data():
                 batch = next(batches)
             state, metrics = step_function(state, shard_batch(mesh, batch))
+            metrics["stop"] = processes.any_process(mesh, stop.requested)
             step += 1
             clock.count_step(replaced=int(np.sum(batch.replaced)))
             # Metrics are fetched one step late: the device computes while the host waits.
             if previous is not None:
-                fetch(run, log, *previous)
+                stopping = fetch(run, log, *previous)
             elif step == start + 1:
                 jax.block_until_ready(metrics)
                 logging.info("first step done %.0f s after the loop began", clock.elapsed)
@@ -172,7 +199,7 @@ def train_steps(
                     log.picture(step, "train", picture(state, batch))
                 if score is not None or due(step, run.checkpoint_every) or last:
                     # First the step's row: killed in between, a resumed run would not write it.
-                    fetch(run, log, *previous)
+                    stopping |= fetch(run, log, *previous)
                     previous = None
                     checkpoints.save(step, state, score)
         if previous is not None:
@@ -181,9 +208,14 @@ def train_steps(
     return state
 
 
-def fetch(run: RunConfig, log: RunLog, step: int, metrics: dict, timing: dict | None) -> None:
-    """Waits for a step's metrics, and writes them where they are to be logged."""
+def fetch(run: RunConfig, log: RunLog, step: int, metrics: dict, timing: dict | None) -> bool:
+    """Waits for a step's metrics, and writes them where they are to be logged.
+
+    Returns:
+        Whether any process was asked to stop by then; all processes get the same answer.
+    """
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    stopping = bool(values.pop("stop"))
     if timing is not None:
         log.scalars(step, values | timing)
     if values["skipped_in_a_row"] >= run.max_skipped_in_a_row:
@@ -192,6 +224,7 @@ def fetch(run: RunConfig, log: RunLog, step: int, metrics: dict, timing: dict | 
             f"their gradients were not finite or too long (norm {values['grad_norm']:.3g}, loss "
             f"{values['loss']:.3g}): lower optimizer.learning_rate or look at the data"
         )
+    return stopping
 
 
 def quick_evaluation(state: TrainState, eval_set: EvalSet, mesh: Mesh) -> float:
@@ -210,10 +243,10 @@ def quick_evaluation(state: TrainState, eval_set: EvalSet, mesh: Mesh) -> float:
 
 def picture(state: TrainState, batch: Batch) -> np.ndarray:
     """The inputs of the batch's first scene, then target and render of its first target."""
-    first = jax.tree.map(lambda x: x[:1], batch)
+    first = processes.of_main(jax.tree.map(lambda x: x[:1], batch))
     targets = jax.tree.map(lambda x: x[:, :1], first.targets)
     render = first_render(state.best_weights, first.inputs, targets.cameras)
-    render = (np.asarray(render[0, 0]) * 255).round().astype(np.uint8)
+    render = (processes.gather(render)[0, 0] * 255).round().astype(np.uint8)
     return np.concatenate([*first.inputs.images[0], targets.images[0, 0], render], axis=1)
 
 
@@ -230,7 +263,7 @@ def due(step: int, every: int) -> bool:
 
 def check_start(settings: Settings, workdir: epath.Path) -> None:
     """Raises ValueError or FileNotFoundError for what cannot start, before anything is made."""
-    check_batch_sizes(settings, make_mesh(fsdp=settings.run.fsdp).size)
+    check_batch_sizes(settings, make_mesh(settings.mesh))
     if (workdir / "config.json").exists():
         check_resumable(settings, workdir)
     begun = (workdir / "checkpoints").exists() and any((workdir / "checkpoints").glob("[0-9]*"))
@@ -238,20 +271,15 @@ def check_start(settings: Settings, workdir: epath.Path) -> None:
         check_weights_fit(model_config(settings.init_from), settings.training.model)
 
 
-def check_batch_sizes(settings: Settings, devices: int) -> None:
-    """Raises ValueError unless the devices divide the batches."""
-    run = settings.run
+def check_batch_sizes(settings: Settings, mesh: Mesh) -> None:
+    """Raises ValueError unless the mesh divides the batches, and the model takes such a mesh."""
+    settings.training.model.check_spread(settings.mesh.view)
+    run, evaluation = settings.run, settings.evaluation
     part = run.batch_size // run.grad_accumulation
-    if part % devices:
-        raise ValueError(
-            f"run.batch_size {run.batch_size} / run.grad_accumulation {run.grad_accumulation} = "
-            f"{part} scenes do not divide over {devices} devices"
-        )
-    if run.eval_every and settings.evaluation.batch_size % devices:
-        raise ValueError(
-            f"eval.batch_size {settings.evaluation.batch_size} does not divide over {devices} "
-            "devices"
-        )
+    name = f"run.batch_size {run.batch_size} / run.grad_accumulation {run.grad_accumulation}"
+    check_batch(mesh, name, part, settings.data.num_inputs)
+    if run.eval_every:
+        check_batch(mesh, "section eval", evaluation.batch_size, evaluation.num_inputs)
 
 
 def starting_weights(settings: Settings) -> ViewSynthesisModel | None:
@@ -288,7 +316,7 @@ def check_resumable(settings: Settings, workdir: epath.Path) -> None:
 
 def record_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
     """Saves the resolved config; tells what a resumed run changes, and keeps the old file."""
-    if jax.process_index():
+    if not processes.is_main():
         return
     file, new = workdir / "config.json", config.to_dict()
     if file.exists():
@@ -316,15 +344,27 @@ def main(argv: list[str]) -> None:
         settings = Settings.of(_CONFIG.value)
         run = settings.run
         part = run.batch_size // run.grad_accumulation
-        simulate_cpu_devices(run.cpu_devices, part, settings.evaluation.batch_size)
-        check_start(settings, workdir)
-    except (ValueError, FileNotFoundError) as error:
+        batches = part, settings.evaluation.batch_size
+        count = processes.start(settings.processes)
+        simulate_cpu_devices(run.cpu_devices, settings.mesh, *batches, processes=count)
+        processes.check_same_config(_CONFIG.value.to_dict())
+        with processes.error_of_any():
+            check_start(settings, workdir)
+        processes.check_shared(workdir)
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    workdir.mkdir(parents=True, exist_ok=True)
-    log_to_file(workdir / "log.txt")
+    if processes.is_main():
+        log_to_file(workdir / "log.txt")
+    else:
+        logging.set_verbosity(logging.WARNING)
     try:
         train(_CONFIG.value, workdir)
-    except (DatasetError, FileNotFoundError) as error:
+    except (
+        DatasetError,
+        FileNotFoundError,
+        CheckpointError,
+        processes.OtherProcessError,
+    ) as error:
         sys.exit(f"error: {error}")
 
 

@@ -41,7 +41,7 @@ from tqdm import tqdm
 from benchmarks.common import COLORS, NAMES, hardware, label_ends, markdown_table, random_batch
 from lvsm_jax.architectures import CONFIGS, abstract_model
 from lvsm_jax.files import atomic_write, write_text
-from lvsm_jax.mesh import make_mesh, shard_batch, simulate_cpu_devices
+from lvsm_jax.mesh import MeshConfig, make_mesh, shard_batch, simulate_cpu_devices
 from lvsm_jax.train_state import TrainingConfig, compiled_step, init_state
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -334,7 +334,7 @@ def _measure_in_process(
     first = next(iter(configs.values()))
     run = first.run  # devices as in train.py
     part = run.batch_size // run.grad_accumulation
-    simulate_cpu_devices(run.cpu_devices, part, first.eval.batch_size)
+    simulate_cpu_devices(run.cpu_devices, MeshConfig(), part, first.eval.batch_size)
     seconds = measure_steps(configs, rounds)
     source = f"measured in turns, median of {rounds}, on {hardware()}"
     return {"step_seconds": seconds, "source": source}

@@ -7,6 +7,8 @@
 Sections are the fields of dataclasses, whose docstrings say what each does:
 
 - `run`: `lvsm_jax.config.RunConfig`
+- `processes`: `lvsm_jax.processes.ProcessesConfig`
+- `mesh`: `lvsm_jax.mesh.MeshConfig`
 - `model`: `EfficientLVSMConfig` in `lvsm_jax.efficient_lvsm`, or the architecture's own
 - `data`: `input_pipeline.config.DataConfig`
 - `optimizer`: `lvsm_jax.optimizer.OptimizerConfig`
@@ -20,13 +22,17 @@ from input_pipeline.config import DataConfig
 from lvsm_jax.architectures import config_class
 from lvsm_jax.config import EvalConfig, RunConfig, default_section
 from lvsm_jax.losses import LossConfig
+from lvsm_jax.mesh import MeshConfig
 from lvsm_jax.optimizer import OptimizerConfig
+from lvsm_jax.processes import ProcessesConfig
 
 
 def get_config(architecture: str = "EfficientLVSM") -> ml_collections.ConfigDict:
     """The published model and recipe; data from `data/re10k`."""
     config = ml_collections.ConfigDict({"architecture": architecture, "init_from": ""})
     config.run = default_section(RunConfig())
+    config.processes = default_section(ProcessesConfig())
+    config.mesh = default_section(MeshConfig())
     config.model = default_section(config_class(architecture)())
     config.data = default_section(DataConfig(path="data/re10k"))
     config.data.patch_size = config.model.get_ref("patch_size")

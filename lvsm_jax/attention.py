@@ -17,6 +17,8 @@ IMPLEMENTATIONS = ("auto", "xla", "blocked", "cudnn", "splash")
 
 # Scores that one pass of `blocked` may hold: 4 MB, which stays in a CPU's cache.
 _BLOCK_SCORES = 2**20
+# Name under which remat policies find what the fused kernel's backward pass needs of its forward.
+SAVED_ATTENTION = "attention"
 # Splash attention works on tiles of 128 tokens; longer ones are faster while VMEM lasts.
 _SPLASH_BLOCKS = (1024, 512, 256, 128)
 
@@ -44,12 +46,12 @@ def attention(
     Raises:
         ValueError: unknown implementation, or shapes that it cannot take.
     """
-    implementation = _checked(implementation, q, k)
+    implementation = checked(implementation, q, k)
     kernel = {
         "xla": functools.partial(jax.nn.dot_product_attention, implementation="xla"),
         "blocked": lambda q, k, v: _blocked(q, k, v)[0],
         "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
-        "splash": _splash,
+        "splash": lambda q, k, v: _splash(q, k, v)[0],
     }[implementation]
     return _on_each_device(kernel, q, k, v)
 
@@ -69,15 +71,17 @@ def attention_with_lse(
         k: keys.
         v: values.
         lengths: how many keys, from the first, count in each scene; all by default.
-        implementation: as of `attention`; `blocked` where it is that and there are no lengths,
-            `cudnn` where it is that, else `xla`.
+        implementation: as of `attention`; `blocked` and `splash` where there are no lengths, and
+            `cudnn`, else `xla`.
 
     Returns:
         The attention, and the logarithm of the sum of `exp(q·kᵀ / √c)` in float32.
     """
-    implementation = _checked(implementation, q, k)
+    implementation = checked(implementation, q, k)
     if implementation == "blocked" and lengths is None:
         return _blocked(q, k, v)
+    if implementation == "splash" and lengths is None:
+        return _splash(q, k, v, with_lse=True)
     return jax.nn.dot_product_attention(
         q,
         k,
@@ -109,18 +113,19 @@ def merge_attention(a: Part, b: Part) -> Part:
     return out_a * weight_a + out_b * weight_b, lse
 
 
-def _checked(implementation: str, q: Array, k: Array) -> str:
+def checked(implementation: str, q: Array, k: Array) -> str:
+    """The implementation, with `auto` resolved; see `attention`."""
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention implementation {implementation!r}: not in {IMPLEMENTATIONS}")
     return _best(q, k) if implementation == "auto" else implementation
 
 
 def _has_cudnn(dtype: Any) -> bool:
-    return jax.default_backend() == "gpu" and dtype in (jnp.bfloat16, jnp.float16)
+    return jax.default_backend() == "gpu" and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
 
 
 def _best(q: Array, k: Array) -> str:
-    backend = jax.default_backend()
+    backend = platform(q)
     if backend == "cpu":
         return "blocked"
     if _has_cudnn(q.dtype):
@@ -128,6 +133,16 @@ def _best(q: Array, k: Array) -> str:
     if backend == "tpu" and q.shape[-3] % 128 == 0 and k.shape[-3] % 128 == 0:
         return "splash"
     return "xla"
+
+
+def platform(x: Array) -> str:
+    """The kind of device that the program is for: that of the mesh of `x`, if it lives on one.
+
+    Programs are also compiled for devices that are not here, see `lvsm_jax.aot`.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    device = None if mesh.empty else mesh.abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def _on_each_device(kernel: Callable[..., Array], q: Array, k: Array, v: Array) -> Array:
@@ -141,9 +156,9 @@ def _on_each_device(kernel: Callable[..., Array], q: Array, k: Array, v: Array) 
         return kernel(*flat).reshape(q.shape)
 
     sharding = jax.typeof(q).sharding
-    if sharding.mesh.empty or sharding.spec[0] is None:
+    if sharding.mesh.empty or not any(sharding.spec[:-3]):
         return local(q, k, v)
-    batch = P(sharding.spec[0])
+    batch = P(*sharding.spec[:-3])
     return jax.shard_map(local, in_specs=(batch,) * 3, out_specs=batch, check_vma=False)(q, k, v)
 
 
@@ -158,8 +173,7 @@ def _blocked(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     q = (q * (1 / math.sqrt(c))).transpose(0, 2, 1, 3).reshape(b * m, t, c)
     k = k.transpose(0, 2, 3, 1).reshape(b * m, c, s)
     v = v.transpose(0, 2, 1, 3).reshape(b * m, s, c)
-    queries = _largest_divisor(t, _BLOCK_SCORES // s)
-    pairs = _largest_divisor(b * m, _BLOCK_SCORES // (queries * s))
+    pairs, queries = blocks(b * m, t, s)
 
     def batched(a: Array, b: Array) -> Array:
         # jnp.matmul drops a batch of one, and remat policies would take it for a linear layer.
@@ -177,22 +191,29 @@ def _blocked(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     def some_pairs(qkv: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         q, k, v = qkv
         q = q.reshape(pairs, t // queries, queries, c).swapaxes(0, 1)
-        out, lse = _map(lambda q: block(q, k, v), q)
+        out, lse = map_parts(lambda q: block(q, k, v), q)
         return out.swapaxes(0, 1).reshape(pairs, t, c), lse.swapaxes(0, 1).reshape(pairs, t)
 
     parts = tuple(x.reshape(-1, pairs, *x.shape[1:]) for x in (q, k, v))
-    out, lse = _map(some_pairs, parts)
+    out, lse = map_parts(some_pairs, parts)
     return (
         out.reshape(b, m, t, c).transpose(0, 2, 1, 3),
         lse.reshape(b, m, t).transpose(0, 2, 1),
     )
 
 
-def _map(function: Callable[..., Any], xs: Any) -> Any:
+def map_parts(function: Callable[..., Any], xs: Any) -> Any:
     """`jax.lax.map`, without a loop where there is one element."""
     if len(jax.tree.leaves(xs)[0]) == 1:
         return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], xs)))
     return jax.lax.map(function, xs)
+
+
+def blocks(pairs: int, queries: int, keys: int, scores: int | None = None) -> tuple[int, int]:
+    """How many (scene, head) pairs and queries to take at once, for so many scores at most."""
+    scores = _BLOCK_SCORES if scores is None else scores
+    some = _largest_divisor(queries, scores // keys)
+    return _largest_divisor(pairs, scores // (some * keys)), some
 
 
 def _largest_divisor(number: int, limit: int) -> int:
@@ -200,11 +221,20 @@ def _largest_divisor(number: int, limit: int) -> int:
     return max(n for n in range(1, max(1, min(number, limit)) + 1) if number % n == 0)
 
 
-def _splash(q: Array, k: Array, v: Array) -> Array:
+def _splash(q: Array, k: Array, v: Array, *, with_lse: bool = False) -> tuple[Array, Array | None]:
+    """Has no gradient `with_lse`."""
+    kernel = splash_kernel(q, k, with_lse=with_lse)
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * (1 / math.sqrt(q.shape[-1])), k, v))
+    result = jax.vmap(kernel)(q, k, v)
+    out, lse = (result[0], result[1][0].transpose(0, 2, 1)) if with_lse else (result, None)
+    return out.transpose(0, 2, 1, 3).astype(v.dtype), lse
+
+
+def splash_kernel(q: Array, k: Array, *, with_lse: bool = False) -> Any:
+    """JAX's kernel for these shapes: of queries times 1 / √c, heads before tokens, one scene."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    t, m, c = q.shape[1:]
-    s = k.shape[1]
+    (t, m), s = q.shape[1:3], k.shape[1]
     if t % 128 or s % 128:
         raise ValueError(
             f"splash attention needs numbers of tokens that are multiples of 128, got {t} queries "
@@ -212,7 +242,7 @@ def _splash(q: Array, k: Array, v: Array) -> Array:
         )
     block_q = next(block for block in _SPLASH_BLOCKS if t % block == 0)
     block_kv = next(block for block in _SPLASH_BLOCKS if s % block == 0)
-    kernel = splash.make_splash_mha(
+    return splash.make_splash_mha(
         mask=splash.MultiHeadMask([splash.FullMask((t, s))] * m),
         head_shards=1,
         q_seq_shards=1,
@@ -224,8 +254,13 @@ def _splash(q: Array, k: Array, v: Array) -> Array:
             block_kv_dkv=block_kv,
             block_kv_dkv_compute=min(block_kv, 512),
             use_fused_bwd_kernel=True,
+            # As the norms before leave them: otherwise the compiler copies them, each channel-minor
+            # head padded to twice its size.
+            q_layout=splash.QKVLayout.SEQ_MINOR,
+            k_layout=splash.QKVLayout.SEQ_MINOR,
+            v_layout=splash.QKVLayout.SEQ_MINOR,
         ),
-        interpret=jax.default_backend() != "tpu",
+        residual_checkpoint_name=SAVED_ATTENTION,
+        interpret=platform(q) != "tpu",
+        save_residuals=with_lse,
     )
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * (1 / math.sqrt(c)), k, v))
-    return jax.vmap(kernel)(q, k, v).transpose(0, 2, 1, 3).astype(v.dtype)

@@ -21,28 +21,19 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from lvsm_jax.attention import attention_with_lse, merge_attention, skips_by_length
+from lvsm_jax import places
+from lvsm_jax.attention import skips_by_length
 from lvsm_jax.cameras import Cameras
 from lvsm_jax.efficient_lvsm import EfficientLVSM
 from lvsm_jax.latents import LatentCache, check_latents_fit, render_latents
 from lvsm_jax.lvsm import LVSMEncoderDecoder
+from lvsm_jax.mesh import check_batch, cut, in_use, put, view_parts
 from lvsm_jax.model import ViewSynthesisModel, check_image_size, check_images
+from lvsm_jax.places import Stored
+
+_PLACES_AT_ONCE = 8
 
 Numbers = int | np.integer | Sequence[Any] | np.ndarray
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """Keys or values `[l, b, v, n, m, c]`; int8 ones with a scale for each token and head.
-
-    Attributes:
-        data: the numbers.
-        scale: `[l, b, v, n, m]` float32 to multiply int8 by, else None.
-    """
-
-    data: Any
-    scale: Any
 
 
 @jax.tree_util.register_dataclass
@@ -87,6 +78,9 @@ def init_cache(
 ) -> ViewCache:
     """An empty cache: 2 · layers · tokens · width numbers a view, of the model's `cache_dtype`.
 
+    Where a mesh is set (`jax.set_mesh`), scenes are dealt to its devices as in training, and the
+    places of a scene to those of the axis `view`. All other functions then need that mesh too.
+
     Args:
         model: whose keys and values it is for.
         batch: scenes.
@@ -94,7 +88,8 @@ def init_cache(
         image_size: height and width of the input views in pixels.
 
     Raises:
-        ValueError: a model that has no such cache, or a size that cannot be.
+        ValueError: a model that has no such cache, a size that cannot be, or one that the mesh
+            does not divide.
     """
     _check_model(model)
     config = model.config
@@ -103,16 +98,18 @@ def init_cache(
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
     check_image_size(*image_size, config.patch_size)
+    check_batch(jax.sharding.get_abstract_mesh(), "a cache", batch, max_views)
     tokens = image_size[0] * image_size[1] // config.patch_size**2
     shape = (config.num_layers, batch, max_views, tokens, config.width // config.head_dim)
+    by_scene, by_place = cut(*places.BY_SCENE), cut(*places.STORE)
 
     def empty() -> Stored:
-        scale = jnp.zeros(shape, jnp.float32) if dtype == "int8" else None
-        return Stored(jnp.zeros((*shape, config.head_dim), dtype), scale)
+        scale = jnp.zeros(shape, jnp.float32, out_sharding=by_place) if dtype == "int8" else None
+        return Stored(jnp.zeros((*shape, config.head_dim), dtype, out_sharding=by_place), scale)
 
     cache = ViewCache(
         store=tuple((empty(), empty()) for _ in range(config.num_cross_attentions)),
-        num_views=jnp.zeros(batch, jnp.int32),
+        num_views=jnp.zeros(batch, jnp.int32, out_sharding=by_scene),
         image_size=tuple(image_size),
     )
     return _beside(model, cache)
@@ -182,11 +179,11 @@ def replace_view(
     index = _integers(index)
     if index.ndim and index.shape != (cache.batch,):
         raise ValueError(f"index has shape {index.shape}, expected one number or [{cache.batch}]")
-    places = np.broadcast_to(index, cache.batch)[:, None]
-    if (places < 0).any():
+    numbers = np.broadcast_to(index, cache.batch)
+    if (numbers < 0).any():
         raise ValueError(f"index is {index.tolist()}, but views are numbered from 0")
-    _check_places(cache, places)
-    return _replace_view(model, cache, places, jnp.asarray(images), cameras)
+    _check_numbers(cache, numbers[:, None])
+    return _replace_view(model, cache, numbers, jnp.asarray(images), cameras)
 
 
 def remove_views(cache: ViewCache, indices: Numbers) -> ViewCache:
@@ -207,7 +204,7 @@ def remove_views(cache: ViewCache, indices: Numbers) -> ViewCache:
     if indices.ndim > 2 or (indices.ndim == 2 and indices.shape[0] != cache.batch):
         raise ValueError(f"indices have shape {indices.shape}, expected [k] or [{cache.batch}, k]")
     indices = np.broadcast_to(indices, (cache.batch, indices.shape[-1]))
-    _check_places(cache, indices)
+    _check_numbers(cache, indices)
     # From the highest down, the view that moves is never one still to be removed.
     return _remove_views(cache, np.sort(indices, axis=1)[:, ::-1])
 
@@ -282,8 +279,8 @@ def _groups(
         return
     for start in range(0, t, at_once):
         # The last group is filled up with its last camera: another size would be compiled anew.
-        places = np.minimum(np.arange(start, start + at_once), t - 1)
-        group = jax.tree.map(lambda x, places=places: jnp.asarray(x)[:, places], cameras)
+        taken = np.minimum(np.arange(start, start + at_once), t - 1)
+        group = jax.tree.map(lambda x, taken=taken: jnp.asarray(x)[:, taken], cameras)
         yield program(model, cache, group, size)[:, : t - start]
 
 
@@ -292,118 +289,76 @@ def _add_views(
     model: EfficientLVSM, cache: ViewCache, images: Array, cameras: Cameras, num_new: Array
 ) -> ViewCache:
     # What is written after the views that count is not read, and is overwritten.
-    places = cache.num_views[:, None] + jnp.arange(images.shape[1])
-    store = _write(cache.store, places, _new(model, cache, images, cameras))
-    return dataclasses.replace(cache, store=store, num_views=cache.num_views + num_new)
+    store = _encode_into(model, cache, cache.num_views, images, cameras)
+    num_views = cache.num_views + put(num_new, *places.BY_SCENE)
+    return dataclasses.replace(cache, store=store, num_views=num_views)
 
 
 @functools.partial(jax.jit, donate_argnums=1)
 def _replace_view(
-    model: EfficientLVSM, cache: ViewCache, places: Array, images: Array, cameras: Cameras
+    model: EfficientLVSM, cache: ViewCache, index: Array, images: Array, cameras: Cameras
 ) -> ViewCache:
-    store = _write(cache.store, places, _new(model, cache, images, cameras))
-    return dataclasses.replace(cache, store=store)
+    index = put(index, *places.BY_SCENE)
+    return dataclasses.replace(cache, store=_encode_into(model, cache, index, images, cameras))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _remove_views(cache: ViewCache, indices: Int[Array, "b k"]) -> ViewCache:
-    store, views = cache.store, cache.num_views
-    scenes = jnp.arange(cache.batch)
-    for index in jnp.split(indices, indices.shape[1], axis=1):
-        last = views - 1
-        moved = jax.tree.map(lambda x, last=last: x[:, scenes, last][:, :, None], store)
-        # A place that is not there is not written.
-        store = _write(store, jnp.where(index < 0, cache.max_views, index), moved)
-        views = views - (index[:, 0] >= 0)
-    return dataclasses.replace(cache, store=store, num_views=views)
+    indices = put(indices, *places.BY_SCENE)
+    store, num_views = places.remove(cache.store, cache.num_views, indices)
+    return dataclasses.replace(cache, store=store, num_views=num_views)
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def _render(
     model: EfficientLVSM, cache: ViewCache, cameras: Cameras, image_size: tuple[int, int]
 ) -> Float[Array, "b t h w 3"]:
-    return model.decode_from(
-        lambda _, layer: tuple(_reader(model, cache, pair, layer) for pair in cache.store),
-        jnp.arange(model.config.num_layers),
-        cameras,
-        *image_size,
-    )
+    # As in training: targets are spread where the axis divides them.
+    spread = cameras.shape[1] % view_parts() == 0
+    cameras = put(cameras, *(places.BY_VIEW if spread else places.BY_SCENE))
+    implementation = model.config.attention
+    at_once = places_at_once(cache, implementation, model.config.dtype)
+
+    def attends(_: Any, layer: Array) -> tuple[Callable[[Array], Array], ...]:
+        return tuple(
+            places.reader(pair, cache.num_views, layer, implementation, at_once)
+            for pair in cache.store
+        )
+
+    layers = jnp.arange(model.config.num_layers)
+    # All targets on all devices of the axis, for the caller takes parts of them.
+    return put(model.decode_from(attends, layers, cameras, *image_size), *places.BY_SCENE)
 
 
-def _new(model: EfficientLVSM, cache: ViewCache, images: Array, cameras: Cameras) -> Any:
-    """What the store will hold of new views, `[l, b, k, n, ...]`."""
-    keys_values = model.keys_values(images, cameras)
-    return jax.tree.map(functools.partial(_stored, dtype=cache.dtype), keys_values)
+def _encode_into(
+    model: EfficientLVSM, cache: ViewCache, first: Array, images: Array, cameras: Cameras
+) -> Any:
+    """The store with views under the numbers from `first` on; each device encodes its own."""
+    views = put((images, cameras), *places.BY_SCENE)
+    own = places.pick_own(views, first)
+    keep = functools.partial(places.stored, dtype=cache.dtype)
+    new = jax.tree.map(keep, model.keys_values(*own))
+    return places.write_own(cache.store, new, first, images.shape[1])
 
 
-def _stored(x: Float[Array, "*batch c"], dtype: str) -> Stored:
-    if dtype != "int8":
-        return Stored(x.astype(dtype), None)
-    x = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.abs(x).max(axis=-1), 1e-20) / 127
-    return Stored(jnp.round(x / scale[..., None]).astype(jnp.int8), scale)
+def places_at_once(cache: ViewCache, implementation: str, dtype: str) -> int:
+    """How many places a round of attention takes: a divisor of their number on a device.
 
-
-def _write(store: Any, places: Int[Array, "b k"], new: Any) -> Any:
-    """The store with new views in these places of each scene; in place, for it is donated."""
-    scenes = jnp.arange(places.shape[0])[:, None]
-    return jax.tree.map(
-        lambda old, new: old.at[:, scenes, places].set(new, mode="drop"), store, new
-    )
-
-
-def _reader(
-    model: EfficientLVSM, cache: ViewCache, pair: tuple[Stored, Stored], layer: Array
-) -> Callable[[Array], Array]:
-    """Attention of queries `[b, t*n, m, c]` to the views that are there, a few at a time.
-
-    The number of rounds is known only when the program runs: it compiles once, and its time follows
-    the views.
+    Some where the kernel is told the lengths, and skips what is empty by itself: enough to keep it
+    busy, and few beside the views that are there, for a round reads all its places. One elsewhere:
+    other kernels would compute the scores of empty places too.
     """
-    tokens, implementation = pair[0].data.shape[3], model.config.attention
-
-    def attend(q: Array) -> Array:
-        at_once = places_at_once(cache, implementation, q.dtype)
-
-        def load(stored: Stored, first: Array) -> Array:
-            def part(x: Array) -> Array:
-                start = (layer, 0, first, *[0] * (x.ndim - 3))
-                return jax.lax.dynamic_slice(x, start, (1, x.shape[1], at_once, *x.shape[3:]))[0]
-
-            x = part(stored.data).astype(q.dtype)
-            if stored.scale is not None:
-                x = x * part(stored.scale)[..., None].astype(q.dtype)
-            b, k, n, m, c = x.shape
-            return x.reshape(b, k * n, m, c)
-
-        def round_(i: Array, done: Any) -> Any:
-            first = i * at_once
-            views = jnp.clip(cache.num_views - first, 0, at_once)
-            k, v = (load(stored, first) for stored in pair)
-            lengths = None if at_once == 1 else views * tokens
-            out, lse = attention_with_lse(q, k, v, lengths=lengths, implementation=implementation)
-            lse = jnp.where((views > 0)[:, None, None], lse, -jnp.inf)
-            return merge_attention(done, (out.astype(jnp.float32), lse))
-
-        rounds = -(-cache.num_views.max() // at_once)
-        nothing = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:-1], -jnp.inf)
-        return jax.lax.fori_loop(0, rounds, round_, nothing)[0].astype(q.dtype)
-
-    return attend
-
-
-def places_at_once(cache: ViewCache, implementation: str, dtype: Any) -> int:
-    """How many places a round of attention takes: a divisor of their number.
-
-    All where the kernel is told the lengths, and skips what is empty by itself. Others would hold
-    scores for all places at a time, and compute them.
-    """
-    return cache.max_views if skips_by_length(implementation, dtype) else 1
+    if not skips_by_length(implementation, dtype):
+        return 1
+    here = cache.max_views // view_parts()
+    return max(n for n in range(1, min(here, _PLACES_AT_ONCE) + 1) if here % n == 0)
 
 
 def _beside(model: Any, cache: ViewCache) -> ViewCache:
     """The cache on the devices of the weights; elsewhere, the first call would compile twice."""
     weight = jax.tree.leaves(model)[0]
+    if in_use():
+        return cache  # it is on the mesh
     if not getattr(weight, "committed", False):
         return cache
     sharding = weight.sharding
@@ -461,9 +416,9 @@ def _integers(indices: Any) -> np.ndarray:
     return indices.astype(np.int64)  # of one type, for which programs are compiled once
 
 
-def _check_places(cache: ViewCache, places: Int[np.ndarray, "b k"]) -> None:
+def _check_numbers(cache: ViewCache, numbers: Int[np.ndarray, "b k"]) -> None:
     views = known(cache.num_views)
-    for scene, row in enumerate(places.tolist()):
+    for scene, row in enumerate(numbers.tolist()):
         given = [view for view in row if view != -1]
         if len(set(given)) < len(given):
             raise ValueError(f"scene {scene}: {given} holds a view twice")

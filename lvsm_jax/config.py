@@ -23,7 +23,6 @@ class RunConfig:
         num_steps: steps of the run.
         batch_size: scenes of a step, over all devices.
         grad_accumulation: parts of the batch that are computed one after the other.
-        fsdp: devices over which weights and optimizer state are cut; the others replicate.
         cpu_devices: on the CPU, simulated devices that share the batch, for one alone does not
             keep several cores busy; 0 takes one a core, as far as they divide the batch. Sums
             are rounded differently on another number of devices.
@@ -41,7 +40,6 @@ class RunConfig:
     num_steps: int = 100_000
     batch_size: int = 512
     grad_accumulation: int = 1
-    fsdp: int = 1
     cpu_devices: int = 0
     log_every: int = 50
     image_every: int = 1000

@@ -7,14 +7,13 @@ where targets have another size), `d` width, `l` layers, `m` heads, `c` head siz
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import einops
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lvsm_jax.attention import attention
 from lvsm_jax.cameras import Cameras
 from lvsm_jax.layers import (
     MLP,
@@ -26,6 +25,7 @@ from lvsm_jax.layers import (
     stack_layers,
 )
 from lvsm_jax.model import ModelConfig, ViewSynthesisModel, check_choice
+from lvsm_jax.spread_attention import cross_attention
 
 # The reference leaves torch's default initialisation in the encoder.
 _TORCH_DEFAULT_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -56,6 +56,8 @@ class EfficientLVSMConfig(ModelConfig):
         cache_dtype: of the keys and values in a `lvsm_jax.cache.ViewCache`: `float32`, `bfloat16`
             or `int8` (with a float32 scale for each token and head); empty for `dtype`.
     """
+
+    spreads_views: ClassVar[bool] = True
 
     co_refinement: bool = True
     decoder_attention: str = "self_cross"
@@ -247,4 +249,4 @@ class EfficientLVSM(ViewSynthesisModel):
         self, queries: Float[Array, "b t m c"], keys_values: KeysValues
     ) -> Float[Array, "b t m c"]:
         k, v = (einops.rearrange(x, "b v s m c -> b (v s) m c") for x in keys_values)
-        return attention(queries, k, v, implementation=self.config.attention)
+        return cross_attention(queries, k, v, implementation=self.config.attention)

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from tqdm import tqdm
 
+from lvsm_jax import processes
 from lvsm_jax.metrics import psnr, ssim
 
 MODEL, COPY_NEAREST, MEAN_COLOR = "model", "copy_nearest", "mean_color"
@@ -37,11 +38,15 @@ class EvalSet(Protocol):
         """Scene table: `key[row]` names the scene in the rows that `Batch.scene` gives."""
 
     @property
+    def rows(self) -> Any:
+        """Rows of the table, of the scenes in the order of the evaluation."""
+
+    @property
     def num_scenes(self) -> int:
-        """Number of scenes in all batches."""
+        """Number of scenes in all batches, over all processes."""
 
     def __iter__(self) -> Iterator[Any]:
-        """Batches (`input_pipeline.batch.Batch`), the same at each call."""
+        """Batches (`input_pipeline.batch.Batch`) of this process, the same at each call."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,13 +146,16 @@ def evaluate(
 ) -> Evaluation:
     """Renders and scores every target of every scene; padding of the last batch does not count.
 
+    Each of several processes gives the scenes of its own batches, and gets all scores.
+
     Args:
         model: `model(images, input_cameras, target_cameras)`, as `lvsm_jax.load` returns. Its own
             dtype holds for the renders; they are scored in float32.
         eval_set: scenes with their input and target views.
         metrics: `metric(target, prediction)` for batches of float images, one number an image.
         baselines: whether to score the two baselines as well.
-        put: puts a pytree of arrays whose first dimension is `b` on the devices.
+        put: puts a batch of this process, or other arrays whose first dimension is `b`, on the
+            devices.
         progress: whether to show scenes done and time left, on stderr.
 
     Raises:
@@ -157,26 +165,38 @@ def evaluate(
 
     methods = [MODEL, COPY_NEAREST, MEAN_COLOR] if baselines else [MODEL]
 
-    def dispatch(batch: Any) -> tuple[Any, dict[str, Array]]:
-        predictions = [_render_batch(model, batch, put)]
+    def dispatch(batch: Any) -> dict[str, Any]:
+        placed = put(batch)
+        predictions = [_render_batch(model, placed)]
         if baselines:
             images = baseline_images(batch.inputs, batch.targets)
             predictions += put([images[method] for method in methods[1:]])
-        return batch, _score(metrics, put(batch.targets.images), predictions)
+        return {
+            "valid": placed.valid,
+            "scene": placed.scene,
+            "frames": placed.targets.frame,
+            "input_frames": placed.inputs.frame,
+            "scores": _score(metrics, placed.targets.images, predictions),
+        }
 
     parts = []
     total = eval_set.num_scenes
     with tqdm(total=total, desc="evaluating", unit="scene", disable=not progress) as bar:
-        for batch, scores in _one_late(dispatch(batch) for batch in eval_set):
-            parts.append(_valid_rows(batch, scores))
+        for rows in _one_late(dispatch(batch) for batch in eval_set):
+            parts.append(_valid_rows(rows))
             bar.update(len(parts[-1]["scene"]))
     if not parts:
         raise ValueError("nothing to evaluate: the set has no batches")
     joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    # Several processes deal the scenes of a batch among them.
+    position = {row: i for i, row in enumerate(np.asarray(eval_set.rows).tolist())}
+    order = np.argsort([position[row] for row in joined["scene"].tolist()], kind="stable")
+    joined = jax.tree.map(lambda x: x[order], joined)
+    is_context = joined["frames"][:, :, None] == joined["input_frames"][:, None, :]
     return Evaluation(
         scenes=tuple(str(eval_set.scenes.key[row]) for row in joined["scene"]),
         frames=joined["frames"],
-        is_context=joined["is_context"],
+        is_context=is_context.any(axis=-1),
         scores={
             method: {metric: joined["scores"][metric][:, k] for metric in metrics}
             for k, method in enumerate(methods)
@@ -193,15 +213,13 @@ def render_scenes(
     """Pictures of all scenes, by key, of a set small enough to hold them; see `evaluate`."""
     model, found = _as_pytree(model), {}
     for batch in eval_set:
-        renders = np.asarray(_render_batch(model, batch, put))
-        nearest = baseline_images(batch.inputs, batch.targets)[COPY_NEAREST]
-        for i in np.flatnonzero(batch.valid):
-            found[str(eval_set.scenes.key[batch.scene[i]])] = SceneImages(
-                inputs=np.asarray(batch.inputs.images[i]),
-                targets=np.asarray(batch.targets.images[i]),
-                nearest=nearest[i],
-                renders=renders[i],
-            )
+        placed = put(batch)
+        nearest = put(baseline_images(batch.inputs, batch.targets)[COPY_NEAREST])
+        renders = _render_batch(model, placed)
+        pictures = placed.inputs.images, placed.targets.images, nearest, renders
+        valid, scene, pictures = processes.gather((placed.valid, placed.scene, pictures))
+        for i in np.flatnonzero(valid):
+            found[str(eval_set.scenes.key[scene[i]])] = SceneImages(*(x[i] for x in pictures))
     return found
 
 
@@ -236,22 +254,15 @@ def nearest_input(
     return np.where(near, alignment, -np.inf).argmax(axis=-1)
 
 
-def _valid_rows(batch: Any, scores: dict[str, Array]) -> dict[str, Any]:
-    """What is kept of a batch, on the host, without its padding."""
-    frames, inputs = np.asarray(batch.targets.frame), np.asarray(batch.inputs.frame)
-    rows = {
-        "scene": batch.scene,
-        "frames": frames,
-        "is_context": (frames[:, :, None] == inputs[:, None, :]).any(axis=-1),
-        "scores": scores,
-    }
-    valid = np.asarray(batch.valid)
-    return jax.tree.map(lambda x: np.asarray(x)[valid], rows)
+def _valid_rows(rows: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of the batch of all processes, on every host, without its padding."""
+    rows = processes.gather(rows)
+    valid = rows.pop("valid")
+    return jax.tree.map(lambda x: x[valid], rows)
 
 
-def _render_batch(model: Any, batch: Any, put: Callable[[Any], Any]) -> Array:
-    inputs, targets = put((batch.inputs, batch.targets.cameras))
-    return _render(model, inputs.images, inputs.cameras, targets)
+def _render_batch(model: Any, batch: Any) -> Array:
+    return _render(model, batch.inputs.images, batch.inputs.cameras, batch.targets.cameras)
 
 
 @jax.jit
@@ -267,10 +278,15 @@ def _score(
     sharding = jax.typeof(targets).sharding
     if sharding.mesh.empty or sharding.spec[0] is None:
         return _score_locally(metrics, targets, predictions)
-    # Images are scored where they are.
-    batch = P(sharding.spec[0])
+    # Images are scored where they are; baselines are moved to the targets.
+    scenes, views = sharding.spec[:2]
+    specs = [P(scenes, views if p.shape[1] > 1 else None) for p in predictions]
+    predictions = [jax.reshard(p, spec) for p, spec in zip(predictions, specs, strict=True)]
     return jax.shard_map(
-        _score_locally, in_specs=(P(), batch, batch), out_specs=batch, check_vma=False
+        _score_locally,
+        in_specs=(P(), P(scenes, views), specs),
+        out_specs=P(scenes, None, views),
+        check_vma=False,
     )(metrics, targets, predictions)
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from lvsm_jax.attention import attention
+from lvsm_jax.attention import SAVED_ATTENTION, attention
 
 Initializer = Callable[..., Array]
 Module = TypeVar("Module", bound=nnx.Module)
@@ -65,10 +65,46 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:
         """Maps the last dimension."""
-        kernel = self.kernel[...].astype(self.dtype)
+        kernel, x = self.kernel[...].astype(self.dtype), x.astype(self.dtype)
+        sharding = jax.typeof(x).sharding
+        if not sharding.mesh.empty and any(sharding.spec[1:-1]):
+            return _matmul(x, kernel)  # dimensions that are both cut cannot be made one
         # Two dimensions only: on CPUs the gradient of a matmul with more is 2.5 times as slow.
-        rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        return _reshape_like(rows @ kernel, x)
+        return _reshape_like(_matmul(x.reshape(-1, x.shape[-1]), kernel), x)
+
+
+@jax.custom_vjp
+def _matmul(x: Float[Array, "*batch d"], kernel: Float[Array, "d e"]) -> Float[Array, "*batch e"]:
+    """`x @ kernel`, where a kernel cut over devices is gathered once a pass.
+
+    Left to itself, XLA gathers it for each product: a third time for the gradient of `x`.
+    """
+    return x @ _whole(kernel)
+
+
+def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    # Not by calling `_matmul`, in which remat policies would not see the matmul.
+    return x @ _whole(kernel), (x, kernel)
+
+
+def _matmul_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    rows = tuple(range(x.ndim - 1))
+    # Summed over the devices and cut as the kernel in one step, instead of summed everywhere.
+    sharding = jax.typeof(kernel).sharding
+    out = None if sharding.mesh.empty else sharding.spec
+    to_kernel = jax.lax.dot_general(x, grad, ((rows, rows), ((), ())), out_sharding=out)
+    return grad @ _whole(kernel).T, to_kernel
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _whole(kernel: Float[Array, "d e"]) -> Float[Array, "d e"]:
+    """The kernel on every device."""
+    if jax.typeof(kernel).sharding.mesh.empty:
+        return kernel
+    return jax.sharding.reshard(kernel, P(None, None))
 
 
 def _reshape_like(rows: Float[Array, "n e"], x: Array) -> Array:
@@ -139,7 +175,9 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """Applies the two maps."""
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+        # The GELU is in float32: fused with the matmul before, TPUs write that to memory as well.
+        hidden = jax.lax.optimization_barrier(self.up(x))
+        return self.down(jax.nn.gelu(hidden, approximate=False))
 
 
 class TransformerBlock(nnx.Module):
@@ -263,7 +301,8 @@ def scan_layers(body: Callable, carry: Array, layers: object, *, remat: str) -> 
         carry: tokens before the first layer.
         layers: pytree of arrays with the layers first.
         remat: what the backward pass finds saved: `none` recomputes nothing, `dots` all but the
-            results of linear layers, `full` everything but each layer's input.
+            results of linear layers and of the TPU's attention kernel, `full` everything but each
+            layer's input.
     """
     return jax.lax.scan(recomputed(body, remat, prevent_cse=False), carry, layers)
 
@@ -274,5 +313,8 @@ def recomputed(function: Callable, remat: str, *, prevent_cse: bool = True) -> C
         return function
     policy = None
     if remat == "dots":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        policy = jax.checkpoint_policies.save_from_both_policies(
+            jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+            jax.checkpoint_policies.save_only_these_names(SAVED_ATTENTION),
+        )
     return jax.checkpoint(function, prevent_cse=prevent_cse, policy=policy)

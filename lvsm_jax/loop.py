@@ -54,13 +54,13 @@ class Clock:
 
 
 class StopSignals:
-    """Whether SIGTERM or SIGINT asked the run to stop after the current step."""
+    """Whether SIGTERM or SIGINT asked the run to stop; it does so a step later."""
 
     requested = False
 
     def __call__(self, number: int, frame: Any) -> None:
         """The signal handler."""
-        logging.info("%s: stopping after this step", signal.Signals(number).name)
+        logging.info("%s: stopping after the next step", signal.Signals(number).name)
         self.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
 

@@ -67,6 +67,7 @@ class LVSMDecoderOnly(ViewSynthesisModel):
 
     def encode(self, images: Float[Array, "b v h w 3"], cameras: Cameras) -> Float[Array, "b s d"]:
         """The tokens of the input views, before the first layer."""
+        _check_together(self, images)
         tokens = self.input_tokens(images, cameras)
         return self.norm(einops.rearrange(tokens, "b v n d -> b (v n) d"))
 
@@ -100,6 +101,7 @@ class LVSMEncoderDecoder(ViewSynthesisModel):
 
     def encode(self, images: Float[Array, "b v h w 3"], cameras: Cameras) -> Float[Array, "b k d"]:
         """The latent tokens after the encoder: of one size, however many views there are."""
+        _check_together(self, images)
         tokens = einops.rearrange(self.input_tokens(images, cameras), "b v n d -> b (v n) d")
         # Cast after it: the gradient sums over the scenes, in float32.
         latents = broadcast_scenes(self.latents[...], tokens).astype(tokens.dtype)
@@ -113,6 +115,13 @@ class LVSMEncoderDecoder(ViewSynthesisModel):
         memory = self.decoder_norm(memory)
         tokens = _each_beside(self.decoder, tokens, memory, self.config.targets_at_once)
         return self.pixels(tokens, height, width)
+
+
+def _check_together(model: ViewSynthesisModel, images: Array) -> None:
+    """Raises ValueError if the views of a scene are spread over devices."""
+    sharding = jax.typeof(images).sharding
+    if not sharding.mesh.empty and sharding.spec[1] is not None:
+        model.config.check_spread(sharding.mesh.shape["view"])
 
 
 def _each_beside(

@@ -8,7 +8,7 @@ A model reads its input views once (`encode`) and renders any cameras from what 
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,18 @@ class ModelConfig:
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("attention", self.attention, IMPLEMENTATIONS)
         check_choice("remat", self.remat, REMAT_POLICIES)
+
+    # Whether each input view is encoded by itself, so that devices can have some of them each.
+    spreads_views: ClassVar[bool] = False
+
+    def check_spread(self, devices: int) -> None:
+        """Raises ValueError if input views cannot be spread over so many devices."""
+        if devices > 1 and not self.spreads_views:
+            raise ValueError(
+                f"mesh.view is {devices}, but in {type(self).__name__.removesuffix('Config')} the "
+                "tokens of all input views attend to each other, so they cannot be spread over "
+                "devices; use mesh.data and mesh.fsdp"
+            )
 
     @property
     def structure(self) -> dict[str, Any]:

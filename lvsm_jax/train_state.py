@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from lvsm_jax.architectures import abstract_model, architecture_of, new_model, read_config
 from lvsm_jax.config import RunConfig, section
 from lvsm_jax.losses import LossConfig, total_loss
-from lvsm_jax.mesh import state_shardings
+from lvsm_jax.mesh import check_batch, place, state_shardings
 from lvsm_jax.metrics import psnr
 from lvsm_jax.model import ModelConfig, ViewSynthesisModel
 from lvsm_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer, step_is_sound
@@ -138,7 +138,7 @@ def init_state(
     check_weights_fit(model.config, config.model)
     # Under the names of this config's model, which may compute in another way than the given.
     template = abstract_model(config.model)
-    model = jax.device_put(from_named(template, named_leaves(model)), shardings.model)
+    model = place(from_named(template, named_leaves(model)), shardings.model)
     return jax.jit(lambda model: new_state(config, seed, model), out_shardings=shardings)(model)
 
 
@@ -220,8 +220,7 @@ def _gradients(config: TrainingConfig, model: ViewSynthesisModel, batch: Any) ->
         target = to_unit(part.targets.images)
         render = model(to_unit(part.inputs.images), part.inputs.cameras, part.targets.cameras)
         total, terms = total_loss(config.loss, render, target)
-        flat = (x.reshape(-1, *x.shape[2:]) for x in (render, target))
-        return total, (terms, psnr(*flat).mean())
+        return total, (terms, jax.vmap(psnr, 1)(render, target).mean())
 
     def part_gradients(part: Any) -> tuple:
         (total, (terms, quality)), grads = jax.value_and_grad(loss, has_aux=True)(model, part)
@@ -247,6 +246,8 @@ def _strided_parts(rows: Array | np.ndarray, parts: int) -> Array:
         raise ValueError(
             f"a batch of {rows.shape[0]} scenes does not divide into grad_accumulation={parts}"
         )
+    name = f"{rows.shape[0]} scenes / grad_accumulation={parts}"
+    check_batch(jax.sharding.get_abstract_mesh(), name, rows.shape[0] // parts, 0)
     return jnp.moveaxis(
         jnp.asarray(rows).reshape(rows.shape[0] // parts, parts, *rows.shape[1:]), 1, 0
     )

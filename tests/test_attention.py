@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from lvsm_jax import attention as attention_module
 from lvsm_jax.attention import attention, attention_with_lse, merge_attention
-from lvsm_jax.mesh import make_mesh
+from lvsm_jax.mesh import MeshConfig, make_mesh
 
 
 def tokens(t, s, dtype=jnp.float32, batch=(2,), heads=2, size=64):
@@ -77,7 +77,7 @@ def test_bfloat16_has_a_float32_softmax(implementation):
 
 
 def test_scenes_on_several_devices():
-    mesh = make_mesh(4, 2)
+    mesh = make_mesh(MeshConfig(4, 2))
     qkv = tokens(8, 16, batch=(8, 2))
     with jax.set_mesh(mesh):
         sharded = jax.device_put(qkv, NamedSharding(mesh, P(("data", "fsdp"))))
@@ -87,7 +87,7 @@ def test_scenes_on_several_devices():
 
 
 def test_splash_on_several_devices():
-    mesh = make_mesh(4, 2)
+    mesh = make_mesh(MeshConfig(4, 2))
     qkv = tokens(128, 128, batch=(8,), heads=1)
     with jax.set_mesh(mesh):
         sharded = jax.device_put(qkv, NamedSharding(mesh, P(("data", "fsdp"))))

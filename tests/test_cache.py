@@ -155,24 +155,25 @@ def test_ablations(fields):
     np.testing.assert_allclose(lvsm_jax.render(model, cache, TARGETS), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "blocked"])
-def test_places_taken_all_at_once(model, monkeypatch, implementation):
+@pytest.mark.parametrize(("implementation", "at_once"), [("xla", 4), ("blocked", 2)])
+def test_several_places_at_once(model, monkeypatch, implementation, at_once):
     """As on GPUs, where the kernel itself skips the empty places."""
-    monkeypatch.setattr("lvsm_jax.cache.places_at_once", lambda cache, *_: cache.max_views)
+    monkeypatch.setattr("lvsm_jax.cache.places_at_once", lambda *_: at_once)
     other = as_configured(model, attention=implementation)
-    cache = add(other, lvsm_jax.init_cache(other, BATCH, 5, SIZE), some_views(0, 1))
-    cache = add(other, cache, some_views(1, 1), num_new=[0, 1])
+    cache = add(other, lvsm_jax.init_cache(other, BATCH, 4, SIZE), some_views(0, 1))
+    for seed in (1, 2):
+        cache = add(other, cache, some_views(seed, 1), num_new=[0, 1])
     ours = lvsm_jax.render(other, cache, TARGETS)
-    np.testing.assert_allclose(ours, expected_render(model, [[0], [0, 1]]), atol=1e-5)
+    np.testing.assert_allclose(ours, expected_render(model, [[0], [0, 1, 2]]), atol=1e-5)
 
 
-def test_only_kernels_that_skip_what_is_empty_take_all_places(model, monkeypatch):
-    cache = lvsm_jax.init_cache(model, BATCH, 5, SIZE)
-    assert places_at_once(cache, "auto", jnp.bfloat16) == 1
+def test_only_kernels_that_skip_what_is_empty_take_several_places(model, monkeypatch):
+    cache = lvsm_jax.init_cache(model, BATCH, 20, SIZE)
+    assert places_at_once(cache, "auto", "bfloat16") == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert places_at_once(cache, "auto", jnp.dtype("bfloat16")) == 5
-    assert places_at_once(cache, "auto", jnp.dtype("float32")) == 1  # cuDNN has no float32
-    assert places_at_once(cache, "xla", jnp.dtype("bfloat16")) == 1
+    assert places_at_once(cache, "auto", "bfloat16") == 5  # divides 20
+    assert places_at_once(cache, "auto", "float32") == 1  # cuDNN has no float32
+    assert places_at_once(cache, "xla", "bfloat16") == 1
 
 
 @pytest.mark.parametrize(

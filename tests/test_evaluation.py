@@ -25,7 +25,7 @@ from lvsm_jax.architectures import new_model
 from lvsm_jax.cameras import Cameras
 from lvsm_jax.evaluation import COPY_NEAREST, EXACT_PSNR, MEAN_COLOR, METRICS, MODEL, evaluate
 from lvsm_jax.lpips import MissingWeightsError, load_lpips
-from lvsm_jax.mesh import make_mesh, shard_batch
+from lvsm_jax.mesh import MeshConfig, make_mesh, shard_batch
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -45,6 +45,10 @@ class Scenes:
     @property
     def scenes(self) -> Table:
         return Table(np.array([f"scene {row}" for row in range(self.num_scenes)]))
+
+    @property
+    def rows(self) -> np.ndarray:
+        return self.all.scene
 
     @property
     def num_scenes(self) -> int:
@@ -138,7 +142,7 @@ def test_every_image_counts_once_however_batches_are_filled():
 
 def test_devices_share_a_batch():
     scenes = Scenes(random_scenes(11), 8)
-    mesh = make_mesh(data=4, fsdp=2)
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2))
     with jax.set_mesh(mesh):
         put = functools.partial(shard_batch, mesh)
         shared = evaluate(first_input, scenes, put=put, progress=False)
@@ -363,7 +367,11 @@ def test_program_needs_a_free_place(program, config, export, tmp_path):
         ("data.path", "/none", "/none"),
         ("data.image_height", 36, "image_height 36 is not a multiple of patch_size 8"),
         ("eval.index", "/none.json", "/none.json"),
-        ("eval.batch_size", 3, "eval.batch_size 3 does not divide over 8 devices"),
+        (
+            "eval.batch_size",
+            3,
+            "section eval: 3 scenes do not divide over mesh.data × mesh.fsdp = 8",
+        ),
         ("eval.lpips_weights", "/none.ckpt", "no LPIPS weights at /none.ckpt"),
         ("eval.camera_normalization", "some", "camera_normalization is 'some'"),
     ],

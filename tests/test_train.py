@@ -209,7 +209,10 @@ def test_a_finished_run_is_left_as_it_is(undisturbed, rooms):
         ({"run.num_steps": "many"}, "num_steps"),
         ({"data.path": "/nowhere"}, "/nowhere"),
         ({"optimizer.schedule": "linear"}, "optimizer.schedule is 'linear'"),
-        ({"run.batch_size": 3, "run.cpu_devices": 2}, "do not divide over 2 devices"),
+        (
+            {"run.batch_size": 3, "run.cpu_devices": 2},
+            "do not divide over mesh.data × mesh.fsdp = 2",
+        ),
     ],
 )
 def test_errors_name_the_field(rooms, tmp_path, changes, message):

@@ -11,7 +11,7 @@ import lvsm_jax
 from input_pipeline.batch import Batch, Views
 from lvsm_jax.architectures import abstract_model
 from lvsm_jax.losses import LossConfig
-from lvsm_jax.mesh import make_mesh, shard_batch
+from lvsm_jax.mesh import MeshConfig, make_mesh, shard_batch
 from lvsm_jax.optimizer import OptimizerConfig, learning_rate
 from lvsm_jax.train_state import (
     TrainingConfig,
@@ -194,7 +194,7 @@ def test_eight_devices_do_as_one(step, sizes, parts):
     batches = [random_batch(16, seed) for seed in range(2)]
     expected, expected_metrics = run(step, tiny_config(), batches)
     config = tiny_config(grad_accumulation=parts)
-    mesh = make_mesh(*sizes)
+    mesh = make_mesh(MeshConfig(*sizes))
     with jax.set_mesh(mesh):
         state = init_state(config, mesh, seed=0)
         state, metrics = run(step, config, [shard_batch(mesh, b) for b in batches], state)
@@ -209,7 +209,7 @@ def test_baselines_on_eight_devices_do_as_on_one(step, model):
     batches = [random_batch(8, seed) for seed in range(2)]
     config = tiny_config(model=model)
     expected, expected_metrics = run(step, config, batches)
-    mesh = make_mesh(4, 2)
+    mesh = make_mesh(MeshConfig(4, 2))
     with jax.set_mesh(mesh):
         state = init_state(config, mesh, seed=0)
         state, metrics = run(step, config, [shard_batch(mesh, b) for b in batches], state)
@@ -232,9 +232,11 @@ def test_weights_of_another_model_are_refused():
 
 
 def test_mesh_errors():
-    with pytest.raises(ValueError, match="data=3 × fsdp=1 does not fit 8 devices"):
-        make_mesh(3)
-    with pytest.raises(ValueError, match="12 scenes of a batch do not divide over 8 devices"):
+    with pytest.raises(ValueError, match="data=3 × fsdp=1 × view=1 does not fit 8 devices"):
+        make_mesh(MeshConfig(3))
+    with pytest.raises(
+        ValueError, match=r"12 scenes do not divide over mesh\.data × mesh\.fsdp = 8"
+    ):
         shard_batch(make_mesh(), random_batch(12))
 
 

@@ -1,0 +1,308 @@
+"""The processes of a run: how they find each other, what they agree on, and how they end together.
+
+A host of a TPU slice, or of a cluster of GPUs, runs a process of its own, and all run the same
+program at the same time. One process is the same code: it waits for nobody and agrees with itself.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+_LONGEST_TEXT = 2000  # bytes that a process can tell the others at a time
+_SHARED_DISK_SECONDS = 30  # after which a file that one host made must be seen by the others
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessesConfig:
+    """How the processes of a run find each other, and when they give each other up.
+
+    Nothing needs to be set under SLURM (`srun`), Open MPI 4, on Cloud TPU and on GKE.
+
+    Attributes:
+        coordinator: HOST:PORT where all reach process 0; empty: as the launcher says.
+        num_processes: how many there are; 0: as the launcher says; 1: this one alone, whatever
+            the launcher says.
+        process_id: which of them this is, from 0; -1: as the launcher says.
+        start_seconds: how long to wait for all processes to come.
+        heartbeat_seconds: when a process was not heard of for so long it counts as dead, and all
+            others end with an error.
+        end_seconds: how long a process that is done waits for the others to be done.
+    """
+
+    coordinator: str = ""
+    num_processes: int = 0
+    process_id: int = -1
+    start_seconds: int = 300
+    heartbeat_seconds: int = 100
+    end_seconds: int = 300
+
+    def __post_init__(self):
+        for name in ("start_seconds", "heartbeat_seconds", "end_seconds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"processes.{name} is {getattr(self, name)}, expected at least 1")
+        if self.num_processes > 0 and self.process_id >= self.num_processes:
+            raise ValueError(
+                f"processes.process_id is {self.process_id}, expected less than "
+                f"processes.num_processes {self.num_processes}"
+            )
+
+
+class OtherProcessError(ValueError):
+    """Something went wrong on another process."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Launcher:
+    """What started this process among others.
+
+    Attributes:
+        name: for people.
+        method: JAX's name of it, or None where JAX is to look by itself.
+        count: number of processes, or None where JAX knows.
+        index: which of them this is, or None where JAX knows.
+        local_index: which of those on its host this is, or None where it is the only one.
+    """
+
+    name: str
+    method: str | None
+    count: int | None
+    index: int | None
+    local_index: int | None
+
+
+def recognise(environment: Mapping[str, str], platforms: str | None) -> Launcher | None:
+    """The launcher of several processes that the environment tells of, or None.
+
+    Args:
+        environment: of this process.
+        platforms: `jax.config.jax_platforms`, in which JAX writes `tpu` on a TPU's host.
+    """
+    # Of a step of srun, for inside sbatch and salloc the number of tasks is that of the future.
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in environment:
+        count = int(environment["SLURM_STEP_NUM_TASKS"])
+        alone = count == int(environment.get("SLURM_STEP_NUM_NODES", 1))
+        local_index = None if alone else int(environment["SLURM_LOCALID"])
+        return Launcher("SLURM", "slurm", count, int(environment["SLURM_PROCID"]), local_index)
+    if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        count = int(environment["OMPI_COMM_WORLD_SIZE"])
+        alone = int(environment["OMPI_COMM_WORLD_LOCAL_SIZE"]) == 1
+        local_index = None if alone else int(environment["OMPI_COMM_WORLD_LOCAL_RANK"])
+        return Launcher(
+            "Open MPI", "ompi", count, int(environment["OMPI_COMM_WORLD_RANK"]), local_index
+        )
+    if "tpu" in (platforms or "").split(","):
+        return Launcher("Cloud TPU", None, None, None, None)
+    return None
+
+
+def start(config: ProcessesConfig) -> int:
+    """Joins the other processes, before JAX is first used; alone it does nothing.
+
+    Returns:
+        How many there are, as far as it is known before JAX is used: on Cloud TPU it says 1.
+
+    Raises:
+        ValueError: it is not known who the others are, or they did not all come in time.
+    """
+    launcher = None
+    if config.num_processes != 1:
+        launcher = recognise(os.environ, jax.config.jax_platforms)
+    count = config.num_processes or (launcher.count if launcher else None)
+    index = config.process_id
+    if index < 0:
+        index = launcher.index if launcher else None
+    if count == 1 or (launcher is None and not config.coordinator and not config.num_processes):
+        return 1
+    if launcher is None and (not config.coordinator or index is None or not count):
+        raise ValueError(
+            "no launcher is recognised: set all of processes.coordinator, "
+            "processes.num_processes and processes.process_id"
+        )
+    nameless = launcher and launcher.method == "ompi" and "OMPI_MCA_orte_hnp_uri" not in os.environ
+    if nameless and not config.coordinator:
+        raise ValueError("Open MPI 5 names no host: set processes.coordinator to HOST:PORT")
+    # The loop asks the processes itself whether to stop, and handles SIGTERM.
+    jax.config.update("jax_enable_preemption_service", False)
+    where = config.coordinator or f"the host that {launcher.name} names"
+    logging.info("meeting the other processes at %s, for %d s", where, config.start_seconds)
+    try:
+        jax.distributed.initialize(
+            config.coordinator or None,
+            count,
+            index,
+            local_device_ids=_local_devices(launcher, os.environ),
+            cluster_detection_method=launcher.method if launcher else None,
+            initialization_timeout=config.start_seconds,
+            heartbeat_timeout_seconds=config.heartbeat_seconds,
+            shutdown_timeout_seconds=config.end_seconds,
+        )
+    except ValueError:
+        if launcher and launcher.name == "Cloud TPU" and not config.coordinator:
+            return 1  # the one host of a machine whose metadata names no others
+        raise
+    except RuntimeError as error:
+        raise ValueError(f"the processes did not find each other: {error}") from error
+    return count or 1
+
+
+def _local_devices(launcher: Launcher | None, environment: Mapping[str, str]) -> list[int] | None:
+    """The GPUs of this process by their number on the host; `[]` for all that it sees.
+
+    JAX alone would take one for each process of SLURM and Open MPI. That leaves GPUs idle where a
+    host runs a single process, and names one that there is not where the launcher shows each
+    process its own GPU only.
+    """
+    if "JAX_LOCAL_DEVICE_IDS" in environment:
+        return None  # JAX reads it
+    sees_one = "," not in environment.get("CUDA_VISIBLE_DEVICES", ",")
+    if launcher is None or launcher.local_index is None or sees_one:
+        return []
+    return [launcher.local_index]
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes logs, pictures and reports."""
+    return jax.process_index() == 0
+
+
+def describe() -> str:
+    """Processes and devices in a line, for the log."""
+    devices = jax.devices()
+    text = f"{len(devices)} × {devices[0].device_kind}"
+    if jax.process_count() > 1:
+        text = f"{jax.process_count()} processes, {text}, {jax.local_device_count()} of them here"
+    return text
+
+
+def gather(tree: Any) -> Any:
+    """Arrays that are spread over devices, as NumPy arrays on every process."""
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def of_main(tree: Any) -> Any:
+    """The NumPy arrays that the main process has, on every process."""
+    return multihost_utils.broadcast_one_to_all(tree)
+
+
+def gather_texts(text: str) -> list[str]:
+    """What each process says, in their order; all must call it. Long texts are cut."""
+    if jax.process_count() == 1:
+        return [text]
+    row = np.zeros((1, _LONGEST_TEXT), np.uint8)
+    data = text.encode()[:_LONGEST_TEXT]
+    row[0, : len(data)] = np.frombuffer(data, np.uint8)
+    return [
+        bytes(row).rstrip(b"\0").decode(errors="ignore")
+        for row in multihost_utils.process_allgather(row, tiled=True)
+    ]
+
+
+def any_process(mesh: Mesh, flag: bool) -> Any:
+    """Whether any process says so: a value that all read alike, computed in the background.
+
+    Nobody waits for it before it is read, so a loop can ask at every step and read a step later.
+    """
+    if jax.process_count() == 1:
+        return flag
+    flags = np.full(len(mesh.local_devices), flag, np.int32)
+    sharding = NamedSharding(mesh, P(mesh.axis_names))
+    return _largest(jax.make_array_from_process_local_data(sharding, flags))
+
+
+@jax.jit
+def _largest(values: jax.Array) -> jax.Array:
+    return values.max()
+
+
+@contextmanager
+def error_of_any() -> Iterator[None]:
+    """Raises on all processes what the block raises on some, naming the process.
+
+    Raises:
+        OtherProcessError: the block failed on other processes, not on this one.
+    """
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    told = gather_texts("" if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    for index, text in enumerate(told):
+        if text:
+            raise OtherProcessError(f"process {index}: {text}")
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Among several processes, an error in the block ends this one without a farewell.
+
+    A process that leaves in order waits for the others, and these wait for it in the middle of a
+    step. One that is gone is missed: its connections break, or its heartbeat, and all end.
+    """
+    try:
+        yield
+    except BaseException:
+        if jax.process_count() == 1:
+            raise
+        logging.error("process %d fails, and ends at once", jax.process_index(), exc_info=True)
+        logging.flush()
+        sys.stdout.flush()
+        os._exit(1)
+
+
+def check_same_config(config: Mapping[str, Any]) -> None:
+    """Raises ValueError unless all processes have the same config; who they are may differ."""
+    mine = {name: values for name, values in config.items() if name != "processes"}
+    text = json.dumps(mine, sort_keys=True, default=str)
+    digest = uuid.uuid5(uuid.NAMESPACE_OID, text).hex
+    first = gather_texts(digest)[0]
+    with error_of_any():
+        if digest != first:
+            raise ValueError("the config is another than that of process 0")
+
+
+def check_shared(directory: epath.PathLike) -> None:
+    """Makes a directory, and raises ValueError unless all processes see the same one."""
+    directory = epath.Path(directory)
+    if is_main():
+        directory.mkdir(parents=True, exist_ok=True)
+    if jax.process_count() == 1:
+        return
+    file = directory / f".seen_by_all.{gather_texts(uuid.uuid4().hex)[0]}"
+    with error_of_any():
+        if is_main():
+            file.touch()
+    try:
+        with error_of_any():
+            _wait_for(file)
+    finally:
+        if is_main():
+            file.unlink(missing_ok=True)
+
+
+def _wait_for(file: epath.Path) -> None:
+    """Disks that are shared over a network show new files with a delay."""
+    give_up = time.monotonic() + _SHARED_DISK_SECONDS
+    while not file.exists():
+        if time.monotonic() > give_up:
+            raise ValueError(
+                f"{file.parent} is not the directory that process 0 has under this name: all "
+                "processes need the same one, on a shared disk or in a bucket"
+            )
+        time.sleep(0.2)
