@@ -1,0 +1,308 @@
+"""Reads what a compiled program does from its optimised HLO text: collectives, loops, cycles.
+
+The text names each computation once; what a step runs is the entry computation and all that it
+calls, the bodies of loops as often as they turn. The layers of a model are such a loop.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2}
+_BYTES |= {"f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?[\s)}])([a-z][\w\-]*)\((.*)$")
+_ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
+_PLACED = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\](?:\{([0-9,]*)(?::([^}]*))?\})?")
+# What moves no data by itself.
+_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call")
+_FREE += ("conditional", "after-all", "partition-id", "iota")
+_CALLS = re.compile(r"\b(?:calls|body|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """A line of HLO.
+
+    Attributes:
+        name: of its result.
+        shape: of its result, as text.
+        opcode: such as `fusion`.
+        rest: operands and attributes, as text.
+        computation: where it stands.
+    """
+
+    name: str
+    shape: str
+    opcode: str
+    rest: str
+    computation: str
+
+    def attribute(self, pattern: str) -> str | None:
+        """The first group of a pattern in the attributes."""
+        found = re.search(pattern, self.rest)
+        return found and found.group(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """A collective operation.
+
+    Attributes:
+        kind: one of `KINDS`.
+        dtype: of its largest array.
+        payload: bytes of the whole arrays, as they are before a reduce-scatter and after a gather.
+        group: devices that take part together.
+        times: how often a step runs it.
+        where: the operation of the Python program that it comes from.
+    """
+
+    kind: str
+    dtype: str
+    payload: int
+    group: int
+    times: int
+    where: str
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends in a step, by the best algorithm (a ring)."""
+        if self.kind == "collective-permute":
+            return float(self.times * self.payload)
+        passes = 2 if self.kind == "all-reduce" else 1
+        return self.times * passes * self.payload * (self.group - 1) / self.group
+
+
+def collectives(text: str) -> list[Collective]:
+    """All collectives of a program, with the number of times that a step runs each.
+
+    An asynchronous collective is cut into pieces that other operations are fused with; they carry
+    the number of their chain, and count as one.
+
+    Raises:
+        ValueError: a loop around a collective whose number of turns cannot be read.
+    """
+    devices = int((re.search(r"num_partitions=(\d+)", text) or [0, 1])[1])
+    found: dict[str, Collective] = {}
+    for times, instruction in _executed(_parse(text), inside_fusions=True):
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        if times is None:
+            raise ValueError(f"{instruction.name} is in a loop whose turns cannot be read")
+        collective = _collective(instruction, kind, times, devices)
+        chain = instruction.attribute(r'chain_id="(\d+)"')
+        channel = instruction.attribute(r"channel_id=(\d+)")
+        found.setdefault(f"{channel} {chain}" if chain else f"at {len(found)}", collective)
+    return [c for c in found.values() if c.group > 1]
+
+
+def cycles(text: str) -> int:
+    """The compiler's estimate of a step, in cycles of the chip: the sum over its operations.
+
+    TPU programs only. It leaves out kernels (`tpu_custom_call`), collectives and waiting for
+    copies, of which the compiler says nothing.
+    """
+    total = 0
+    for times, instruction in _executed(_parse(text), inside_fusions=False):
+        estimate = instruction.attribute(r'"estimated_cycles":"(\d+)"')
+        total += int(estimate or 0) * (times or 1)
+    return total
+
+
+def hbm_bytes(text: str) -> int:
+    """Bytes that a step reads from and writes to HBM: operands and results of each operation.
+
+    What the compiler keeps in on-chip memory is not counted, padding to tiles is; of an array that
+    an operation slices or updates, only that part.
+    """
+    computations = _parse(text)
+    shapes = {
+        name: {instruction.name: instruction for instruction in instructions}
+        for name, instructions in computations.items()
+    }
+    total = 0
+    for times, instruction in _executed(computations, inside_fusions=False):
+        if instruction.opcode not in _FREE and not instruction.opcode.endswith("-done"):
+            total += (times or 1) * _moved(instruction, shapes)
+    return int(total)
+
+
+def kernels(text: str) -> dict[str, int]:
+    """How often a step runs each kernel (`tpu_custom_call`), by name without its number."""
+    counts: dict[str, int] = {}
+    for times, instruction in _executed(_parse(text), inside_fusions=False):
+        if 'custom_call_target="tpu_custom_call"' in instruction.rest:
+            name = instruction.name.split(".")[0]
+            counts[name] = counts.get(name, 0) + (times or 1)
+    return counts
+
+
+def _parse(text: str) -> dict[str, list[Instruction]]:
+    """Instructions by computation; the entry computation is also under the empty name."""
+    computations: dict[str, list[Instruction]] = {}
+    name = ""
+    for line in text.splitlines():
+        if found := _COMPUTATION.match(line):
+            name = found.group(2)
+            computations[name] = []
+            if found.group(1):
+                computations[""] = computations[name]
+        elif found := _INSTRUCTION.match(line):
+            computations.setdefault(name, []).append(Instruction(*found.groups()[1:], name))
+    return computations
+
+
+def _executed(
+    computations: Mapping[str, list[Instruction]], *, inside_fusions: bool
+) -> Iterator[tuple[int | None, Instruction]]:
+    """Each instruction that a step runs, and how often; None if a loop around it is not known."""
+
+    def walk(name: str, times: int | None) -> Iterator[tuple[int | None, Instruction]]:
+        for instruction in computations.get(name, ()):
+            yield times, instruction
+            if instruction.opcode == "fusion" and not inside_fusions:
+                continue
+            inner = times
+            if instruction.opcode == "while":
+                turns = _turns(instruction, computations)
+                inner = None if turns is None or times is None else times * turns
+            called = _CALLS.findall(instruction.rest)
+            branches = instruction.attribute(r"branch_computations=\{([^}]*)\}") or ""
+            for callee in [*called, *re.findall(r"%?([\w.\-]+)", branches)]:
+                yield from walk(callee, inner)
+
+    return walk("", 1)
+
+
+def _turns(loop: Instruction, computations: Mapping[str, list[Instruction]]) -> int | None:
+    """How often a loop turns: as the compiler says, or as a counter from 0 is compared."""
+    if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
+        return int(known)
+    condition = computations.get(loop.attribute(r"condition=%?([\w.\-]+)") or "", [])
+    constants = {i.name: i.rest.split(")")[0] for i in condition if i.opcode == "constant"}
+    for instruction in condition:
+        if instruction.opcode == "compare" and "direction=LT" in instruction.rest:
+            limit = re.findall(r"%?([\w.\-]+)", instruction.rest.split(")")[0])[-1]
+            if constants.get(limit, "").isdigit():
+                return int(constants[limit])
+    return None
+
+
+def _collective(instruction: Instruction, kind: str, times: int, devices: int) -> Collective:
+    arrays = [(dtype, _bytes(dtype, sizes)) for dtype, sizes in _ARRAY.findall(instruction.shape)]
+    if instruction.opcode.endswith("-start") and kind != "all-reduce":
+        # Operands, then results, then scalars of the runtime.
+        if kind == "collective-permute":
+            arrays = arrays[:2]
+        arrays = arrays[len(arrays) // 2 :]
+    if kind == "all-reduce" and instruction.computation.startswith("all-reduce-scatter"):
+        kind = "reduce-scatter"  # fused with the slice that each device keeps of the sum
+        payload = sum(size for _, size in arrays)
+    else:
+        payload = sum(size for _, size in arrays)
+        if kind == "reduce-scatter":
+            payload *= _group(instruction, devices)
+    return Collective(
+        kind=kind,
+        dtype=max(arrays, key=lambda array: array[1])[0],
+        payload=int(payload),
+        group=_group(instruction, devices),
+        times=times,
+        where=instruction.attribute(r'op_name="([^"]*)"') or "",
+    )
+
+
+def _moved(instruction: Instruction, known: Mapping[str, Mapping[str, Instruction]]) -> float:
+    """HBM bytes of one operation."""
+    result = _placed_bytes(instruction.shape)
+    if instruction.opcode.endswith("-start"):
+        return result  # operands are part of the result
+    here = known[instruction.computation]
+    names = re.findall(r"%([\w.\-]+)", instruction.rest.partition("), ")[0])
+    sizes = [_placed_bytes(here[name].shape) if name in here else 0 for name in names]
+    if instruction.opcode == "dynamic-slice":
+        return 2 * result
+    if instruction.opcode == "dynamic-update-slice":
+        return 2 * sizes[1]
+    inner = known.get(instruction.attribute(r"calls=%?([\w.\-]+)") or "", {})
+    for index, size in enumerate(sizes):
+        part, in_place = _part_touched(index, inner)
+        if part is not None:
+            sizes[index] = min(size, part)
+            result -= size if in_place else 0.0
+    return result + sum(sizes)
+
+
+def _part_touched(index: int, inner: Mapping[str, Instruction]) -> tuple[float | None, bool]:
+    """Bytes of a fusion's operand that it slices or updates, and whether it updates in place.
+
+    None where it takes the whole.
+    """
+    names = [
+        i.name for i in inner.values() if i.opcode == "parameter" and i.rest.startswith(f"{index})")
+    ]
+    users = [
+        i for i in inner.values() if names and re.search(rf"%{re.escape(names[0])}[,)]", i.rest)
+    ]
+    parts, in_place = 0.0, False
+    for user in users:
+        operands = re.findall(r"%([\w.\-]+)", user.rest)
+        if user.opcode == "dynamic-slice":
+            parts += _placed_bytes(user.shape)
+        elif user.opcode == "dynamic-update-slice" and operands[0] == names[0]:
+            parts += _placed_bytes(inner[operands[1]].shape) if operands[1] in inner else 0.0
+            in_place = True
+        else:
+            return None, False
+    return (parts if users else None), in_place
+
+
+def _placed_bytes(shape: str) -> float:
+    """Bytes in HBM of a shape with its layout, padded to tiles."""
+    total = 0.0
+    for dtype, sizes, order, layout in _PLACED.findall(shape):
+        if "S(" in layout or (dtype == "u32" and not sizes):
+            continue  # on the chip
+        dims = [int(size) for size in filter(None, sizes.split(","))]
+        tile = re.match(r"T\(([\d,]+)\)", layout)
+        minor = [int(axis) for axis in filter(None, order.split(","))]
+        for axis, step in zip(minor, reversed(tile[1].split(",")) if tile else (), strict=False):
+            dims[axis] = -(-dims[axis] // int(step)) * int(step)
+        total += math.prod(dims) * _BYTES.get(dtype, 1)
+    return total
+
+
+def _bytes(dtype: str, sizes: str) -> float:
+    elements = math.prod(int(size) for size in filter(None, sizes.split(",")))
+    return float(elements * _BYTES.get(dtype, 1))
+
+
+def _group(instruction: Instruction, devices: int) -> int:
+    """How many devices take part together, in any of the ways that HLO writes groups."""
+    if pairs := instruction.attribute(r"source_target_pairs=\{(.*?)\}\}"):
+        return _cycle(re.findall(r"\{(\d+),(\d+)", pairs + "}"))
+    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", instruction.rest):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", axes[1])}
+        group = 1
+        for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", axes[2]):
+            group *= int(part) if part else sizes[axis]
+        return group
+    if iota := instruction.attribute(r"replica_groups=\[\d+,(\d+)\]<="):
+        return int(iota)
+    if first := instruction.attribute(r"replica_groups=\{\{([\d,]+)\}"):
+        return len(first.split(","))
+    return devices
+
+
+def _cycle(pairs: Iterable[tuple[str, str]]) -> int:
+    """Devices that pass data on to each other, starting with the first."""
+    targets = dict(pairs)
+    seen, device = [], next(iter(targets), None)
+    while device is not None and device not in seen:
+        seen.append(device)
+        device = targets.get(device)
+    return len(seen)
