@@ -17,9 +17,16 @@ class DataConfig:
         image_height: height h of the images, in pixels.
         square_crop: crop the middle h × h pixels; False keeps the full width, which is then
             the multiple of 8 nearest to the frame's aspect ratio.
+        aspect_ratios: in training, instead of the square, the widths over heights of which each
+            step draws one for all its images, of about image_height² pixels.
+        smallest_crop: in training, images are a window of the frame at a random place; each of its
+            sides is this share or more of the largest that fits, drawn for each sample. 1 for the
+            largest always, 0 for the middle of the frame.
         patch_size: the model's patch; height and width must be multiples of it.
         num_views: views of a training sample; its cameras define the sample's scene frame.
         num_inputs: how many of them the model sees in training; `eval.num_inputs` in evaluation.
+        input_counts: in training, instead of `num_inputs`, the numbers of inputs of which each
+            step draws one for all its scenes; one that is listed twice comes twice as often.
         num_targets: views to be rendered in training, drawn from all views, inputs included.
         min_span: smallest distance in frames between the first and last view of a sample.
         max_span: largest distance.
@@ -39,9 +46,12 @@ class DataConfig:
     split: str = "train"
     image_height: int = 256
     square_crop: bool = True
+    aspect_ratios: tuple[float, ...] = ()
+    smallest_crop: float = 0.0
     patch_size: int = 8
     num_views: int = 8
     num_inputs: int = 2
+    input_counts: tuple[int, ...] = ()
     num_targets: int = 6
     min_span: int = 25
     max_span: int = 192
@@ -74,6 +84,7 @@ class DataConfig:
             raise ValueError(
                 f"data.min_span {self.min_span} is larger than max_span {self.max_span}"
             )
+        self._check_augmentation()
         _check_choice("camera_normalization", self.camera_normalization, CAMERA_NORMALIZATIONS)
         _check_choice("on_bad_frame", self.on_bad_frame, BAD_FRAME_POLICIES)
 
@@ -82,8 +93,10 @@ class DataConfig:
 
         Evaluation takes its views from an index and is free of these limits.
         """
-        for field in ("num_inputs", "num_targets"):
-            if getattr(self, field) > self.num_views:
+        field = "input_counts" if self.input_counts else "num_inputs"
+        counts = {field: max(self.possible_inputs), "num_targets": self.num_targets}
+        for field, count in counts.items():
+            if count > self.num_views:
                 raise ValueError(
                     f"data.{field} is {getattr(self, field)}, more than the num_views "
                     f"{self.num_views} of a training sample"
@@ -93,6 +106,32 @@ class DataConfig:
                 f"data.num_views {self.num_views} is larger than data.max_span {self.max_span}: "
                 "views are drawn from spans of at least num_views frames"
             )
+
+    @property
+    def possible_inputs(self) -> tuple[int, ...]:
+        """Numbers of inputs that a training step may have."""
+        return self.input_counts or (self.num_inputs,)
+
+    def image_shape(self, aspect_ratio: float) -> tuple[int, int]:
+        """Height and width, multiples of the patch, of about image_height² pixels."""
+        sides = self.image_height / aspect_ratio**0.5, self.image_height * aspect_ratio**0.5
+        height, width = (max(1, round(side / self.patch_size)) * self.patch_size for side in sides)
+        return height, width
+
+    def _check_augmentation(self) -> None:
+        if min(self.possible_inputs) < 1:
+            raise ValueError(f"data.input_counts is {self.input_counts}, expected at least 1 each")
+        if not all(0 < ratio < float("inf") for ratio in self.aspect_ratios):
+            raise ValueError(
+                f"data.aspect_ratios is {self.aspect_ratios}, expected positive widths over heights"
+            )
+        if self.aspect_ratios and not self.square_crop:
+            raise ValueError(
+                f"data.aspect_ratios {self.aspect_ratios} and data.square_crop=False, the full "
+                "width, exclude each other"
+            )
+        if not 0 <= self.smallest_crop <= 1:
+            raise ValueError(f"data.smallest_crop is {self.smallest_crop}, expected 0 to 1")
 
 
 def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:

@@ -10,8 +10,14 @@ from absl import logging
 from jaxtyping import Float32, Int64, UInt8
 
 from input_pipeline.config import DataConfig
-from input_pipeline.preprocess import FrameError, camera_to_world, preprocess_frame
-from input_pipeline.sampling import ViewSample, sample_views
+from input_pipeline.preprocess import (
+    Crop,
+    FrameError,
+    camera_to_world,
+    crop_frame,
+    preprocess_frame,
+)
+from input_pipeline.sampling import ViewSample, sample_crop, sample_views, step_config
 from input_pipeline.storage import DatasetError, Frame, SplitReader
 from lvsm_jax.scene_frame import SceneFrame
 
@@ -50,12 +56,25 @@ class ExampleLoader:
         return cls(reader, config, (height, width))
 
     def load(
-        self, row: int, views: ViewSample, *, valid: bool = True, replaced: int = 0
+        self,
+        row: int,
+        views: ViewSample,
+        crop: Crop | None = None,
+        *,
+        valid: bool = True,
+        replaced: int = 0,
     ) -> dict[str, Any]:
         """The arrays of a Batch of one, without the leading axis, as nested dicts.
 
         Frames that are neither input nor target lend their cameras alone: they are not decoded,
         and not even read where the inputs define the scene frame.
+
+        Args:
+            row: of the clip in the scene table.
+            views: positions in the clip.
+            crop: the part of the frames that is shown, instead of what the configuration says.
+            valid: see `Batch`.
+            replaced: see `Batch`.
 
         Raises:
             FrameError: a frame cannot be used; names dataset, shard, scene and frame.
@@ -67,12 +86,13 @@ class ExampleLoader:
         indices = (self.reader.scenes.first_frame[row] + positions).tolist()
         c2w = np.empty((len(positions), 4, 4))
         fxfycxcy = np.empty((len(positions), 4), np.float32)
-        images = np.empty((len(positions), *self.image_shape, 3), np.uint8)
+        image_shape = (crop.height, crop.width) if crop else self.image_shape
+        images = np.empty((len(positions), *image_shape, 3), np.uint8)
         for slot, frame in enumerate(self._read(indices)):
             with _naming_the_frame(self.reader, indices[slot]):
                 c2w[slot] = camera_to_world(frame.w2c)
                 if positions[slot] in shown:
-                    images[slot], fxfycxcy[slot] = self._photograph(frame)
+                    images[slot], fxfycxcy[slot] = self._photograph(frame, crop)
         scene_frame = SceneFrame.fit(c2w[np.searchsorted(positions, fitted)])
         c2w = scene_frame.apply(c2w)
 
@@ -103,8 +123,10 @@ class ExampleLoader:
             raise
 
     def _photograph(
-        self, frame: Frame
+        self, frame: Frame, crop: Crop | None
     ) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "4"]]:
+        if crop:
+            return crop_frame(frame.jpeg, frame.fxfycxcy, crop)
         image, fxfycxcy = preprocess_frame(
             frame.jpeg, frame.fxfycxcy, self.config.image_height, self.config.square_crop
         )
@@ -119,15 +141,27 @@ class ExampleLoader:
 def training_example(
     loader: ExampleLoader,
     rows: Int64[np.ndarray, " n"],
-    choice: int,
+    seed: int,
+    step_and_choice: tuple[int, int],
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Draws views of a clip, and of others instead while frames are bad and that is allowed."""
+    """Draws views of a clip, and of others instead while frames are bad and that is allowed.
+
+    Args:
+        loader: loads them.
+        rows: usable rows of the scene table.
+        seed: of what the samples of a step have in common.
+        step_and_choice: the step that the sample is for, and which of `rows` it is from.
+        rng: of what is the sample's own.
+    """
+    step, choice = step_and_choice
+    config = step_config(loader.config, seed, step)
     row = int(rows[choice])
     for replaced in range(_MAX_REPLACED):
-        views = sample_views(int(loader.reader.scenes.num_frames[row]), loader.config, rng)
+        views = sample_views(int(loader.reader.scenes.num_frames[row]), config, rng)
+        crop = sample_crop(loader.image_shape, config, rng)
         try:
-            return loader.load(row, views, replaced=replaced)
+            return loader.load(row, views, crop, replaced=replaced)
         except FrameError as error:
             if loader.config.on_bad_frame == "error":
                 raise

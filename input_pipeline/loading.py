@@ -45,6 +45,9 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Batches of training samples without end; each epoch shows every usable clip once.
 
+    Number of inputs and shape of the images may differ from batch to batch, where `config` asks for
+    that: they are functions of seed and step, the same in all processes.
+
     Args:
         config: the dataset and how samples are drawn from it.
         batch_size: samples of the global batch, over all processes.
@@ -65,12 +68,16 @@ def train_batches(
     reader = SplitReader(config.path, config.split)
     rows = _usable_rows(reader.scenes, config)
     loader = ExampleLoader.open(reader, config, int(rows[0]))
+    # What grain gives the third transformation after a seed: this one says so itself, as the draws
+    # are not to change with its place in the chain.
+    sample_seed = int(np.random.SeedSequence([seed, 3]).generate_state(1)[0])
     samples = (
         grain.MapDataset.range(len(rows))
         .seed(seed)
         .shuffle()
         .repeat()
-        .random_map(functools.partial(training_example, loader, rows))
+        .map_with_index(functools.partial(_with_step, batch_size))
+        .random_map(functools.partial(training_example, loader, rows, seed), seed=sample_seed)
     )
     arrays = prefetched_batches(
         samples[process_index::process_count],
@@ -236,6 +243,11 @@ def open_eval_set(
         process_index=process_index,
         process_count=process_count,
     )
+
+
+def _with_step(batch_size: int, index: int, choice: int) -> tuple[int, int]:
+    """The step that a sample of the global order is for, beside the sample."""
+    return index // batch_size, choice
 
 
 def _check_entries(

@@ -2,9 +2,11 @@
 
 A frame of W × H pixels is resized to height `s` and width `round(int(s·W/H) / 8)·8` with Pillow's
 Lanczos filter on 8-bit values; then, unless the full width is kept, the middle `s` × `s` pixels
-are cut out. Images stay uint8: dividing by 255 is left to the device.
+are cut out. Other shapes, and windows at random places as augmentation, are a `Crop`. Intrinsics
+follow exactly. Images stay uint8: dividing by 255 is left to the device.
 """
 
+import dataclasses
 import io
 
 import numpy as np
@@ -16,6 +18,23 @@ from lvsm_jax.photograph import ResizeCrop, resized_side
 
 class FrameError(ValueError):
     """A stored frame cannot be used. The message says why, and which frame where it is known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """Which part of a photograph becomes the image; by default the largest, in the middle.
+
+    Attributes:
+        height: of the image in pixels.
+        width: of the image in pixels.
+        share: sides of what is kept over those of the largest part of that shape.
+        place: where it lies between left and right, and between top and bottom, each in [0, 1].
+    """
+
+    height: int
+    width: int
+    share: float = 1.0
+    place: tuple[float, float] = (0.5, 0.5)
 
 
 def preprocess_frame(
@@ -37,9 +56,30 @@ def preprocess_frame(
     """
     image = decode_jpeg(jpeg)
     width, left, right = output_columns(*image.size, image_height, square_crop)
-    crop = ResizeCrop(image.size, (width, image_height), (left, 0, right, image_height))
-    intrinsics = crop.intrinsics(fxfycxcy * np.array(image.size * 2, np.float64))
-    return crop.pixels(image), intrinsics.astype(np.float32)
+    cut = ResizeCrop(image.size, (width, image_height), (left, 0, right, image_height))
+    return _cut(image, fxfycxcy, cut)
+
+
+def crop_frame(
+    jpeg: bytes, fxfycxcy: Float[np.ndarray, "4"], crop: Crop
+) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "4"]]:
+    """Pixels and intrinsics (in those pixels) of a part of a frame stored as JPEG.
+
+    The middle square is that of `preprocess_frame`, bit for bit. Arguments are as there.
+
+    Raises:
+        FrameError: the JPEG cannot be decoded.
+    """
+    image = decode_jpeg(jpeg)
+    cut = ResizeCrop.cover(image.size, crop.height, crop.width, share=crop.share, place=crop.place)
+    return _cut(image, fxfycxcy, cut)
+
+
+def _cut(
+    image: Image.Image, fxfycxcy: Float[np.ndarray, "4"], cut: ResizeCrop
+) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "4"]]:
+    intrinsics = cut.intrinsics(fxfycxcy * np.array(image.size * 2, np.float64))
+    return cut.pixels(image), intrinsics.astype(np.float32)
 
 
 def output_columns(

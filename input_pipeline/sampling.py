@@ -14,6 +14,7 @@ from etils import epath
 from jaxtyping import Bool, Int, Int64
 
 from input_pipeline.config import DataConfig
+from input_pipeline.preprocess import Crop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,20 @@ class IndexEntry:
 
     context: tuple[int, ...]
     target: tuple[int, ...]
+
+
+def step_config(config: DataConfig, seed: int, step: int) -> DataConfig:
+    """The configuration of one training step: one number of inputs, and at most one aspect ratio.
+
+    The draw is a function of seed and step alone: all processes and workers make the same, and a
+    resumed run that of the uninterrupted one.
+    """
+    rng = np.random.default_rng([seed, step])
+    num_inputs = config.possible_inputs[rng.integers(len(config.possible_inputs))]
+    ratios = config.aspect_ratios
+    if ratios:
+        ratios = (ratios[rng.integers(len(ratios))],)
+    return dataclasses.replace(config, num_inputs=num_inputs, input_counts=(), aspect_ratios=ratios)
 
 
 def usable_clips(num_frames: Int[np.ndarray, " s"], config: DataConfig) -> Bool[np.ndarray, " s"]:
@@ -66,6 +81,29 @@ def sample_views(num_frames: int, config: DataConfig, rng: np.random.Generator) 
     views = first + np.concatenate([[0, span], others])
     targets = rng.choice(config.num_views, config.num_targets, replace=False)
     return ViewSample(views[: config.num_inputs], views[targets], views)
+
+
+def sample_crop(
+    image_shape: tuple[int, int], config: DataConfig, rng: np.random.Generator
+) -> Crop | None:
+    """Draws which part of its photographs a training sample shows; one for all of them.
+
+    Args:
+        image_shape: height and width of the images where `config` names no aspect ratio.
+        config: of one step, see `step_config`.
+        rng: source of the draw.
+
+    Returns:
+        None for the published preprocessing.
+    """
+    if config.aspect_ratios:
+        image_shape = config.image_shape(config.aspect_ratios[0])
+    elif not config.smallest_crop:
+        return None
+    if not config.smallest_crop:
+        return Crop(*image_shape)
+    share = rng.uniform(config.smallest_crop, 1)
+    return Crop(*image_shape, share=share, place=(rng.random(), rng.random()))
 
 
 def evaluation_views(entry: IndexEntry, num_inputs: int) -> ViewSample:

@@ -141,6 +141,11 @@ def section(config: ml_collections.ConfigDict, name: str, cls: type[T]) -> T:
 
 
 def _typed(name: str, value: Any, expected: Any) -> Any:
+    if typing.get_origin(expected) is tuple:  # of any length; a list where it was kept as JSON
+        kind = typing.get_args(expected)[0]
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"config.{name} is {value!r}, expected values of {kind.__name__}")
+        return tuple(_typed(f"{name}[{i}]", item, kind) for i, item in enumerate(value))
     kinds = typing.get_args(expected) or (expected,)
     if float in kinds and type(value) is int:
         return float(value)

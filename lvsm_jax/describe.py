@@ -291,8 +291,9 @@ def _scene(given: argparse.Namespace, data: Mapping[str, Any]) -> dict[str, int]
     height = data["image_height"] if given.height is None else given.height
     if given.width is None and not data["square_crop"]:
         raise ValueError("with data.square_crop=False the frames decide the width: give --width")
+    most_inputs = max(data["input_counts"], default=data["num_inputs"])
     return {
-        "views": data["num_inputs"] if given.views is None else given.views,
+        "views": most_inputs if given.views is None else given.views,
         "targets": data["num_targets"] if given.targets is None else given.targets,
         "height": height,
         "width": height if given.width is None else given.width,

@@ -53,6 +53,32 @@ class Clock:
         return timing
 
 
+class Programs:
+    """Counts the programs of a training step: each shape of a batch's inputs compiles one."""
+
+    def __init__(self):
+        self._shapes: set[tuple[int, ...]] = set()
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    @contextmanager
+    def called(self, shape: tuple[int, ...], clock: Clock) -> Iterator[None]:
+        """Tells when the call inside is a shape's first, and leaves its time out of the steps'."""
+        if shape in self._shapes:
+            yield
+            return
+        self._shapes.add(shape)
+        start = time.monotonic()
+        with clock.stopped():
+            yield
+        _, views, height, width, _ = shape
+        logging.info(
+            "program %d, for %d × %d×%d pixels of inputs, compiled in %.0f s",
+            *(len(self), views, width, height, time.monotonic() - start),
+        )
+
+
 class StopSignals:
     """Whether SIGTERM or SIGINT asked the run to stop; it does so a step later."""
 

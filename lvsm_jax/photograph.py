@@ -168,12 +168,28 @@ class ResizeCrop:
     window: tuple[int, int, int, int]
 
     @classmethod
-    def cover(cls, source: tuple[int, int], height: int, width: int) -> "ResizeCrop":
+    def cover(
+        cls,
+        source: tuple[int, int],
+        height: int,
+        width: int,
+        *,
+        share: float = 1.0,
+        place: tuple[float, float] = (0.5, 0.5),
+    ) -> "ResizeCrop":
         """The middle `height` × `width` of the picture, resized so that it just covers them.
 
         As in the published protocol the side that is cropped is resized to a multiple of 8, so that
         pixels may become oblong by a little; intrinsics take it into account. A picture of the
         wanted shape is resized as it is.
+
+        Args:
+            source: width and height of the picture.
+            height: of the result.
+            width: of the result.
+            share: below 1 the picture is enlarged, so that a part with sides of about this share
+                of the largest possible is kept.
+            place: where that lies between left and right and between top and bottom, in [0, 1].
         """
         w, h = source
         if w * height == h * width:
@@ -182,7 +198,10 @@ class ResizeCrop:
             resized = columns, height
         else:
             resized = width, max(height, resized_side(h, w, width))
-        left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
+        if share < 1:  # columns in multiples of 8 too, so that `pixels` need not compute them all
+            columns = round(resized[0] / share / _MULTIPLE) * _MULTIPLE
+            resized = max(width, columns), max(height, round(resized[1] / share))
+        left, top = int(place[0] * (resized[0] - width)), int(place[1] * (resized[1] - height))
         return cls(source, resized, (left, top, left + width, top + height))
 
     def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:

@@ -1,5 +1,6 @@
 """The pipeline end to end: what is in a batch, and that it is the same however it is made."""
 
+import io
 import json
 import pathlib
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_dataset
 from etils import epath
+from PIL import Image
 from tiny_dataset import LENGTHS, assert_same, config_of, expected_cameras, rows_of
 
 from input_pipeline.batch import Batch
@@ -123,6 +125,62 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes(tiny, process_
         for step, shares in enumerate(zip(*parts, strict=True)):
             assert all(len(share.scene) == 6 // process_count for share in shares)
             assert rows_of(shares) == rows_of([whole[start_step + step]])
+
+
+VARYING = {"input_counts": (1, 2, 3), "aspect_ratios": (1.0, 2.0), "smallest_crop": 0.5}
+
+
+def test_steps_vary_alike_in_all_processes_and_workers_and_after_resuming(tiny):
+    def batches(start_step=0, num_workers=0, **process):
+        config = config_of(tiny, num_workers=num_workers, **VARYING)
+        options = {"batch_size": 6, "seed": 4, "start_step": start_step}
+        return take(8 - start_step, train_batches(config, **options, **process))
+
+    whole = batches()
+    shapes = [batch.inputs.images.shape[1:4] for batch in whole]
+    assert {views for views, _, _ in shapes} == {1, 2, 3}
+    assert {shape[1:] for shape in shapes} == {(16, 16), (8, 24)}
+    assert_same(batches(start_step=3, num_workers=2), whole[3:])
+    parts = [batches(process_index=index, process_count=2) for index in range(2)]
+    for step, shares in enumerate(zip(*parts, strict=True)):
+        assert rows_of(shares) == rows_of([whole[step]])
+    # The same views of the same clips as without: only more or fewer of them are inputs.
+    plain = take(8, train_batches(config_of(tiny), batch_size=6, seed=4))
+    for ours, theirs in zip(whole, plain, strict=True):
+        np.testing.assert_array_equal(ours.scene, theirs.scene)
+        np.testing.assert_array_equal(ours.inputs.frame[:, 0], theirs.inputs.frame[:, 0])
+
+
+def test_crops_differ_between_samples_and_intrinsics_follow(tmp_path):
+    x, y = np.meshgrid(np.arange(96) + 0.5, np.arange(64) + 0.5)  # colours say where a pixel is
+    picture = Image.fromarray((np.stack([2 * x, 3 * y, 0 * x], -1)).round().astype(np.uint8))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=100, subsampling=0)
+    jpegs = dict.fromkeys(range(30), file.getvalue())
+    tiny_dataset.write_dataset(tmp_path, [tiny_dataset.clip_of(i, 30, jpegs) for i in range(4)])
+    batches = take(6, train_batches(config_of(tmp_path, **VARYING), batch_size=4, seed=1))
+    centres = set()
+    for batch in batches:
+        height, width = batch.inputs.images.shape[2:4]
+        for views in (batch.inputs, batch.targets):
+            fxfycxcy = views.cameras.fxfycxcy
+            assert (fxfycxcy == batch.inputs.cameras.fxfycxcy[:, :1]).all()
+            seen = views.images[..., :2].mean((2, 3)) / [2, 3]  # mean place in the picture
+            ray = ([width / 2, height / 2] - fxfycxcy[..., 2:]) / fxfycxcy[..., :2]
+            expected = ray * [0.75 * 96, 1.125 * 64] + [48, 32]
+            np.testing.assert_allclose(seen, expected, atol=0.4)
+        centres |= {tuple(camera[0, 2:]) for camera in batch.inputs.cameras.fxfycxcy}
+    assert len(centres) > 20  # of 24; at 16 pixels some are alike
+
+
+def test_evaluation_takes_no_part_in_augmentation(tiny, tmp_path):
+    index = tmp_path / "index.json"
+    index.write_text(json.dumps({"clip0": {"context": [2, 20], "target": [5, 9]}}))
+    plain, varying = (
+        list(eval_batches(config_of(tiny, **fields), index=index, batch_size=1))
+        for fields in ({}, VARYING)
+    )
+    assert_same(varying, plain)
 
 
 def test_shares_of_a_batch_must_be_equal(tiny):

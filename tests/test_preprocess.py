@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from input_pipeline.preprocess import (
+    Crop,
     FrameError,
     camera_to_world,
+    crop_frame,
     output_columns,
     preprocess_frame,
 )
@@ -89,6 +91,50 @@ def test_leaving_out_cropped_columns_changes_no_bit(width, height, size):
     whole = Image.open(io.BytesIO(jpeg)).resize((resized, size), Image.Resampling.LANCZOS)
     ours, _ = preprocess_frame(jpeg, np.ones(4, np.float32), size, True)
     np.testing.assert_array_equal(ours, np.asarray(whole)[:, left:right])
+
+
+@pytest.mark.parametrize("size", [(640, 360), (641, 359), (512, 512)])
+def test_the_middle_square_is_the_published_one_bit_for_bit(size):
+    jpeg, fxfycxcy = encoded(noise(*size)), np.array([0.9, 1.6, 0.5, 0.5], np.float32)
+    published = preprocess_frame(jpeg, fxfycxcy, 96, True)
+    for ours, theirs in zip(crop_frame(jpeg, fxfycxcy, Crop(96, 96)), published, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "crop",
+    [
+        Crop(64, 64),
+        Crop(48, 96),
+        Crop(96, 48, place=(0.9, 0.1)),
+        Crop(64, 64, 0.8, (0.0, 1.0)),
+        Crop(56, 72, 0.6, (0.9, 0.7)),
+        Crop(160, 120, 0.4, (0.3, 0.2)),
+    ],
+)
+@pytest.mark.parametrize("size", [(160, 120), (90, 140)])
+def test_a_point_is_seen_where_the_intrinsics_of_a_crop_project_it(size, crop):
+    # Every pixel of the picture says in its colour where in the picture it is.
+    (width, height), rng = size, np.random.default_rng(0)
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    picture = np.stack([x / width, y / height, 0 * x], -1) * 255
+    file = io.BytesIO()
+    Image.fromarray(picture.round().astype(np.uint8)).save(file, "JPEG", quality=100, subsampling=0)
+    before = np.array([0.9, 1.2, 0.45, 0.52])
+    image, after = crop_frame(file.getvalue(), before, crop)
+    assert image.shape == (crop.height, crop.width, 3)
+
+    # Points in front of the camera that fall on the middles of pixels, not at the very border.
+    column, row = rng.integers(3, [crop.width - 3, crop.height - 3], (2000, 2)).T
+    depth = rng.uniform(1, 9, 2000)
+    pixels = np.stack([column, row], -1) + 0.5
+    points = (pixels - after[2:]) / after[:2] * depth[:, None]
+    in_picture = before[:2] * points / depth[:, None] + before[2:]
+    seen = image[row, column, :2] / 255
+    error = (seen - in_picture) * size  # in pixels of the picture
+    for half in (column < crop.width / 2, column >= crop.width / 2):
+        np.testing.assert_allclose(error[half].mean(0), 0, atol=0.08)
+    assert np.abs(error).max() < 2  # JPEG may be off by some of the 256 levels
 
 
 @pytest.mark.parametrize(

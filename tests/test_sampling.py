@@ -1,16 +1,20 @@
 """Properties of the drawn views, and the rules of evaluation."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from input_pipeline.config import DataConfig
+from input_pipeline.preprocess import Crop
 from input_pipeline.sampling import (
     IndexEntry,
     evaluation_views,
     read_index,
+    sample_crop,
     sample_views,
+    step_config,
     usable_clips,
 )
 
@@ -92,6 +96,7 @@ def rng() -> np.random.Generator:
     ("fields", "message"),
     [
         ({"num_inputs": 9}, "num_inputs is 9, more than the num_views 8"),
+        ({"input_counts": (2, 9)}, r"input_counts is \(2, 9\), more than the num_views 8"),
         ({"num_views": 4, "num_targets": 5}, "num_targets is 5, more than the num_views 4"),
         ({"num_views": 30, "max_span": 29}, "num_views 30 is larger than data.max_span 29"),
     ],
@@ -110,11 +115,68 @@ def test_impossible_numbers_of_views_are_refused(fields, message):
         ({"num_workers": -1}, "num_workers is -1"),
         ({"camera_normalization": "none"}, "'none', expected one of 'all_views', 'input_views'"),
         ({"on_bad_frame": "skip"}, "'skip', expected one of 'error', 'replace'"),
+        ({"input_counts": (2, 0)}, r"input_counts is \(2, 0\), expected at least 1 each"),
+        ({"aspect_ratios": (1.0, -2.0)}, r"aspect_ratios is \(1.0, -2.0\), expected positive"),
+        ({"aspect_ratios": (1.0,), "square_crop": False}, "exclude each other"),
+        ({"smallest_crop": 1.5}, "smallest_crop is 1.5, expected 0 to 1"),
     ],
 )
 def test_impossible_configurations_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         DataConfig("", **fields)
+
+
+def test_each_step_draws_inputs_and_shape_by_seed_and_step_alone():
+    config = DataConfig("", input_counts=(1, 4, 4, 8), aspect_ratios=(0.75, 1.0))
+    steps = [step_config(config, 3, step) for step in range(2000)]
+    assert steps == [step_config(config, 3, step) for step in range(2000)]
+    assert steps[:40] != [step_config(config, 4, step) for step in range(40)]
+    drawn = [(one.num_inputs, *one.aspect_ratios) for one in steps]
+    expected = {(n, ratio): share for ratio in (0.75, 1.0) for n, share in _SHARES.items()}
+    assert set(drawn) == set(expected)
+    for kind, share in expected.items():
+        assert abs(drawn.count(kind) - 2000 * share) < 5 * np.sqrt(2000 * share)
+    # A list more leaves the other's draws as they are.
+    alone = dataclasses.replace(config, aspect_ratios=())
+    assert [one.num_inputs for one in steps] == [
+        step_config(alone, 3, step).num_inputs for step in range(2000)
+    ]
+    assert step_config(DataConfig(""), 3, 0) == DataConfig("")
+
+
+_SHARES = {1: 1 / 8, 4: 1 / 4, 8: 1 / 8}  # of the steps, for two aspect ratios
+
+
+def test_the_views_of_a_sample_do_not_depend_on_its_number_of_inputs():
+    few, many = (
+        sample_views(100, DataConfig("", num_inputs=count), np.random.default_rng(5))
+        for count in (1, 4)
+    )
+    np.testing.assert_array_equal(few.all_views, many.all_views)
+    np.testing.assert_array_equal(few.targets, many.targets)
+    np.testing.assert_array_equal(few.inputs, many.inputs[:1])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "shape"), [(1.0, (256, 256)), (16 / 9, (192, 344)), (0.5, (360, 184))]
+)
+def test_shapes_of_an_aspect_ratio_have_about_as_many_pixels(ratio, shape):
+    assert DataConfig("").image_shape(ratio) == shape
+    assert abs(shape[0] * shape[1] / 256**2 - 1) < 0.02
+
+
+def test_crops_are_drawn_where_that_is_asked_for():
+    assert sample_crop((16, 24), DataConfig(""), rng()) is None
+    wide = DataConfig("", image_height=64, aspect_ratios=(2.0,))
+    assert sample_crop((64, 64), wide, rng()) == Crop(wide.image_shape(2.0)[0], 88)
+    config, generator = DataConfig("", smallest_crop=0.5), rng()
+    crops = [sample_crop((16, 24), config, generator) for _ in range(2000)]
+    assert {(crop.height, crop.width) for crop in crops} == {(16, 24)}
+    assert_uniform([int((crop.share - 0.5) * 20) for crop in crops], 0, 9)
+    for axis in (0, 1):
+        assert_uniform([int(crop.place[axis] * 10) for crop in crops], 0, 9)
+    largest = sample_crop((16, 16), DataConfig("", smallest_crop=1.0), rng())
+    assert largest.share == 1 and largest.place != (0.5, 0.5)
 
 
 @pytest.mark.parametrize(
