@@ -43,7 +43,8 @@ from lvsm_jax.command_line import parse_flags
 from lvsm_jax.config import EvalConfig, RunConfig, flat, section
 from lvsm_jax.evaluation import evaluate
 from lvsm_jax.files import write_text
-from lvsm_jax.loop import Clock, StopSignals, stop_signals
+from lvsm_jax.frozen import FrozenWeightsError, find_frozen, load_frozen
+from lvsm_jax.loop import Clock, Programs, StopSignals, stop_signals
 from lvsm_jax.mesh import (
     MeshConfig,
     check_batch,
@@ -157,10 +158,11 @@ def train_steps(
     stop: StopSignals,
 ) -> TrainState:
     """The training loop; ends at the last step or, with a checkpoint, when asked to stop."""
-    run = settings.run
-    step_function = compiled_step(settings.training, mesh)
+    run, training = settings.run, settings.training
+    step_function = compiled_step(training, mesh)
     process_index, process_count = reader(mesh)
     with processes.error_of_any():
+        frozen = load_frozen(training.loss, training.repa, dtype=training.model.dtype, mesh=mesh)
         batches = train_batches(
             settings.data,
             batch_size=run.batch_size,
@@ -169,12 +171,14 @@ def train_steps(
             process_index=process_index,
             process_count=process_count,
         )
-    step, clock, previous, stopping = start, Clock(), None, False
+    step, clock, programs = start, Clock(), Programs()
+    previous, stopping = None, False
     with closing(batches):
         while step < run.num_steps and not stopping:
             with clock.waiting_for_data():
                 batch = next(batches)
-            state, metrics = step_function(state, shard_batch(mesh, batch))
+            with programs.called(batch.inputs.images.shape, clock):
+                state, metrics = step_function(state, shard_batch(mesh, batch), frozen)
             metrics["stop"] = processes.any_process(mesh, stop.requested)
             step += 1
             clock.count_step(replaced=int(np.sum(batch.replaced)))
@@ -187,7 +191,10 @@ def train_steps(
                 clock = Clock()  # of steps that do not compile
                 clock.count_step(replaced=int(np.sum(batch.replaced)))
             last = step == run.num_steps
-            previous = (step, metrics, clock.lap() if due(step, run.log_every) or last else None)
+            timing = None
+            if due(step, run.log_every) or last:
+                timing = clock.lap() | {"programs": len(programs)}
+            previous = (step, metrics, timing)
             log.progress(step)
             # Evaluated and saved before the next batch is drawn; what is scored is saved too.
             with clock.stopped():
@@ -264,6 +271,7 @@ def due(step: int, every: int) -> bool:
 def check_start(settings: Settings, workdir: epath.Path) -> None:
     """Raises ValueError or FileNotFoundError for what cannot start, before anything is made."""
     check_batch_sizes(settings, make_mesh(settings.mesh))
+    find_frozen(settings.training.loss, settings.training.repa)
     if (workdir / "config.json").exists():
         check_resumable(settings, workdir)
     begun = (workdir / "checkpoints").exists() and any((workdir / "checkpoints").glob("[0-9]*"))
@@ -277,7 +285,8 @@ def check_batch_sizes(settings: Settings, mesh: Mesh) -> None:
     run, evaluation = settings.run, settings.evaluation
     part = run.batch_size // run.grad_accumulation
     name = f"run.batch_size {run.batch_size} / run.grad_accumulation {run.grad_accumulation}"
-    check_batch(mesh, name, part, settings.data.num_inputs)
+    for inputs in settings.data.possible_inputs:
+        check_batch(mesh, name, part, inputs)
     if run.eval_every:
         check_batch(mesh, "section eval", evaluation.batch_size, evaluation.num_inputs)
 
@@ -303,6 +312,9 @@ def check_resumable(settings: Settings, workdir: epath.Path) -> None:
     ]
     for field in new.model.structure:
         pairs.append((f"model.{field}", old.model.structure.get(field), new.model.structure[field]))
+    before, after = old.repa.structure, new.repa.structure
+    for field in before | after:
+        pairs.append((f"repa.{field}", before.get(field, "nothing"), after.get(field, "nothing")))
     decays = old.optimizer.ema_decay, new.optimizer.ema_decay
     if bool(decays[0]) != bool(decays[1]):
         pairs.append(("optimizer.ema_decay", *decays))
@@ -318,7 +330,7 @@ def record_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> Non
     """Saves the resolved config; tells what a resumed run changes, and keeps the old file."""
     if not processes.is_main():
         return
-    file, new = workdir / "config.json", config.to_dict()
+    file, new = workdir / "config.json", json.loads(json.dumps(config.to_dict()))
     if file.exists():
         old = json.loads(file.read_text())
         if old == new:
@@ -363,6 +375,7 @@ def main(argv: list[str]) -> None:
         DatasetError,
         FileNotFoundError,
         CheckpointError,
+        FrozenWeightsError,
         processes.OtherProcessError,
     ) as error:
         sys.exit(f"error: {error}")

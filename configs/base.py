@@ -13,6 +13,7 @@ Sections are the fields of dataclasses, whose docstrings say what each does:
 - `data`: `input_pipeline.config.DataConfig`
 - `optimizer`: `lvsm_jax.optimizer.OptimizerConfig`
 - `loss`: `lvsm_jax.losses.LossConfig`
+- `repa`: `lvsm_jax.repa.RepaConfig`
 - `eval`: `lvsm_jax.config.EvalConfig`
 """
 
@@ -25,6 +26,7 @@ from lvsm_jax.losses import LossConfig
 from lvsm_jax.mesh import MeshConfig
 from lvsm_jax.optimizer import OptimizerConfig
 from lvsm_jax.processes import ProcessesConfig
+from lvsm_jax.repa import RepaConfig
 
 
 def get_config(architecture: str = "EfficientLVSM") -> ml_collections.ConfigDict:
@@ -38,5 +40,6 @@ def get_config(architecture: str = "EfficientLVSM") -> ml_collections.ConfigDict
     config.data.patch_size = config.model.get_ref("patch_size")
     config.optimizer = default_section(OptimizerConfig())
     config.loss = default_section(LossConfig())
+    config.repa = default_section(RepaConfig())
     config.eval = default_section(EvalConfig())
     return config

@@ -60,8 +60,8 @@ def training_state_bytes(config: TrainingConfig) -> dict[str, int]:
     """Bytes of what training holds beside activations: one copy, wherever it is cut."""
     state = jax.eval_shape(lambda: new_state(config, 0))
     return {
-        "weights": _bytes(state.model),
-        "gradients": _bytes(state.model),
+        "weights": _bytes(state.trained),
+        "gradients": _bytes(state.trained),
         "optimizer": _bytes(state.opt_state),
         "averaged_weights": _bytes(state.ema),
     }

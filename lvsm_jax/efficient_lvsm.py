@@ -6,7 +6,7 @@ where targets have another size), `d` width, `l` layers, `m` heads, `c` head siz
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import einops
@@ -21,10 +21,10 @@ from lvsm_jax.layers import (
     LayerNorm,
     TransformerBlock,
     residual_init,
-    scan_layers,
+    scan_tapped,
     stack_layers,
 )
-from lvsm_jax.model import ModelConfig, ViewSynthesisModel, check_choice
+from lvsm_jax.model import ModelConfig, ViewSynthesisModel, check_choice, check_images
 from lvsm_jax.spread_attention import cross_attention
 
 # The reference leaves torch's default initialisation in the encoder.
@@ -183,6 +183,10 @@ class EfficientLVSM(ViewSynthesisModel):
 
         Without co-refinement, those after the last layer alone: `l` is 1.
         """
+        return self._encode(images, cameras, ())[0]
+
+    def _encode(self, images: Array, cameras: Cameras, taps: Sequence[int]) -> tuple:
+        """What `encode` returns, and the tokens after the layers `taps`."""
         every_layer = self.config.co_refinement
 
         def layer(views: Array, block: TransformerBlock) -> tuple[Array, Array | None]:
@@ -190,20 +194,56 @@ class EfficientLVSM(ViewSynthesisModel):
             return views, views if every_layer else None
 
         tokens = self.input_tokens(images, cameras)
-        last, every = scan_layers(layer, tokens, self.encoder, remat=self.config.remat)
-        return every if every_layer else last[None]
+        if every_layer:
+            _, every, _ = scan_tapped(layer, tokens, self.encoder, (), remat=self.config.remat)
+            return every, tuple(every[tap - 1] for tap in taps)
+        last, _, kept = scan_tapped(layer, tokens, self.encoder, taps, remat=self.config.remat)
+        return last[None], kept
 
     def decode(
         self, memory: Float[Array, "l b v s d"], cameras: Cameras, height: int, width: int
     ) -> Float[Array, "b t {height} {width} 3"]:
         """Renders the cameras from what `encode` returned."""
+        return self.pixels(self._decode(memory, cameras, height, width, ())[0], height, width)
+
+    def render_with_features(
+        self,
+        images: Float[Array, "b v h w 3"],
+        input_cameras: Cameras,
+        target_cameras: Cameras,
+        encoder_layers: Sequence[int],
+        decoder_layers: Sequence[int],
+    ) -> tuple[
+        Float[Array, "b t h w 3"],
+        tuple[Float[Array, "b v n d"], ...],
+        tuple[Float[Array, "b t n d"], ...],
+    ]:
+        """What the call returns, and tokens on the way, for losses that look at them.
+
+        Args:
+            images: as of the call, like the cameras.
+            input_cameras: of the images.
+            target_cameras: to render.
+            encoder_layers: layers, counted from 1, after which to return the inputs' tokens.
+            decoder_layers: the same of the targets' tokens.
+        """
+        check_images(images, input_cameras, self.config.patch_size, "input_cameras")
+        height, width = images.shape[2:4]
+        memory, inputs = self._encode(images, input_cameras, encoder_layers)
+        tokens, targets = self._decode(memory, target_cameras, height, width, decoder_layers)
+        return self.pixels(tokens, height, width), inputs, targets
+
+    def _decode(
+        self, memory: Array, cameras: Cameras, height: int, width: int, taps: Sequence[int]
+    ) -> tuple:
+        """The targets' tokens after the last layer, and after the layers `taps`."""
 
         def attends(block: DecoderBlock, views: Array | None) -> tuple[Attend, ...]:
             pairs = block.keys_values(memory[0] if views is None else views)
             return tuple(functools.partial(self._attend, keys_values=pair) for pair in pairs)
 
         xs = memory if self.config.co_refinement else None
-        return self.decode_from(attends, xs, cameras, height, width)
+        return self._decode_tokens(attends, xs, cameras, height, width, taps)
 
     def decode_from(
         self,
@@ -222,15 +262,26 @@ class EfficientLVSM(ViewSynthesisModel):
             height: of the renders.
             width: of the renders.
         """
+        tokens, _ = self._decode_tokens(attends, xs, cameras, height, width, ())
+        return self.pixels(tokens, height, width)
 
+    def _decode_tokens(
+        self,
+        attends: Callable,
+        xs: Any,
+        cameras: Cameras,
+        height: int,
+        width: int,
+        taps: Sequence[int],
+    ) -> tuple[Array, tuple[Array, ...]]:
         def layer(targets: Array, xs: tuple) -> tuple[Array, None]:
             block, encoder, x = xs
             return block(targets, attends(block, x), encoder), None
 
         layers = (self.decoder, self.encoder if self.config.shared_streams else None, xs)
         tokens = self.target_tokens(cameras, height, width)
-        tokens, _ = scan_layers(layer, tokens, layers, remat=self.config.remat)
-        return self.pixels(tokens, height, width)
+        last, _, kept = scan_tapped(layer, tokens, layers, taps, remat=self.config.remat)
+        return last, kept
 
     def keys_values(
         self, images: Float[Array, "b v h w 3"], cameras: Cameras

@@ -9,6 +9,8 @@ with negative counts.
 import dataclasses
 from collections.abc import Callable
 
+from lvsm_jax import vgg
+from lvsm_jax.dino import DinoConfig
 from lvsm_jax.efficient_lvsm import EfficientLVSMConfig
 from lvsm_jax.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
 from lvsm_jax.model import ModelConfig
@@ -60,6 +62,35 @@ def training_flops(forward: Macs) -> int:
     return 3 * forward.flops
 
 
+def teacher_macs(config: DinoConfig, *, height: int, width: int, blocks: int) -> Macs:
+    """Counts a frozen teacher's pass over one image, which no backward pass follows.
+
+    Args:
+        config: of the teacher.
+        height: of the image as the teacher sees it, in pixels, see `DinoConfig.input_size`.
+        width: the same.
+        blocks: how many of its blocks are computed, from the first.
+
+    Raises:
+        ValueError: a size that is not a multiple of the patch.
+    """
+    patches = _patches(height, width, config.patch_size)
+    tokens = config.num_special + patches
+    block = _attend(config, tokens, tokens) + _mlp(config, tokens)
+    return Macs(patches * 3 * config.patch_size**2 * config.width) + blocks * block
+
+
+def vgg_macs(plan: vgg.Plan, *, height: int, width: int) -> Macs:
+    """Counts the convolutions of a VGG network over one image of this size in pixels."""
+    count, inputs = 0, 3
+    for block, channels in enumerate(plan):
+        pixels = (height >> block) * (width >> block)
+        for outputs in channels:
+            count += pixels * 9 * inputs * outputs
+            inputs = outputs
+    return Macs(count)
+
+
 def stages(
     config: ModelConfig, *, views: int, targets: int, height: int, width: int
 ) -> dict[str, Macs]:
@@ -75,11 +106,8 @@ def stages(
     Raises:
         ValueError: a size that is not a multiple of the patch.
     """
-    patch = config.patch_size
-    if height % patch or width % patch:
-        raise ValueError(f"{height}×{width} pixels are no multiples of the patch size {patch}")
-    tokens = height * width // patch**2
-    pixels = config.width * patch**2
+    tokens = _patches(height, width, config.patch_size)
+    pixels = config.width * config.patch_size**2
     return {
         "input tokens": Macs(views * tokens * 9 * pixels),
         "target tokens": Macs(targets * tokens * 6 * pixels),
@@ -141,6 +169,12 @@ _LAYERS: dict[type[ModelConfig], Callable[..., dict[str, Macs]]] = {
 }
 
 
+def _patches(height: int, width: int, patch: int) -> int:
+    if height % patch or width % patch:
+        raise ValueError(f"{height}×{width} pixels are no multiples of the patch size {patch}")
+    return height * width // patch**2
+
+
 def _sequences(config: ModelConfig, count: int, wanted: int, others: int) -> tuple[Macs, Macs]:
     """`count` sequences through all layers, and (negative) what only the others need of the last.
 
@@ -154,23 +188,23 @@ def _sequences(config: ModelConfig, count: int, wanted: int, others: int) -> tup
     return count * config.num_layers * layer, -count * unread
 
 
-def _attend(config: ModelConfig, tokens: int, seen: int) -> Macs:
+def _attend(config: ModelConfig | DinoConfig, tokens: int, seen: int) -> Macs:
     """Self-attention where each of the tokens sees `seen` of them."""
     maps = _queries_and_output(config, tokens) + _keys_and_values(config, tokens)
     return maps + _scores(config, tokens, seen)
 
 
-def _queries_and_output(config: ModelConfig, tokens: int) -> Macs:
+def _queries_and_output(config: ModelConfig | DinoConfig, tokens: int) -> Macs:
     return Macs(tokens * 2 * config.width**2)
 
 
-def _keys_and_values(config: ModelConfig, tokens: int) -> Macs:
+def _keys_and_values(config: ModelConfig | DinoConfig, tokens: int) -> Macs:
     return Macs(tokens * 2 * config.width**2)
 
 
-def _scores(config: ModelConfig, queries: int, keys: int) -> Macs:
+def _scores(config: ModelConfig | DinoConfig, queries: int, keys: int) -> Macs:
     return Macs(attention=2 * config.width * queries * keys)
 
 
-def _mlp(config: ModelConfig, tokens: int) -> Macs:
+def _mlp(config: ModelConfig | DinoConfig, tokens: int) -> Macs:
     return Macs(tokens * 2 * config.mlp_ratio * config.width**2)

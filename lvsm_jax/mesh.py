@@ -13,13 +13,14 @@ One device is the (1, 1, 1) mesh and the same code.
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
 
 from lvsm_jax.tree import map_named
 
@@ -250,3 +251,22 @@ def shard_batch(mesh: Mesh, batch: Any) -> Any:
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf), shape)
 
     return map_named(put, batch, batch_shardings(mesh, batch))
+
+
+def on_own_part(function: Callable[..., Array], weights: Any, *arrays: Array) -> Array:
+    """`function(weights, *arrays)` computed by each device on its own scenes and views.
+
+    For networks whose operations (convolutions, pooling) know nothing of sharding.
+
+    Args:
+        function: of arrays `[b, v, ...]`, all cut alike, to one `[b, v, ...]`; no scene's or view's
+            result depends on another.
+        weights: pytree that is whole on every device.
+        arrays: of the batch.
+    """
+    sharding = jax.typeof(arrays[0]).sharding
+    if sharding.mesh.empty:
+        return function(weights, *arrays)
+    own = P(*sharding.spec[:2])
+    specs = (P(), *(own for _ in arrays))
+    return jax.shard_map(function, in_specs=specs, out_specs=own, check_vma=False)(weights, *arrays)

@@ -14,6 +14,7 @@ from input_pipeline.config import DataConfig
 from lvsm_jax import costs
 from lvsm_jax.cameras import Cameras
 from lvsm_jax.chips import CHIPS, Chip
+from lvsm_jax.frozen import abstract_frozen
 from lvsm_jax.layers import REMAT_POLICIES
 from lvsm_jax.mesh import MeshConfig, batch_shardings, check_batch, make_mesh
 from lvsm_jax.train_state import TrainingConfig, abstract_state, compiled_step
@@ -61,7 +62,7 @@ class Case:
     def scene(self) -> dict[str, int]:
         """Views and size, as `lvsm_jax.flops` and `lvsm_jax.costs` take them."""
         side = self.data.image_height
-        views = {"views": self.data.num_inputs, "targets": self.data.num_targets}
+        views = {"views": max(self.data.possible_inputs), "targets": self.data.num_targets}
         return {**views, "height": side, "width": side}
 
 
@@ -100,7 +101,7 @@ def compile_case(case: Case, mesh: Mesh) -> jax.stages.Compiled:
         jax.errors.JaxRuntimeError: the compiler's, such as for too little memory.
     """
     part = case.batch // (1 if case.render else case.training.grad_accumulation)
-    check_batch(mesh, f"batch {case.batch}", part, case.data.num_inputs)
+    check_batch(mesh, f"batch {case.batch}", part, case.scene["views"])
     batch = abstract_batch(case.data, case.batch, mesh)
     with jax.set_mesh(mesh):
         state = abstract_state(case.training, mesh)
@@ -116,7 +117,11 @@ def compile_case(case: Case, mesh: Mesh) -> jax.stages.Compiled:
                 batch.targets.cameras,
             )
         else:
-            lowered = compiled_step(case.training, mesh).lower(state, batch)
+            training = case.training
+            frozen = abstract_frozen(
+                training.loss, training.repa, dtype=training.model.dtype, mesh=mesh
+            )
+            lowered = compiled_step(training, mesh).lower(state, batch, frozen)
     return lowered.compile()
 
 
@@ -132,7 +137,7 @@ def abstract_batch(data: DataConfig, scenes: int, mesh: Mesh) -> Batch:
         return Views(images, cameras, shape((scenes, count), jnp.int32))
 
     rows = (shape((scenes,), dtype) for dtype in (jnp.int32, jnp.bool_, jnp.int32))
-    batch = Batch(views(data.num_inputs), views(data.num_targets), *rows)
+    batch = Batch(views(max(data.possible_inputs)), views(data.num_targets), *rows)
     return jax.tree.map(
         lambda leaf, sharding: shape(leaf.shape, leaf.dtype, sharding=sharding),
         batch,

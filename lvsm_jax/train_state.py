@@ -16,15 +16,17 @@ from jaxtyping import Array, Float
 
 from lvsm_jax.architectures import abstract_model, architecture_of, new_model, read_config
 from lvsm_jax.config import RunConfig, section
-from lvsm_jax.losses import LossConfig, total_loss
+from lvsm_jax.frozen import NO_NETWORKS, Frozen
+from lvsm_jax.losses import LossConfig, total_loss, where_due
 from lvsm_jax.mesh import check_batch, place, state_shardings
 from lvsm_jax.metrics import psnr
 from lvsm_jax.model import ModelConfig, ViewSynthesisModel
 from lvsm_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer, step_is_sound
+from lvsm_jax.repa import RepaConfig, Stream, new_projectors, repa_loss
 from lvsm_jax.tree import from_named, named_leaves
 
 Metrics = dict[str, Float[Array, ""]]
-TrainStep = Callable[["TrainState", Any], tuple["TrainState", Metrics]]
+TrainStep = Callable[["TrainState", Any, Frozen], tuple["TrainState", Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,7 @@ class TrainingConfig:
         loss: weights of the loss terms.
         num_steps: length of the run, which the schedule needs.
         grad_accumulation: parts of a batch whose gradients are taken one after the other.
+        repa: alignment of tokens with a frozen teacher's.
     """
 
     model: ModelConfig
@@ -44,6 +47,7 @@ class TrainingConfig:
     loss: LossConfig
     num_steps: int
     grad_accumulation: int = 1
+    repa: RepaConfig = dataclasses.field(default_factory=RepaConfig)
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "TrainingConfig":
@@ -55,12 +59,15 @@ class TrainingConfig:
             loss=section(config, "loss", LossConfig),
             num_steps=run.num_steps,
             grad_accumulation=run.grad_accumulation,
+            # Runs that were begun before there was such a section go on.
+            repa=section(config, "repa", RepaConfig) if "repa" in config else RepaConfig(),
         )
 
     def __post_init__(self):
         for field in ("num_steps", "grad_accumulation"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}, expected at least 1")
+        self.repa.check_fits(self.model)
 
 
 @jax.tree_util.register_dataclass
@@ -75,6 +82,7 @@ class TrainState:
         model: the weights that are trained.
         opt_state: state of the optimizer.
         ema: averaged weights, or None.
+        projectors: weights that REPA trains beside the model, or None.
     """
 
     # Any, for leaves may also be shapes or shardings.
@@ -84,6 +92,14 @@ class TrainState:
     model: Any
     opt_state: optax.OptState
     ema: Any
+    projectors: Any = None
+
+    @property
+    def trained(self) -> Any:
+        """What the optimizer moves: the model alone where nothing else is trained."""
+        if self.projectors is None:
+            return self.model
+        return {"model": self.model, "projectors": self.projectors}
 
     @property
     def best_weights(self) -> ViewSynthesisModel:
@@ -98,14 +114,19 @@ def new_state(
     if model is None:
         model = new_model(config.model, nnx.Rngs(seed))
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(
+    # Of a stream of their own: the model's random weights are those without REPA.
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    state = TrainState(
         step=zero,
         skipped=zero,
         skipped_in_a_row=zero,
         model=model,
-        opt_state=make_optimizer(config.optimizer, config.num_steps).init(model),
+        opt_state=None,
         ema=jax.tree.map(jnp.copy, model) if config.optimizer.ema_decay else None,
+        projectors=new_projectors(config.repa, config.model, nnx.Rngs(key)),
     )
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    return dataclasses.replace(state, opt_state=optimizer.init(state.trained))
 
 
 def abstract_state(config: TrainingConfig, mesh: Mesh) -> TrainState:
@@ -157,7 +178,7 @@ def check_weights_fit(given: ModelConfig, wanted: ModelConfig) -> None:
 
 
 def compiled_step(config: TrainingConfig, mesh: Mesh) -> TrainStep:
-    """`train_step` for states and batches on the mesh; the state is donated.
+    """`train_step` for states, batches and frozen networks on the mesh; the state is donated.
 
     The new state's shardings are given, not inferred, so that the second step is the program of
     the first.
@@ -168,19 +189,29 @@ def compiled_step(config: TrainingConfig, mesh: Mesh) -> TrainStep:
     )
 
 
-def train_step(config: TrainingConfig, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-    """One optimizer step on an `input_pipeline.batch.Batch`; metrics are those before it."""
-    loss, terms, mean_psnr, grads = _gradients(config, state.model, batch)
+def train_step(
+    config: TrainingConfig, state: TrainState, batch: Any, frozen: Frozen = NO_NETWORKS
+) -> tuple[TrainState, Metrics]:
+    """One optimizer step; metrics are those before it.
+
+    Args:
+        config: of the step.
+        state: before it.
+        batch: an `input_pipeline.batch.Batch`.
+        frozen: the networks that the config's losses need, see `lvsm_jax.frozen.load_frozen`.
+    """
+    loss, terms, mean_psnr, grads = _gradients(config, state, batch, frozen)
     grad_norm = optax.global_norm(grads)
     sound = step_is_sound(config.optimizer, state.step, loss, grad_norm)
     optimizer = make_optimizer(config.optimizer, config.num_steps)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
-    model = optax.apply_updates(state.model, updates)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
 
     def keep(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda new, old: jnp.where(sound, new, old), new, old)
 
-    model, opt_state = keep(model, state.model), keep(opt_state, state.opt_state)
+    trained, opt_state = keep(trained, state.trained), keep(opt_state, state.opt_state)
+    model, projectors = _model_and_projectors(trained)
     ema = state.ema
     if ema is not None:
         decay = jnp.where(sound, config.optimizer.ema_decay, 1.0)
@@ -193,6 +224,7 @@ def train_step(config: TrainingConfig, state: TrainState, batch: Any) -> tuple[T
         model=model,
         opt_state=opt_state,
         ema=ema,
+        projectors=projectors,
     )
     metrics = {
         "loss": loss,
@@ -213,17 +245,24 @@ def to_unit(images: Array | np.ndarray) -> Float[Array, "*shape"]:
     return images.astype(jnp.float32) / 255
 
 
-def _gradients(config: TrainingConfig, model: ViewSynthesisModel, batch: Any) -> tuple:
+def _gradients(config: TrainingConfig, state: TrainState, batch: Any, frozen: Frozen) -> tuple:
     """Loss, its terms, PSNR and gradient, averaged over the parts of the batch."""
 
-    def loss(model: ViewSynthesisModel, part: Any) -> tuple:
+    def loss(trained: Any, part: Any) -> tuple:
+        model, projectors = _model_and_projectors(trained)
         target = to_unit(part.targets.images)
-        render = model(to_unit(part.inputs.images), part.inputs.cameras, part.targets.cameras)
-        total, terms = total_loss(config.loss, render, target)
+        render, aligned = _render(config, model, projectors, part, frozen, state.step)
+        total, terms = total_loss(
+            config.loss, frozen, render, target, state.step, remat=config.model.remat
+        )
+        if aligned is not None:
+            total, terms["repa"] = total + config.repa.weight * aligned, aligned
         return total, (terms, jax.vmap(psnr, 1)(render, target).mean())
 
     def part_gradients(part: Any) -> tuple:
-        (total, (terms, quality)), grads = jax.value_and_grad(loss, has_aux=True)(model, part)
+        (total, (terms, quality)), grads = jax.value_and_grad(loss, has_aux=True)(
+            state.trained, part
+        )
         return total, terms, quality, grads
 
     parts = config.grad_accumulation
@@ -238,6 +277,34 @@ def _gradients(config: TrainingConfig, model: ViewSynthesisModel, batch: Any) ->
         return jax.tree.map(lambda a, b: a + b / parts, total, new), None
 
     return jax.lax.scan(add, zeros, split)[0]
+
+
+def _model_and_projectors(trained: Any) -> tuple[ViewSynthesisModel, Any]:
+    """The parts of `TrainState.trained`."""
+    if isinstance(trained, dict):
+        return trained["model"], trained["projectors"]
+    return trained, None
+
+
+def _render(
+    config: TrainingConfig, model: Any, projectors: Any, part: Any, frozen: Frozen, step: Array
+) -> tuple[Float[Array, "b t h w 3"], Float[Array, ""] | None]:
+    """The targets as the model sees them, and REPA's loss where there is one."""
+    images, repa = to_unit(part.inputs.images), config.repa
+    cameras = part.inputs.cameras, part.targets.cameras
+    if projectors is None:
+        return model(images, *cameras), None
+    encoder, decoder = repa.encoder_pairs, repa.decoder_pairs
+    layers = ([layer for layer, _ in pairs] for pairs in (encoder, decoder))
+    render, inputs, targets = model.render_with_features(images, *cameras, *layers)
+
+    def align() -> Array:
+        wanted = to_unit(part.targets.images)
+        streams = Stream(encoder, images, inputs), Stream(decoder, wanted, targets)
+        how = {"patch_size": config.model.patch_size, "remat": config.model.remat}
+        return repa_loss(repa, projectors, frozen.teacher, streams, **how)
+
+    return render, where_due(step < repa.stop_step if repa.stop_step else None, align)
 
 
 def _strided_parts(rows: Array | np.ndarray, parts: int) -> Array:

@@ -36,7 +36,7 @@ def features(
     *,
     taps: Sequence[int],
     pool: Callable[[Array], Array] = max_pool,
-    precision: str = "highest",
+    precision: str | None = "highest",
 ) -> list[Float[Array, "b _ _ _"]]:
     """Activations (after the ReLU) of one convolution of each block.
 
@@ -46,10 +46,13 @@ def features(
         taps: which convolution of each block to return, counted from 0; nothing after the last
             one is computed.
         pool: between blocks, `max_pool` or `average_pool`.
-        precision: of the convolutions, see `jax.lax.Precision`.
+        precision: of the convolutions, see `jax.lax.Precision`; None for JAX's default.
+
+    Returns:
+        Activations in the type of the weights, in which all is computed.
     """
     outputs = []
-    x = images
+    x = jnp.asarray(images, weights[0][0]["kernel"].dtype)
     for block, (convolutions, tap) in enumerate(zip(weights, taps, strict=True)):
         if block:
             x = pool(x)
@@ -80,7 +83,7 @@ def from_layers(plan: Plan, layers: Sequence[Layer], name: str) -> Weights:
     return tuple(tuple(next(rest) for _ in block) for block in plan)
 
 
-def _convolve(x: Array, weights: Layer, precision: str) -> Array:
+def _convolve(x: Array, weights: Layer, precision: str | None) -> Array:
     x = jax.lax.conv_general_dilated(
         x,
         weights["kernel"],

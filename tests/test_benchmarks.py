@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import lvsm_jax
-from benchmarks import cache_quality, incremental, models, side_by_side
+from benchmarks import cache_quality, incremental, losses, models, side_by_side
 from benchmarks.common import markdown_table, measured, random_batch, spread
 from configs import side_by_side as side_by_side_config
 from input_pipeline.scenes import read_scene
@@ -260,3 +260,12 @@ def test_targets_of_a_quality_measurement_are_no_inputs(rooms):
 def test_random_weights_have_no_quality(rooms):
     with pytest.raises(SystemExit, match="error: --scenes need --export"):
         incremental.main(["--scenes", read_scene_names(rooms)[0]])
+
+
+def test_what_each_loss_adds_is_counted(capsys):
+    losses.main(["--config=configs/re10k_256_repa.py", "--batch=1", "--count"])
+    _, mse, *others, not_due = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in (mse, not_due)] == ["0.0%", "0.0%"]
+    # The published recipe's own: a teacher's and a projector's pass, and VGG-19's.
+    more = [float(line.split()[-1].rstrip("%")) for line in others]
+    assert more == [12.1, 10.0, 21.0, 33.1]

@@ -5,10 +5,20 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 import lvsm_jax
+from lvsm_jax import vgg
 from lvsm_jax.architectures import abstract_model
-from lvsm_jax.flops import Macs, forward_macs, stages, training_flops
+from lvsm_jax.dino import TEACHERS, Dino, DinoConfig
+from lvsm_jax.flops import (
+    Macs,
+    forward_macs,
+    stages,
+    teacher_macs,
+    training_flops,
+    vgg_macs,
+)
 
 EFFICIENT = lvsm_jax.EfficientLVSMConfig
 DECODER_ONLY = lvsm_jax.LVSMDecoderOnlyConfig
@@ -91,6 +101,28 @@ def test_the_compiler_counts_the_same(config):
     scene = {"views": 2, "targets": 3, "height": 64, "width": 64}
     counted = trace(config, **scene).lower().compile().cost_analysis()["flops"]
     assert 1.0 < counted / forward_macs(config, **scene).flops < 1.1
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_a_teachers_pass_has_as_many(block):
+    config = DinoConfig(num_layers=2, width=32, head_dim=16, patch_size=4, attention="xla")
+    teacher = jax.eval_shape(lambda key: Dino(config, rngs=nnx.Rngs(key)), jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, 8, 12, 3), jnp.float32)
+    traced = jax.jit(lambda teacher, image: teacher.block_outputs(image, [block])).trace(
+        teacher, image
+    )
+    counted = teacher_macs(config, height=8, width=12, blocks=block)
+    assert matmuls(traced.jaxpr.jaxpr) == counted
+    published = teacher_macs(TEACHERS["dinov3_vitb16"], height=512, width=512, blocks=8)
+    assert giga(published) == (59, 13)
+
+
+def test_convolutions_of_vgg():
+    plan = ((4,), (8, 8))
+    macs = vgg_macs(plan, height=9, width=6)
+    assert macs == Macs(9 * (9 * 6 * 3 * 4 + 4 * 3 * (4 * 8 + 8 * 8)))
+    # As is known of VGG-19 at 224 px, without its linear layers.
+    assert round(vgg_macs(vgg.VGG19, height=224, width=224).total / 1e9, 1) == 19.5
 
 
 def test_only_what_is_left_out_is_negative():

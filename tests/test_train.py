@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import pathlib
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,14 +148,46 @@ def test_the_baselines_train(rooms, tmp_path, architecture, sizes):
     assert f"begun with architecture {architecture} and cannot go on with Eff" in output
 
 
+def test_steps_with_other_numbers_of_inputs_resume_bit_identical(rooms, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_LOG_COMPILES", "1")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
+    changes = {"data.input_counts": "(1,2,3)", "run.num_steps": 8, "run.checkpoint_every": 4}
+    changes |= {"run.eval_every": 0, "run.image_every": 0, "run.log_every": 4}
+    changes |= {"run.cpu_devices": 1, "model.num_layers": 1}
+    changes["run.seed"] = 2  # draws 3, 1, 2, 3, then 3, 3, 1, 2 inputs
+    output = finish(start(rooms, tmp_path / "straight", **changes))
+    assert len(re.findall("Finished XLA compilation of .*train_step", output)) == 3
+    for count in (1, 2, 3):
+        assert f"for {count} × 32×32 pixels of inputs" in output
+    rows = list(csv.DictReader((tmp_path / "straight" / "metrics.csv").open()))
+    assert rows[-1]["programs"] == "3"
+    # What is left where the run is killed after the first checkpoint.
+    shutil.copytree(tmp_path / "straight", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "8")
+    shutil.rmtree(tmp_path / "resumed" / "export")
+    output = finish(start(rooms, tmp_path / "resumed", **changes))
+    assert "resuming from step 4" in output
+    assert "resuming with" not in output  # the recorded config is the given one
+    ours, expected = (
+        named_leaves(lvsm_jax.load(tmp_path / name / "export")) for name in ("resumed", "straight")
+    )
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
 def test_other_sizes_cannot_resume(undisturbed, rooms):
     workdir, _ = undisturbed
     before = (workdir / "config.json").read_text()
-    process = start(rooms, workdir, **{"model.width": 64})
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode != 0
-    assert "begun with model.width 32 and cannot go on with 64" in output
-    assert (workdir / "config.json").read_text() == before
+    repa = {"repa.weight": 0.5, "repa.teacher_weights": workdir / "config.json"}
+    for changes, message in (
+        ({"model.width": 64}, "begun with model.width 32 and cannot go on with 64"),
+        (repa, "begun with repa.weight 0 and cannot go on with above 0"),
+    ):
+        process = start(rooms, workdir, **changes)
+        output, _ = process.communicate(timeout=100)
+        assert process.returncode != 0
+        assert message in output
+        assert (workdir / "config.json").read_text() == before
 
 
 def test_starting_from_other_weights_at_another_size(undisturbed, rooms, tmp_path):
@@ -209,6 +243,8 @@ def test_a_finished_run_is_left_as_it_is(undisturbed, rooms):
         ({"run.num_steps": "many"}, "num_steps"),
         ({"data.path": "/nowhere"}, "/nowhere"),
         ({"optimizer.schedule": "linear"}, "optimizer.schedule is 'linear'"),
+        ({"loss.perceptual": 0.5}, "get imagenet-vgg-verydeep-19.mat"),
+        ({"repa.weight": 0.5}, "go without by repa.weight=0"),
         (
             {"run.batch_size": 3, "run.cpu_devices": 2},
             "do not divide over mesh.data × mesh.fsdp = 2",
