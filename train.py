@@ -15,9 +15,7 @@ working directory holds:
     export/       the weights at the end, for lvsm_jax.load and eval.py
 """
 
-import dataclasses
 import functools
-import json
 import sys
 from contextlib import closing
 from typing import Any
@@ -33,70 +31,23 @@ from ml_collections import config_flags
 
 import lvsm_jax
 from input_pipeline.batch import Batch
-from input_pipeline.config import DataConfig
 from input_pipeline.loading import EvalSet, open_eval_set, train_batches
 from input_pipeline.storage import DatasetError
 from lvsm_jax import processes
-from lvsm_jax.architectures import architecture_of
-from lvsm_jax.checkpoint import CheckpointError, Checkpoints, model_config
+from lvsm_jax.checkpoint import CheckpointError, Checkpoints
 from lvsm_jax.command_line import parse_flags
-from lvsm_jax.config import EvalConfig, RunConfig, flat, section
+from lvsm_jax.config import RunConfig
 from lvsm_jax.evaluation import evaluate
-from lvsm_jax.files import write_text
-from lvsm_jax.frozen import FrozenWeightsError, find_frozen, load_frozen
+from lvsm_jax.frozen import FrozenWeightsError, load_frozen
 from lvsm_jax.loop import Clock, Programs, StopSignals, stop_signals
-from lvsm_jax.mesh import (
-    MeshConfig,
-    check_batch,
-    make_mesh,
-    reader,
-    shard_batch,
-    simulate_cpu_devices,
-)
+from lvsm_jax.mesh import make_mesh, reader, shard_batch, simulate_cpu_devices
 from lvsm_jax.metrics import psnr
-from lvsm_jax.model import ViewSynthesisModel
-from lvsm_jax.processes import ProcessesConfig
 from lvsm_jax.run_log import RunLog, log_to_file
-from lvsm_jax.train_state import (
-    TrainingConfig,
-    TrainState,
-    abstract_state,
-    check_weights_fit,
-    compiled_step,
-    init_state,
-    to_unit,
-)
+from lvsm_jax.settings import Settings, check_start, record_config, starting_weights
+from lvsm_jax.train_state import TrainState, abstract_state, compiled_step, init_state, to_unit
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made or resumed.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The whole config, checked."""
-
-    run: RunConfig
-    processes: ProcessesConfig
-    mesh: MeshConfig
-    data: DataConfig
-    evaluation: EvalConfig
-    training: TrainingConfig
-    init_from: str
-
-    @classmethod
-    def of(cls, config: ml_collections.ConfigDict) -> "Settings":
-        """Reads a config, or raises ValueError naming a field."""
-        data = section(config, "data", DataConfig)
-        data.check_training()
-        return cls(
-            run=section(config, "run", RunConfig),
-            processes=section(config, "processes", ProcessesConfig),
-            mesh=section(config, "mesh", MeshConfig),
-            data=data,
-            evaluation=section(config, "eval", EvalConfig),
-            training=TrainingConfig.of(config),
-            init_from=config.init_from,
-        )
 
 
 def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
@@ -268,83 +219,6 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def check_start(settings: Settings, workdir: epath.Path) -> None:
-    """Raises ValueError or FileNotFoundError for what cannot start, before anything is made."""
-    check_batch_sizes(settings, make_mesh(settings.mesh))
-    find_frozen(settings.training.loss, settings.training.repa)
-    if (workdir / "config.json").exists():
-        check_resumable(settings, workdir)
-    begun = (workdir / "checkpoints").exists() and any((workdir / "checkpoints").glob("[0-9]*"))
-    if settings.init_from and not begun:
-        check_weights_fit(model_config(settings.init_from), settings.training.model)
-
-
-def check_batch_sizes(settings: Settings, mesh: Mesh) -> None:
-    """Raises ValueError unless the mesh divides the batches, and the model takes such a mesh."""
-    settings.training.model.check_spread(settings.mesh.view)
-    run, evaluation = settings.run, settings.evaluation
-    part = run.batch_size // run.grad_accumulation
-    name = f"run.batch_size {run.batch_size} / run.grad_accumulation {run.grad_accumulation}"
-    for inputs in settings.data.possible_inputs:
-        check_batch(mesh, name, part, inputs)
-    if run.eval_every:
-        check_batch(mesh, "section eval", evaluation.batch_size, evaluation.num_inputs)
-
-
-def starting_weights(settings: Settings) -> ViewSynthesisModel | None:
-    """The weights of `init_from`, or None."""
-    if not settings.init_from:
-        return None
-    return lvsm_jax.load(settings.init_from, **settings.training.model.options)
-
-
-def check_resumable(settings: Settings, workdir: epath.Path) -> None:
-    """Raises ValueError where a run was begun with other arrays than this config makes."""
-    recorded = ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text()))
-    try:
-        old = TrainingConfig.of(recorded)
-    except ValueError as error:
-        raise ValueError(f"{workdir}/config.json, perhaps of another version: {error}") from error
-    new = settings.training
-    pairs = [
-        ("architecture", architecture_of(old.model), architecture_of(new.model)),
-        ("init_from", recorded.get("init_from"), settings.init_from),
-    ]
-    for field in new.model.structure:
-        pairs.append((f"model.{field}", old.model.structure.get(field), new.model.structure[field]))
-    before, after = old.repa.structure, new.repa.structure
-    for field in before | after:
-        pairs.append((f"repa.{field}", before.get(field, "nothing"), after.get(field, "nothing")))
-    decays = old.optimizer.ema_decay, new.optimizer.ema_decay
-    if bool(decays[0]) != bool(decays[1]):
-        pairs.append(("optimizer.ema_decay", *decays))
-    for name, before, after in pairs:
-        if before != after:
-            raise ValueError(
-                f"{workdir} was begun with {name} {before} and cannot go on with {after}; use "
-                "another --workdir"
-            )
-
-
-def record_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-    """Saves the resolved config; tells what a resumed run changes, and keeps the old file."""
-    if not processes.is_main():
-        return
-    file, new = workdir / "config.json", json.loads(json.dumps(config.to_dict()))
-    if file.exists():
-        old = json.loads(file.read_text())
-        if old == new:
-            return
-        fields_before, fields_after = flat(old), flat(new)
-        for name in sorted(fields_before.keys() | fields_after.keys()):
-            before, after = fields_before.get(name), fields_after.get(name)
-            if before != after:
-                logging.warning("resuming with %s = %r, was %r", name, after, before)
-        number = len(list(workdir.glob("config.*.json")))
-        file.rename(workdir / f"config.{number}.json")
-    write_text(file, json.dumps(new, indent=2) + "\n")
-
-
 def main(argv: list[str]) -> None:
     """Reads the flags, and trains."""
     if len(argv) > 1:
@@ -354,11 +228,9 @@ def main(argv: list[str]) -> None:
     workdir = epath.Path(_WORKDIR.value)
     try:
         settings = Settings.of(_CONFIG.value)
-        run = settings.run
-        part = run.batch_size // run.grad_accumulation
-        batches = part, settings.evaluation.batch_size
         count = processes.start(settings.processes)
-        simulate_cpu_devices(run.cpu_devices, settings.mesh, *batches, processes=count)
+        devices = settings.run.cpu_devices
+        simulate_cpu_devices(devices, settings.mesh, *settings.batch_sizes, processes=count)
         processes.check_same_config(_CONFIG.value.to_dict())
         with processes.error_of_any():
             check_start(settings, workdir)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from PIL import Image
 from tqdm import tqdm
 
 import lvsm_jax
@@ -21,7 +20,6 @@ from benchmarks.common import markdown_table
 from input_pipeline.scenes import Scene, ScenePhotograph, read_scene
 from lvsm_jax.efficient_lvsm import CACHE_DTYPES
 from lvsm_jax.metrics import psnr
-from lvsm_jax.photograph import ResizeCrop
 
 SPAN = 81  # photographs of a scene that are looked at
 TARGETS = 8
@@ -49,6 +47,8 @@ def measure(
     chosen = [middle(read_scene(scene)) for scene in scenes]
     fewest = min(len(inputs) for inputs, _ in chosen)
     possible = [count for count in counts if count <= fewest]
+    if not possible:
+        raise ValueError(f"a scene has {fewest} photographs to choose {min(counts)} inputs from")
     rows, exact = [], {}
     progress = tqdm(total=len(possible) * len(CACHE_DTYPES), desc="quality", file=sys.stderr)
     for dtype in CACHE_DTYPES:
@@ -103,8 +103,7 @@ def _renders(
 
 def _picture(photograph: ScenePhotograph, size: int) -> np.ndarray:
     """`[h, w, 3]`, float in [0, 1]: the part of a photograph that a render shows."""
-    image = Image.fromarray(photograph.load().pixels)
-    return ResizeCrop.cover(image.size, size, size).pixels(image).astype(np.float32) / 255
+    return photograph.load().cropped_to(size, size).astype(np.float32) / 255
 
 
 def table(quality: dict[str, Any]) -> str:

@@ -147,17 +147,17 @@ def _one_round(
 ) -> ViewCache:
     """Notes the seconds of adding a view, of removing the first, and of renders."""
 
-    def timed(name: str, call: Callable[[], Any]) -> Any:
+    def noted(name: str, call: Callable[[], Any]) -> Any:
         start = time.perf_counter()
         result = jax.block_until_ready(call())
         times.setdefault(name, []).append(time.perf_counter() - start)
         return result
 
     jax.block_until_ready(cache)
-    cache = timed("add", lambda: lvsm_jax.add_views(model, cache, *one))
-    cache = timed("remove", lambda: lvsm_jax.remove_views(cache, 0))
+    cache = noted("add", lambda: lvsm_jax.add_views(model, cache, *one))
+    cache = noted("remove", lambda: lvsm_jax.remove_views(cache, 0))
     for targets, those in cameras.items():
-        timed(f"render_{targets}", lambda those=those: _render_all(model, cache, those))
+        noted(f"render_{targets}", lambda those=those: _render_all(model, cache, those))
     return cache
 
 

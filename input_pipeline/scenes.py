@@ -14,6 +14,7 @@ images is left out and said so.
 """
 
 import collections
+import contextlib
 import dataclasses
 import importlib.util
 import io
@@ -354,25 +355,24 @@ def _read_clip(path: str, images: pathlib.Path | None) -> Scene:
         raise SceneError(f"{path} is a clip of a dataset, which holds its images itself")
     from input_pipeline.storage import SplitReader  # imports TFDS, which takes seconds
 
-    reader = SplitReader(directory, split)
-    keys = reader.scenes.key.tolist()
-    if key not in keys:
-        raise SceneError(
-            f"{directory} has no clip {key!r} in split {split!r}; it has {_some(keys)}"
-        )
-    row = reader.scenes.index_of(key)
-    first, count = int(reader.scenes.first_frame[row]), int(reader.scenes.num_frames[row])
     photographs = []
-    for i, frame in enumerate(reader.frames(range(first, first + count))):
-        where = reader.describe(first + i)
-        try:
-            size = _picture_size(io.BytesIO(frame.jpeg))
-            fxfycxcy = frame.fxfycxcy * np.array(size * 2, np.float64)
-            camera = PosedCamera.from_w2c(frame.w2c, fxfycxcy, *size)
-        except ValueError as error:
-            raise SceneError(f"{where}: {error}") from error
-        photographs.append(ScenePhotograph(f"frame-{i}", camera, frame.jpeg))
-    reader.close()
+    with contextlib.closing(SplitReader(directory, split)) as reader:
+        keys = reader.scenes.key.tolist()
+        if key not in keys:
+            raise SceneError(
+                f"{directory} has no clip {key!r} in split {split!r}; it has {_some(keys)}"
+            )
+        row = reader.scenes.index_of(key)
+        first, count = int(reader.scenes.first_frame[row]), int(reader.scenes.num_frames[row])
+        for i, frame in enumerate(reader.frames(range(first, first + count))):
+            where = reader.describe(first + i)
+            try:
+                size = _picture_size(io.BytesIO(frame.jpeg))
+                fxfycxcy = frame.fxfycxcy * np.array(size * 2, np.float64)
+                camera = PosedCamera.from_w2c(frame.w2c, fxfycxcy, *size)
+            except ValueError as error:
+                raise SceneError(f"{where}: {error}") from error
+            photographs.append(ScenePhotograph(f"frame-{i}", camera, frame.jpeg))
     return Scene(path, photographs, [])
 
 

@@ -293,7 +293,7 @@ def numbers(
 def whole_number(values: Mapping[str, Any], field: str, where: str) -> int:
     """A positive whole number, as 640 or 640.0; ValueError otherwise."""
     value = float(numbers(values, field, (), where))
-    if value < 1 or value != int(value):
+    if not 1 <= value < 2**31 or value != int(value):
         raise ValueError(f"{where}: {field!r} is {value:g}, expected a positive whole number")
     return int(value)
 

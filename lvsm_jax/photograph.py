@@ -22,7 +22,7 @@ _MULTIPLE = 8  # of resized sides, fixed by the published protocol, whatever the
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
 _COLOUR_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 _ALPHA_MODES = ("LA", "PA", "RGBA")
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright, and 0 what some cameras write for it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,6 +107,13 @@ class Photograph:
                 f"{what} is {pixels.shape[1]}×{pixels.shape[0]} pixels, but its camera is of a "
                 f"picture of {self.camera.width}×{self.camera.height}"
             )
+
+    def cropped_to(self, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
+        """The pixels that `camera.cropped_to` belongs to; read-only."""
+        crop = ResizeCrop.cover((self.camera.width, self.camera.height), height, width)
+        pixels = crop.pixels(Image.fromarray(self.pixels)).copy()
+        pixels.flags.writeable = False
+        return pixels
 
     @classmethod
     def open(
@@ -240,7 +247,7 @@ def _check_picture(image: Image.Image, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ValueError(f"{width}×{height} pixels are more than {max_pixels}")
     orientation = image.getexif().get(_ORIENTATION, 1)
-    if orientation != 1:
+    if orientation not in (0, 1):
         raise ValueError(
             f"EXIF orientation {orientation} would turn the picture, so that it is not clear what "
             "its intrinsics belong to: turn its pixels, or remove the tag"

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from lvsm_jax import cache as view_cache
 from lvsm_jax.cameras import Cameras
@@ -307,9 +306,7 @@ class Session:
                     f"{what} has {width}×{height} pixels{resized}, more than max_pixels "
                     f"{self._max_pixels}"
                 )
-        picture = crop.pixels(Image.fromarray(photograph.pixels)).copy()
-        picture.flags.writeable = False
-        return View(camera, picture)
+        return View(camera, photograph.cropped_to(*self._size))
 
     def _check_room(self, state: _State, new: int) -> None:
         there = state.views

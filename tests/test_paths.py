@@ -277,6 +277,7 @@ GOOD = {"w": 4, "h": 4, "fxfycxcy": [4, 4, 2, 2], "c2w": np.eye(4).tolist()}
         ({"frames": [GOOD | {"w": True}]}, "'w' is true"),
         ({"frames": [GOOD | {"w": 4.5}]}, "'w' is 4.5, expected a positive whole number"),
         ({"frames": [GOOD | {"h": 0}]}, "'h' is 0"),
+        ({"frames": [GOOD | {"w": 1e308}]}, "'w' is 1e\\+308, expected a positive whole number"),
         ({"frames": [{k: v for k, v in GOOD.items() if k != "fxfycxcy"}]}, "'fxfycxcy' is missing"),
         ({"frames": [GOOD | {"fxfycxcy": [1, 2, 3]}]}, r"expected finite numbers of shape \[4\]"),
         ({"frames": [GOOD | {"fxfycxcy": [-1, 2, 3, 4]}]}, "focal lengths"),

@@ -219,6 +219,8 @@ def test_pictures_that_need_guessing_are_refused(tmp_path):
     deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 256)
     image.save(tmp_path / "upright.jpg", exif=with_tag(1))
     Photograph.open(tmp_path / "upright.jpg", camera())
+    image.save(tmp_path / "unknown.jpg", exif=with_tag(0))
+    Photograph.open(tmp_path / "unknown.jpg", camera())
     image.save(tmp_path / "turned.jpg", exif=with_tag(6))
     transparent.save(tmp_path / "transparent.png")
     image.quantize(16).save(tmp_path / "key.png", transparency=3)

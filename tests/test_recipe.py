@@ -13,6 +13,7 @@ from lvsm_jax import dino, frozen
 from lvsm_jax.checkpoint import Checkpoints
 from lvsm_jax.lpips import MissingWeightsError
 from lvsm_jax.mesh import make_mesh
+from lvsm_jax.settings import Settings, check_start
 from lvsm_jax.train_state import TrainingConfig, abstract_state
 from lvsm_jax.tree import named_leaves
 
@@ -43,8 +44,8 @@ def config(rooms, goldens, tmp_path, monkeypatch):
 def test_a_run_with_all_losses(config, tmp_path):
     import train
 
-    settings = train.Settings.of(config)
-    train.check_start(settings, tmp_path / "run")
+    settings = Settings.of(config)
+    check_start(settings, tmp_path / "run")
     train.train(config, tmp_path / "run")
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
     perceptual, repa = ([float(row[f"loss/{x}"]) for row in rows] for x in ("perceptual", "repa"))
@@ -64,4 +65,4 @@ def test_a_run_with_all_losses(config, tmp_path):
 
     (tmp_path / "vgg.mat").unlink()
     with pytest.raises(MissingWeightsError, match=r"vgg\.mat is missing"):
-        train.check_start(settings, tmp_path / "other")
+        check_start(settings, tmp_path / "other")

@@ -49,7 +49,8 @@ class Beside:
 
     def _update(self) -> None:
         name = self._wanted
-        if name and name != self._name and name not in self._damaged:
+        if name and name not in self._damaged:
+            # Also where it is shown already: another visitor's may have taken its name.
             if self._gallery.at_hand(name):
                 self._photograph, self._name = self._gallery.picture(name), name
             elif not self._is_loading:

@@ -9,10 +9,9 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from input_pipeline.scenes import ScenePhotograph
-from lvsm_jax.photograph import PosedCamera, ResizeCrop
+from lvsm_jax.photograph import PosedCamera
 from lvsm_jax.session import Session
 
 _log = logging.getLogger(__name__)
@@ -141,7 +140,7 @@ class Gallery:
                 self._pictures.pop(name, None)
 
     def picture(self, name: str) -> UInt8[np.ndarray, "h w 3"]:
-        """A photograph as the model sees it; decoded unless it is in use or was asked for lately.
+        """A photograph as the model sees it; decoded unless it is in use or was not long ago.
 
         Raises:
             ValueError: there is none of that name, or it cannot be decoded.
@@ -150,9 +149,7 @@ class Gallery:
         if (picture := self.picture_in_use(name)) is not None:
             return picture
         if (picture := self._pictures.get(name)) is None:
-            source = photograph.camera.width, photograph.camera.height
-            crop = ResizeCrop.cover(source, *self._size)
-            picture = crop.pixels(Image.fromarray(photograph.load().pixels)).copy()
+            picture = photograph.load().cropped_to(*self._size)
             with self._changing:
                 # Its owner may have left by now, and another may have taken the name.
                 if self._photographs.get(name, (None,))[0] is photograph:

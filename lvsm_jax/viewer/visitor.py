@@ -75,17 +75,23 @@ class Visitor:
         self._seconds: dict[bool, float] = {}  # that the last coarse and full render took
         self._stop: threading.Event | None = None
         self._gone = False
-        self._build()
-        page.gallery.listen(self._key, self._changed)
-        self._sync()
-        page.renderer.join(self._key, self._show)
-        client.camera.on_update(self._moved)
-        self._look()
+        self._beside: Beside | None = None
+        try:
+            self._build()
+            page.gallery.listen(self._key, self._changed)
+            self._sync()
+            page.renderer.join(self._key, self._show)
+            client.camera.on_update(self._moved)
+            self._look()
+        except BaseException:  # a browser that goes while the page is made
+            self.leave()
+            raise
 
     def leave(self) -> None:
         """Frees all that was this visitor's."""
         self._gone = True
-        self._beside.close()
+        if self._beside:
+            self._beside.close()
         if self._stop:
             self._stop.set()
         self._page.renderer.leave(self._key)
@@ -203,9 +209,13 @@ class Visitor:
         self._page.renderer.ask(self._key, window)
 
     def _play_clicked(self, _: Any) -> None:
-        if self._stop:
-            self._stop.set()
-            return
+        with self._lock:  # of two quick clicks the second stops
+            if self._stop:
+                self._stop.set()
+            else:
+                self._start_path()
+
+    def _start_path(self) -> None:
         used = [item.photograph.camera for item in self._page.gallery.listing() if item.in_use]
         if not used:
             raise ValueError("a path leads through the photographs in use, and there are none")
