@@ -16,7 +16,7 @@ from lvsm_jax import dino
 from lvsm_jax.dino import TEACHERS, Dino, DinoConfig, resize_bicubic
 from lvsm_jax.dino_weights import find_teacher, from_state_dict, load_teacher
 from lvsm_jax.lpips import MissingWeightsError
-from lvsm_jax.mesh import make_mesh
+from lvsm_jax.mesh import MeshConfig, make_mesh
 from lvsm_jax.tree import named_leaves
 
 GOLDEN = DinoConfig(num_layers=3, width=96, head_dim=32)
@@ -266,7 +266,7 @@ def test_eight_devices_compute_as_one(state_dict, images):
     teacher = from_state_dict(state_dict, GOLDEN)
     images = jnp.tile(images, (4, 1, 1, 1))
     expected = block_outputs(teacher, images, (1, 3))
-    mesh = make_mesh(4, 2)
+    mesh = make_mesh(MeshConfig(4, 2))
     with jax.set_mesh(mesh):
         cut = jax.device_put(images, jax.NamedSharding(mesh, P(("data", "fsdp"))))
         whole = jax.device_put(teacher, jax.NamedSharding(mesh, P()))

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import functools
 import html.parser
-import importlib.util
 import json
 import os
 import pathlib
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from programs import load_program
 
 import lvsm_jax
 from input_pipeline.batch import Batch, Views
@@ -273,14 +273,8 @@ def export(tmp_path_factory):
 
 
 @pytest.fixture
-def program(monkeypatch):
-    """The module `eval.py`."""
-    monkeypatch.syspath_prepend(REPOSITORY)
-    if "lvsm_eval_program" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("lvsm_eval_program", REPOSITORY / "eval.py")
-        sys.modules["lvsm_eval_program"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["lvsm_eval_program"])
-    return sys.modules["lvsm_eval_program"]
+def program():
+    return load_program("eval")
 
 
 @pytest.fixture

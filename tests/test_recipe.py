@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 from frozen_networks import narrow_perceptual
+from programs import load_program
 from safetensors.numpy import save_file
 
 import lvsm_jax
@@ -42,11 +43,9 @@ def config(rooms, goldens, tmp_path, monkeypatch):
 
 
 def test_a_run_with_all_losses(config, tmp_path):
-    import train
-
     settings = Settings.of(config)
     check_start(settings, tmp_path / "run")
-    train.train(config, tmp_path / "run")
+    load_program("train").train(config, tmp_path / "run")
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
     perceptual, repa = ([float(row[f"loss/{x}"]) for row in rows] for x in ("perceptual", "repa"))
     assert perceptual[0] == 0 and perceptual[1] > 0
