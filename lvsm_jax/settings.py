@@ -55,8 +55,9 @@ class Settings:
         )
 
 
-def check_start(settings: Settings, workdir: epath.Path) -> None:
+def check_start(settings: Settings, workdir: epath.PathLike) -> None:
     """Raises ValueError or FileNotFoundError for what cannot start, before anything is made."""
+    workdir = epath.Path(workdir)
     _check_batch_sizes(settings, make_mesh(settings.mesh))
     find_frozen(settings.training.loss, settings.training.repa)
     if (workdir / "config.json").exists():
@@ -113,8 +114,9 @@ def _check_resumable(settings: Settings, workdir: epath.Path) -> None:
             )
 
 
-def record_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+def record_config(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Saves the resolved config; tells what a resumed run changes, and keeps the old file."""
+    workdir = epath.Path(workdir)
     if not processes.is_main():
         return
     file, new = workdir / "config.json", json.loads(json.dumps(config.to_dict()))
