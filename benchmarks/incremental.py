@@ -211,22 +211,10 @@ def _decoder_only(config: lvsm_jax.EfficientLVSMConfig) -> lvsm_jax.LVSMDecoderO
     return lvsm_jax.LVSMDecoderOnly(other, rngs=nnx.Rngs(0))
 
 
-def timed(call: Callable[[], jax.Array], repeats: int) -> float:
-    """Median seconds of a call, compilation apart."""
-    jax.block_until_ready(call())
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 def copy_rate() -> float:
     """Bytes a second that an elementwise operation reads and writes, of an array beyond caches."""
     x = jnp.zeros(2**26, jnp.float32)
-    increment = jax.jit(lambda x: x + 1)
-    return 2 * x.nbytes / timed(lambda: increment(x), 5)
+    return 2 * x.nbytes / measured(lambda x: x + 1, (x,), 0, 5)["seconds"]
 
 
 def floor(

@@ -2,7 +2,7 @@
 
     pip install -c constraints.txt -e '.[tpu]'      # brings the compiler; no TPU is needed
     python -m lvsm_jax.aot --config=configs/re10k_256.py --topology=v5e:8x8
-    python -m lvsm_jax.aot --config=configs/re10k_256.py --topology=v4:4x4x4 --mesh=8,8,1
+    python -m lvsm_jax.aot --config=configs/re10k_256.py --topology=v4:4x4x4 --mesh=16,4,1
     python -m lvsm_jax.aot --config=configs/re10k_512.py --topology=v5e:16x16 --batch=256 \
         --config.model.remat=dots --output=aot.json
     python -m lvsm_jax.aot --config=configs/re10k_256.py --topology=v6e:8x8 --render --batch=64
@@ -13,7 +13,8 @@ and, unless --mesh gives data,fsdp,view, its mesh. Compiling takes one to four m
 
 Printed are, for one chip: memory, FLOPs, the collectives of the optimised program with their bytes
 beside the least that the mesh needs (lvsm_jax.topology.least_sent), and two estimates of a step
-(lvsm_jax.chips.Estimate). Where the step does not fit, it says what would.
+(lvsm_jax.chips.Estimate). Our FLOPs are the model's, without the networks that losses look through;
+--config.loss.perceptual=0 compiles without those. Where the step does not fit, it says what would.
 """
 
 import argparse

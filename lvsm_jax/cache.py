@@ -357,10 +357,8 @@ def places_at_once(cache: ViewCache, implementation: str, dtype: str) -> int:
 def _beside(model: Any, cache: ViewCache) -> ViewCache:
     """The cache on the devices of the weights; elsewhere, the first call would compile twice."""
     weight = jax.tree.leaves(model)[0]
-    if in_use():
-        return cache  # it is on the mesh
-    if not getattr(weight, "committed", False):
-        return cache
+    if in_use() or not getattr(weight, "committed", False):
+        return cache  # it is on the mesh, or goes wherever it is used
     sharding = weight.sharding
     if isinstance(sharding, NamedSharding):
         sharding = NamedSharding(sharding.mesh, P())
