@@ -318,6 +318,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit("stopped; the same command goes on")
 
 
+def add_scene_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what programs that render a scene ask about it alike."""
+    parser.add_argument(
+        "--images", metavar="FOLDER", help="where the images are, if not where the cameras are"
+    )
+    parser.add_argument(
+        "--size",
+        metavar="H|WxH",
+        help="pixels of inputs and renders, multiples of the patch (as the model was trained)",
+    )
+    parser.add_argument(
+        "--scale",
+        type=float,
+        help="units of the model a unit of the poses, useful with one input (fitted to the inputs)",
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m lvsm_jax.render",
@@ -334,23 +351,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"so many photographs, evenly spaced ({INPUTS}), or all, or names with commas between",
     )
     parser.add_argument(
-        "--images", metavar="FOLDER", help="where the images are, if not where the cameras are"
-    )
-    parser.add_argument(
         "--path", default="interpolate", help=f"{', '.join(PATHS)}, or a file (interpolate)"
     )
     parser.add_argument("--frames", type=int, help=f"number of frames ({_FRAMES})")
     parser.add_argument("--fps", type=float, default=30.0, help="frames a second of the video (30)")
-    parser.add_argument(
-        "--size",
-        metavar="H|WxH",
-        help="pixels of inputs and frames, multiples of the patch (as the model was trained)",
-    )
-    parser.add_argument(
-        "--scale",
-        type=float,
-        help="units of the model a unit of the poses, useful with one input (fitted to the inputs)",
-    )
+    add_scene_options(parser)
     of_paths = parser.add_argument_group("options of paths")
     of_paths.add_argument(
         "--closed", action="store_true", default=None, help="interpolate: back to the first input"

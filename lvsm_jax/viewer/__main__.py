@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from input_pipeline.scenes import Scene, ScenePhotograph, read_scene
-from lvsm_jax.render_scene import INPUTS, choose_inputs, picture_size
+from lvsm_jax.render_scene import INPUTS, add_scene_options, choose_inputs, picture_size
 
 if TYPE_CHECKING:
     from lvsm_jax.session import Session
@@ -172,17 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N|NAMES",
         help=f"in use at first: so many, evenly spaced ({INPUTS}), or all, or names with commas",
     )
-    parser.add_argument(
-        "--images", metavar="FOLDER", help="where the images are, if not where the cameras are"
-    )
-    parser.add_argument(
-        "--size",
-        metavar="H|WxH",
-        help="pixels of inputs and renders, multiples of the patch (as the model was trained)",
-    )
-    parser.add_argument(
-        "--scale", type=float, help="units of the model a unit of the poses (fitted to the inputs)"
-    )
+    add_scene_options(parser)
     parser.add_argument(
         "--max-views", type=int, default=16, help="most photographs in use; takes memory (16)"
     )
