@@ -318,12 +318,14 @@ def _render(
     cameras = put(cameras, *(places.BY_VIEW if spread else places.BY_SCENE))
     implementation = model.config.attention
     at_once = places_at_once(cache, implementation, model.config.dtype)
+    tokens = cache.store[0][0].data.shape[3]
 
     def attends(_: Any, layer: Array) -> tuple[Callable[[Array], Array], ...]:
-        return tuple(
+        readers = (
             places.reader(pair, cache.num_views, layer, implementation, at_once)
             for pair in cache.store
         )
+        return tuple(model.sharpened(read, cache.num_views, tokens) for read in readers)
 
     layers = jnp.arange(model.config.num_layers)
     # All targets on all devices of the axis, for the caller takes parts of them.

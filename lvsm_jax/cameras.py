@@ -53,14 +53,18 @@ class Cameras:
             raise ValueError(f"{name}.fxfycxcy holds a focal length of zero")
 
 
+# How a model is told of cameras, and in how many channels of a token's pixels. `plucker`: by rays
+# in world axes. The others: by rays in the camera's own axes, and by `lvsm_jax.prope` in
+# attention; `gta` is PRoPE without intrinsics.
+POSE_CHANNELS = {"plucker": 6, "prope": 3, "gta": 3}
+
+
 def rays(
     cameras: Cameras, height: int, width: int
 ) -> tuple[Float[Array, "b v 3"], Float[Array, "b v h w 3"]]:
     """Origins and unit directions, in world axes, of the rays through all pixel centres."""
     c2w = jnp.asarray(cameras.c2w, jnp.float32)
-    fx, fy, cx, cy = jnp.split(jnp.asarray(cameras.fxfycxcy, jnp.float32)[..., None, :], 4, -1)
-    x = (jnp.arange(width, dtype=jnp.float32)[:, None] + 0.5 - cx) / fx  # [b, v, w, 1]
-    y = (jnp.arange(height, dtype=jnp.float32)[:, None] + 0.5 - cy) / fy  # [b, v, h, 1]
+    x, y = _columns_and_rows(cameras, height, width)
     # R·(x, y, 1) column by column: exact float32 on every backend, unlike a small matmul, which
     # GPUs and TPUs would round to TF32 or bfloat16.
     columns = c2w[..., None, None, :3, :3]  # [b, v, 1, 1, 3, 3]
@@ -71,6 +75,38 @@ def rays(
     )
     directions /= jnp.linalg.norm(directions, axis=-1, keepdims=True)
     return c2w[..., :3, 3], directions
+
+
+def pose_conditioning(
+    encoding: str, cameras: Cameras, height: int, width: int
+) -> Float[Array, "b v h w channels"]:
+    """What the tokens of a view say of its camera, for each pixel.
+
+    Args:
+        encoding: of `POSE_CHANNELS`.
+        cameras: of the views.
+        height: in pixels.
+        width: in pixels.
+    """
+    return (plucker if encoding == "plucker" else own_rays)(cameras, height, width)
+
+
+def own_rays(cameras: Cameras, height: int, width: int) -> Float[Array, "b v h w 3"]:
+    """Unit directions of the rays in the camera's own axes: they tell intrinsics alone."""
+    x, y = _columns_and_rows(cameras, height, width)
+    x, y = x[..., None, :, :] + 0 * y[..., :, None, :], y[..., :, None, :] + 0 * x[..., None, :, :]
+    directions = jnp.concatenate([x, y, jnp.ones_like(x)], axis=-1)
+    return directions / jnp.linalg.norm(directions, axis=-1, keepdims=True)
+
+
+def _columns_and_rows(
+    cameras: Cameras, height: int, width: int
+) -> tuple[Float[Array, "b v w 1"], Float[Array, "b v h 1"]]:
+    """Pixel centres at depth 1: how far to the right and down of the optical axis they are."""
+    fx, fy, cx, cy = jnp.split(jnp.asarray(cameras.fxfycxcy, jnp.float32)[..., None, :], 4, -1)
+    x = (jnp.arange(width, dtype=jnp.float32)[:, None] + 0.5 - cx) / fx
+    y = (jnp.arange(height, dtype=jnp.float32)[:, None] + 0.5 - cy) / fy
+    return x, y
 
 
 def plucker(cameras: Cameras, height: int, width: int) -> Float[Array, "b v h w 6"]:

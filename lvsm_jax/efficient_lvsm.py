@@ -6,15 +6,17 @@ where targets have another size), `d` width, `l` layers, `m` heads, `c` head siz
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import einops
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from lvsm_jax.cameras import Cameras
+from lvsm_jax.cameras import POSE_CHANNELS, Cameras
 from lvsm_jax.layers import (
     MLP,
     Attention,
@@ -25,6 +27,7 @@ from lvsm_jax.layers import (
     stack_layers,
 )
 from lvsm_jax.model import ModelConfig, ViewSynthesisModel, check_choice, check_images
+from lvsm_jax.prope import Positions, view_positions
 from lvsm_jax.spread_attention import cross_attention
 
 # The reference leaves torch's default initialisation in the encoder.
@@ -32,6 +35,10 @@ _TORCH_DEFAULT_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "unifor
 
 DECODER_ATTENTION = ("self_cross", "cross")
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
+ATTENTION_TEMPERATURES = ("constant", "log_views")
+
+# Input views with which both temperatures are the same: the published number.
+_USUAL_VIEWS = 2
 
 # Attention of queries to keys and values that it knows.
 Attend = Callable[[Float[Array, "b t m c"]], Float[Array, "b t m c"]]
@@ -42,7 +49,8 @@ KeysValues = tuple[Float[Array, "b v s m c"], Float[Array, "b v s m c"]]
 class EfficientLVSMConfig(ModelConfig):
     """Sizes of the model and how it is computed; the defaults are the published model.
 
-    `num_layers` is the layers of each stream. The first three fields are the paper's ablations.
+    `num_layers` is the layers of each stream. The first three fields are the paper's ablations;
+    `camera_encoding` and `attention_temperature` go beyond it.
 
     Attributes:
         co_refinement: the decoder's layer l reads the encoder's tokens after its layer l; if
@@ -53,6 +61,13 @@ class EfficientLVSMConfig(ModelConfig):
             see each other. The latter keeps twice as many keys and values of an input view.
         shared_streams: the decoder's self-attention and MLP are the encoder's of the same layer;
             its cross-attention is its own. Needs `self_cross`.
+        camera_encoding: how the model is told of cameras. `plucker`: by rays in the tokens, as
+            published; `prope`: by relative projections in the decoder's cross-attention, with RoPE
+            inside each view (`lvsm_jax.prope`); `gta`: the same with relative poses alone. With the
+            last two, no render depends on the world frame, only on its unit of length.
+        attention_temperature: of the decoder's cross-attention. `constant`, as published;
+            `log_views`: logits are multiplied by log(keys of all input views) / log(keys of two),
+            so that attention does not flatten as views are added.
         cache_dtype: of the keys and values in a `lvsm_jax.cache.ViewCache`: `float32`, `bfloat16`
             or `int8` (with a float32 scale for each token and head); empty for `dtype`.
     """
@@ -62,11 +77,20 @@ class EfficientLVSMConfig(ModelConfig):
     co_refinement: bool = True
     decoder_attention: str = "self_cross"
     shared_streams: bool = False
+    camera_encoding: str = "plucker"
+    attention_temperature: str = "constant"
     cache_dtype: str = ""
 
     def __post_init__(self):
         super().__post_init__()
         check_choice("decoder_attention", self.decoder_attention, DECODER_ATTENTION)
+        check_choice("camera_encoding", self.camera_encoding, tuple(POSE_CHANNELS))
+        check_choice("attention_temperature", self.attention_temperature, ATTENTION_TEMPERATURES)
+        if self.camera_encoding != "plucker" and self.head_dim % 8:
+            raise ValueError(
+                f"model.head_dim is {self.head_dim}, but model.camera_encoding="
+                f"{self.camera_encoding!r} needs a multiple of 8"
+            )
         if self.cache_dtype:
             check_choice("cache_dtype", self.cache_dtype, CACHE_DTYPES)
         if self.shared_streams and self.decoder_attention != "self_cross":
@@ -79,6 +103,20 @@ class EfficientLVSMConfig(ModelConfig):
     def num_cross_attentions(self) -> int:
         """Of a decoder layer: so many pairs of keys and values it reads of an input view."""
         return 2 if self.decoder_attention == "cross" else 1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What the decoder reads of the input views.
+
+    Attributes:
+        tokens: `[l, b, v, s, d]` after each layer; without co-refinement, after the last alone.
+        positions: of the views, for `prope` and `gta`, else None.
+    """
+
+    tokens: Any
+    positions: Positions | None
 
 
 class DecoderBlock(nnx.Module):
@@ -95,6 +133,7 @@ class DecoderBlock(nnx.Module):
 
         sees_itself = config.decoder_attention == "self_cross"
         shared = config.shared_streams
+        self.branch_scale = config.branch_scale
         self.norm = LayerNorm(config.width, scale=False)
         self.self_attention = attention() if sees_itself and not shared else None
         self.first_cross_attention = None if sees_itself else attention()
@@ -105,20 +144,23 @@ class DecoderBlock(nnx.Module):
             else MLP(config.width, config.mlp_ratio, init=init, dtype=config.dtype, rngs=rngs)
         )
 
-    def keys_values(self, views: Float[Array, "b v s d"]) -> tuple[KeysValues, ...]:
+    def keys_values(
+        self, views: Float[Array, "b v s d"], positions: Positions | None = None
+    ) -> tuple[KeysValues, ...]:
         """What the targets of this layer read of the input views; each view's is its own.
 
         One pair for each cross-attention, in their order.
         """
         views = self.norm(views)
         attentions = (self.first_cross_attention, self.cross_attention)
-        return tuple(a.keys_values(views) for a in attentions if a is not None)
+        return tuple(a.keys_values(views, positions) for a in attentions if a is not None)
 
     def __call__(
         self,
         targets: Float[Array, "b t n d"],
         attends: tuple[Attend, ...],
         encoder: TransformerBlock | None,
+        positions: Positions | None = None,
     ) -> Float[Array, "b t n d"]:
         """One layer; targets never see each other.
 
@@ -126,26 +168,36 @@ class DecoderBlock(nnx.Module):
             targets: tokens of the target views.
             attends: for each cross-attention, attention of all targets' queries to the inputs.
             encoder: the encoder's block of this layer, where the streams share weights.
+            positions: of the target views, where attention is told.
         """
         if self.first_cross_attention is None:
             within = self.self_attention or encoder.self_attention
-            normed = self.norm(targets)
-            targets = targets + within(normed, within.keys_values(normed))
+            normed, inside = self.norm(targets), positions and positions.inside
+            branch = within(normed, within.keys_values(normed, inside), inside)
+            targets = targets + self.branch_scale * branch
         else:
-            targets = self._read(self.first_cross_attention, targets, attends[0])
-        targets = self._read(self.cross_attention, targets, attends[-1])
+            targets = self._read(self.first_cross_attention, targets, attends[0], positions)
+        targets = self._read(self.cross_attention, targets, attends[-1], positions)
         mlp = self.mlp or encoder.mlp
-        return targets + mlp(self.norm(targets))
+        return targets + self.branch_scale * mlp(self.norm(targets))
 
     def _read(
-        self, attention: Attention, targets: Float[Array, "b t n d"], attend: Attend
+        self,
+        attention: Attention,
+        targets: Float[Array, "b t n d"],
+        attend: Attend,
+        positions: Positions | None,
     ) -> Float[Array, "b t n d"]:
         """Residual cross-attention to the tokens of all input views."""
-        # The targets share the inputs, so all their queries are one long sequence.
-        t = targets.shape[1]
-        tokens = einops.rearrange(self.norm(targets), "b t n d -> b (t n) d")
-        read = attention.read(tokens, attend)
-        return targets + einops.rearrange(read, "b (t n) d -> b t n d", t=t)
+
+        def attend_as_one(q: Float[Array, "b t n m c"]) -> Float[Array, "b t n m c"]:
+            # The targets share the inputs, so all their queries are one long sequence.
+            read = attend(einops.rearrange(q, "b t n m c -> b (t n) m c"))
+            return einops.rearrange(read, "b (t n) m c -> b t n m c", t=q.shape[1])
+
+        return targets + self.branch_scale * attention.read(
+            self.norm(targets), attend_as_one, positions
+        )
 
 
 class EfficientLVSM(ViewSynthesisModel):
@@ -176,32 +228,36 @@ class EfficientLVSM(ViewSynthesisModel):
         )
         self.head_norm, self.head = self.make_head(scale=False, rngs=rngs)
 
-    def encode(
-        self, images: Float[Array, "b v h w 3"], cameras: Cameras
-    ) -> Float[Array, "l b v n d"]:
-        """Tokens of the input views after each layer; a view's depend on that view alone.
-
-        Without co-refinement, those after the last layer alone: `l` is 1.
-        """
+    def encode(self, images: Float[Array, "b v h w 3"], cameras: Cameras) -> Memory:
+        """Tokens of the input views after each layer; a view's depend on that view alone."""
         return self._encode(images, cameras, ())[0]
 
     def _encode(self, images: Array, cameras: Cameras, taps: Sequence[int]) -> tuple:
         """What `encode` returns, and the tokens after the layers `taps`."""
         every_layer = self.config.co_refinement
+        positions = self._positions(cameras, *images.shape[2:4])
+        inside = positions and positions.inside
 
         def layer(views: Array, block: TransformerBlock) -> tuple[Array, Array | None]:
-            views = block(views)
+            views = block(views, positions=inside)
             return views, views if every_layer else None
 
         tokens = self.input_tokens(images, cameras)
         if every_layer:
             _, every, _ = scan_tapped(layer, tokens, self.encoder, (), remat=self.config.remat)
-            return every, tuple(every[tap - 1] for tap in taps)
+            return Memory(every, positions), tuple(every[tap - 1] for tap in taps)
         last, _, kept = scan_tapped(layer, tokens, self.encoder, taps, remat=self.config.remat)
-        return last[None], kept
+        return Memory(last[None], positions), kept
+
+    def _positions(self, cameras: Cameras, height: int, width: int) -> Positions | None:
+        config = self.config
+        if config.camera_encoding == "plucker":
+            return None
+        sizes = height, width, config.patch_size, config.head_dim
+        return view_positions(config.camera_encoding, cameras, *sizes)
 
     def decode(
-        self, memory: Float[Array, "l b v s d"], cameras: Cameras, height: int, width: int
+        self, memory: Memory, cameras: Cameras, height: int, width: int
     ) -> Float[Array, "b t {height} {width} 3"]:
         """Renders the cameras from what `encode` returned."""
         return self.pixels(self._decode(memory, cameras, height, width, ())[0], height, width)
@@ -234,16 +290,32 @@ class EfficientLVSM(ViewSynthesisModel):
         return self.pixels(tokens, height, width), inputs, targets
 
     def _decode(
-        self, memory: Array, cameras: Cameras, height: int, width: int, taps: Sequence[int]
+        self, memory: Memory, cameras: Cameras, height: int, width: int, taps: Sequence[int]
     ) -> tuple:
         """The targets' tokens after the last layer, and after the layers `taps`."""
 
         def attends(block: DecoderBlock, views: Array | None) -> tuple[Attend, ...]:
-            pairs = block.keys_values(memory[0] if views is None else views)
-            return tuple(functools.partial(self._attend, keys_values=pair) for pair in pairs)
+            views = memory.tokens[0] if views is None else views
+            pairs = block.keys_values(views, memory.positions)
+            some = (functools.partial(self._attend, keys_values=pair) for pair in pairs)
+            return tuple(self.sharpened(attend, *views.shape[1:3]) for attend in some)
 
-        xs = memory if self.config.co_refinement else None
+        xs = memory.tokens if self.config.co_refinement else None
         return self._decode_tokens(attends, xs, cameras, height, width, taps)
+
+    def sharpened(self, attend: Attend, views: Int[Array, "b"] | int, tokens: int) -> Attend:
+        """Attention to the inputs at the temperature that the configuration says.
+
+        Args:
+            attend: at the constant one.
+            views: input views, of each scene.
+            tokens: of an input view.
+        """
+        if self.config.attention_temperature == "constant":
+            return attend
+        keys = jnp.maximum(jnp.asarray(views), 1) * tokens
+        factor = jnp.log(keys) / math.log(_USUAL_VIEWS * tokens)
+        return lambda q: attend((q * factor.reshape(-1, 1, 1, 1)).astype(q.dtype))
 
     def decode_from(
         self,
@@ -274,9 +346,11 @@ class EfficientLVSM(ViewSynthesisModel):
         width: int,
         taps: Sequence[int],
     ) -> tuple[Array, tuple[Array, ...]]:
+        positions = self._positions(cameras, height, width)
+
         def layer(targets: Array, xs: tuple) -> tuple[Array, None]:
             block, encoder, x = xs
-            return block(targets, attends(block, x), encoder), None
+            return block(targets, attends(block, x), encoder, positions), None
 
         layers = (self.decoder, self.encoder if self.config.shared_streams else None, xs)
         tokens = self.target_tokens(cameras, height, width)
@@ -291,9 +365,10 @@ class EfficientLVSM(ViewSynthesisModel):
 
         def layer(_: None, xs: tuple) -> tuple[None, Any]:
             block, views = xs
-            return None, block.keys_values(memory[0] if views is None else views)
+            views = memory.tokens[0] if views is None else views
+            return None, block.keys_values(views, memory.positions)
 
-        xs = (self.decoder, memory if self.config.co_refinement else None)
+        xs = (self.decoder, memory.tokens if self.config.co_refinement else None)
         return jax.lax.scan(layer, None, xs)[1]
 
     def _attend(

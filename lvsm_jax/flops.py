@@ -107,10 +107,10 @@ def stages(
         ValueError: a size that is not a multiple of the patch.
     """
     tokens = _patches(height, width, config.patch_size)
-    pixels = config.width * config.patch_size**2
+    pixels, poses = config.width * config.patch_size**2, config.pose_channels
     return {
-        "input tokens": Macs(views * tokens * 9 * pixels),
-        "target tokens": Macs(targets * tokens * 6 * pixels),
+        "input tokens": Macs(views * tokens * (3 + poses) * pixels),
+        "target tokens": Macs(targets * tokens * poses * pixels),
         **_LAYERS[type(config)](config, views, targets, tokens),
         "head": Macs(targets * tokens * 3 * pixels),
     }

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from lvsm_jax.attention import SAVED_ATTENTION, attention
+from lvsm_jax.prope import Positions
 
 Initializer = Callable[..., Array]
 Module = TypeVar("Module", bound=nnx.Module)
@@ -159,31 +160,46 @@ class Attention(nnx.Module):
         self.k_norm = RMSNorm(config.head_dim)
 
     def keys_values(
-        self, tokens: Float[Array, "*batch s d"]
+        self, tokens: Float[Array, "*batch s d"], positions: Positions | None = None
     ) -> tuple[Float[Array, "*batch s m c"], Float[Array, "*batch s m c"]]:
-        """Keys after their norm, and values."""
+        """Keys after their norm, and values; both as `positions` has them, where it is given."""
         k, v = einops.rearrange(
             self.to_kv(tokens), "... (two m c) -> two ... m c", two=2, c=self.head_dim
         )
-        return self.k_norm(k), v
+        k = self.k_norm(k)
+        return (k, v) if positions is None else (positions.to_keys(k), positions.to_keys(v))
 
     def __call__(
         self,
         tokens: Float[Array, "*batch t d"],
         keys_values: tuple[Float[Array, "*batch s m c"], Float[Array, "*batch s m c"]],
+        positions: Positions | None = None,
     ) -> Float[Array, "*batch t d"]:
         """What `tokens` read from the keys and values."""
         k, v = keys_values
-        return self.read(tokens, lambda q: attention(q, k, v, implementation=self.implementation))
+        how = {"implementation": self.implementation}
+        return self.read(tokens, lambda q: attention(q, k, v, **how), positions)
 
     def read(
         self,
         tokens: Float[Array, "*batch t d"],
         attend: Callable[[Float[Array, "*batch t m c"]], Float[Array, "*batch t m c"]],
+        positions: Positions | None = None,
     ) -> Float[Array, "*batch t d"]:
-        """What `tokens` read from wherever `attend` takes their queries."""
+        """What `tokens` read from wherever `attend` takes their queries.
+
+        Args:
+            tokens: that read.
+            attend: from queries to what they read.
+            positions: of the tokens, where keys and values have such too.
+        """
         q = einops.rearrange(self.to_q(tokens), "... (m c) -> ... m c", c=self.head_dim)
-        return self.out(einops.rearrange(attend(self.q_norm(q)), "... m c -> ... (m c)"))
+        q = self.q_norm(q)
+        if positions is None:
+            read = attend(q)
+        else:
+            read = positions.to_outputs(attend(positions.to_queries(q)))
+        return self.out(einops.rearrange(read, "... m c -> ... (m c)"))
 
 
 class MLP(nnx.Module):
@@ -221,30 +237,31 @@ class TransformerBlock(nnx.Module):
     """
 
     def __init__(self, config: Any, *, init: Initializer, norm_scale: bool, rngs: nnx.Rngs):
+        self.branch_scale = config.branch_scale
         self.norm1 = LayerNorm(config.width, scale=norm_scale)
         self.self_attention = Attention(config, init=init, rngs=rngs)
         self.norm2 = LayerNorm(config.width, scale=norm_scale)
         self.mlp = MLP(config.width, config.mlp_ratio, init=init, dtype=config.dtype, rngs=rngs)
 
     def __call__(
-        self, tokens: Float[Array, "*batch n d"], sequence: Float[Array, "*batch s d"] | None = None
+        self,
+        tokens: Float[Array, "*batch n d"],
+        sequence: Float[Array, "*batch s d"] | None = None,
+        positions: Positions | None = None,
     ) -> Float[Array, "*batch n d"]:
         """One layer.
 
         Args:
             tokens: those that go on.
             sequence: all tokens that they attend to, themselves included; `tokens` by default.
+            positions: of the tokens inside their views, where attention is told.
         """
-        tokens = self.attend(tokens, sequence)
-        return tokens + self.mlp(self.norm2(tokens))
-
-    def attend(
-        self, tokens: Float[Array, "*batch n d"], sequence: Float[Array, "*batch s d"] | None = None
-    ) -> Float[Array, "*batch n d"]:
-        """The first half of the layer: residual self-attention."""
         normed = self.norm1(tokens)
         read = normed if sequence is None else self.norm1(sequence)
-        return tokens + self.self_attention(normed, self.self_attention.keys_values(read))
+        keys_values = self.self_attention.keys_values(read, positions)
+        branch = self.self_attention(normed, keys_values, positions)
+        tokens = tokens + self.branch_scale * branch
+        return tokens + self.branch_scale * self.mlp(self.norm2(tokens))
 
 
 class Transformer(nnx.Module):

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lvsm_jax.attention import IMPLEMENTATIONS
-from lvsm_jax.cameras import Cameras, plucker
+from lvsm_jax.cameras import POSE_CHANNELS, Cameras, pose_conditioning
 from lvsm_jax.layers import REMAT_POLICIES, LayerNorm, Linear, patchify, unpatchify
 
 DTYPES = ("float32", "bfloat16")
@@ -39,6 +39,8 @@ class ModelConfig:
         dtype: of activations and matmuls; norms, softmax and weights stay float32.
         attention: implementation, see `lvsm_jax.attention.attention`.
         remat: what the backward pass recomputes, see `lvsm_jax.layers.scan_layers`.
+        residual_scaling: multiply every residual branch by 1 / √num_layers, so that one learning
+            rate is stable at all depths (arXiv 2602.21341).
     """
 
     num_layers: int = 12
@@ -49,6 +51,7 @@ class ModelConfig:
     dtype: str = "float32"
     attention: str = "auto"
     remat: str = "none"
+    residual_scaling: bool = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -66,6 +69,18 @@ class ModelConfig:
 
     # Whether each input view is encoded by itself, so that devices can have some of them each.
     spreads_views: ClassVar[bool] = False
+    # How the model is told of cameras, one of `lvsm_jax.cameras.POSE_CHANNELS`.
+    camera_encoding: ClassVar[str] = "plucker"
+
+    @property
+    def pose_channels(self) -> int:
+        """What a pixel of a token says of its camera, in numbers."""
+        return POSE_CHANNELS[self.camera_encoding]
+
+    @property
+    def branch_scale(self) -> float:
+        """By what every residual branch is multiplied."""
+        return self.num_layers**-0.5 if self.residual_scaling else 1.0
 
     def check_spread(self, devices: int) -> None:
         """Raises ValueError if input views cannot be spread over so many devices."""
@@ -118,8 +133,9 @@ class ViewSynthesisModel(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         pixels = config.patch_size**2
-        self.input_tokenizer = self._linear(9 * pixels, config.width, rngs)
-        self.target_tokenizer = self._linear(6 * pixels, config.width, rngs)
+        poses = config.pose_channels
+        self.input_tokenizer = self._linear((3 + poses) * pixels, config.width, rngs)
+        self.target_tokenizer = self._linear(poses * pixels, config.width, rngs)
 
     def make_head(self, *, scale: bool, rngs: nnx.Rngs) -> tuple[LayerNorm, Linear]:
         """Norm (with a learned scale or without) and linear map from a token to its patch."""
@@ -177,14 +193,16 @@ class ViewSynthesisModel(nnx.Module):
     ) -> Float[Array, "b v n d"]:
         """Tokens of input views: colours in [-1, 1] and rays."""
         height, width = images.shape[2:4]
-        pixels = jnp.concatenate([images * 2 - 1, plucker(cameras, height, width)], axis=-1)
+        pixels = jnp.concatenate([images * 2 - 1, self._poses(cameras, height, width)], axis=-1)
         return self.input_tokenizer(patchify(pixels, self.config.patch_size))
 
     def target_tokens(self, cameras: Cameras, height: int, width: int) -> Float[Array, "b t n d"]:
         """Tokens of target views: rays alone."""
-        return self.target_tokenizer(
-            patchify(plucker(cameras, height, width), self.config.patch_size)
-        )
+        poses = self._poses(cameras, height, width)
+        return self.target_tokenizer(patchify(poses, self.config.patch_size))
+
+    def _poses(self, cameras: Cameras, height: int, width: int) -> Float[Array, "b v h w channels"]:
+        return pose_conditioning(self.config.camera_encoding, cameras, height, width)
 
     def pixels(
         self, tokens: Float[Array, "b t n d"], height: int, width: int

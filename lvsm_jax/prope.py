@@ -23,10 +23,6 @@ from jaxtyping import Array, Float
 
 from lvsm_jax.cameras import Cameras
 
-# How a model is told of cameras. `plucker`: by rays in the tokens; the others by attention, and by
-# rays of the camera's own frame in the tokens. `gta` is PRoPE without intrinsics.
-CAMERA_ENCODINGS = ("plucker", "prope", "gta")
-
 _BASE = 100.0  # of the wavelengths of RoPE, in patches
 
 
@@ -47,6 +43,11 @@ class Positions:
     cos: Any
     sin: Any
 
+    @property
+    def inside(self) -> "Positions":
+        """For attention inside each of the views, where its camera cancels."""
+        return dataclasses.replace(self, projection=None, inverse=None)
+
     def to_queries(self, q: Float[Array, "b v n m c"]) -> Float[Array, "b v n m c"]:
         """`Dᵀ q`."""
         matrix = None if self.projection is None else self.projection.mT
@@ -64,7 +65,7 @@ class Positions:
 def view_positions(
     encoding: str, cameras: Cameras, height: int, width: int, patch: int, head_dim: int
 ) -> Positions:
-    """For attention between views.
+    """For attention between views, and by `inside` for attention in each of them.
 
     Args:
         encoding: `prope` or `gta`.
@@ -90,11 +91,6 @@ def view_positions(
         projection = _product(_rigid(k, jnp.zeros_like(position)), w2c)
         inverse = _product(c2w, _rigid(k_inverse, jnp.zeros_like(position)))
     return Positions(projection, inverse, *_angles(height // patch, width // patch, head_dim))
-
-
-def patch_positions(height: int, width: int, patch: int, head_dim: int) -> Positions:
-    """For attention inside one view."""
-    return Positions(None, None, *_angles(height // patch, width // patch, head_dim))
 
 
 def _angles(rows: int, columns: int, head_dim: int) -> tuple[Array, Array]:
@@ -131,7 +127,8 @@ def _apply(
 def _rigid(matrix: Float[Array, "b v 3 3"], offset: Float[Array, "b v 3"]) -> Array:
     """`[b, v, 4, 4]` of a linear map and a translation."""
     upper = jnp.concatenate([matrix, offset[..., None]], axis=-1)
-    last = jnp.broadcast_to(jnp.array([0.0, 0, 0, 1]), (*upper.shape[:2], 1, 4))
+    # From `upper`, for it is on the devices where that is.
+    last = jnp.zeros_like(upper[..., :1, :]) + jnp.array([0.0, 0, 0, 1])
     return jnp.concatenate([upper, last], axis=-2)
 
 

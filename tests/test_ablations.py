@@ -1,5 +1,7 @@
 """The paper's ablations, each against the published model with weights that make them equal."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,11 +52,12 @@ def test_last_layer_features(scene):
     images, inputs, targets = scene
     published, ablated = make(), make(co_refinement=False)
     every = published.encode(jnp.asarray(images), inputs)
-    last = jnp.broadcast_to(every[-1], every.shape)
-    expected = published.decode(last, targets, 32, 32)
+    last = jnp.broadcast_to(every.tokens[-1], every.tokens.shape)
+    expected = published.decode(dataclasses.replace(every, tokens=last), targets, 32, 32)
     np.testing.assert_allclose(ablated(*scene), expected, atol=1e-5)
     assert np.abs(published(*scene) - expected).max() > 1e-3
-    assert ablated.encode(jnp.asarray(images), inputs).shape == (1, *every.shape[1:])
+    tokens = ablated.encode(jnp.asarray(images), inputs).tokens
+    assert tokens.shape == (1, *every.tokens.shape[1:])
 
 
 def test_shared_streams(scene):

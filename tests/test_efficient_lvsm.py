@@ -71,7 +71,7 @@ def test_plucker(golden, inputs):
 
 
 def test_encoder_layer_by_layer(golden, model, inputs):
-    tokens = model.encode(jnp.asarray(inputs[0]), inputs[1])
+    tokens = model.encode(jnp.asarray(inputs[0]), inputs[1]).tokens
     for layer in range(3):
         ours = tokens[layer].reshape(-1, *tokens.shape[-2:])
         np.testing.assert_allclose(ours, golden[f"encoder_tokens_layer{layer + 1}"], atol=1e-4)
@@ -79,7 +79,7 @@ def test_encoder_layer_by_layer(golden, model, inputs):
 
 def test_keys_and_values_of_the_first_layer(golden, model, inputs):
     first = jax.tree.map(lambda x: x[0], model.decoder)
-    views = model.encode(jnp.asarray(inputs[0]), inputs[1])[0]
+    views = model.encode(jnp.asarray(inputs[0]), inputs[1]).tokens[0]
     (pair,) = first.keys_values(views)
     for ours, name in zip(pair, ("cache_k_layer1", "cache_v_layer1"), strict=True):
         b, v, n = ours.shape[:3]
@@ -127,7 +127,7 @@ def test_bfloat16_is_close_and_returns_float32(golden, state_dict, inputs):
     render = model(*inputs)
     assert render.dtype == jnp.float32
     assert 1e-4 < np.abs(render - golden["render"]).mean() < 1e-2
-    assert model.encode(jnp.asarray(inputs[0]), inputs[1]).dtype == jnp.bfloat16
+    assert model.encode(jnp.asarray(inputs[0]), inputs[1]).tokens.dtype == jnp.bfloat16
 
 
 def test_layer_norm_statistics_are_float32():

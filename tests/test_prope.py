@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from scipy.spatial.transform import Rotation
 
+import lvsm_jax
 from lvsm_jax import prope
 from lvsm_jax.cameras import Cameras
+from lvsm_jax.layers import Attention
 
 HEIGHT, WIDTH, PATCH = 16, 24, 8
 TOKENS, HEADS, HEAD_DIM = 6, 2, 16
@@ -101,10 +104,35 @@ def test_the_world_frame_does_not_matter(encoding):
     )
 
 
+def test_a_models_attention_is_the_formula_written_out():
+    """With its projections and norms: keys and values once, then queries of any targets."""
+    config = lvsm_jax.EfficientLVSMConfig(width=HEADS * HEAD_DIM, head_dim=HEAD_DIM)
+    layer = Attention(config, init=nnx.initializers.normal(0.5), rngs=nnx.Rngs(0))
+    targets, inputs = cameras(0, 2), cameras(1, 3)
+    x, y = (jax.random.normal(jax.random.key(i), (2, n, TOKENS, 32)) for i, n in ((0, 2), (1, 3)))
+    k, v = layer.keys_values(y)
+    d_i, d_j = matrices(targets, "prope"), matrices(inputs, "prope")
+    inverse = np.linalg.inv(d_j)
+
+    def dense(q):
+        read = attend(
+            np.einsum("bidc,bimd->bimc", d_i, flat(q)),
+            np.einsum("bjcd,bjmd->bjmc", inverse, flat(k)),
+            np.einsum("bjcd,bjmd->bjmc", inverse, flat(v)),
+        )
+        return jnp.asarray(np.einsum("bicd,bimd->bimc", d_i, read).reshape(q.shape))
+
+    keys, values = (flat(part) for part in layer.keys_values(y, positions(inputs)))
+    ours = layer.read(
+        x, lambda q: attend(flat(q), keys, values).reshape(q.shape), positions(targets)
+    )
+    np.testing.assert_allclose(ours, layer.read(x, dense), atol=2e-4)
+
+
 def test_inside_one_view_the_camera_cancels():
     some = cameras(0, 1)
     q, k, v = (tokens(seed, 1) for seed in range(3))
-    patches = prope.patch_positions(HEIGHT, WIDTH, PATCH, HEAD_DIM)
+    patches = positions(some).inside
     expected = ours(q, k, v, patches, patches)
     np.testing.assert_allclose(
         ours(q, k, v, positions(some), positions(some)), expected, atol=1e-4, rtol=1e-4

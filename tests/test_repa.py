@@ -64,7 +64,7 @@ def test_features_are_the_tokens_after_those_layers(changes):
     render, inputs, targets = outputs(model, (2, 3), (3, 2))
     np.testing.assert_allclose(render, model(*args), atol=1e-6)
     encoded = jax.jit(lambda model, *x: model.encode(*x))(model, *args[:2])
-    np.testing.assert_allclose(inputs[1], encoded[-1], atol=1e-6)
+    np.testing.assert_allclose(inputs[1], encoded.tokens[-1], atol=1e-6)
     np.testing.assert_allclose(model.pixels(targets[0], 16, 16), render, atol=1e-6)
     # A model of the first layers alone ends with the same tokens, if it reads the same inputs.
     first = dataclasses.replace(config, num_layers=2)
