@@ -54,9 +54,9 @@ class Cameras:
 
 
 # How a model is told of cameras, and in how many channels of a token's pixels. `plucker`: by rays
-# in world axes. The others: by rays in the camera's own axes, and by `lvsm_jax.prope` in
-# attention; `gta` is PRoPE without intrinsics.
-POSE_CHANNELS = {"plucker": 6, "prope": 3, "gta": 3}
+# in world axes. `prope`: by rays in the camera's own axes, and by `lvsm_jax.prope` in attention;
+# `gta` is the same without intrinsics in attention. `plucker_prope`: by world rays and attention.
+POSE_CHANNELS = {"plucker": 6, "prope": 3, "gta": 3, "plucker_prope": 6}
 
 
 def rays(
@@ -88,7 +88,8 @@ def pose_conditioning(
         height: in pixels.
         width: in pixels.
     """
-    return (plucker if encoding == "plucker" else own_rays)(cameras, height, width)
+    conditioning = plucker if encoding.startswith("plucker") else own_rays
+    return conditioning(cameras, height, width)
 
 
 def own_rays(cameras: Cameras, height: int, width: int) -> Float[Array, "b v h w 3"]:

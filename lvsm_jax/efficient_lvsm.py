@@ -63,8 +63,9 @@ class EfficientLVSMConfig(ModelConfig):
             its cross-attention is its own. Needs `self_cross`.
         camera_encoding: how the model is told of cameras. `plucker`: by rays in the tokens, as
             published; `prope`: by relative projections in the decoder's cross-attention, with RoPE
-            inside each view (`lvsm_jax.prope`); `gta`: the same with relative poses alone. With the
-            last two, no render depends on the world frame, only on its unit of length.
+            inside each view (`lvsm_jax.prope`); `gta`: the same with relative poses alone;
+            `plucker_prope`: both. With `prope` and `gta` no render depends on the world frame, only
+            on its unit of length.
         attention_temperature: of the decoder's cross-attention. `constant`, as published;
             `log_views`: logits are multiplied by log(keys of all input views) / log(keys of two),
             so that attention does not flatten as views are added.

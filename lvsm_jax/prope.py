@@ -68,7 +68,7 @@ def view_positions(
     """For attention between views, and by `inside` for attention in each of them.
 
     Args:
-        encoding: `prope` or `gta`.
+        encoding: `gta` for extrinsics alone, else PRoPE's.
         cameras: `[b, v]`.
         height: of the images in pixels.
         width: of the images in pixels.

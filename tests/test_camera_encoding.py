@@ -70,9 +70,15 @@ def test_a_rigid_motion_of_all_cameras_changes_nothing(model):
     np.testing.assert_allclose(same, still, atol=2e-5)
     other = model(images(0, 2), inputs, moved(targets, motion))
     assert np.abs(other - still).max() > 1e-2
-    published = make()
-    still = published(images(0, 2), inputs, targets)
-    same = published(images(0, 2), moved(inputs, motion), moved(targets, motion))
+
+
+@pytest.mark.parametrize("encoding", ["plucker", "plucker_prope"])
+def test_world_rays_depend_on_the_world_frame(encoding):
+    motion = np.eye(4, dtype=np.float32)
+    motion[:3, 3] = [2, -1, 0.5]
+    model, inputs, targets = make(camera_encoding=encoding), cameras(0, 2), cameras(1, 3)
+    still = model(images(0, 2), inputs, targets)
+    same = model(images(0, 2), moved(inputs, motion), moved(targets, motion))
     assert np.abs(same - still).max() > 1e-2
 
 
@@ -101,7 +107,8 @@ def test_gta_knows_intrinsics_by_its_tokens_alone():
 @pytest.mark.parametrize("variant", [{}, {"decoder_attention": "cross"}, {"shared_streams": True}])
 def test_the_cache_renders_as_a_full_pass(variant, temperature):
     """Scenes have other numbers of views, and views are replaced and removed."""
-    model = make(camera_encoding="prope", attention_temperature=temperature, **variant)
+    encoding = "prope" if variant else "plucker_prope"
+    model = make(camera_encoding=encoding, attention_temperature=temperature, **variant)
     inputs, targets = cameras(0, 4), cameras(1, 2)
     views = images(0, 4)
 
