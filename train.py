@@ -17,6 +17,7 @@ working directory holds:
 
 import functools
 import sys
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
@@ -39,6 +40,7 @@ from lvsm_jax.command_line import parse_flags
 from lvsm_jax.config import RunConfig
 from lvsm_jax.evaluation import evaluate
 from lvsm_jax.frozen import FrozenWeightsError, load_frozen
+from lvsm_jax.layer_statistics import rows, token_statistics
 from lvsm_jax.loop import Clock, Programs, StopSignals, stop_signals
 from lvsm_jax.mesh import make_mesh, reader, shard_batch, simulate_cpu_devices
 from lvsm_jax.metrics import psnr
@@ -153,6 +155,8 @@ def train_steps(
                 if eval_set is not None and (due(step, run.eval_every) or last):
                     score = quick_evaluation(state, eval_set, mesh)
                     log.scalars(step, {"eval/psnr": score})
+                if due(step, run.layers_every):
+                    log.scalars(step, by_layer(state, batch, metrics))
                 if due(step, run.image_every):
                     log.picture(step, "train", picture(state, batch))
                 if score is not None or due(step, run.checkpoint_every) or last:
@@ -172,7 +176,8 @@ def fetch(run: RunConfig, log: RunLog, step: int, metrics: dict, timing: dict | 
     Returns:
         Whether any process was asked to stop by then; all processes get the same answer.
     """
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    metrics = jax.device_get(metrics)
+    values = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
     stopping = bool(values.pop("stop"))
     if timing is not None:
         log.scalars(step, values | timing)
@@ -206,6 +211,20 @@ def picture(state: TrainState, batch: Batch) -> np.ndarray:
     render = first_render(state.best_weights, first.inputs, targets.cameras)
     render = (processes.gather(render)[0, 0] * 255).round().astype(np.uint8)
     return np.concatenate([*first.inputs.images[0], targets.images[0, 0], render], axis=1)
+
+
+def by_layer(state: TrainState, batch: Batch, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Norms and entropies of each layer: of the step's gradient, and in the batch's first scene."""
+    first = processes.of_main(jax.tree.map(lambda x: x[:1], batch))
+    inputs = first.inputs
+    values = token_statistics(
+        state.model, to_unit(inputs.images), inputs.cameras, first.targets.cameras
+    )
+    norms = {name: value for name, value in metrics.items() if np.ndim(value)}
+    # By the number of views, which may differ from step to step.
+    views = f"{inputs.images.shape[1]}_views"
+    names = {name: f"{name}/{views}" if name == "attention_entropy" else name for name in values}
+    return rows(norms | {names[name]: value for name, value in values.items()})
 
 
 @jax.jit

@@ -92,6 +92,19 @@ def attention_with_lse(
     )
 
 
+def attention_entropy(
+    q: Float[Array, "b t m c"], k: Float[Array, "b s m c"], *, implementation: str = "auto"
+) -> Float[Array, "b t m"]:
+    """Entropy of each query's weights, in nats: 0 looks at one key, log(s) at all alike.
+
+    By `log Σ exp(logits) - Σ weights · logits`, and the second sum is `q` times the attention whose
+    values are the keys: no kernel has to show its weights.
+    """
+    mean_key, lse = attention_with_lse(q, k, k, implementation=implementation)
+    mean_logit = (q.astype(jnp.float32) * mean_key.astype(jnp.float32)).sum(axis=-1)
+    return lse - mean_logit / math.sqrt(q.shape[-1])
+
+
 def skips_by_length(implementation: str, dtype: Any) -> bool:
     """Whether `attention_with_lse` does no work for keys beyond `lengths`; else it masks them."""
     return implementation == "cudnn" or (implementation == "auto" and _has_cudnn(dtype))

@@ -27,6 +27,8 @@ class RunConfig:
             keep several cores busy; 0 takes one a core, as far as they divide the batch. Sums
             are rounded differently on another number of devices.
         log_every: steps between two lines of metrics.
+        layers_every: steps between two rows of what tells layer by layer whether training is
+            stable, see `lvsm_jax.layer_statistics`; 0 for none.
         image_every: steps between two pictures of input, target and render; 0 for none.
         eval_every: steps between two quick evaluations; 0 for none.
         eval_scenes: scenes of a quick evaluation.
@@ -42,6 +44,7 @@ class RunConfig:
     grad_accumulation: int = 1
     cpu_devices: int = 0
     log_every: int = 50
+    layers_every: int = 1000
     image_every: int = 1000
     eval_every: int = 5000
     eval_scenes: int = 64
@@ -51,7 +54,14 @@ class RunConfig:
     max_skipped_in_a_row: int = 100
 
     def __post_init__(self):
-        smallest = {"seed": 0, "cpu_devices": 0, "image_every": 0, "eval_every": 0, "keep_best": 0}
+        smallest = {
+            "seed": 0,
+            "cpu_devices": 0,
+            "layers_every": 0,
+            "image_every": 0,
+            "eval_every": 0,
+            "keep_best": 0,
+        }
         for field in dataclasses.fields(self):
             least = smallest.get(field.name, 1)
             if getattr(self, field.name) < least:

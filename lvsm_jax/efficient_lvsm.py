@@ -214,6 +214,7 @@ class EfficientLVSM(ViewSynthesisModel):
     """
 
     config: EfficientLVSMConfig
+    stacks: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
 
     def __init__(self, config: EfficientLVSMConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
@@ -231,12 +232,14 @@ class EfficientLVSM(ViewSynthesisModel):
 
     def encode(self, images: Float[Array, "b v h w 3"], cameras: Cameras) -> Memory:
         """Tokens of the input views after each layer; a view's depend on that view alone."""
-        return self._encode(images, cameras, ())[0]
+        return self.encode_with_features(images, cameras, ())[0]
 
-    def _encode(self, images: Array, cameras: Cameras, taps: Sequence[int]) -> tuple:
-        """What `encode` returns, and the tokens after the layers `taps`."""
+    def encode_with_features(
+        self, images: Float[Array, "b v h w 3"], cameras: Cameras, taps: Sequence[int]
+    ) -> tuple[Memory, tuple[Float[Array, "b v n d"], ...]]:
+        """What `encode` returns, and the tokens after the layers `taps`, counted from 1."""
         every_layer = self.config.co_refinement
-        positions = self._positions(cameras, *images.shape[2:4])
+        positions = self.positions(cameras, *images.shape[2:4])
         inside = positions and positions.inside
 
         def layer(views: Array, block: TransformerBlock) -> tuple[Array, Array | None]:
@@ -250,7 +253,8 @@ class EfficientLVSM(ViewSynthesisModel):
         last, _, kept = scan_tapped(layer, tokens, self.encoder, taps, remat=self.config.remat)
         return Memory(last[None], positions), kept
 
-    def _positions(self, cameras: Cameras, height: int, width: int) -> Positions | None:
+    def positions(self, cameras: Cameras, height: int, width: int) -> Positions | None:
+        """Of views of this size, where attention is told of them; else None."""
         config = self.config
         if config.camera_encoding == "plucker":
             return None
@@ -286,7 +290,7 @@ class EfficientLVSM(ViewSynthesisModel):
         """
         check_images(images, input_cameras, self.config.patch_size, "input_cameras")
         height, width = images.shape[2:4]
-        memory, inputs = self._encode(images, input_cameras, encoder_layers)
+        memory, inputs = self.encode_with_features(images, input_cameras, encoder_layers)
         tokens, targets = self._decode(memory, target_cameras, height, width, decoder_layers)
         return self.pixels(tokens, height, width), inputs, targets
 
@@ -298,7 +302,7 @@ class EfficientLVSM(ViewSynthesisModel):
         def attends(block: DecoderBlock, views: Array | None) -> tuple[Attend, ...]:
             views = memory.tokens[0] if views is None else views
             pairs = block.keys_values(views, memory.positions)
-            some = (functools.partial(self._attend, keys_values=pair) for pair in pairs)
+            some = (functools.partial(self.attend, keys_values=pair) for pair in pairs)
             return tuple(self.sharpened(attend, *views.shape[1:3]) for attend in some)
 
         xs = memory.tokens if self.config.co_refinement else None
@@ -347,7 +351,7 @@ class EfficientLVSM(ViewSynthesisModel):
         width: int,
         taps: Sequence[int],
     ) -> tuple[Array, tuple[Array, ...]]:
-        positions = self._positions(cameras, height, width)
+        positions = self.positions(cameras, height, width)
 
         def layer(targets: Array, xs: tuple) -> tuple[Array, None]:
             block, encoder, x = xs
@@ -372,8 +376,9 @@ class EfficientLVSM(ViewSynthesisModel):
         xs = (self.decoder, memory.tokens if self.config.co_refinement else None)
         return jax.lax.scan(layer, None, xs)[1]
 
-    def _attend(
+    def attend(
         self, queries: Float[Array, "b t m c"], keys_values: KeysValues
     ) -> Float[Array, "b t m c"]:
+        """What queries of all targets read of the input views, at the constant temperature."""
         k, v = (einops.rearrange(x, "b v s m c -> b (v s) m c") for x in keys_values)
         return cross_attention(queries, k, v, implementation=self.config.attention)

@@ -5,6 +5,7 @@ Letters: `b` scenes, `v` input views, `t` target views, `n` tokens a view, `k` l
 """
 
 import dataclasses
+from typing import ClassVar
 
 import einops
 import jax
@@ -58,6 +59,7 @@ class LVSMDecoderOnly(ViewSynthesisModel):
     """
 
     config: LVSMDecoderOnlyConfig
+    stacks: ClassVar[tuple[str, ...]] = ("transformer.blocks",)
 
     def __init__(self, config: LVSMDecoderOnlyConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
@@ -89,6 +91,7 @@ class LVSMEncoderDecoder(ViewSynthesisModel):
     """
 
     config: LVSMEncoderDecoderConfig
+    stacks: ClassVar[tuple[str, ...]] = ("encoder.blocks", "decoder.blocks")
 
     def __init__(self, config: LVSMEncoderDecoderConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)

@@ -129,6 +129,8 @@ class ViewSynthesisModel(nnx.Module):
 
     head_norm: LayerNorm
     head: Linear
+    # Parts of the model in which layers are stacked first, by name.
+    stacks: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config

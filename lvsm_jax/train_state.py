@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from lvsm_jax.architectures import abstract_model, architecture_of, new_model, read_config
 from lvsm_jax.config import RunConfig, section
 from lvsm_jax.frozen import NO_NETWORKS, Frozen
+from lvsm_jax.layer_statistics import norms_by_layer
 from lvsm_jax.losses import LossConfig, total_loss, where_due
 from lvsm_jax.mesh import check_batch, place, state_shardings
 from lvsm_jax.metrics import psnr
@@ -25,7 +26,7 @@ from lvsm_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer, s
 from lvsm_jax.repa import RepaConfig, Stream, new_projectors, repa_loss
 from lvsm_jax.tree import from_named, named_leaves
 
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Float[Array, "*layers"]]
 TrainStep = Callable[["TrainState", Any, Frozen], tuple["TrainState", Metrics]]
 
 
@@ -194,6 +195,8 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step; metrics are those before it.
 
+    They are numbers, but for the gradient's norms in each layer of a stack (`grad_norm/encoder`).
+
     Args:
         config: of the step.
         state: before it.
@@ -231,6 +234,12 @@ def train_step(
         **{f"loss/{name}": term for name, term in terms.items()},
         "psnr": mean_psnr,
         "grad_norm": grad_norm,
+        **{
+            f"grad_norm/{stack}": norms
+            for stack, norms in norms_by_layer(
+                type(model).stacks, _model_and_projectors(grads)[0]
+            ).items()
+        },
         "learning_rate": learning_rate(
             config.optimizer, config.num_steps, state.step - state.skipped
         ),

@@ -1,0 +1,92 @@
+"""What the logs say of each layer, against direct formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import lvsm_jax
+from lvsm_jax.architectures import CONFIGS, new_model
+from lvsm_jax.attention import attention_entropy
+from lvsm_jax.layer_statistics import norms_by_layer, rows, token_statistics
+
+SIZES = {"num_layers": 3, "width": 32, "head_dim": 16}
+
+
+def scene(views=2):
+    rng = np.random.default_rng(0)
+    c2w = np.tile(np.eye(4, dtype=np.float32), (2, views + 1, 1, 1))
+    c2w[..., :3, 3] = rng.uniform(-1, 1, (2, views + 1, 3))
+    fxfycxcy = np.full((2, views + 1, 4), 8, np.float32)
+    images = rng.uniform(size=(2, views, 16, 16, 3)).astype(np.float32)
+    cameras = (
+        lvsm_jax.Cameras(c2w[:, :views], fxfycxcy[:, :views]),
+        lvsm_jax.Cameras(c2w[:, views:], fxfycxcy[:, views:]),
+    )
+    return images, *cameras
+
+
+@pytest.mark.parametrize("implementation", ["xla", "blocked"])
+def test_entropy(implementation):
+    q, k = (4 * jax.random.normal(jax.random.key(i), (2, n, 3, 8)) for i, n in ((0, 5), (1, 7)))
+    weights = jax.nn.softmax(jnp.einsum("btmc,bsmc->btms", q, k) / np.sqrt(8))
+    expected = -(weights * jnp.log(weights)).sum(axis=-1)
+    ours = attention_entropy(q, k, implementation=implementation)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+    alike = attention_entropy(q, 0 * k, implementation=implementation)
+    np.testing.assert_allclose(alike, np.log(7), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "variant", [{}, {"co_refinement": False}, {"shared_streams": True, "camera_encoding": "prope"}]
+)
+def test_tokens_are_those_of_a_render(variant):
+    config = lvsm_jax.EfficientLVSMConfig(**SIZES, **variant)
+    model = new_model(config, nnx.Rngs(0))
+    values = token_statistics(model, *scene())
+    layers = range(1, 4)
+    _, inputs, targets = jax.jit(
+        lambda *args: args[0].render_with_features(*args[1:], layers, layers)
+    )(model, *scene())
+    for name, tokens in (("encoder_rms", inputs), ("decoder_rms", targets)):
+        expected = [np.sqrt(np.square(x).mean()) for x in tokens]
+        np.testing.assert_allclose(values[name], expected, rtol=1e-4)
+    assert values["attention_entropy"].shape == (3,)
+    assert (values["attention_entropy"] > 0).all() and (values["attention_entropy"] <= 1.0).all()
+
+
+def test_a_higher_temperature_is_a_higher_entropy():
+    """With one view the temperature that follows the views is above the usual one; with 5 below."""
+    for views, is_higher in ((1, True), (5, False)):
+        entropies = [
+            token_statistics(
+                new_model(
+                    lvsm_jax.EfficientLVSMConfig(**SIZES, attention_temperature=temperature),
+                    nnx.Rngs(0),
+                ),
+                *scene(views),
+            )["attention_entropy"]
+            for temperature in ("log_views", "constant")
+        ]
+        assert bool((entropies[0] > entropies[1]).all()) == is_higher
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_norms_add_up(architecture):
+    fields = {"num_latents": 8} if architecture == "LVSMEncoderDecoder" else {}
+    model = new_model(CONFIGS[architecture](**SIZES, **fields), nnx.Rngs(0))
+    norms = norms_by_layer(model.stacks, model)
+    assert norms.keys() == set(model.stacks)
+    for stack, by_layer in norms.items():
+        part = model
+        for name in stack.split("."):
+            part = getattr(part, name)
+        leaves = jax.tree.leaves(part)
+        assert len(by_layer) == len(leaves[0])
+        whole = sum(np.square(np.asarray(leaf)).sum() for leaf in leaves)
+        np.testing.assert_allclose(np.square(by_layer).sum(), whole, rtol=1e-5)
+
+
+def test_rows_have_a_name_for_each_layer():
+    assert rows({"rms": jnp.array([1.0, 2.0])}) == {"rms/layer_01": 1, "rms/layer_02": 2}
