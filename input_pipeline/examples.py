@@ -189,11 +189,12 @@ def evaluation_example(
     loader: ExampleLoader,
     rows: Int64[np.ndarray, " n"],
     views: tuple[ViewSample, ...],
+    crop: Crop | None,
     position: int,
 ) -> dict[str, Any]:
     """The example at a position of an evaluation; past the end, the last again, not valid."""
     clip = min(position, len(rows) - 1)
-    return loader.load(int(rows[clip]), views[clip], valid=position < len(rows))
+    return loader.load(int(rows[clip]), views[clip], crop, valid=position < len(rows))
 
 
 @contextlib.contextmanager

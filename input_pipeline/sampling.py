@@ -148,6 +148,17 @@ def _rotation(axis: Float64[np.ndarray, "3"], angle: float) -> Float64[np.ndarra
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
+def evaluation_crop(
+    image_shape: tuple[int, int], share: float, place: tuple[float, float]
+) -> Crop | None:
+    """Which part of its photographs an evaluation shows, see `Crop`.
+
+    None for the published preprocessing: the largest part, in the middle.
+    """
+    crop = Crop(*image_shape, share=share, place=place)
+    return None if crop == Crop(*image_shape) else crop
+
+
 def evaluation_views(entry: IndexEntry, num_inputs: int) -> ViewSample:
     """The views of an index entry, with any number of inputs.
 

@@ -10,6 +10,7 @@ from input_pipeline.config import DataConfig
 from input_pipeline.preprocess import Crop
 from input_pipeline.sampling import (
     IndexEntry,
+    evaluation_crop,
     evaluation_views,
     read_index,
     sample_crop,
@@ -183,6 +184,12 @@ def test_crops_are_drawn_where_that_is_asked_for():
         assert_uniform([int(crop.place[axis] * 10) for crop in crops], 0, 9)
     largest = sample_crop((16, 16), DataConfig("", smallest_crop=1.0), rng())
     assert largest.share == 1 and largest.place != (0.5, 0.5)
+
+
+def test_an_evaluation_crops_where_that_is_asked_for():
+    assert evaluation_crop((16, 24), 1.0, (0.5, 0.5)) is None
+    assert evaluation_crop((16, 24), 0.5, (0.5, 0.5)) == Crop(16, 24, share=0.5)
+    assert evaluation_crop((16, 16), 1.0, (0.0, 0.5)) == Crop(16, 16, place=(0.0, 0.5))
 
 
 def angle_and_axis(turn: np.ndarray) -> tuple[float, np.ndarray]:
