@@ -158,6 +158,8 @@ def circumstances(
         "num_missing": eval_set.num_missing,
         "num_inputs": settings.num_inputs,
         "camera_normalization": settings.camera_normalization,
+        "crop_share": settings.crop_share,
+        "crop_place": settings.crop_place,
         "dataset": os.fspath(eval_set.config.path),
         "split": settings.split,
         "index": os.fspath(evaluation_index(settings, config.data.path)),

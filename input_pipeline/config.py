@@ -22,6 +22,11 @@ class DataConfig:
         smallest_crop: in training, images are a window of the frame at a random place; each of its
             sides is this share or more of the largest that fits, drawn for each sample. 1 for the
             largest always, 0 for the middle of the frame.
+        scale_jitter: in training, camera positions in the scene frame are multiplied by a factor
+            that is drawn for each sample, log-uniform from 1 / scale_jitter to scale_jitter; 1 for
+            none.
+        frame_turn: in training, the scene frame is turned about a random axis by an angle that is
+            drawn for each sample, uniform from 0 to this, in degrees; 0 for none.
         patch_size: the model's patch; height and width must be multiples of it.
         num_views: views of a training sample; its cameras define the sample's scene frame.
         num_inputs: how many of them the model sees in training; `eval.num_inputs` in evaluation.
@@ -48,6 +53,8 @@ class DataConfig:
     square_crop: bool = True
     aspect_ratios: tuple[float, ...] = ()
     smallest_crop: float = 0.0
+    scale_jitter: float = 1.0
+    frame_turn: float = 0.0
     patch_size: int = 8
     num_views: int = 8
     num_inputs: int = 2
@@ -132,6 +139,10 @@ class DataConfig:
             )
         if not 0 <= self.smallest_crop <= 1:
             raise ValueError(f"data.smallest_crop is {self.smallest_crop}, expected 0 to 1")
+        if not 1 <= self.scale_jitter < float("inf"):
+            raise ValueError(f"data.scale_jitter is {self.scale_jitter}, expected at least 1")
+        if not 0 <= self.frame_turn <= 180:
+            raise ValueError(f"data.frame_turn is {self.frame_turn}, expected 0 to 180 degrees")
 
 
 def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:

@@ -17,7 +17,14 @@ from input_pipeline.preprocess import (
     crop_frame,
     preprocess_frame,
 )
-from input_pipeline.sampling import ViewSample, sample_crop, sample_views, step_config
+from input_pipeline.sampling import (
+    Reframing,
+    ViewSample,
+    sample_crop,
+    sample_reframing,
+    sample_views,
+    step_config,
+)
 from input_pipeline.storage import DatasetError, Frame, SplitReader
 from lvsm_jax.scene_frame import SceneFrame
 
@@ -60,6 +67,7 @@ class ExampleLoader:
         row: int,
         views: ViewSample,
         crop: Crop | None = None,
+        reframing: Reframing | None = None,
         *,
         valid: bool = True,
         replaced: int = 0,
@@ -73,6 +81,7 @@ class ExampleLoader:
             row: of the clip in the scene table.
             views: positions in the clip.
             crop: the part of the frames that is shown, instead of what the configuration says.
+            reframing: what becomes of the scene frame.
             valid: see `Batch`.
             replaced: see `Batch`.
 
@@ -94,6 +103,8 @@ class ExampleLoader:
                 if positions[slot] in shown:
                     images[slot], fxfycxcy[slot] = self._photograph(frame, crop)
         scene_frame = SceneFrame.fit(c2w[np.searchsorted(positions, fitted)])
+        if reframing:
+            scene_frame = reframing.of(scene_frame)
         c2w = scene_frame.apply(c2w)
 
         def select(chosen: Int64[np.ndarray, " v"]) -> dict[str, np.ndarray]:
@@ -160,8 +171,9 @@ def training_example(
     for replaced in range(_MAX_REPLACED):
         views = sample_views(int(loader.reader.scenes.num_frames[row]), config, rng)
         crop = sample_crop(loader.image_shape, config, rng)
+        reframing = sample_reframing(config, rng)  # drawn last: views and crop stay as without
         try:
-            return loader.load(row, views, crop, replaced=replaced)
+            return loader.load(row, views, crop, reframing, replaced=replaced)
         except FrameError as error:
             if loader.config.on_bad_frame == "error":
                 raise
@@ -177,11 +189,12 @@ def evaluation_example(
     loader: ExampleLoader,
     rows: Int64[np.ndarray, " n"],
     views: tuple[ViewSample, ...],
+    crop: Crop | None,
     position: int,
 ) -> dict[str, Any]:
     """The example at a position of an evaluation; past the end, the last again, not valid."""
     clip = min(position, len(rows) - 1)
-    return loader.load(int(rows[clip]), views[clip], valid=position < len(rows))
+    return loader.load(int(rows[clip]), views[clip], crop, valid=position < len(rows))
 
 
 @contextlib.contextmanager

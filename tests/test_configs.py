@@ -105,7 +105,9 @@ def test_mistakes_are_told_in_a_line(file, overrides, message):
 
 def test_lists_come_from_flags_and_from_records_alike():
     flags = ["--config.data.input_counts=2", "--config.data.aspect_ratios=1,1.5"]
+    flags += ["--config.eval.crop_place=0,1"]
     config = read_config_file(str(CONFIG_FILES / "quickstart.py"), flags)
+    assert section(config, "eval", EvalConfig).crop_place == (0.0, 1.0)
     recorded = ml_collections.ConfigDict(json.loads(json.dumps(config.to_dict())))
     data = section(config, "data", DataConfig)
     assert data == section(recorded, "data", DataConfig)

@@ -368,6 +368,10 @@ def test_program_needs_a_free_place(program, config, export, tmp_path):
         ),
         ("eval.lpips_weights", "/none.ckpt", "no LPIPS weights at /none.ckpt"),
         ("eval.camera_normalization", "some", "camera_normalization is 'some'"),
+        ("eval.crop_share", 0.0, "eval.crop_share is 0.0, expected above 0, at most 1"),
+        ("eval.crop_share", 1.5, "eval.crop_share is 1.5, expected above 0, at most 1"),
+        ("eval.crop_place", (0.5,), r"eval.crop_place is \(0.5,\), expected two of 0 to 1"),
+        ("eval.crop_place", (0, 2), r"eval.crop_place is \(0.0, 2.0\), expected two of 0 to 1"),
     ],
 )
 def test_program_says_what_is_wrong_before_it_starts(

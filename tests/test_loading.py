@@ -127,7 +127,13 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes(tiny, process_
             assert rows_of(shares) == rows_of([whole[start_step + step]])
 
 
-VARYING = {"input_counts": (1, 2, 3), "aspect_ratios": (1.0, 2.0), "smallest_crop": 0.5}
+VARYING = {
+    "input_counts": (1, 2, 3),
+    "aspect_ratios": (1.0, 2.0),
+    "smallest_crop": 0.5,
+    "scale_jitter": 2.0,
+    "frame_turn": 40.0,
+}
 
 
 def test_steps_vary_alike_in_all_processes_and_workers_and_after_resuming(tiny):
@@ -171,6 +177,36 @@ def test_crops_differ_between_samples_and_intrinsics_follow(tmp_path):
             np.testing.assert_allclose(seen, expected, atol=0.4)
         centres |= {tuple(camera[0, 2:]) for camera in batch.inputs.cameras.fxfycxcy}
     assert len(centres) > 20  # of 24; at 16 pixels some are alike
+
+
+def test_the_cameras_of_a_sample_are_turned_and_scaled_alike_and_nothing_else_changes(tiny):
+    def batches(**fields):
+        config = config_of(tiny, smallest_crop=0.5, **fields)
+        return take(3, train_batches(config, batch_size=4, seed=1))
+
+    scales, angles = [], []
+    plain, changed = batches(), batches(scale_jitter=2.0, frame_turn=40.0)
+    for off, on in zip(plain, changed, strict=True):
+        for row in range(4):
+            before, after = (
+                np.concatenate([v.cameras.c2w[row] for v in (b.inputs, b.targets)]).astype(float)
+                for b in (off, on)
+            )
+            turn = after[0, :3, :3] @ before[0, :3, :3].T
+            positions = before[:, :3, 3] @ turn.T
+            scale = np.linalg.norm(after[:, :3, 3]) / np.linalg.norm(positions)
+            # Where cameras are to one another, in float32: rotations stay, distances scale.
+            relative = np.linalg.inv(before[0]) @ before
+            relative[:, :3, 3] *= scale
+            np.testing.assert_allclose(np.linalg.inv(after[0]) @ after, relative, atol=1e-6)
+            np.testing.assert_allclose(after[:, :3, 3], scale * positions, atol=1e-6)
+            scales.append(scale)
+            angles.append(np.rad2deg(np.arccos((np.trace(turn) - 1) / 2)))
+        for views, others in ((off.inputs, on.inputs), (off.targets, on.targets)):
+            others.cameras.c2w[:] = views.cameras.c2w
+        assert_same(on, off)
+    assert 0.5 <= min(scales) < 0.8 and 1.2 < max(scales) <= 2
+    assert 0 <= min(angles) < 15 and 25 < max(angles) <= 40
 
 
 def test_evaluation_takes_no_part_in_augmentation(tiny, tmp_path):

@@ -10,9 +10,11 @@ from input_pipeline.config import DataConfig
 from input_pipeline.preprocess import Crop
 from input_pipeline.sampling import (
     IndexEntry,
+    evaluation_crop,
     evaluation_views,
     read_index,
     sample_crop,
+    sample_reframing,
     sample_views,
     step_config,
     usable_clips,
@@ -119,6 +121,11 @@ def test_impossible_numbers_of_views_are_refused(fields, message):
         ({"aspect_ratios": (1.0, -2.0)}, r"aspect_ratios is \(1.0, -2.0\), expected positive"),
         ({"aspect_ratios": (1.0,), "square_crop": False}, "exclude each other"),
         ({"smallest_crop": 1.5}, "smallest_crop is 1.5, expected 0 to 1"),
+        ({"scale_jitter": 0.5}, "scale_jitter is 0.5, expected at least 1"),
+        ({"scale_jitter": float("nan")}, "scale_jitter is nan, expected at least 1"),
+        ({"scale_jitter": float("inf")}, "scale_jitter is inf, expected at least 1"),
+        ({"frame_turn": -1.0}, "frame_turn is -1.0, expected 0 to 180 degrees"),
+        ({"frame_turn": 181.0}, "frame_turn is 181.0, expected 0 to 180 degrees"),
     ],
 )
 def test_impossible_configurations_are_refused(fields, message):
@@ -177,6 +184,44 @@ def test_crops_are_drawn_where_that_is_asked_for():
         assert_uniform([int(crop.place[axis] * 10) for crop in crops], 0, 9)
     largest = sample_crop((16, 16), DataConfig("", smallest_crop=1.0), rng())
     assert largest.share == 1 and largest.place != (0.5, 0.5)
+
+
+def test_an_evaluation_crops_where_that_is_asked_for():
+    assert evaluation_crop((16, 24), 1.0, (0.5, 0.5)) is None
+    assert evaluation_crop((16, 24), 0.5, (0.5, 0.5)) == Crop(16, 24, share=0.5)
+    assert evaluation_crop((16, 16), 1.0, (0.0, 0.5)) == Crop(16, 16, place=(0.0, 0.5))
+
+
+def angle_and_axis(turn: np.ndarray) -> tuple[float, np.ndarray]:
+    """In degrees, and a vector along the axis."""
+    twice_the_sine = (turn - turn.T)[[2, 0, 1], [1, 2, 0]]
+    return np.rad2deg(np.arccos((np.trace(turn) - 1) / 2)), twice_the_sine
+
+
+def test_turn_and_scale_are_drawn_where_that_is_asked_for():
+    generator = rng()
+    assert sample_reframing(DataConfig(""), generator) is None
+    assert generator.random() == rng().random()  # nothing was drawn
+    config = DataConfig("", scale_jitter=4.0, frame_turn=90.0)
+    drawn = [sample_reframing(config, generator) for _ in range(2000)]
+    assert_uniform([int((np.log2(one.scale) + 2) * 2.5) for one in drawn], 0, 9)
+    angles, axes = zip(*(angle_and_axis(one.turn) for one in drawn), strict=True)
+    assert_uniform([int(angle / 9) for angle in angles], 0, 9)
+    # On a sphere the coordinates of uniform points are uniform.
+    for coordinate in np.stack([axis / np.linalg.norm(axis) for axis in axes]).T:
+        assert_uniform([int((x + 1) * 5) for x in coordinate], 0, 9)
+    for one in drawn[:50]:
+        np.testing.assert_allclose(one.turn @ one.turn.T, np.eye(3), atol=1e-14)
+        assert np.linalg.det(one.turn) > 0
+
+
+def test_turn_and_scale_do_not_depend_on_one_another():
+    both = sample_reframing(DataConfig("", scale_jitter=2.0, frame_turn=30.0), rng())
+    scaled = sample_reframing(DataConfig("", scale_jitter=2.0), rng())
+    turned = sample_reframing(DataConfig("", frame_turn=30.0), rng())
+    assert (scaled.scale, turned.scale) == (both.scale, 1)
+    np.testing.assert_array_equal(turned.turn, both.turn)
+    np.testing.assert_array_equal(scaled.turn, np.eye(3))
 
 
 @pytest.mark.parametrize(
