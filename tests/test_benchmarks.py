@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import lvsm_jax
-from benchmarks import cache_quality, incremental, losses, models, side_by_side
+from benchmarks import cache_quality, incremental, losses, models, runs, side_by_side
 from benchmarks.common import markdown_table, measured, random_batch, spread
 from configs import side_by_side as side_by_side_config
 from input_pipeline.scenes import read_scene
@@ -211,8 +211,10 @@ def test_training_steps_are_timed():
     config.model.update(width=32, num_layers=1)
     config.data.image_height = 16
     config.run.batch_size = 8
-    seconds = side_by_side.measure_steps({"tiny": config}, 1)
-    assert list(seconds) == ["tiny"] and seconds["tiny"] > 0
+    varied = config.copy_and_resolve_references()
+    varied.data.input_counts = (1, 3)
+    seconds = runs.measure_steps({"tiny": config, "varied": varied}, 1)
+    assert list(seconds) == ["tiny", "varied"] and min(seconds.values()) > 0
 
 
 @pytest.fixture(scope="module")
