@@ -82,7 +82,7 @@ def psnr_by_inputs(
 def tables(report: Mapping[str, Any]) -> str:
     """All tables in Markdown."""
     parts = [
-        f"Steps: {report['timing']['source']}. In parentheses the spread over seeds.",
+        f"Seconds a step: {report['timing']['source']}. In parentheses the spread over seeds.",
         ("Rays against relative cameras", _over_training(report, (BASE, "prope"))),
         ("PSNR, dB, by number of inputs", _by_inputs(report)),
         ("What each arm costs, and scores with two inputs", _costs(report)),
