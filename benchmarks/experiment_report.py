@@ -89,20 +89,24 @@ def tables(report: Mapping[str, Any]) -> str:
         ("The same FLOPs on few scenes or on many", _over_flops(report, (BASE, "many_scenes"))),
     ]
     return "\n\n".join(
-        part if isinstance(part, str) else f"### {part[0]}\n\n{part[1]}" for part in parts
+        part if isinstance(part, str) else f"### {part[0]}\n\n{part[1]}"
+        for part in parts
+        if part[1]
     )
 
 
 def _over_training(report: Mapping[str, Any], names: Sequence[str]) -> str:
     """PSNR after the same steps, and after the same time; the shorter run ends both."""
     arms = {name: report["arms"][name] for name in names if name in report["arms"]}
-    steps = min((arm["steps"] for arm in arms.values()), default=0)
+    if not arms:
+        return ""
+    steps = min(arm["steps"] for arm in arms.values())
     rows = [
         [f"{share * steps:.0f} steps", *_compared(arms, dict.fromkeys(arms, share * steps))]
         for share in SHARES
     ]
     seconds = report["timing"]["step_seconds"]
-    if arms and arms.keys() <= seconds.keys():
+    if arms.keys() <= seconds.keys():
         end = min(arm["steps"] * seconds[name] for name, arm in arms.items())
         for share in SHARES:
             # At the end rounding must not ask for more steps than there are.
@@ -114,7 +118,9 @@ def _over_training(report: Mapping[str, Any], names: Sequence[str]) -> str:
 def _over_flops(report: Mapping[str, Any], names: Sequence[str]) -> str:
     """PSNR after shares of the training, which has as many FLOPs for each."""
     arms = {name: report["arms"][name] for name in names if name in report["arms"]}
-    total = max((arm["steps"] * arm["step_flops"] for arm in arms.values()), default=0)
+    if not arms:
+        return ""
+    total = max(arm["steps"] * arm["step_flops"] for arm in arms.values())
     rows = [
         [
             f"{share * total / 1e12:.1f}",

@@ -8,7 +8,7 @@ In these rooms a camera walks and turns so far that two pictures do not show all
 more inputs help. The name after the colon is an arm; each differs from `plucker` as it says:
 
 - `plucker`: cameras enter as Plücker rays alone; 8 scenes of 2 inputs and 6 targets a step;
-- `prope`: attention knows the relative cameras of queries and keys, by PRoPE;
+- `prope`: instead of them, attention knows the relative cameras of queries and keys, by PRoPE;
 - `plucker_varied`: each step has 1, 2, 4 or 8 inputs;
 - `prope_varied`: both of these;
 - `last_layer`: all layers of the decoder read the encoder's last one, without co-refinement;
