@@ -142,6 +142,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: i
     return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
+def decibels(value: float | None) -> str:
+    """A cell of a table."""
+    return "–" if value is None else f"{value:.2f}"
+
+
 def _seconds(compiled: Callable[..., Any], args: tuple) -> float:
     start = time.perf_counter()
     jax.block_until_ready(compiled(*args))

@@ -18,36 +18,31 @@ nothing else run meanwhile.
 """
 
 import argparse
-import concurrent.futures
-import csv
-import io
 import json
 import math
-import multiprocessing
 import pathlib
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import ml_collections
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
-from benchmarks.common import COLORS, NAMES, hardware, label_ends, markdown_table, random_batch
-from lvsm_jax.architectures import CONFIGS, abstract_model
+from benchmarks.common import COLORS, NAMES, decibels, label_ends, markdown_table
+from benchmarks.runs import (
+    Curve,
+    about,
+    last_step,
+    logged_times,
+    measure_apart,
+    psnr_at,
+    read_config,
+    read_curve,
+    train_command,
+)
+from lvsm_jax.architectures import CONFIGS
 from lvsm_jax.files import atomic_write, write_text
-from lvsm_jax.mesh import MeshConfig, make_mesh, shard_batch, simulate_cpu_devices
-from lvsm_jax.train_state import TrainingConfig, compiled_step, init_state
-
-_REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-
-# Evaluations of a run: steps and PSNR in dB.
-Curve = list[tuple[int, float]]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -84,14 +79,8 @@ def train(architecture: str, steps: int, options: argparse.Namespace) -> None:
     workdir = (options.directory / architecture).resolve()
     if last_step(workdir) >= steps:
         return
-    command = [
-        sys.executable,
-        str(_REPOSITORY / "train.py"),
-        f"--config={_REPOSITORY}/configs/side_by_side.py:{architecture}",
-        f"--workdir={workdir}",
-        f"--config.run.num_steps={steps}",
-        *options.train_flags,
-    ]
+    config = f"side_by_side.py:{architecture}"
+    command = train_command(config, workdir, {"run.num_steps": steps}, options.train_flags)
     print(f"==> {architecture} up to step {steps}", file=sys.stderr, flush=True)
     with subprocess.Popen(command) as process:
         try:
@@ -102,37 +91,6 @@ def train(architecture: str, steps: int, options: argparse.Namespace) -> None:
         sys.exit(f"error: training {architecture} failed; see {workdir}/log.txt")
     if last_step(workdir) < steps:
         sys.exit(f"stopped at step {last_step(workdir)}; the same command goes on from there")
-
-
-def read_rows(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.csv, without its empty cells."""
-    file = workdir / "metrics.csv"
-    text = file.read_text() if file.exists() else ""
-    rows = csv.DictReader(io.StringIO(text))
-    return [{name: float(value) for name, value in row.items() if value} for row in rows]
-
-
-def read_curve(workdir: pathlib.Path) -> Curve:
-    """The quick evaluations of a run."""
-    rows = read_rows(workdir)
-    return [(int(row["step"]), row["eval/psnr"]) for row in rows if "eval/psnr" in row]
-
-
-def last_step(workdir: pathlib.Path) -> int:
-    """The last step that a run has logged."""
-    return int(max((row["step"] for row in read_rows(workdir)), default=0))
-
-
-def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config that a run was made with."""
-    return ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text()))
-
-
-def about(workdir: pathlib.Path) -> dict[str, Any]:
-    """What the report says of a run's model."""
-    config = read_config(workdir)
-    leaves = jax.tree.leaves(abstract_model(TrainingConfig.of(config).model))
-    return {"parameters": sum(leaf.size for leaf in leaves), "config": config.to_dict()}
 
 
 def known_timing(directory: pathlib.Path) -> dict[str, Any] | None:
@@ -158,64 +116,14 @@ def time_steps(directory: pathlib.Path, rounds: int) -> dict[str, Any]:
     if not runs:
         sys.exit(f"error: no runs in {directory}; without --no-train they are made")
     if not rounds:
-        logged = {
-            name: [row["step_seconds"] for row in read_rows(run) if "step_seconds" in row]
-            for name, run in runs.items()
-        }
-        seconds = {name: statistics.median(times) for name, times in logged.items() if times}
-        return {"step_seconds": seconds, "source": "as logged while training"}
-    configs = {name: read_config(run) for name, run in runs.items()}
-    # In a process of its own: it takes the accelerator, which training may need again.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_measure_in_process, configs, rounds).result()
-
-
-def measure_steps(
-    configs: Mapping[str, ml_collections.ConfigDict], rounds: int
-) -> dict[str, float]:
-    """The median seconds of a training step of each config, measured in turns.
-
-    Args:
-        configs: by name; all arrays are of the config's sizes, images square and random.
-        rounds: steps of each.
-    """
-    mesh = make_mesh()
-    steps, states, batches = {}, {}, {}
-    with jax.set_mesh(mesh):
-        for name, config in configs.items():
-            training, data = TrainingConfig.of(config), config.data
-            batches[name] = random_batch(
-                config.run.batch_size,
-                views=data.num_inputs,
-                targets=data.num_targets,
-                size=data.image_height,
-            )
-            steps[name] = compiled_step(training, mesh)
-            states[name] = init_state(training, mesh, config.run.seed)
-        times: dict[str, list[float]] = {name: [] for name in configs}
-        for done in tqdm(range(-1, rounds), "timing steps", file=sys.stderr):
-            for name in configs:
-                batch = jax.block_until_ready(shard_batch(mesh, batches[name]))
-                start = time.perf_counter()
-                states[name], metrics = steps[name](states[name], batch)
-                jax.block_until_ready((states[name], metrics))
-                if done >= 0:  # the first compiles
-                    times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+        return logged_times({name: [run] for name, run in runs.items()})
+    return measure_apart({name: read_config(run) for name, run in runs.items()}, rounds)
 
 
 def steps_in_same_time(step_seconds: Mapping[str, float], steps: int) -> dict[str, int]:
     """Steps for each to have as much time as the slowest has for `steps`."""
     time_of_slowest = max(step_seconds.values()) * steps
     return {name: math.ceil(time_of_slowest / s - 1e-9) for name, s in step_seconds.items()}
-
-
-def psnr_at(curve: Curve, step: float) -> float | None:
-    """PSNR at a step, linear between two evaluations; None outside of them."""
-    if not curve or not curve[0][0] <= step <= curve[-1][0]:
-        return None
-    return float(np.interp(step, *zip(*curve, strict=True)))
 
 
 def compare(
@@ -268,7 +176,7 @@ def tables(report: Mapping[str, Any]) -> str:
 
     def rows(key: str, unit: str, form: str) -> str:
         lines = [
-            [format(row[unit], form), *(_decibels(row[name]) for name in curves)]
+            [format(row[unit], form), *(decibels(row[name]) for name in curves)]
             for row in report[key]
         ]
         return markdown_table([f"PSNR, dB, after {unit}", *names], lines)
@@ -326,22 +234,6 @@ def draw(report: Mapping[str, Any]) -> Figure:
     for axes, labels in ends.items():
         label_ends(axes, labels, 0.08)
     return figure
-
-
-def _measure_in_process(
-    configs: Mapping[str, ml_collections.ConfigDict], rounds: int
-) -> dict[str, Any]:
-    first = next(iter(configs.values()))
-    run = first.run  # devices as in train.py
-    part = run.batch_size // run.grad_accumulation
-    simulate_cpu_devices(run.cpu_devices, MeshConfig(), part, first.eval.batch_size)
-    seconds = measure_steps(configs, rounds)
-    source = f"measured in turns, median of {rounds}, on {hardware()}"
-    return {"step_seconds": seconds, "source": source}
-
-
-def _decibels(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
 
 
 def _parser() -> argparse.ArgumentParser:

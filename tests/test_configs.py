@@ -32,6 +32,8 @@ CONFIG_FILES = pathlib.Path(__file__).resolve().parent.parent / "configs"
         ("quickstart", "EfficientLVSM", 1.52),
         ("quickstart:LVSMDecoderOnly", "LVSMDecoderOnly", 1.33),
         ("quickstart:LVSMEncoderDecoder", "LVSMEncoderDecoder", 1.35),
+        ("experiments", "EfficientLVSM", 1.52),
+        ("experiments:prope", "EfficientLVSM", 1.48),
         ("side_by_side:LVSMDecoderOnly", "LVSMDecoderOnly", 1.33),
     ],
 )
