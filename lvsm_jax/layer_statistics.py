@@ -25,7 +25,8 @@ def norms_by_layer(stacks: tuple[str, ...], tree: Any) -> ByLayer:
     """The length of a tree of the model's shape, such as a gradient, layer by layer.
 
     Args:
-        stacks: names of the parts in which layers are stacked first.
+        stacks: names of the parts that are layers stacked first; where a part has a `last`, that is
+            one layer more.
         tree: arrays of the model.
 
     Returns:
@@ -34,9 +35,15 @@ def norms_by_layer(stacks: tuple[str, ...], tree: Any) -> ByLayer:
     leaves = named_leaves(tree)
 
     def norm(stack: str) -> Array:
-        parts = [leaf for name, leaf in leaves.items() if name.startswith(f"{stack}.")]
-        squares = [jnp.square(x.astype(jnp.float32)).sum(range(1, x.ndim)) for x in parts]
-        return jnp.sqrt(sum(squares))
+        layers = []
+        for last in (False, True):
+            squares = [
+                jnp.square(x.astype(jnp.float32)).sum(range(1 - last, x.ndim))
+                for name, x in leaves.items()
+                if name.startswith(f"{stack}.") and name.startswith(f"{stack}.last.") == last
+            ]
+            layers += [jnp.atleast_1d(sum(squares))] if squares else []
+        return jnp.sqrt(jnp.concatenate(layers))
 
     return {stack: norm(stack) for stack in stacks}
 

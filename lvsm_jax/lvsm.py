@@ -59,7 +59,7 @@ class LVSMDecoderOnly(ViewSynthesisModel):
     """
 
     config: LVSMDecoderOnlyConfig
-    stacks: ClassVar[tuple[str, ...]] = ("transformer.blocks",)
+    stacks: ClassVar[tuple[str, ...]] = ("transformer",)
 
     def __init__(self, config: LVSMDecoderOnlyConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
@@ -91,7 +91,7 @@ class LVSMEncoderDecoder(ViewSynthesisModel):
     """
 
     config: LVSMEncoderDecoderConfig
-    stacks: ClassVar[tuple[str, ...]] = ("encoder.blocks", "decoder.blocks")
+    stacks: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
 
     def __init__(self, config: LVSMEncoderDecoderConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)

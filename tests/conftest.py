@@ -11,7 +11,7 @@ os.environ["XLA_FLAGS"] = (
 
 # Threads of the simulated devices: a device may wait in several collectives at once, and with one
 # thread for each device all could wait for one that finds no thread.
-os.environ.setdefault("NPROC", "32")
+os.environ.setdefault("NPROC", "64")
 
 import jax
 import pytest

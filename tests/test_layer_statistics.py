@@ -72,18 +72,17 @@ def test_a_higher_temperature_is_a_higher_entropy():
         assert bool((entropies[0] > entropies[1]).all()) == is_higher
 
 
+@pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_norms_add_up(architecture):
+def test_norms_add_up(architecture, num_layers):
     fields = {"num_latents": 8} if architecture == "LVSMEncoderDecoder" else {}
-    model = new_model(CONFIGS[architecture](**SIZES, **fields), nnx.Rngs(0))
+    config = CONFIGS[architecture](**SIZES | {"num_layers": num_layers}, **fields)
+    model = new_model(config, nnx.Rngs(0))
     norms = norms_by_layer(model.stacks, model)
     assert norms.keys() == set(model.stacks)
     for stack, by_layer in norms.items():
-        part = model
-        for name in stack.split("."):
-            part = getattr(part, name)
-        leaves = jax.tree.leaves(part)
-        assert len(by_layer) == len(leaves[0])
+        assert by_layer.shape == (num_layers,)
+        leaves = jax.tree.leaves(getattr(model, stack))
         whole = sum(np.square(np.asarray(leaf)).sum() for leaf in leaves)
         np.testing.assert_allclose(np.square(by_layer).sum(), whole, rtol=1e-5)
 
