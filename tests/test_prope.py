@@ -150,3 +150,19 @@ def test_gradients_are_finite_for_extreme_focal_lengths(focal):
     some = cameras(0, 2, focal)
     gradients = jax.grad(loss, argnums=(0, 1))(jnp.asarray(some.c2w), jnp.asarray(some.fxfycxcy))
     assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN attention needs an NVIDIA GPU")
+@pytest.mark.parametrize("encoding", ["prope", "plucker_prope", "gta"])
+def test_cudnn_in_bfloat16_does_as_exact_attention(encoding):
+    sizes = {"num_layers": 2, "width": 128, "head_dim": 64, "camera_encoding": encoding}
+    images = jax.random.uniform(jax.random.key(0), (2, 3, HEIGHT, WIDTH, 3))
+    exact = lvsm_jax.EfficientLVSM(lvsm_jax.EfficientLVSMConfig(**sizes), rngs=nnx.Rngs(0))
+    fast_config = lvsm_jax.EfficientLVSMConfig(**sizes, dtype="bfloat16", attention="cudnn")
+    fast = lvsm_jax.EfficientLVSM(fast_config, rngs=nnx.Rngs(0))
+    render = jax.jit(lambda model, *views: model(*views))
+    ours, expected = (
+        render(model, images, cameras(0, 3), cameras(1, 2)) for model in (fast, exact)
+    )
+    np.testing.assert_allclose(np.float32(ours), np.float32(expected), atol=0.02)
