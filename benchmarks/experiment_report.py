@@ -20,33 +20,50 @@ BASE = "plucker"
 NAMES = {
     "plucker": "Plücker",
     "prope": "PRoPE",
-    "plucker_varied": "Plücker, 1–8 inputs",
-    "prope_varied": "PRoPE, 1–8 inputs",
+    "plucker_prope": "Plücker and PRoPE",
     "last_layer": "encoder's last layer",
     "shared_streams": "shared streams",
     "many_scenes": "16 scenes × 2 targets",
+    "varied": "Plücker, 1–8 inputs",
+    "both_varied": "both, 1–8 inputs",
+    "both_varied_scaled": "…, residuals × 1/√L",
+    "both_varied_log": "…, log temperature",
+    "both_varied_cameras": "…, other cameras",
     "beyond": "beyond",
 }
 COLORS = {
     "plucker": "#0072B2",
     "prope": "#D55E00",
-    "plucker_varied": "#56B4E9",
-    "prope_varied": "#E69F00",
+    "plucker_prope": "#E69F00",
     "last_layer": "#009E73",
     "shared_streams": "#CC79A7",
     "many_scenes": "#8A6FBF",
+    "varied": "#56B4E9",
+    "both_varied": "#B22222",
+    "both_varied_scaled": "#7F7F7F",
+    "both_varied_log": "#8C6D31",
+    "both_varied_cameras": "#4B0082",
     "beyond": "#000000",
 }
 # What stands beside each other in view_counts.png.
 PANELS = {
-    "cameras and numbers of inputs": (
+    "cameras and streams, trained on two inputs": (
         "plucker",
         "prope",
-        "plucker_varied",
-        "prope_varied",
+        "plucker_prope",
+        "last_layer",
+        "shared_streams",
+        "many_scenes",
+    ),
+    "trained on one to eight inputs": (
+        "plucker",
+        "varied",
+        "both_varied",
+        "both_varied_scaled",
+        "both_varied_log",
+        "both_varied_cameras",
         "beyond",
     ),
-    "streams and samples": ("plucker", "last_layer", "shared_streams", "many_scenes"),
 }
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
@@ -83,7 +100,8 @@ def tables(report: Mapping[str, Any]) -> str:
     """All tables in Markdown."""
     parts = [
         f"Seconds a step: {report['timing']['source']}. In parentheses the spread over seeds.",
-        ("Rays against relative cameras", _over_training(report, (BASE, "prope"))),
+        ("Relative cameras against rays", _over_training(report, (BASE, "prope"))),
+        ("Both against rays", _over_training(report, (BASE, "plucker_prope"))),
         ("PSNR, dB, by number of inputs", _by_inputs(report)),
         ("What each arm costs, and scores with two inputs", _costs(report)),
         ("The same FLOPs on few scenes or on many", _over_flops(report, (BASE, "many_scenes"))),

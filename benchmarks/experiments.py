@@ -278,10 +278,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--index-seed", type=int, default=0, help="of the views in a new index.json (0)")
     add("--measure-steps", type=int, default=0, metavar="N", help="steps of each arm to time")
     add("--no-train", action="store_true", help="only evaluate and report what is there")
-    add("--curves", nargs="+", metavar="ARM", choices=ARMS, default=list(ARMS)[:4],
-        help="arms in curves.png (the first four)")  # fmt: skip
-    add("--pictures", nargs="+", metavar="ARM", choices=ARMS, default=["plucker", "prope_varied"],
-        help="arms in pictures.png (plucker prope_varied)")  # fmt: skip
+    add("--curves", nargs="+", metavar="ARM", choices=ARMS, default=list(ARMS)[:6],
+        help="arms in curves.png (the first six)")  # fmt: skip
+    add("--pictures", nargs="+", metavar="ARM", choices=ARMS, default=["plucker", "both_varied"],
+        help="arms in pictures.png (plucker both_varied)")  # fmt: skip
     add("--train-flags", nargs=argparse.REMAINDER, default=[], metavar="FLAG",
         help="passed to train.py, last: --train-flags --config.data.path=...")  # fmt: skip
     return parser

@@ -9,12 +9,17 @@ more inputs help. The name after the colon is an arm; each differs from `plucker
 
 - `plucker`: cameras enter as Plücker rays alone; 8 scenes of 2 inputs and 6 targets a step;
 - `prope`: instead of them, attention knows the relative cameras of queries and keys, by PRoPE;
-- `plucker_varied`: each step has 1, 2, 4 or 8 inputs;
-- `prope_varied`: both of these;
+- `plucker_prope`: both;
 - `last_layer`: all layers of the decoder read the encoder's last one, without co-refinement;
 - `shared_streams`: encoder and decoder share self-attention and MLPs;
 - `many_scenes`: 16 scenes of 2 targets a step, instead of 8 of 6, for as many FLOPs in all;
-- `beyond`: `prope_varied`, with scaled residuals and attention that is sharper for more inputs.
+- `varied`: each step has 1, 2, 4 or 8 inputs;
+- `both_varied`: `plucker_prope` and `varied`;
+- `both_varied_scaled`: and each residual branch times 1/√layers;
+- `both_varied_log`: `both_varied`, and attention that is the sharper, the more inputs there are;
+- `both_varied_cameras`: `both_varied`, on crops of other shapes and places than the middle, in
+  other scales and in frames turned by up to 30°;
+- `beyond`: all of these.
 
 `python -m benchmarks.experiments` trains all of them and compares.
 """
@@ -28,30 +33,41 @@ from configs import quickstart
 from lvsm_jax.flops import forward_macs, training_flops
 from lvsm_jax.train_state import TrainingConfig
 
-_PROPE = {"model.camera_encoding": "prope"}
+_BOTH = {"model.camera_encoding": "plucker_prope"}
 _VARIED = {"data.input_counts": (1, 2, 4, 8)}
+_SCALED = {"model.residual_scaling": True}
+_LOG = {"model.attention_temperature": "log_views"}
+_CAMERAS = {"data.smallest_crop": 0.45, "data.scale_jitter": 1.5, "data.frame_turn": 30.0}
 
 ARMS: dict[str, dict[str, Any]] = {
     "plucker": {},
-    "prope": _PROPE,
-    "plucker_varied": _VARIED,
-    "prope_varied": _PROPE | _VARIED,
+    "prope": {"model.camera_encoding": "prope"},
+    "plucker_prope": _BOTH,
     "last_layer": {"model.co_refinement": False},
     "shared_streams": {"model.shared_streams": True},
     "many_scenes": {"run.batch_size": 16, "data.num_targets": 2},
-    "beyond": _PROPE
-    | _VARIED
-    | {"model.residual_scaling": True, "model.attention_temperature": "log_views"},
+    "varied": _VARIED,
+    "both_varied": _BOTH | _VARIED,
+    "both_varied_scaled": _BOTH | _VARIED | _SCALED,
+    "both_varied_log": _BOTH | _VARIED | _LOG,
+    "both_varied_cameras": _BOTH | _VARIED | _CAMERAS,
+    "beyond": _BOTH | _VARIED | _SCALED | _LOG | _CAMERAS,
 }
 
 
 def get_config(arm: str = "plucker") -> ml_collections.ConfigDict:
-    """64 px, width 128, 3 layers, float32; 1200 steps."""
+    """32 px, width 128, 3 layers, float32; 1200 steps."""
     if arm not in ARMS:
         raise ValueError(f"arm is {arm!r}, expected one of {tuple(ARMS)}")
     config = quickstart.get_config()
     config.data.update(
-        path="data/wide_rooms", num_views=16, num_inputs=2, num_targets=6, min_span=20, max_span=39
+        path="data/wide_rooms",
+        image_height=32,
+        num_views=16,
+        num_inputs=2,
+        num_targets=6,
+        min_span=20,
+        max_span=39,
     )
     config.run.update(
         num_steps=1200,
