@@ -25,7 +25,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,11 +45,10 @@ from benchmarks.runs import (
     read_curve,
     train_command,
 )
+from benchmarks.view_index import COUNTS, TARGETS, make_index
 from configs.experiments import ARMS, get_config, step_flops
 from input_pipeline.config import DataConfig
 from input_pipeline.loading import EvalSet, open_eval_set
-from input_pipeline.sampling import IndexEntry, evaluation_views
-from input_pipeline.storage import SplitReader
 from lvsm_jax.checkpoint import describe
 from lvsm_jax.command_line import read_config_file
 from lvsm_jax.config import EvalConfig, section
@@ -57,8 +56,6 @@ from lvsm_jax.evaluation import COPY_NEAREST, MODEL, evaluate, render_scenes
 from lvsm_jax.files import atomic_write, write_text
 from lvsm_jax.metrics import psnr
 
-COUNTS = (1, 2, 4, 8, 16)
-TARGETS = 3  # of a clip
 SCENES_SHOWN = 3
 
 
@@ -104,43 +101,9 @@ def write_index(options: argparse.Namespace) -> None:
     if file.exists():
         return
     config = read_config_file(f"{REPOSITORY}/configs/experiments.py", options.train_flags)
-    scenes = SplitReader(config.data.path, config.eval.split).scenes
-    clips = zip(scenes.key.tolist(), scenes.num_frames.tolist(), strict=True)
-    entries = {
-        str(key): dataclasses.asdict(choose_views(frames, options.inputs, [options.index_seed, i]))
-        for i, (key, frames) in enumerate(clips)
-    }
+    entries = make_index(config.data.path, config.eval.split, options.inputs, options.index_seed)
     options.directory.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(entries) + "\n")
-
-
-def choose_views(num_frames: int, counts: Iterable[int], seed: Sequence[int]) -> IndexEntry:
-    """Contexts at least four fifths of a clip apart, and targets that are never an input.
-
-    Args:
-        num_frames: of the clip.
-        counts: numbers of inputs that evaluation will take.
-        seed: of the draw.
-
-    Raises:
-        ValueError: the clip has too few frames.
-    """
-    rng = np.random.default_rng(seed)
-    span = rng.integers(-(-4 * num_frames // 5), num_frames)
-    first = int(rng.integers(num_frames - span))
-    contexts = first, int(first + span)
-    taken = {
-        int(position)
-        for count in counts
-        for position in evaluation_views(IndexEntry(contexts, (first,)), count).inputs
-    }
-    free = [position for position in range(first + 1, contexts[1]) if position not in taken]
-    if len(free) < TARGETS:
-        raise ValueError(
-            f"a clip of {num_frames} frames leaves {len(free)} for targets beside the inputs"
-        )
-    targets = sorted(rng.choice(free, TARGETS, replace=False).tolist())
-    return IndexEntry(contexts, tuple(targets))
 
 
 def eval_set(run: Run, num_inputs: int) -> EvalSet:

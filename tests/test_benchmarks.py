@@ -13,6 +13,7 @@ from flax import nnx
 
 import lvsm_jax
 from benchmarks import (
+    attention_entropy,
     cache_quality,
     experiment_report,
     experiments,
@@ -23,6 +24,7 @@ from benchmarks import (
     runs,
     side_by_side,
     user_cameras,
+    view_index,
 )
 from benchmarks.common import markdown_table, measured, random_batch, spread
 from configs import experiments as experiments_config
@@ -247,15 +249,30 @@ def test_many_scenes_take_the_flops_of_few():
 @pytest.mark.parametrize("frames", [40, 41, 60])
 def test_targets_of_the_experiments_are_never_inputs(frames):
     for seed in range(50):
-        entry = experiments.choose_views(frames, experiments.COUNTS, [0, seed])
-        assert entry == experiments.choose_views(frames, experiments.COUNTS, [0, seed])
+        entry = view_index.choose_views(frames, view_index.COUNTS, [0, seed])
+        assert entry == view_index.choose_views(frames, view_index.COUNTS, [0, seed])
         first, last = entry.context
         assert first >= 0 and last < frames and last - first >= 0.8 * frames
         assert len(set(entry.target)) == 3 and all(first < t < last for t in entry.target)
-        for count in experiments.COUNTS:
+        for count in view_index.COUNTS:
             assert not set(entry.target) & set(evaluation_views(entry, count).inputs.tolist())
-    with pytest.raises(ValueError, match="a clip of 16 frames leaves"):
-        experiments.choose_views(16, [16], [0])
+    with pytest.raises(ValueError, match="16 frames leave 0"):
+        view_index.choose_views(16, [16], [0])
+
+
+def test_an_index_for_few_and_many_inputs(rooms, tmp_path, capsys):
+    output = tmp_path / "views.json"
+    arguments = [str(rooms), str(output), "--inputs", "1", "2", "4"]
+    view_index.main(arguments)
+    data = DataConfig(path=rooms, image_height=32, num_inputs=4)
+    some = open_eval_set(data, EvalConfig(index=str(output), num_inputs=4))
+    assert some.num_scenes == 4
+    assert all(not set(views.inputs) & set(views.targets) for views in some.views)
+    for message, more in (("is there already", []), ("clip .*: num_inputs is 16", ["16"])):
+        if more:
+            output.unlink()
+        with pytest.raises(SystemExit, match=f"error: .*{message}"):
+            view_index.main(arguments + more)
 
 
 TINY_EXPERIMENT = [
@@ -462,6 +479,21 @@ def test_the_window_of_an_evaluation_is_that_of_its_row(tiny_export, rooms):
 def test_mistakes_about_other_cameras_are_told_in_a_line(tiny_export, rooms, more, message):
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         user_cameras.main(user_cameras_arguments(rooms, tiny_export, *more))
+
+
+def test_entropies_by_number_of_inputs(tiny_export, rooms, tmp_path, capsys):
+    output = tmp_path / "entropy.json"
+    arguments = [str(tiny_export), "--config=configs/quickstart.py", "--inputs", "1", "3"]
+    fields = [f"--config.data.path={rooms}", "--config.data.image_height=16"]
+    attention_entropy.main([*arguments, "--scenes=3", f"--output={output}", *fields])
+    report = json.loads(output.read_text())
+    assert report["num_scenes"] == 3
+    found = report["rows"][0]["inputs"]
+    assert {count: found[count]["tokens"] for count in found} == {"1": 4, "3": 12}
+    # Random weights look at all tokens nearly alike.
+    for count in found.values():
+        assert 0.9 * np.log(count["tokens"]) < count["entropy"][0] <= np.log(count["tokens"])
+    assert f"{found['3']['entropy'][0]:.2f} (" in capsys.readouterr().out
 
 
 def test_what_each_loss_adds_is_counted(capsys):

@@ -204,7 +204,14 @@ def test_sizes_that_cannot_be(state_dicts, architecture, change, message):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("co_refinement", False), ("decoder_attention", "cross"), ("shared_streams", True)],
+    [
+        ("co_refinement", False),
+        ("decoder_attention", "cross"),
+        ("shared_streams", True),
+        ("camera_encoding", "plucker_prope"),
+        ("attention_temperature", "log_views"),
+        ("residual_scaling", True),
+    ],
 )
 def test_variants_that_nobody_published_have_no_names(field, value):
     sizes = {"num_layers": 1, "width": 16, "head_dim": 8}
