@@ -147,6 +147,7 @@ def make_report(runs: Sequence[Run], options: argparse.Namespace) -> dict[str, A
             config = read_config(run.workdir)
             costs = {"steps": config.run.num_steps, "step_flops": step_flops(config)}
             arms[run.arm] = {"overrides": ARMS[run.arm], **costs, **about(run.workdir), "runs": {}}
+            arms[run.arm]["config"]["eval"]["index"] = "index.json"  # wherever this directory is
         found: dict[str, Any] = {"curve": [list(point) for point in read_curve(run.workdir)]}
         if run.done:
             found["inputs"] = evaluate_run(run, options.inputs)

@@ -27,6 +27,7 @@ CONFIG_FILES = pathlib.Path(__file__).resolve().parent.parent / "configs"
         ("re10k_512", "EfficientLVSM", 199.07),
         ("re10k_256_repa", "EfficientLVSM", 199.07),
         ("re10k_512_repa", "EfficientLVSM", 199.07),
+        ("beyond_256", "EfficientLVSM", 199.07),
         ("lvsm_decoder_only_256", "LVSMDecoderOnly", 170.80),
         ("lvsm_encoder_decoder_256", "LVSMEncoderDecoder", 173.15),
         ("quickstart", "EfficientLVSM", 1.52),
