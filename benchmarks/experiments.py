@@ -46,7 +46,7 @@ from benchmarks.runs import (
     train_command,
 )
 from benchmarks.view_index import COUNTS, TARGETS, make_index
-from configs.experiments import ARMS, get_config, step_flops
+from configs.experiments import ARMS, step_flops, steps_of_like_cost
 from input_pipeline.config import DataConfig
 from input_pipeline.loading import EvalSet, open_eval_set
 from lvsm_jax.checkpoint import describe
@@ -81,10 +81,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def make_run(arm: str, seed: int, options: argparse.Namespace) -> Run:
-    """A run of an arm; with `--steps`, of as many steps more or less as `plucker`."""
-    steps = get_config(arm).run.num_steps
-    if options.steps:
-        steps = max(1, round(steps * options.steps / get_config().run.num_steps))
+    """A run of an arm; those of other scenes and targets have the steps of like cost."""
+    config, base = (
+        read_config_file(f"{REPOSITORY}/configs/experiments.py:{name}", options.train_flags)
+        for name in (arm, "plucker")
+    )
+    steps = base.run.num_steps = options.steps or base.run.num_steps
+    if arm == "many_scenes":
+        steps = steps_of_like_cost(config, base)
     workdir = options.directory / arm / f"seed_{seed}"
     fields = {
         "run.seed": seed,
@@ -171,9 +175,12 @@ def timing(begun: Sequence[Run], options: argparse.Namespace) -> dict[str, Any]:
         return {"measured": True} | measure_apart(configs, options.measure_steps, threads=threads)
     file = options.directory / "experiments.json"
     known = json.loads(file.read_text())["timing"] if file.exists() else {}
-    if known.get("measured"):
-        return known
     arms = dict.fromkeys(run.arm for run in begun)
+    if known.get("measured"):
+        missing = [arm for arm in arms if arm not in known["step_seconds"]]
+        if missing:
+            print(f"not measured, without times: {', '.join(missing)}", file=sys.stderr)
+        return known
     return {"measured": False} | logged_times(
         {arm: [run.workdir for run in begun if run.arm == arm] for arm in arms}
     )
@@ -235,8 +242,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", type=int, default=[0, 1], metavar="S", help="of each arm (0 1)")
     add("--at-once", type=int, default=2, help="runs that train at a time (2)")
     add("--steps", type=int,
-        help="of plucker, the others in proportion (the config's); stay with what a directory was "
-             "begun with, for the learning rate depends on it")  # fmt: skip
+        help="of each run, many_scenes those of like cost (the config's); stay with what a "
+             "directory was begun with, for the learning rate depends on it")  # fmt: skip
     add("--inputs", nargs="+", type=int, default=list(COUNTS), metavar="N",
         help=f"numbers of inputs to evaluate with ({' '.join(map(str, COUNTS))})")  # fmt: skip
     add("--index-seed", type=int, default=0, help="of the views in a new index.json (0)")

@@ -10,7 +10,7 @@ published result says what they are at this size.
 
 - `camera_encoding="plucker_prope"`: rays in the tokens and relative cameras in the attention.
 - `input_counts`: 1, 2, 4 or 8 inputs a step; `num_views=16` leaves views to be targets.
-- `attention_temperature="log_views"`: attention does not flatten with more inputs than were trained.
+- `attention_temperature="log_views"`: attention does not flatten as inputs are added.
 - `smallest_crop`, `scale_jitter`, `frame_turn`: cameras of users are of other focal lengths, their
   principal points are off the middle, and worlds are neither level nor of one scale.
 

@@ -17,9 +17,9 @@ more inputs help. The name after the colon is an arm; each differs from `plucker
 - `both_varied`: `plucker_prope` and `varied`;
 - `both_varied_scaled`: and each residual branch times 1/√layers;
 - `both_varied_log`: `both_varied`, and attention that is the sharper, the more inputs there are;
-- `both_varied_cameras`: `both_varied`, on crops of other shapes and places than the middle, in
-  other scales and in frames turned by up to 30°;
-- `beyond`: all of these.
+- `both_varied_cameras`: `both_varied`, on windows of the frames of other sizes and places than the
+  middle, in other scales and in scene frames turned by up to 30°;
+- `beyond`: `both_varied`, with scaled residuals, sharper attention and these cameras.
 
 `python -m benchmarks.experiments` trains all of them and compares.
 """
@@ -80,13 +80,19 @@ def get_config(arm: str = "plucker") -> ml_collections.ConfigDict:
         checkpoint_every=400,
     )
     config.eval.batch_size = 8
-    flops = config.run.num_steps * step_flops(config)
+    few = config.copy_and_resolve_references()
     for name, value in ARMS[arm].items():
         section, field = name.split(".")
         config[section][field] = value
     if arm == "many_scenes":
-        config.run.num_steps = 10 * round(flops / step_flops(config) / 10)
+        config.run.num_steps = steps_of_like_cost(config, few)
     return config
+
+
+def steps_of_like_cost(config: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> int:
+    """So many steps that training takes the FLOPs of another config's, in tens."""
+    ratio = step_flops(other) / step_flops(config)
+    return max(1, 10 * round(other.run.num_steps * ratio / 10))
 
 
 def step_flops(config: ml_collections.ConfigDict) -> int:

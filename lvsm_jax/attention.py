@@ -75,7 +75,8 @@ def attention_with_lse(
             `cudnn`, else `xla`.
 
     Returns:
-        The attention, and the logarithm of the sum of `exp(q·kᵀ / √c)` in float32.
+        The attention, and the logarithm of the sum of `exp(q·kᵀ / √c)`, in float32; `cudnn` and
+        `xla` give it as rounded to the dtype of the keys (by `jax.nn.dot_product_attention`).
     """
     implementation = checked(implementation, q, k)
     if implementation == "blocked" and lengths is None:
@@ -93,16 +94,17 @@ def attention_with_lse(
 
 
 def attention_entropy(
-    q: Float[Array, "b t m c"], k: Float[Array, "b s m c"], *, implementation: str = "auto"
+    q: Float[Array, "b t m c"], k: Float[Array, "b s m c"]
 ) -> Float[Array, "b t m"]:
     """Entropy of each query's weights, in nats: 0 looks at one key, log(s) at all alike.
 
     By `log Σ exp(logits) - Σ weights · logits`, and the second sum is `q` times the attention whose
-    values are the keys: no kernel has to show its weights.
+    values are the keys: no kernel has to show its weights. In float32, for it is a difference of
+    numbers that are much alike.
     """
-    mean_key, lse = attention_with_lse(q, k, k, implementation=implementation)
-    mean_logit = (q.astype(jnp.float32) * mean_key.astype(jnp.float32)).sum(axis=-1)
-    return lse - mean_logit / math.sqrt(q.shape[-1])
+    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    mean_key, lse = attention_with_lse(q, k, k, implementation="blocked")
+    return lse - (q * mean_key).sum(axis=-1) / math.sqrt(q.shape[-1])
 
 
 def skips_by_length(implementation: str, dtype: Any) -> bool:

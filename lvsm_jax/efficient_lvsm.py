@@ -63,9 +63,10 @@ class EfficientLVSMConfig(ModelConfig):
             its cross-attention is its own. Needs `self_cross`.
         camera_encoding: how the model is told of cameras. `plucker`: by rays in the tokens, as
             published; `prope`: by relative projections in the decoder's cross-attention, with RoPE
-            inside each view (`lvsm_jax.prope`); `gta`: the same with relative poses alone;
-            `plucker_prope`: both. With `prope` and `gta` no render depends on the world frame, only
-            on its unit of length.
+            inside each view (`lvsm_jax.prope`), and rays in the camera's own axes, which tell
+            nothing of its pose, in the tokens; `gta`: the same with relative poses alone in
+            attention; `plucker_prope`: world rays in the tokens, and attention as in `prope`. With
+            `prope` and `gta` no render depends on the world frame, only on its unit of length.
         attention_temperature: of the decoder's cross-attention. `constant`, as published;
             `log_views`: logits are multiplied by log(keys of all input views) / log(keys of two),
             so that attention does not flatten as views are added.
@@ -113,7 +114,7 @@ class Memory:
 
     Attributes:
         tokens: `[l, b, v, s, d]` after each layer; without co-refinement, after the last alone.
-        positions: of the views, for `prope` and `gta`, else None.
+        positions: of the views; None where attention is told nothing of cameras.
     """
 
     tokens: Any

@@ -101,11 +101,10 @@ def _watched(
 ) -> tuple[tuple[Attend, ...], list[Array]]:
     """How a layer reads the inputs, and a list that its entropies are put in when it does."""
     entropies: list[Array] = []
-    how = {"implementation": model.config.attention}
 
     def watching(q: Array, pair: tuple[Array, Array]) -> Array:
         keys = einops.rearrange(pair[0], "b v s m c -> b (v s) m c")
-        entropies.append(attention_entropy(q, keys, **how).mean() / jnp.log(keys.shape[1]))
+        entropies.append(attention_entropy(q, keys).mean() / jnp.log(keys.shape[1]))
         return model.attend(q, pair)
 
     pairs = block.keys_values(views, positions)

@@ -10,6 +10,7 @@ import lvsm_jax
 from lvsm_jax.architectures import CONFIGS, new_model
 from lvsm_jax.attention import attention_entropy
 from lvsm_jax.layer_statistics import norms_by_layer, rows, token_statistics
+from lvsm_jax.tree import from_named, named_leaves
 
 SIZES = {"num_layers": 3, "width": 32, "head_dim": 16}
 
@@ -27,14 +28,16 @@ def scene(views=2):
     return images, *cameras
 
 
-@pytest.mark.parametrize("implementation", ["xla", "blocked"])
-def test_entropy(implementation):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_entropy(dtype):
     q, k = (4 * jax.random.normal(jax.random.key(i), (2, n, 3, 8)) for i, n in ((0, 5), (1, 7)))
-    weights = jax.nn.softmax(jnp.einsum("btmc,bsmc->btms", q, k) / np.sqrt(8))
+    q, k = q.astype(dtype), k.astype(dtype)
+    whole = q.astype(jnp.float32), k.astype(jnp.float32)
+    weights = jax.nn.softmax(jnp.einsum("btmc,bsmc->btms", *whole) / np.sqrt(8))
     expected = -(weights * jnp.log(weights)).sum(axis=-1)
-    ours = attention_entropy(q, k, implementation=implementation)
+    ours = attention_entropy(q, k)
     np.testing.assert_allclose(ours, expected, atol=1e-4)
-    alike = attention_entropy(q, 0 * k, implementation=implementation)
+    alike = attention_entropy(q, 0 * k)
     np.testing.assert_allclose(alike, np.log(7), rtol=1e-5)
 
 
@@ -54,6 +57,35 @@ def test_tokens_are_those_of_a_render(variant):
         np.testing.assert_allclose(values[name], expected, rtol=1e-4)
     assert values["attention_entropy"].shape == (3,)
     assert (values["attention_entropy"] > 0).all() and (values["attention_entropy"] <= 1.0).all()
+
+
+@pytest.mark.parametrize("decoder_attention", ["self_cross", "cross"])
+def test_entropies_are_those_of_the_weights_that_a_render_has(decoder_attention, monkeypatch):
+    fields = {"camera_encoding": "plucker_prope", "attention_temperature": "log_views"}
+    config = lvsm_jax.EfficientLVSMConfig(**SIZES, **fields, decoder_attention=decoder_attention)
+    model = new_model(config, nnx.Rngs(0))
+    larger = {name: a * 10 if "decoder" in name else a for name, a in named_leaves(model).items()}
+    model = from_named(model, larger)  # which does not look at all tokens alike
+    images, inputs, targets = scene(3)
+    ours = token_statistics(model, images, inputs, targets)["attention_entropy"]
+
+    seen = []
+
+    def watched(self, q, keys_values):
+        seen.append((np.asarray(q), np.asarray(keys_values[0]).reshape(2, -1, *q.shape[2:])))
+        return attend(self, q, keys_values)
+
+    attend = lvsm_jax.EfficientLVSM.attend
+    monkeypatch.setattr(lvsm_jax.EfficientLVSM, "attend", watched)
+    with jax.disable_jit():
+        model(images, inputs, targets)
+    expected = []
+    for q, k in seen:
+        weights = jax.nn.softmax(np.einsum("btmc,bsmc->btms", q, k) / np.sqrt(q.shape[-1]))
+        expected.append(-(weights * np.log(weights)).sum(axis=-1).mean() / np.log(k.shape[1]))
+    expected = np.reshape(expected, (3, -1)).mean(axis=1)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+    assert ours.min() < 0.9
 
 
 def test_a_higher_temperature_is_a_higher_entropy():
@@ -82,9 +114,13 @@ def test_norms_add_up(architecture, num_layers):
     assert norms.keys() == set(model.stacks)
     for stack, by_layer in norms.items():
         assert by_layer.shape == (num_layers,)
-        leaves = jax.tree.leaves(getattr(model, stack))
-        whole = sum(np.square(np.asarray(leaf)).sum() for leaf in leaves)
-        np.testing.assert_allclose(np.square(by_layer).sum(), whole, rtol=1e-5)
+        part, squares = getattr(model, stack), np.zeros(num_layers)
+        stacked = part if architecture == "EfficientLVSM" else part.blocks
+        for leaf in map(np.asarray, jax.tree.leaves(stacked)):
+            squares[: len(leaf)] += np.square(leaf.reshape(len(leaf), -1)).sum(axis=1)
+        if stacked is not part:
+            squares[-1] += sum(np.square(leaf).sum() for leaf in jax.tree.leaves(part.last))
+        np.testing.assert_allclose(np.square(by_layer), squares, rtol=1e-5)
 
 
 def test_rows_have_a_name_for_each_layer():

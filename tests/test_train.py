@@ -31,6 +31,7 @@ def command(rooms, workdir, config="configs/quickstart.py", **changes):
         "run.eval_every": 40,
         "run.eval_scenes": 3,
         "run.checkpoint_every": 10,
+        "run.layers_every": 60,
         "model.num_layers": 2,
         "model.width": 32,
         "model.head_dim": 16,
@@ -87,6 +88,12 @@ def test_what_a_run_leaves(undisturbed):
     assert [int(row["step"]) for row in rows] == list(range(10, 121, 10))
     assert all(np.isfinite(float(row["loss"])) for row in rows)
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    kinds = ("grad_norm/encoder", "grad_norm/decoder", "encoder_rms", "decoder_rms")
+    for name in (*kinds, "attention_entropy/2_views"):
+        for layer in (f"{name}/layer_01", f"{name}/layer_02"):
+            assert [row["step"] for row in rows if row[layer]] == ["60", "120"], layer
+            assert all(float(row[layer]) > 0 for row in rows if row[layer])
+        assert f"{name}/layer_03" not in rows[0]
     assert [row["step"] for row in rows if row["eval/psnr"]] == ["40", "80", "120"]
     assert np.asarray(Image.open(workdir / "images" / "train_0000060.png")).shape == (32, 128, 3)
     scores = {row["step"]: float(row["eval/psnr"]) for row in rows if row["eval/psnr"]}
@@ -123,7 +130,8 @@ def test_killed_and_stopped_and_resumed_is_bit_identical(undisturbed, rooms, tmp
     tables = []
     for workdir in (tmp_path, undisturbed[0]):
         rows = csv.DictReader((workdir / "metrics.csv").open())
-        tables.append([(row["step"], row["loss"], row["eval/psnr"]) for row in rows])
+        same = ("step", "loss", "eval/psnr", "attention_entropy/2_views/layer_02")
+        tables.append([[row[name] for name in same] for row in rows])
     assert tables[0] == tables[1]
 
 
