@@ -29,7 +29,7 @@ NAMES = {
     "both_varied_scaled": "…, residuals × 1/√L",
     "both_varied_log": "…, log temperature",
     "both_varied_cameras": "…, other cameras",
-    "beyond": "beyond",
+    "all_changes": "…, all three",
 }
 COLORS = {
     "plucker": "#0072B2",
@@ -43,7 +43,7 @@ COLORS = {
     "both_varied_scaled": "#7F7F7F",
     "both_varied_log": "#8C6D31",
     "both_varied_cameras": "#4B0082",
-    "beyond": "#000000",
+    "all_changes": "#000000",
 }
 # What stands beside each other in view_counts.png.
 PANELS = {
@@ -62,7 +62,7 @@ PANELS = {
         "both_varied_scaled",
         "both_varied_log",
         "both_varied_cameras",
-        "beyond",
+        "all_changes",
     ),
 }
 SHARES = (0.25, 0.5, 0.75, 1.0)

@@ -19,7 +19,7 @@ more inputs help. The name after the colon is an arm; each differs from `plucker
 - `both_varied_log`: `both_varied`, and attention that is the sharper, the more inputs there are;
 - `both_varied_cameras`: `both_varied`, on windows of the frames of other sizes and places than the
   middle, in other scales and in scene frames turned by up to 30°;
-- `beyond`: `both_varied`, with scaled residuals, sharper attention and these cameras.
+- `all_changes`: `both_varied`, with scaled residuals, sharper attention and these cameras.
 
 `python -m benchmarks.experiments` trains all of them and compares.
 """
@@ -51,7 +51,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "both_varied_scaled": _BOTH | _VARIED | _SCALED,
     "both_varied_log": _BOTH | _VARIED | _LOG,
     "both_varied_cameras": _BOTH | _VARIED | _CAMERAS,
-    "beyond": _BOTH | _VARIED | _SCALED | _LOG | _CAMERAS,
+    "all_changes": _BOTH | _VARIED | _SCALED | _LOG | _CAMERAS,
 }
 
 

@@ -24,6 +24,17 @@ flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_freed():
+    """Frees the compiled programs of a file's tests.
+
+    Each holds some memory maps, of which Linux allows a process 65,530 (vm.max_map_count): those of
+    all tests are more, and XLA then crashes while it compiles, and hangs.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def goldens() -> pathlib.Path:
     """Folder of the committed inputs and outputs of the reference programs."""

@@ -336,7 +336,7 @@ def test_means_and_spreads_are_over_the_seeds_that_are_done():
     arms = {
         "plucker": invented_arm(flat, 100, inputs),
         "prope": invented_arm(better, 100, inputs),
-        "beyond": invented_arm([[]], 100, inputs),
+        "all_changes": invented_arm([[]], 100, inputs),
     }
     timing = {"step_seconds": {"plucker": 6.0, "prope": 12.0}, "source": "invented"}
     report = {"inputs": [1, 2], "timing": timing, "arms": arms}
@@ -345,8 +345,8 @@ def test_means_and_spreads_are_over_the_seeds_that_are_done():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert ["100 steps", "20.50 (1.00)", "22.00", "+2.00"] in rows  # seed 0 against seed 0
     assert ["10.0 minutes", "20.50 (1.00)", "21.00", "+1.00"] in rows
-    assert ["beyond", "–", "–", "0"] in rows
-    assert experiment_report.draw_curves(report, ["plucker", "prope", "beyond"]) is not None
+    assert ["…, all three", "–", "–", "0"] in rows
+    assert experiment_report.draw_curves(report, ["plucker", "prope", "all_changes"]) is not None
     assert experiment_report.draw_view_counts(report) is not None
 
 
