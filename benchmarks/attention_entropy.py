@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import math
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 import lvsm_jax
-from benchmarks.common import hardware, markdown_table
+from benchmarks.common import exports_parser, hardware, markdown_table
 from input_pipeline.config import DataConfig
 from input_pipeline.loading import EvalSet, open_eval_set
 from lvsm_jax.command_line import read_config_file
@@ -128,19 +127,10 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.attention_entropy",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Fields of the config are set by --config.SECTION.FIELD=VALUE.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("exports", nargs="+", metavar="EXPORT", help="directory of an export")
-    parser.add_argument("--config", required=True, help="config file, see configs/")
+    parser = exports_parser("attention_entropy", __doc__)
     parser.add_argument("--inputs", type=int, nargs="+", default=COUNTS, metavar="N",
                         help="numbers of inputs (1 2 4 8 16)")  # fmt: skip
     parser.add_argument("--scenes", type=int, default=32, help="how many to look at (32)")
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
     return parser
 
 

@@ -1,6 +1,8 @@
 """What the benchmarks of models share: random scenes, timing of a compiled call, tables, plots."""
 
+import argparse
 import math
+import pathlib
 import platform
 import statistics
 import time
@@ -30,6 +32,21 @@ COLORS = {
     "LVSMDecoderOnly": "#D55E00",
     "LVSMEncoderDecoder": "#009E73",
 }
+
+
+def exports_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Of a program that measures exports on the evaluation of a config, whose fields are flags."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Fields of the config are set by --config.SECTION.FIELD=VALUE.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("exports", nargs="+", metavar="EXPORT", help="directory of an export")
+    parser.add_argument("--config", required=True, help="config file, see configs/")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
+    return parser
 
 
 def hardware() -> str:

@@ -17,7 +17,6 @@ copy of the nearest input view, in its own row.
 import argparse
 import dataclasses
 import json
-import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -29,7 +28,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 import lvsm_jax
-from benchmarks.common import hardware, markdown_table
+from benchmarks.common import exports_parser, hardware, markdown_table
 from input_pipeline.batch import Batch
 from input_pipeline.config import DataConfig
 from input_pipeline.loading import EvalSet, open_eval_set
@@ -142,19 +141,10 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.user_cameras",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Fields of the config are set by --config.SECTION.FIELD=VALUE.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("exports", nargs="+", metavar="EXPORT", help="directory of an export")
-    parser.add_argument("--config", required=True, help="config file, see configs/")
+    parser = exports_parser("user_cameras", __doc__)
     parser.add_argument(
         "--factors", type=float, nargs="+", default=FACTORS, help="on focal lengths (1 1.25 1.5 2)"
     )
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
     return parser
 
 

@@ -77,7 +77,7 @@ def simulate_cpu_devices(
     # XLA's threads. A device may wait in several collectives at once, and with a thread for each
     # device all could wait for one that finds no thread.
     if devices > 1:
-        os.environ.setdefault("NPROC", str(8 * devices))
+        os.environ.setdefault("NPROC", str(4 * devices))
 
 
 def cpu_cores() -> int:

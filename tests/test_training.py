@@ -247,7 +247,6 @@ def test_step_compiles_once():
         step = compiled_step(config, mesh)
         state = init_state(config, mesh, seed=0)
         for seed in range(3):
-            batch = shard_batch(mesh, random_batch(seed=seed))
-            state, _ = jax.block_until_ready(step(state, batch))
+            state, _ = step(state, shard_batch(mesh, random_batch(seed=seed)))
     assert step._cache_size() == 1
     assert jnp.isfinite(state.model.head.kernel[...]).all()
