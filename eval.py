@@ -34,16 +34,16 @@ from etils import epath
 from ml_collections import config_flags
 
 import lvsm_jax
-from input_pipeline.config import DataConfig
 from input_pipeline.loading import EvalSet, evaluation_index, open_eval_set
-from lvsm_jax import processes
-from lvsm_jax.checkpoint import describe, model_config
-from lvsm_jax.command_line import parse_flags
-from lvsm_jax.config import EvalConfig, RunConfig, section
-from lvsm_jax.evaluation import METRICS, MODEL, Evaluation, evaluate, render_scenes
-from lvsm_jax.files import write_text
-from lvsm_jax.lpips import find_weights, load_lpips
-from lvsm_jax.mesh import (
+from lvsm_jax.common.command_line import parse_flags
+from lvsm_jax.common.config import EvalConfig, RunConfig, section
+from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.files import write_text
+from lvsm_jax.evaluation.report import choose_scenes, render_page
+from lvsm_jax.evaluation.scoring import METRICS, MODEL, Evaluation, evaluate, render_scenes
+from lvsm_jax.frozen.lpips import find_weights, load_lpips
+from lvsm_jax.parallel import processes
+from lvsm_jax.parallel.mesh import (
     MeshConfig,
     check_batch,
     make_mesh,
@@ -52,8 +52,8 @@ from lvsm_jax.mesh import (
     shard_batch,
     simulate_cpu_devices,
 )
-from lvsm_jax.processes import ProcessesConfig
-from lvsm_jax.report import choose_scenes, render_page
+from lvsm_jax.parallel.processes import ProcessesConfig
+from lvsm_jax.training.checkpoints import describe, model_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Directory of an export.")

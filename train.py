@@ -31,22 +31,28 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 import lvsm_jax
-from input_pipeline.batch import Batch
 from input_pipeline.loading import EvalSet, open_eval_set, train_batches
 from input_pipeline.storage import DatasetError
-from lvsm_jax import processes
-from lvsm_jax.checkpoint import CheckpointError, Checkpoints
-from lvsm_jax.command_line import parse_flags
-from lvsm_jax.config import RunConfig
-from lvsm_jax.evaluation import evaluate
-from lvsm_jax.frozen import FrozenWeightsError, load_frozen
-from lvsm_jax.layer_statistics import rows, token_statistics
-from lvsm_jax.loop import Clock, Programs, StopSignals, stop_signals
-from lvsm_jax.mesh import make_mesh, reader, shard_batch, simulate_cpu_devices
-from lvsm_jax.metrics import psnr
-from lvsm_jax.run_log import RunLog, log_to_file
-from lvsm_jax.settings import Settings, check_start, record_config, starting_weights
-from lvsm_jax.train_state import TrainState, abstract_state, compiled_step, init_state, to_unit
+from lvsm_jax.batch import Batch
+from lvsm_jax.common.command_line import parse_flags
+from lvsm_jax.common.config import RunConfig
+from lvsm_jax.evaluation.metrics import psnr
+from lvsm_jax.evaluation.scoring import evaluate
+from lvsm_jax.frozen.networks import FrozenWeightsError, load_frozen
+from lvsm_jax.parallel import processes
+from lvsm_jax.parallel.mesh import make_mesh, reader, shard_batch, simulate_cpu_devices
+from lvsm_jax.training.checkpoints import CheckpointError, Checkpoints
+from lvsm_jax.training.diagnostics import rows, token_statistics
+from lvsm_jax.training.loop import Clock, Programs, StopSignals, stop_signals
+from lvsm_jax.training.run_log import RunLog, log_to_file
+from lvsm_jax.training.settings import Settings, check_start, record_config, starting_weights
+from lvsm_jax.training.train_state import (
+    TrainState,
+    abstract_state,
+    compiled_step,
+    init_state,
+    to_unit,
+)
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made or resumed.")

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 import lvsm_jax
 from benchmarks.common import markdown_table
-from input_pipeline.scenes import Scene, ScenePhotograph, read_scene
-from lvsm_jax.efficient_lvsm import CACHE_DTYPES
-from lvsm_jax.metrics import psnr
+from lvsm_jax.evaluation.metrics import psnr
+from lvsm_jax.models.efficient_lvsm import CACHE_DTYPES
+from lvsm_jax.scenes.readers import Scene, ScenePhotograph, read_scene
 
 SPAN = 81  # photographs of a scene that are looked at
 TARGETS = 8

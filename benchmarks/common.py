@@ -15,11 +15,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
-from input_pipeline.batch import Batch, Views
 from lvsm_jax import Cameras
-from lvsm_jax.mesh import cpu_cores
-from lvsm_jax.model import ViewSynthesisModel
-from lvsm_jax.train_state import to_unit
+from lvsm_jax.batch import Batch, Views
+from lvsm_jax.models.base import ViewSynthesisModel
+from lvsm_jax.parallel.mesh import cpu_cores
+from lvsm_jax.training.train_state import to_unit
 
 # How the models are named and coloured (by Okabe and Ito, told apart by colour-blind eyes too).
 NAMES = {

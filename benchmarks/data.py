@@ -30,14 +30,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from input_pipeline.batch import Batch
-from input_pipeline.config import DataConfig
 from input_pipeline.examples import ExampleLoader
 from input_pipeline.loading import train_batches
 from input_pipeline.preprocess import output_columns, preprocess_frame
 from input_pipeline.sampling import sample_views, usable_clips
 from input_pipeline.storage import Frame, SplitReader
-from lvsm_jax.files import write_text
+from lvsm_jax.batch import Batch
+from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.files import write_text
 
 
 @dataclasses.dataclass(frozen=True)

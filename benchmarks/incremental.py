@@ -14,7 +14,7 @@ whichever is longer. Medians of --repeats rounds, each over all numbers of views
 moment of the machine does not fall on one of them.
 
 Weights are random, for time does not depend on them, unless --export names some; with --scenes,
-photographs that `python -m lvsm_jax.render` would take, PSNR by number of views and dtype of the
+photographs that the `render` program would take, PSNR by number of views and dtype of the
 cache is measured too (benchmarks/cache_quality.py).
 """
 
@@ -47,11 +47,11 @@ from benchmarks.common import (
     random_batch,
     render,
 )
-from lvsm_jax.cache import ViewCache
-from lvsm_jax.efficient_lvsm import CACHE_DTYPES
-from lvsm_jax.files import atomic_write, write_text
-from lvsm_jax.flops import forward_macs
-from lvsm_jax.model import ViewSynthesisModel
+from lvsm_jax.common.files import atomic_write, write_text
+from lvsm_jax.cost.flops import forward_macs
+from lvsm_jax.models.base import ViewSynthesisModel
+from lvsm_jax.models.efficient_lvsm import CACHE_DTYPES
+from lvsm_jax.rendering.view_cache import ViewCache
 
 CHANGES = ("add", "remove")
 
@@ -349,7 +349,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--decoder-only", type=int, default=8, help="most views of LVSM decoder-only (8)")
     add("--max-seconds", type=float, default=20.0, help="of full passes; one is always made (20)")
     add("--export", type=pathlib.Path, help="weights, instead of random ones of --layers, --width")
-    add("--scenes", nargs="+", help="scenes to measure PSNR on, see python -m lvsm_jax.render")
+    add(
+        "--scenes",
+        nargs="+",
+        help="scenes to measure PSNR on, see the program render",
+    )
     add("--matmul-sizes", type=int, nargs="+", default=[1024, 2048], help="sides of the matmuls")
     add("--output", type=pathlib.Path, help="JSON file to write")
     add("--plot", type=pathlib.Path, help="PNG file to write")

@@ -25,16 +25,16 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.common import hardware, measured, random_batch
-from lvsm_jax import vgg
-from lvsm_jax.command_line import read_config_file
-from lvsm_jax.dino import TEACHERS
-from lvsm_jax.files import write_text
-from lvsm_jax.flops import Macs, forward_macs, teacher_macs, training_flops, vgg_macs
-from lvsm_jax.frozen import Frozen, abstract_frozen
-from lvsm_jax.losses import LossConfig
-from lvsm_jax.mesh import make_mesh
-from lvsm_jax.perceptual import PLAN
-from lvsm_jax.train_state import TrainingConfig, new_state, train_step
+from lvsm_jax.common.command_line import read_config_file
+from lvsm_jax.common.files import write_text
+from lvsm_jax.cost.flops import Macs, forward_macs, teacher_macs, training_flops, vgg_macs
+from lvsm_jax.frozen import vgg
+from lvsm_jax.frozen.dino import TEACHERS
+from lvsm_jax.frozen.networks import Frozen, abstract_frozen
+from lvsm_jax.frozen.perceptual import PLAN
+from lvsm_jax.parallel.mesh import make_mesh
+from lvsm_jax.training.losses import LossConfig
+from lvsm_jax.training.train_state import TrainingConfig, new_state, train_step
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -94,7 +94,7 @@ def variants(training: TrainingConfig) -> dict[str, TrainingConfig]:
 
 
 def random_networks(training: TrainingConfig) -> dict[str, Any]:
-    """Every frozen network in full size, as `lvsm_jax.frozen.load_frozen` would hold it."""
+    """Every frozen network in full size, as `frozen.networks.load_frozen` would hold it."""
     rng = np.random.default_rng(0)
     loss = LossConfig(perceptual=0.5, lpips=0.5)
     repa = dataclasses.replace(training.repa, weight=0.5, stop_step=0)

@@ -24,15 +24,15 @@ from flax import nnx
 from tqdm import tqdm
 
 from benchmarks.common import hardware, matmul_peak, measured, random_batch, render
-from input_pipeline.batch import Batch
-from lvsm_jax.architectures import CONFIGS, config_class, new_model
-from lvsm_jax.attention import attention
-from lvsm_jax.files import write_text
-from lvsm_jax.flops import Macs, forward_macs, training_flops
-from lvsm_jax.losses import LossConfig
-from lvsm_jax.model import ModelConfig
-from lvsm_jax.optimizer import OptimizerConfig
-from lvsm_jax.train_state import TrainingConfig, new_state, train_step
+from lvsm_jax.batch import Batch
+from lvsm_jax.common.files import write_text
+from lvsm_jax.cost.flops import Macs, forward_macs, training_flops
+from lvsm_jax.models.architectures import CONFIGS, config_class, new_model
+from lvsm_jax.models.attention import attention
+from lvsm_jax.models.base import ModelConfig
+from lvsm_jax.training.losses import LossConfig
+from lvsm_jax.training.optimizer import OptimizerConfig
+from lvsm_jax.training.train_state import TrainingConfig, new_state, train_step
 
 
 def main() -> None:

@@ -41,10 +41,10 @@ from benchmarks.common import (
     random_batch,
     render,
 )
-from lvsm_jax.architectures import CONFIGS, config_class, new_model
-from lvsm_jax.files import atomic_write, write_text
-from lvsm_jax.flops import Macs, forward_macs
-from lvsm_jax.model import ModelConfig, ViewSynthesisModel
+from lvsm_jax.common.files import atomic_write, write_text
+from lvsm_jax.cost.flops import Macs, forward_macs
+from lvsm_jax.models.architectures import CONFIGS, config_class, new_model
+from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel
 
 _ENOUGH_SECONDS = 20.0
 _PUBLISHED_SIZE = 256

@@ -1,32 +1,32 @@
 """Every field with its default; the other configs start from here.
 
-- `architecture`: a model's name in `lvsm_jax/architectures.py`; `configs/base.py:NAME` sets it;
+- `architecture`: a model's name in `models/architectures.py`; `configs/base.py:NAME` sets it;
 - `init_from`: an export whose weights to start from, also at another image size; empty for random
   ones. A run that is resumed does not look at it.
 
 Sections are the fields of dataclasses, whose docstrings say what each does:
 
-- `run`: `lvsm_jax.config.RunConfig`
-- `processes`: `lvsm_jax.processes.ProcessesConfig`
-- `mesh`: `lvsm_jax.mesh.MeshConfig`
-- `model`: `EfficientLVSMConfig` in `lvsm_jax.efficient_lvsm`, or the architecture's own
-- `data`: `input_pipeline.config.DataConfig`
-- `optimizer`: `lvsm_jax.optimizer.OptimizerConfig`
-- `loss`: `lvsm_jax.losses.LossConfig`
-- `repa`: `lvsm_jax.repa.RepaConfig`
-- `eval`: `lvsm_jax.config.EvalConfig`
+- `run`: `lvsm_jax.common.config.RunConfig`
+- `processes`: `lvsm_jax.parallel.processes.ProcessesConfig`
+- `mesh`: `lvsm_jax.parallel.mesh.MeshConfig`
+- `model`: `EfficientLVSMConfig` in `lvsm_jax.models.efficient_lvsm`, or the architecture's own
+- `data`: `lvsm_jax.common.data_config.DataConfig`
+- `optimizer`: `lvsm_jax.training.optimizer.OptimizerConfig`
+- `loss`: `lvsm_jax.training.losses.LossConfig`
+- `repa`: `lvsm_jax.training.repa.RepaConfig`
+- `eval`: `lvsm_jax.common.config.EvalConfig`
 """
 
 import ml_collections
 
-from input_pipeline.config import DataConfig
-from lvsm_jax.architectures import config_class
-from lvsm_jax.config import EvalConfig, RunConfig, default_section
-from lvsm_jax.losses import LossConfig
-from lvsm_jax.mesh import MeshConfig
-from lvsm_jax.optimizer import OptimizerConfig
-from lvsm_jax.processes import ProcessesConfig
-from lvsm_jax.repa import RepaConfig
+from lvsm_jax.common.config import EvalConfig, RunConfig, default_section
+from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.models.architectures import config_class
+from lvsm_jax.parallel.mesh import MeshConfig
+from lvsm_jax.parallel.processes import ProcessesConfig
+from lvsm_jax.training.losses import LossConfig
+from lvsm_jax.training.optimizer import OptimizerConfig
+from lvsm_jax.training.repa import RepaConfig
 
 
 def get_config(architecture: str = "EfficientLVSM") -> ml_collections.ConfigDict:

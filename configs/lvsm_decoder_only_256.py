@@ -10,7 +10,7 @@ MSE and half of the perceptual loss, which needs VGG-19's weights (docs/recipe.m
 
 Hardware: one process with all its devices. The published batch of 512 scenes was on 64 A100s; on
 one, `--config.run.batch_size=8`, or the whole batch with `--config.run.grad_accumulation=64`.
-Cost: 15.6 PFLOP a step (`lvsm_jax/flops.py`), 145 A100-days for 100 k steps at 40 % of 312 TFLOP/s.
+Cost: 15.6 PFLOP a step (`cost/flops.py`), 145 A100-days for 100 k steps at 40 % of 312 TFLOP/s.
 Expected score, as published: PSNR 29.67, SSIM 0.906, LPIPS 0.098 with 2 inputs.
 """
 

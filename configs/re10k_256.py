@@ -12,7 +12,7 @@ Hardware: one process with all its devices. The published batch of 512 scenes wa
 LVSM's; on one, `--config.run.batch_size=8`, or the whole batch with
 `--config.run.grad_accumulation=64`. 199 M parameters in float32 with AdamW take 3.2 GB, activations
 are bfloat16 with `remat="full"`.
-Cost: 3.7 PFLOP a step (`lvsm_jax/flops.py`), 34 A100-days for 100 k steps at 40 % of 312 TFLOP/s,
+Cost: 3.7 PFLOP a step (`cost/flops.py`), 34 A100-days for 100 k steps at 40 % of 312 TFLOP/s,
 and what the perceptual loss takes (docs/recipe.md).
 Expected score, as published with REPA: PSNR 28.93, SSIM 0.895, LPIPS 0.102 with 2 inputs.
 """

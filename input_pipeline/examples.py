@@ -9,7 +9,6 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float32, Int64, UInt8
 
-from input_pipeline.config import DataConfig
 from input_pipeline.preprocess import (
     Crop,
     FrameError,
@@ -26,7 +25,8 @@ from input_pipeline.sampling import (
     step_config,
 )
 from input_pipeline.storage import DatasetError, Frame, SplitReader
-from lvsm_jax.scene_frame import SceneFrame
+from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.scenes.scene_frame import SceneFrame
 
 _MAX_REPLACED = 100  # bad samples in a row after which the dataset is given up
 

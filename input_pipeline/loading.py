@@ -19,8 +19,6 @@ from absl import logging
 from etils import epath
 from jaxtyping import Int64
 
-from input_pipeline.batch import Batch, to_batch
-from input_pipeline.config import DataConfig
 from input_pipeline.examples import ExampleLoader, evaluation_example, training_example
 from input_pipeline.prefetch import prefetched_batches
 from input_pipeline.sampling import (
@@ -32,7 +30,9 @@ from input_pipeline.sampling import (
     usable_clips,
 )
 from input_pipeline.storage import SceneTable, SplitReader
-from lvsm_jax.config import EvalConfig
+from lvsm_jax.batch import Batch, to_batch
+from lvsm_jax.common.config import EvalConfig
+from lvsm_jax.common.data_config import DataConfig
 
 
 def train_batches(

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image
 
-from lvsm_jax.photograph import ResizeCrop, resized_side
+from lvsm_jax.scenes.photograph import ResizeCrop, resized_side
 
 
 class FrameError(ValueError):

@@ -13,9 +13,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float64, Int, Int64
 
-from input_pipeline.config import DataConfig
 from input_pipeline.preprocess import Crop
-from lvsm_jax.scene_frame import SceneFrame
+from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.scenes.scene_frame import SceneFrame
 
 
 @dataclasses.dataclass(frozen=True)

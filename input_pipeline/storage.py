@@ -34,7 +34,7 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from input_pipeline import tfds_metadata
 from input_pipeline.bucket_records import BucketRecords
-from lvsm_jax.files import atomic_write
+from lvsm_jax.common.files import atomic_write
 
 # A group is what one read costs, and JPEGs do not compress.
 _WRITER_OPTIONS = "group_size:1,uncompressed"

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from lvsm_jax.files import write_text
+from lvsm_jax.common.files import write_text
 
 
 def write(

@@ -12,8 +12,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lvsm_jax import convert, torch_file
-    from lvsm_jax.cache import (
+    from lvsm_jax.models.cameras import Cameras
+    from lvsm_jax.models.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+    from lvsm_jax.models.lvsm import (
+        LVSMDecoderOnly,
+        LVSMDecoderOnlyConfig,
+        LVSMEncoderDecoder,
+        LVSMEncoderDecoderConfig,
+    )
+    from lvsm_jax.rendering.latents import LatentCache, latent_cache
+    from lvsm_jax.rendering.session import Session
+    from lvsm_jax.rendering.view_cache import (
         ViewCache,
         add_views,
         init_cache,
@@ -22,18 +31,9 @@ if TYPE_CHECKING:
         render_path,
         replace_view,
     )
-    from lvsm_jax.cameras import Cameras
-    from lvsm_jax.checkpoint import load, save
-    from lvsm_jax.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
-    from lvsm_jax.latents import LatentCache, latent_cache
-    from lvsm_jax.lvsm import (
-        LVSMDecoderOnly,
-        LVSMDecoderOnlyConfig,
-        LVSMEncoderDecoder,
-        LVSMEncoderDecoderConfig,
-    )
-    from lvsm_jax.photograph import Photograph, PosedCamera
-    from lvsm_jax.session import Session
+    from lvsm_jax.scenes.photograph import Photograph, PosedCamera
+    from lvsm_jax.training.checkpoints import load, save
+    from lvsm_jax.weights import convert, torch_file
 
 __all__ = [
     "Cameras",
@@ -62,33 +62,33 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Cameras": "cameras",
-    "EfficientLVSM": "efficient_lvsm",
-    "EfficientLVSMConfig": "efficient_lvsm",
-    "LVSMDecoderOnly": "lvsm",
-    "LVSMDecoderOnlyConfig": "lvsm",
-    "LVSMEncoderDecoder": "lvsm",
-    "LVSMEncoderDecoderConfig": "lvsm",
-    "LatentCache": "latents",
-    "latent_cache": "latents",
-    "Photograph": "photograph",
-    "PosedCamera": "photograph",
-    "Session": "session",
-    "ViewCache": "cache",
-    "add_views": "cache",
-    "init_cache": "cache",
-    "remove_views": "cache",
-    "render": "cache",
-    "render_path": "cache",
-    "replace_view": "cache",
-    "load": "checkpoint",
-    "save": "checkpoint",
+    "Cameras": "models.cameras",
+    "EfficientLVSM": "models.efficient_lvsm",
+    "EfficientLVSMConfig": "models.efficient_lvsm",
+    "LVSMDecoderOnly": "models.lvsm",
+    "LVSMDecoderOnlyConfig": "models.lvsm",
+    "LVSMEncoderDecoder": "models.lvsm",
+    "LVSMEncoderDecoderConfig": "models.lvsm",
+    "LatentCache": "rendering.latents",
+    "latent_cache": "rendering.latents",
+    "Photograph": "scenes.photograph",
+    "PosedCamera": "scenes.photograph",
+    "Session": "rendering.session",
+    "ViewCache": "rendering.view_cache",
+    "add_views": "rendering.view_cache",
+    "init_cache": "rendering.view_cache",
+    "remove_views": "rendering.view_cache",
+    "render": "rendering.view_cache",
+    "render_path": "rendering.view_cache",
+    "replace_view": "rendering.view_cache",
+    "load": "training.checkpoints",
+    "save": "training.checkpoints",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in ("convert", "torch_file"):
-        return importlib.import_module(f"lvsm_jax.{name}")
+        return importlib.import_module(f"lvsm_jax.weights.{name}")
     if name in _MODULES:
         return getattr(importlib.import_module(f"lvsm_jax.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'lvsm_jax' has no attribute {name!r}")

@@ -6,7 +6,7 @@
 
 EXPORT is a directory that train.py or lvsm_jax.export wrote, of an EfficientLVSM. SCENE is a folder
 with cameras.json, nerfstudio's transforms.json or a COLMAP model, or a clip DATASET/SPLIT:KEY, as
-for python -m lvsm_jax.render. Needs pip install 'lvsm_jax[viewer]'.
+for python -m lvsm_jax.programs.render. Needs pip install 'lvsm_jax[viewer]'.
 
 The page has the photographs as frustums, those in use in orange, and behind them the render, coarse
 while one moves and full when one stands still; a list to add and remove photographs, also new ones
@@ -31,11 +31,11 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from input_pipeline.scenes import Scene, ScenePhotograph, read_scene
-from lvsm_jax.render_scene import INPUTS, add_scene_options, choose_inputs, picture_size
+from lvsm_jax.programs.render import INPUTS, add_scene_options, choose_inputs, picture_size
+from lvsm_jax.scenes.readers import Scene, ScenePhotograph, read_scene
 
 if TYPE_CHECKING:
-    from lvsm_jax.session import Session
+    from lvsm_jax.rendering.session import Session
 
 _EXPORT = "runs/quickstart/export"
 _DATASET = "data/synthetic"
@@ -59,8 +59,8 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
         print(f"note: {note}", file=sys.stderr)
     inputs = choose_inputs(scene, given.inputs)
 
-    from lvsm_jax import checkpoint  # imports JAX and Orbax, which takes seconds
-    from lvsm_jax.session import Session
+    from lvsm_jax.rendering.session import Session
+    from lvsm_jax.training import checkpoints  # imports JAX and Orbax, which takes seconds
     from lvsm_jax.viewer.gallery import Gallery
     from lvsm_jax.viewer.geometry import coarse_size
     from lvsm_jax.viewer.server import Viewer, check_address
@@ -68,9 +68,9 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
 
     check_address(given.host, given.port)
     export = given.export or _EXPORT
-    size = picture_size(given.size, checkpoint.describe(export))
+    size = picture_size(given.size, checkpoints.describe(export))
     how = {} if given.cache_dtype is None else {"cache_dtype": given.cache_dtype}
-    model = checkpoint.load(export, **how)
+    model = checkpoints.load(export, **how)
     max_views = max(given.max_views, len(inputs))
     with Session(
         model,

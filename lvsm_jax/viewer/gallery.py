@@ -10,9 +10,9 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from input_pipeline.scenes import ScenePhotograph
-from lvsm_jax.photograph import PosedCamera
-from lvsm_jax.session import Session
+from lvsm_jax.rendering.session import Session
+from lvsm_jax.scenes.photograph import PosedCamera
+from lvsm_jax.scenes.readers import ScenePhotograph
 
 _log = logging.getLogger(__name__)
 

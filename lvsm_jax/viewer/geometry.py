@@ -16,8 +16,8 @@ from jaxtyping import Float64, UInt8
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from lvsm_jax.paths import meeting_point, up_direction
-from lvsm_jax.photograph import PosedCamera
+from lvsm_jax.scenes.photograph import PosedCamera
+from lvsm_jax.scenes.trajectories import meeting_point, up_direction
 
 _ASPECTS = (0.2, 5.0)  # of windows; what browsers say is not to be trusted
 _FIELDS_OF_VIEW = (0.02, 3.0)

@@ -17,8 +17,8 @@ import numpy as np
 import viser
 from viser import _messages as messages
 
-from lvsm_jax.photograph import PosedCamera
-from lvsm_jax.session import Session
+from lvsm_jax.rendering.session import Session
+from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.viewer import geometry
 from lvsm_jax.viewer.gallery import Gallery
 from lvsm_jax.viewer.geometry import PageFrame, Window

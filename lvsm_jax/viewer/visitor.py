@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lvsm_jax.photograph import PosedCamera
-from lvsm_jax.render_scene import PATHS, make_path
+from lvsm_jax.programs.render import PATHS, make_path
+from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.viewer import geometry
 from lvsm_jax.viewer.beside import Beside, code
 from lvsm_jax.viewer.frustums import Frustums

@@ -1,0 +1,138 @@
+"""Entropy of the decoder's cross-attention by number of input views.
+
+    python -m experiments.attention_entropy runs/experiments/*/seed_0/export \
+        --config=experiments/configs/arms.py --config.eval.index=runs/experiments/index.json
+
+With more inputs a query has more tokens to choose from. If attention spreads over all of them, what
+it reads goes towards an average, and renders gain nothing from another view. The table has for each
+export, and number of inputs, the entropy in nats, as a mean over layers, heads and queries, and in
+parentheses its share of the largest, the logarithm of the number of tokens, where all are looked at
+alike. Scenes are those of the config's evaluation index, the first --scenes of them.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from tqdm import tqdm
+
+import lvsm_jax
+from benchmarks.common import exports_parser, hardware, markdown_table
+from input_pipeline.loading import EvalSet, open_eval_set
+from lvsm_jax.common.command_line import read_config_file
+from lvsm_jax.common.config import EvalConfig, section
+from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.files import write_text
+from lvsm_jax.models.efficient_lvsm import EfficientLVSM
+from lvsm_jax.training.diagnostics import token_statistics
+from lvsm_jax.training.train_state import to_unit
+
+COUNTS = (1, 2, 4, 8, 16)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints a table, and writes JSON."""
+    given, config_fields = _parser().parse_known_args(arguments)
+    try:
+        config = read_config_file(given.config, config_fields)
+        report = measure(given.exports, config, given.inputs, given.scenes)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(table(report))
+    if given.output:
+        write_text(given.output, json.dumps(report, indent=2) + "\n")
+
+
+def measure(
+    exports: Sequence[str], config: ml_collections.ConfigDict, counts: Sequence[int], scenes: int
+) -> dict[str, Any]:
+    """Every export with every number of inputs.
+
+    Args:
+        exports: directories.
+        config: of which `data` and `eval` are used.
+        counts: numbers of inputs.
+        scenes: how many to look at.
+
+    Returns:
+        Among others `rows`: for each export by number of inputs the `tokens` that a query may look
+        at, and in `entropy` that of each layer in nats.
+
+    Raises:
+        ValueError: config, dataset and exports do not go together, or an export has no
+            cross-attention.
+        OSError: one of them cannot be read.
+    """
+    data, settings = section(config, "data", DataConfig), section(config, "eval", EvalConfig)
+    rows: list[dict[str, Any]] = [{"export": str(export), "inputs": {}} for export in exports]
+    with tqdm(total=len(exports) * len(counts), desc="entropies", file=sys.stderr) as progress:
+        for row in rows:
+            model = lvsm_jax.load(row["export"])
+            if not isinstance(model, EfficientLVSM):
+                raise ValueError(
+                    f"{row['export']} is of {type(model).__name__}, which has no cross-attention"
+                )
+            fitting = dataclasses.replace(data, patch_size=model.config.patch_size)
+            for count in counts:
+                wanted = dataclasses.replace(settings, num_inputs=count)
+                eval_set = open_eval_set(fitting, wanted, max_scenes=scenes)
+                row["inputs"][str(count)] = entropies(model, eval_set)
+                progress.update()
+    return {
+        "hardware": hardware(),
+        "jax": jax.__version__,
+        "config": config.to_dict(),
+        "num_scenes": eval_set.num_scenes,
+        "counts": list(counts),
+        "rows": rows,
+    }
+
+
+def entropies(model: EfficientLVSM, eval_set: EvalSet) -> dict[str, Any]:
+    """Mean entropy of each layer in nats, and the number of tokens that it is over."""
+    shares, weights = [], []
+    for batch in eval_set:
+        images = to_unit(jnp.asarray(batch.inputs.images[batch.valid]))
+        cameras = (
+            jax.tree.map(lambda x, valid=batch.valid: x[valid], views.cameras)
+            for views in (batch.inputs, batch.targets)
+        )
+        shares.append(np.asarray(token_statistics(model, images, *cameras)["attention_entropy"]))
+        weights.append(len(images))
+        _, views, height, width, _ = images.shape
+    tokens = views * (height * width // model.config.patch_size**2)
+    mean = np.average(shares, axis=0, weights=weights)
+    return {"tokens": tokens, "entropy": (mean * math.log(tokens)).tolist()}
+
+
+def table(report: dict[str, Any]) -> str:
+    """A row for each export."""
+    rows = []
+    for row in report["rows"]:
+        cells = []
+        for found in row["inputs"].values():
+            nats = float(np.mean(found["entropy"]))
+            cells.append(f"{nats:.2f} ({nats / math.log(found['tokens']):.0%})")
+        rows.append([row["export"], *cells])
+    header = ["export", *(f"{n} input{'' if n == 1 else 's'}" for n in report["counts"])]
+    return f"{markdown_table(header, rows)}\n\nMeans over {report['num_scenes']} scenes."
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = exports_parser("attention_entropy", __doc__)
+    parser.add_argument("--inputs", type=int, nargs="+", default=COUNTS, metavar="N",
+                        help="numbers of inputs (1 2 4 8 16)")  # fmt: skip
+    parser.add_argument("--scenes", type=int, default=32, help="how many to look at (32)")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

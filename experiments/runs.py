@@ -1,0 +1,180 @@
+"""Training runs as the benchmarks see them: calls of train.py, its tables, seconds of a step."""
+
+import concurrent.futures
+import csv
+import io
+import json
+import multiprocessing
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.common import hardware, random_batch
+from lvsm_jax.batch import Batch
+from lvsm_jax.common.config import section
+from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.models.architectures import abstract_model
+from lvsm_jax.parallel.mesh import MeshConfig, make_mesh, shard_batch, simulate_cpu_devices
+from lvsm_jax.training.train_state import TrainingConfig, compiled_step, init_state
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+# Evaluations of a run: steps and PSNR in dB.
+Curve = list[tuple[int, float]]
+
+
+def train_command(
+    config: str, workdir: pathlib.Path, fields: Mapping[str, Any], flags: Sequence[str] = ()
+) -> list[str]:
+    """How train.py is called.
+
+    Args:
+        config: a file in configs/, with its argument after a colon.
+        workdir: of the run.
+        fields: of the config that differ.
+        flags: more flags, which come last.
+    """
+    return [
+        sys.executable,
+        str(REPOSITORY / "train.py"),
+        f"--config={REPOSITORY}/configs/{config}",
+        f"--workdir={workdir}",
+        *(f"--config.{name}={value}" for name, value in fields.items()),
+        *flags,
+    ]
+
+
+def read_rows(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.csv, without its empty cells."""
+    file = workdir / "metrics.csv"
+    text = file.read_text() if file.exists() else ""
+    rows = csv.DictReader(io.StringIO(text))
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]
+
+
+def read_curve(workdir: pathlib.Path) -> Curve:
+    """The quick evaluations of a run."""
+    rows = read_rows(workdir)
+    return [(int(row["step"]), row["eval/psnr"]) for row in rows if "eval/psnr" in row]
+
+
+def last_step(workdir: pathlib.Path) -> int:
+    """The last step that a run has logged."""
+    return int(max((row["step"] for row in read_rows(workdir)), default=0))
+
+
+def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config that a run was made with."""
+    return ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text()))
+
+
+def about(workdir: pathlib.Path) -> dict[str, Any]:
+    """What the report says of a run's model."""
+    config = read_config(workdir)
+    leaves = jax.tree.leaves(abstract_model(TrainingConfig.of(config).model))
+    return {"parameters": sum(leaf.size for leaf in leaves), "config": config.to_dict()}
+
+
+def psnr_at(curve: Curve, step: float) -> float | None:
+    """PSNR at a step, linear between two evaluations; None outside of them."""
+    if not curve or not curve[0][0] <= step <= curve[-1][0]:
+        return None
+    return float(np.interp(step, *zip(*curve, strict=True)))
+
+
+def logged_times(runs: Mapping[str, Sequence[pathlib.Path]]) -> dict[str, Any]:
+    """Seconds of a training step by the runs' own tables, beside whatever else was running."""
+    logged = {
+        name: [
+            row["step_seconds"] for run in own for row in read_rows(run) if "step_seconds" in row
+        ]
+        for name, own in runs.items()
+    }
+    seconds = {name: statistics.median(times) for name, times in logged.items() if times}
+    return {"step_seconds": seconds, "source": "as logged while training"}
+
+
+def measure_apart(
+    configs: Mapping[str, ml_collections.ConfigDict], rounds: int, *, threads: int = 0
+) -> dict[str, Any]:
+    """`measure_steps` in a process of its own, for it takes the accelerator; and how it was done.
+
+    Args:
+        configs: by name.
+        rounds: steps of each.
+        threads: that compute on the CPU; 0 for one a core.
+    """
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_measure_in_process, configs, rounds, threads).result()
+
+
+def measure_steps(
+    configs: Mapping[str, ml_collections.ConfigDict], rounds: int
+) -> dict[str, float]:
+    """The median seconds of a training step of each config, measured in turns.
+
+    Where steps differ in their number of inputs, it is the mean over these of the medians.
+
+    Args:
+        configs: by name; all arrays are of the config's sizes, images square and random.
+        rounds: steps of each, and of each number of inputs.
+    """
+    mesh = make_mesh()
+    steps, states, batches = {}, {}, {}
+    with jax.set_mesh(mesh):
+        for name, config in configs.items():
+            training = TrainingConfig.of(config)
+            steps[name] = compiled_step(training, mesh)
+            states[name] = init_state(training, mesh, config.run.seed)
+            batches |= {(name, i): batch for i, batch in enumerate(_batches(config))}
+        times: dict[tuple[str, int], list[float]] = {key: [] for key in batches}
+        for done in tqdm(range(-1, rounds), "timing steps", file=sys.stderr):
+            for (name, i), arrays in batches.items():
+                batch = jax.block_until_ready(shard_batch(mesh, arrays))
+                start = time.perf_counter()
+                states[name], metrics = steps[name](states[name], batch)
+                jax.block_until_ready((states[name], metrics))
+                if done >= 0:  # the first compiles
+                    times[name, i].append(time.perf_counter() - start)
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    return {
+        name: statistics.mean(value for (owner, _), value in medians.items() if owner == name)
+        for name in configs
+    }
+
+
+def _batches(config: ml_collections.ConfigDict) -> list[Batch]:
+    """A batch for each number of inputs that a step may have."""
+    data = section(config, "data", DataConfig)
+    return [
+        random_batch(
+            config.run.batch_size, views=views, targets=data.num_targets, size=data.image_height
+        )
+        for views in data.possible_inputs
+    ]
+
+
+def _measure_in_process(
+    configs: Mapping[str, ml_collections.ConfigDict], rounds: int, threads: int
+) -> dict[str, Any]:
+    if threads:
+        os.environ["NPROC"] = str(threads)  # of XLA, before it starts
+    first = next(iter(configs.values()))
+    run = first.run  # devices as in train.py
+    part = run.batch_size // run.grad_accumulation
+    simulate_cpu_devices(run.cpu_devices, MeshConfig(), part, first.eval.batch_size)
+    seconds = measure_steps(configs, rounds)
+    source = f"measured in turns, median of {rounds}, on {hardware()}"
+    if threads:
+        source += f", {threads} of them used" if threads > 1 else ", one of them used"
+    return {"step_seconds": seconds, "source": source}

@@ -1,0 +1,1 @@
+"""RealEstate10K: pixelSplat's chunks into our datasets."""

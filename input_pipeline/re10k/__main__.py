@@ -1,0 +1,245 @@
+"""Imports RealEstate10K from pixelSplat chunks into a dataset directory.
+
+    python -m input_pipeline.re10k SOURCE OUTPUT
+
+SOURCE holds a folder for each split (train, test, …) of NNNNNN.torch chunks and an index.json;
+every split found is imported. OUTPUT becomes a dataset directory that training, evaluation and
+TFDS read frame by frame. JPEGs are copied bit for bit and PyTorch is not needed.
+
+Each clip is checked (fields, counts, cameras, every JPEG decoded) and taken or refused as a whole;
+what was refused, and why, is printed and written to OUTPUT/refused.json.
+
+Stop it at any time, however rudely, and give the same command again: finished chunks are kept.
+Given once more after the end, it does nothing and says so.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+
+from etils import epath
+
+from input_pipeline import storage
+from input_pipeline.re10k.import_chunks import (
+    NAME,
+    Chunk,
+    Finding,
+    ImportFailure,
+    Result,
+    find_chunks,
+    import_all,
+    import_chunk,
+    other_splits,
+)
+from lvsm_jax.common.files import write_text
+
+_SHOWN = 20  # refusals printed; all are in the file
+
+
+def drop_duplicates(results: Mapping[Chunk, Result], *, verify: bool) -> list[Result]:
+    """The results of a split's chunks in order, after refusing keys that an earlier chunk holds."""
+    seen, kept = set(), []
+    for chunk, result in results.items():
+        if again := seen.intersection(result.shard.keys):
+            result = import_chunk(chunk, verify=verify, skip=frozenset(again))
+        seen.update(result.shard.keys)
+        kept.append(result)
+    return kept
+
+
+def compare_with_index(
+    folder: epath.Path, chunks: Sequence[Chunk], results: Sequence[Result]
+) -> list[Finding]:
+    """Findings on a split's index.json: clips it lists that are not there, and the reverse."""
+    split, path = folder.name, folder / "index.json"
+    if not path.exists():
+        return [Finding(split, path.name, None, "is missing: clips not compared with it", False)]
+    index = _read_index(path)
+    there = {key: chunk for chunk, r in zip(chunks, results, strict=True) for key in r.shard.keys}
+    known = {(f.chunk, f.key) for result in results for f in result.findings}
+    listed = collections.defaultdict(list)
+    for key, file in index.items():
+        listed[file].append(key)
+    chunk_of = {chunk.source.name: chunk for chunk in chunks}
+    findings = []
+    for file, keys in listed.items():
+        if file not in chunk_of:
+            reason = f"no such file; index.json lists {len(keys)} clips in it, first {keys[0]}"
+            findings.append(Finding(split, file, None, reason))
+        elif (file, None) not in known:  # a chunk that could be read
+            findings += [
+                chunk_of[file].finding(key, "index.json lists it here, but it is not in the chunk")
+                for key in keys
+                if key not in there and (file, key) not in known
+            ]
+    for key, chunk in there.items():
+        if index.get(key) != chunk.source.name:
+            where = f"lists it in {index[key]}" if key in index else "does not list it"
+            findings.append(chunk.finding(key, f"imported, though index.json {where}", False))
+    return findings
+
+
+def _read_index(path: epath.Path) -> dict[str, str]:
+    try:
+        index = json.loads(path.read_text())
+        if all(isinstance(file, str) for file in index.values()):
+            return index
+    except (ValueError, AttributeError) as error:
+        raise ImportFailure(f"{path} is not a JSON object: {error}") from error
+    raise ImportFailure(f"{path} must map each key to the name of a chunk file")
+
+
+def run(
+    source: epath.PathLike,
+    output: epath.PathLike,
+    *,
+    splits: Sequence[str] = (),
+    workers: int = 1,
+    verify: bool = True,
+    strict: bool = False,
+    evaluation_index: epath.PathLike | None = None,
+) -> list[Finding]:
+    """Imports as the command line does, prints the report and returns the findings.
+
+    ImportFailure says why it could not be done; with `strict`, also that a clip was refused.
+    """
+    source, output = epath.Path(source), epath.Path(output)
+    chunks = find_chunks(source, output, splits)
+    _prepare(output)
+    was_complete = (output / "dataset_info.json").exists()
+    everything = import_all([c for s in chunks.values() for c in s], verify=verify, workers=workers)
+    results = other_splits(output, list(chunks))
+    findings = [f for members in results.values() for result in members for f in result.findings]
+    for split, members in chunks.items():
+        kept = drop_duplicates({chunk: everything[chunk] for chunk in members}, verify=verify)
+        findings += [finding for result in kept for finding in result.findings]
+        findings += compare_with_index(source / split, members, kept)
+        results[split] = kept
+    _report(output, results, findings)
+    refused = sum(finding.refused for finding in findings)
+    if strict and refused:
+        raise ImportFailure(f"--strict: {refused} refused, see {output / 'refused.json'}")
+    _copy_evaluation_index(source, output, evaluation_index)
+    if was_complete and (output / "dataset_info.json").exists():
+        print(f"{output} was complete already: nothing to do.")
+    else:
+        shards = {split: [r.shard for r in members] for split, members in sorted(results.items())}
+        storage.finalize(output, NAME, shards)
+        print(f"{output} is complete.")
+    return findings
+
+
+def _prepare(output: epath.Path) -> None:
+    """Makes the folders, and removes what an interrupted run was writing."""
+    for folder in (output, output / ".import"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob(".*.tmp"):
+            path.unlink()
+
+
+def _copy_evaluation_index(
+    source: epath.Path, output: epath.Path, given: epath.PathLike | None
+) -> None:
+    path = epath.Path(given) if given else source / "evaluation_index.json"
+    if given and not path.exists():
+        raise ImportFailure(f"there is no evaluation index {path}")
+    if path.exists():
+        write_text(output / "evaluation_index.json", path.read_text())
+
+
+def _report(
+    output: epath.Path, results: Mapping[str, Sequence[Result]], findings: Sequence[Finding]
+) -> None:
+    refused = [finding for finding in findings if finding.refused]
+    notes = [finding for finding in findings if not finding.refused]
+    text = json.dumps(
+        {
+            "refused": [dataclasses.asdict(finding) for finding in refused],
+            "notes": [dataclasses.asdict(finding) for finding in notes],
+        },
+        indent=1,
+    )
+    write_text(output / "refused.json", text)
+    print(f"{'split':<12}{'chunks':>8}{'clips':>10}{'frames':>12}{'refused':>10}")
+    for split, members in sorted(results.items()):
+        frames = [count for result in members for count in result.shard.num_frames]
+        left_out = sum(finding.split == split for finding in refused)
+        print(f"{split:<12}{len(members):>8}{len(frames):>10}{sum(frames):>12}{left_out:>10}")
+    for title, group in (("Refused", refused), ("Noted", notes)):
+        if group:
+            print(f"{title}: {len(group)}, all of them in {output / 'refused.json'}")
+            print("".join(f"  {finding}\n" for finding in group[:_SHOWN]), end="")
+            if len(group) > _SHOWN:
+                print(f"  … and {len(group) - _SHOWN} more")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m input_pipeline.re10k",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Example: python -m input_pipeline.re10k ~/re10k_chunks data/re10k",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="folder of the splits' folders of chunks")
+    parser.add_argument("output", metavar="OUTPUT", help="dataset directory to make; may be gs://")
+    parser.add_argument(
+        "--splits", nargs="+", default=(), metavar="SPLIT", help="only these (default: all found)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="processes, each with one chunk at a time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="where anything is refused, exit with 1 and do not declare the dataset complete",
+    )
+    parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="do not decode every JPEG nor compare checksums; headers, ends and cameras still are"
+        " checked (faster, but silent damage passes)",
+    )
+    parser.add_argument(
+        "--evaluation-index",
+        metavar="FILE",
+        help="pixelSplat's index of context and target frames, to be copied into OUTPUT"
+        " (default: SOURCE/evaluation_index.json where there is one)",
+    )
+    arguments = parser.parse_args()
+    if arguments.workers < 1:
+        parser.error(f"--workers must be at least 1, not {arguments.workers}")
+    return arguments
+
+
+def main() -> None:
+    """The command line."""
+    arguments = _arguments()
+    again = "the same command goes on from here"
+    try:
+        run(
+            arguments.source,
+            arguments.output,
+            splits=arguments.splits,
+            workers=arguments.workers,
+            verify=not arguments.no_verify,
+            strict=arguments.strict,
+            evaluation_index=arguments.evaluation_index,
+        )
+    except futures.process.BrokenProcessPool:
+        sys.exit(f"error: a worker process was killed (out of memory?); {again}")
+    except (ValueError, OSError, RuntimeError) as error:  # ArrayRecord's are RuntimeErrors
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted; {again}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Turns chunks into shards, several at a time, so that it can be stopped at any moment.
+
+Each chunk file becomes one shard, then a record of it in OUTPUT/.import; both appear whole or not
+at all. A chunk with a record is finished, all others are done again from their beginning.
+"""
+
+import collections
+import dataclasses
+import json
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+from typing import Any
+
+import tqdm
+from etils import epath
+
+from input_pipeline import storage
+from input_pipeline.re10k import pixelsplat
+from input_pipeline.workers import end_with_parent
+from lvsm_jax.common.files import write_text
+
+NAME = "re10k"
+_STATE = ".import"  # inside OUTPUT
+
+
+class ImportFailure(ValueError):
+    """Why an import cannot go on, for its user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something about a chunk or clip that the user must know; `refused`: it was left out."""
+
+    split: str
+    chunk: str
+    key: str | None  # None: the whole chunk
+    reason: str
+    refused: bool = True
+
+    def __str__(self) -> str:
+        clip = f" clip {self.key}" if self.key else ""
+        return f"{self.split}/{self.chunk}{clip}: {self.reason}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """One chunk file, which becomes one shard."""
+
+    split: str
+    source: epath.Path
+    shard: epath.Path
+    num_bytes: int
+    modified: int  # seconds since 1970
+
+    @property
+    def record(self) -> epath.Path:
+        """Where the result of importing it is kept."""
+        return self.shard.parent / _STATE / f"{self.split}-{self.source.name}.json"
+
+    def finding(self, key: str | None, reason: str, refused: bool = True) -> Finding:
+        """A finding about this chunk, or about a clip in it."""
+        return Finding(self.split, self.source.name, key, reason, refused)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What importing a chunk gave."""
+
+    split: str
+    num_bytes: int  # of the chunk, as is the next
+    modified: int
+    verified: bool
+    shard: storage.Shard
+    findings: tuple[Finding, ...]
+
+    @classmethod
+    def read(cls, path: epath.Path) -> "Result":
+        """A result that `import_chunk` wrote."""
+        try:
+            values = json.loads(path.read_text())
+            values["shard"] = storage.Shard.from_json(values["shard"])
+            values["findings"] = tuple(Finding(**finding) for finding in values["findings"])
+            return cls(**values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ImportFailure(
+                f"{path} is damaged ({error}); delete it to import its chunk again"
+            ) from error
+
+
+def import_chunk(chunk: Chunk, *, verify: bool, skip: frozenset[str] = frozenset()) -> Result:
+    """Writes a chunk's sound clips to its shard, then the record; `skip` are keys seen before."""
+    findings = []
+
+    def clips() -> Iterator[storage.Clip]:
+        seen = dict.fromkeys(skip, "an earlier chunk holds it already")
+        for raw in pixelsplat.read_chunk(chunk.source, verify=verify):
+            try:
+                clip = pixelsplat.check_clip(raw, verify=verify)
+                if clip.key in seen:
+                    raise pixelsplat.ClipError(f"duplicate key: {seen[clip.key]}")
+            except pixelsplat.ClipError as error:
+                findings.append(chunk.finding(raw.key, str(error)))
+            else:
+                seen[clip.key] = "this chunk holds it already"
+                yield clip
+
+    chunk.record.unlink(missing_ok=True)  # it never describes another shard than is there
+    try:
+        shard = storage.write_shard(chunk.shard, clips())
+    except pixelsplat.ChunkError as error:
+        findings.append(chunk.finding(None, str(error)))
+        shard = storage.write_shard(chunk.shard, [])
+    result = Result(chunk.split, chunk.num_bytes, chunk.modified, verify, shard, tuple(findings))
+    write_text(chunk.record, json.dumps(dataclasses.asdict(result), indent=1))
+    return result
+
+
+def find_chunks(
+    source: epath.Path, output: epath.Path, splits: Sequence[str] = ()
+) -> dict[str, list[Chunk]]:
+    """The chunks of each split, in order: of all splits in `source`, or of those named."""
+    if not source.is_dir():
+        raise ImportFailure(f"SOURCE {source} is not a folder")
+    found = {}
+    for folder in sorted(source.iterdir()):
+        paths = sorted(folder.glob("*.torch")) if folder.is_dir() else []
+        if paths:
+            found[folder.name] = paths
+    if not found:
+        raise ImportFailure(
+            f"SOURCE {source} has no folder of *.torch chunks; expected for example"
+            f" {source / 'train' / '000000.torch'}"
+        )
+    if unknown := sorted(set(splits) - set(found)):
+        raise ImportFailure(f"SOURCE {source} has no split {unknown}, only {sorted(found)}")
+    return {split: _chunks(split, found[split], output) for split in splits or found}
+
+
+def _chunks(split: str, paths: Sequence[epath.Path], output: epath.Path) -> list[Chunk]:
+    chunks = []
+    for index, path in enumerate(paths):
+        status = path.stat()
+        shard = storage.shard_path(output, NAME, split, index, len(paths))
+        chunks.append(Chunk(split, path, shard, status.length, status.mtime))
+    return chunks
+
+
+def finished(chunk: Chunk, *, verify: bool) -> Result | None:
+    """What an earlier run made of the chunk, None if it is still to do; an error if it changed."""
+    if not chunk.record.exists():
+        return None
+    result = Result.read(chunk.record)
+    if result.shard.file != chunk.shard.name:
+        raise ImportFailure(
+            f"{chunk.source.parent} held another number of chunks when {result.shard.file} was made"
+            f" from {chunk.source.name}; import it into an empty OUTPUT"
+        )
+    if (result.num_bytes, result.modified) != (chunk.num_bytes, chunk.modified):
+        raise ImportFailure(
+            f"{chunk.source} has changed since it was imported ({result.num_bytes} bytes then,"
+            f" {chunk.num_bytes} now, or another date); delete {chunk.record} to import it again"
+        )
+    return result if chunk.shard.exists() and (result.verified or not verify) else None
+
+
+def import_all(chunks: Sequence[Chunk], *, verify: bool, workers: int) -> dict[Chunk, Result]:
+    """Imports what is not finished, in worker processes; shows progress on stderr."""
+    results = {chunk: finished(chunk, verify=verify) for chunk in chunks}
+    left = [chunk for chunk, result in results.items() if result is None]
+    if not left:
+        return results
+    output = left[0].shard.parent
+    (output / "dataset_info.json").unlink(missing_ok=True)  # not complete until it is again
+    total = sum(chunk.num_bytes for chunk in chunks)
+    done = total - sum(chunk.num_bytes for chunk in left)
+    with (
+        tqdm.tqdm(total=total, initial=done, unit="B", unit_scale=True, desc="importing") as bar,
+        _Pool(workers) as pool,
+    ):
+        jobs = {pool.submit(import_chunk, chunk, verify=verify): chunk for chunk in left}
+        for job in futures.as_completed(jobs):
+            results[jobs[job]] = job.result()
+            bar.update(jobs[job].num_bytes)
+    return results
+
+
+class _Pool(futures.ProcessPoolExecutor):
+    """Workers that end with their parent however it ends, and drop queued work on an error."""
+
+    def __init__(self, workers: int):
+        context = multiprocessing.get_context("spawn")
+        super().__init__(workers, mp_context=context, initializer=_start_worker)
+
+    def __exit__(self, *error: Any) -> None:
+        self.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops after the chunks at work
+    end_with_parent()
+
+
+def other_splits(output: epath.Path, splits: Sequence[str]) -> dict[str, list[Result]]:
+    """Splits that earlier runs imported completely, without those named."""
+    found = collections.defaultdict(list)
+    for path in sorted((output / _STATE).glob("*.json")):
+        result = Result.read(path)
+        if result.split not in splits and (output / result.shard.file).exists():
+            found[result.split].append(result)
+    for results in found.values():
+        results.sort(key=lambda result: result.shard.file)
+    return {
+        split: results
+        for split, results in found.items()
+        if results[0].shard.file.endswith(f"-of-{len(results):05d}")
+    }

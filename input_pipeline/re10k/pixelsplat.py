@@ -1,0 +1,172 @@
+"""RealEstate10K as pixelSplat stores it: folders of chunks, each a `torch.save`d list of clips.
+
+A clip is a dict of `key` and `url` (text), `timestamps` (int64[n], microseconds), `cameras`
+(float32[n, 18]: fx, fy, cx, cy divided by the image's size, two zeros, then the 3×4 OpenCV
+world-to-camera matrix row by row) and `images` (n uint8 tensors, each the bytes of one JPEG).
+Chunks are downloads of half a terabyte, so everything is checked before it is believed: a clip is
+taken as a whole, with its bytes as they are, or refused as a whole with the reason.
+"""
+
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float32, Int64
+from PIL import Image
+
+from input_pipeline.storage import Clip, Frame
+from lvsm_jax.weights import torch_file
+
+_FIELDS = ("key", "url", "timestamps", "cameras", "images")
+_ROTATION_TOLERANCE = 1e-3  # of any entry of R Rᵀ; float32 cameras of the real set are within 1e-7
+
+
+class ChunkError(ValueError):
+    """Why a chunk as a whole cannot be read."""
+
+
+class ClipError(ValueError):
+    """What is wrong with a clip, for the report of refusals."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RawClip:
+    """An element of a chunk's list that may or may not be a sound clip."""
+
+    key: str  # "#3" for the fourth element where it has none
+    fields: Any
+
+
+def read_chunk(path: epath.PathLike, *, verify: bool = True) -> list[RawClip]:
+    """The clips of a chunk, unchecked; ChunkError where there is no list of them.
+
+    `verify` compares the checksums of the file.
+    """
+    try:
+        clips = torch_file.load(path, verify=verify)
+    except torch_file.TorchFileError as error:
+        raise ChunkError(str(error).removeprefix(f"{path}: ")) from error
+    if not isinstance(clips, list):
+        raise ChunkError(f"expected a list of clips, found a {type(clips).__name__}")
+    keys = [fields.get("key") if isinstance(fields, dict) else None for fields in clips]
+    return [
+        RawClip(key if _is_key(key) else f"#{position}", fields)
+        for position, (key, fields) in enumerate(zip(keys, clips, strict=True))
+    ]
+
+
+def _is_key(key: Any) -> bool:
+    return isinstance(key, str) and key != "" and key.isprintable()
+
+
+def check_clip(raw: RawClip, *, verify: bool = True) -> Clip:
+    """The clip, after all checks, or a ClipError with the reason.
+
+    `verify` decodes every JPEG; without it only their headers and end markers are looked at.
+    """
+    fields = raw.fields
+    if not isinstance(fields, dict):
+        raise ClipError(f"expected a dict, found a {type(fields).__name__}")
+    if missing := [name for name in _FIELDS if name not in fields]:
+        raise ClipError(f"has no {', '.join(missing)}")
+    for name in ("key", "url"):
+        if not isinstance(fields[name], str):
+            raise ClipError(f"{name}: expected text, found a {type(fields[name]).__name__}")
+    if not _is_key(fields["key"]):
+        raise ClipError("key: is empty or not printable")
+    timestamps, cameras, images = fields["timestamps"], fields["cameras"], fields["images"]
+    _check_array("timestamps", timestamps, np.int64, (None,))
+    _check_array("cameras", cameras, np.float32, (None, 18))
+    if not isinstance(images, list):
+        raise ClipError(f"images: expected a list, found a {type(images).__name__}")
+    if not len(images) == len(cameras) == len(timestamps):
+        raise ClipError(
+            f"{len(images)} images, {len(cameras)} cameras and {len(timestamps)} timestamps"
+        )
+    if not images:
+        raise ClipError("has no frames")
+    check_cameras(cameras)
+    return Clip(fields["key"], fields["url"], _frames(timestamps, cameras, images, verify))
+
+
+def _check_array(name: str, array: Any, dtype: type, shape: tuple[int | None, ...]) -> None:
+    if not (
+        isinstance(array, np.ndarray)
+        and array.dtype == dtype
+        and array.ndim == len(shape)
+        and all(want in (None, size) for want, size in zip(shape, array.shape, strict=True))
+    ):
+        sizes = ", ".join("n" if size is None else str(size) for size in shape)
+        raise ClipError(f"{name}: expected {np.dtype(dtype)}[{sizes}], found {_describe(array)}")
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+def check_cameras(cameras: Float32[np.ndarray, "n 18"]) -> None:
+    """Raises ClipError at the first frame whose camera is not a finite, rigid pinhole camera."""
+    rotations = cameras[:, 6:].reshape(-1, 3, 4)[:, :, :3].astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        skew = np.abs(rotations @ rotations.swapaxes(1, 2) - np.eye(3)).max(axis=(1, 2))
+        turned = np.linalg.det(rotations)
+    for frame, camera in enumerate(cameras):
+        if not np.isfinite(camera).all():
+            raise ClipError(f"frame {frame}: its camera is not finite")
+        if camera[:2].min() <= 0:
+            raise ClipError(f"frame {frame}: fx, fy = {camera[0]:g}, {camera[1]:g} must be > 0")
+        if camera[4:6].any():
+            raise ClipError(f"frame {frame}: numbers 5 and 6 of its camera must be 0 (distortion)")
+        if skew[frame] > _ROTATION_TOLERANCE:
+            raise ClipError(
+                f"frame {frame}: its camera is not a rotation, R Rᵀ is {skew[frame]:.2g} off the"
+                f" identity (limit {_ROTATION_TOLERANCE:g})"
+            )
+        if turned[frame] < 0:
+            raise ClipError(f"frame {frame}: its camera is a reflection (determinant -1)")
+
+
+def _frames(
+    timestamps: Int64[np.ndarray, "n"],
+    cameras: Float32[np.ndarray, "n 18"],
+    images: list,
+    verify: bool,
+) -> list[Frame]:
+    frames, first_size = [], None
+    for position, image in enumerate(images):
+        try:
+            _check_array("image", image, np.uint8, (None,))
+            if not image.flags.c_contiguous:  # may claim any size from a few bytes
+                raise ClipError("image: its bytes do not lie one after the other")
+            jpeg = image.tobytes()
+            size = check_jpeg(jpeg, verify=verify)
+            first_size = first_size or size
+            if size != first_size:
+                raise ClipError("image is {}×{}, frame 0 is {}×{}".format(*size, *first_size))
+        except ClipError as error:
+            raise ClipError(f"frame {position}: {error}") from error
+        camera = cameras[position]
+        w2c = camera[6:].reshape(3, 4).copy()
+        frames.append(Frame(jpeg, camera[:4].copy(), w2c, int(timestamps[position])))
+    return frames
+
+
+def check_jpeg(jpeg: bytes, *, verify: bool = True) -> tuple[int, int]:
+    """Width and height of a whole JPEG; ClipError where it is none. `verify` decodes it."""
+    if jpeg[:2] != b"\xff\xd8":
+        raise ClipError(f"image is not a JPEG, it starts with {jpeg[:4].hex() or 'nothing'}")
+    if jpeg[-2:] != b"\xff\xd9":
+        raise ClipError("JPEG is truncated, it has no end marker")
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+            size = image.size
+            if verify:
+                image.draft("RGB", (1, 1))  # reads every byte, yet computes an eighth of the size
+                image.load()
+    except Exception as error:
+        raise ClipError(f"JPEG cannot be decoded: {error}") from error
+    return size

@@ -1,0 +1,1 @@
+"""Synthetic rooms, ray-cast on the CPU."""

@@ -1,0 +1,347 @@
+"""Writes a data set of procedural rooms, in the storage and schema of an imported RealEstate10K.
+
+    python -m input_pipeline.synthetic OUTPUT
+
+The defaults make the set of the quickstart: small pictures, so that a small transformer learns
+from them on a CPU in minutes. Two splits, `train` and `test`, share no room; an evaluation index
+for `test` lies beside them. Every scene depends on the seed and its own number alone, so the files
+are the same, bit for bit, for any number of workers. An interrupted run goes on where it was when
+the same command is given again.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import io
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import tqdm
+from etils import epath
+from PIL import Image
+
+from input_pipeline import storage
+from input_pipeline.synthetic import raycast
+from input_pipeline.synthetic.rooms import SceneConfig, sample_scene
+from input_pipeline.workers import end_with_parent
+from lvsm_jax.common.files import write_text
+
+NAME = "rooms"
+VERSION = 1  # of the pictures: raise it when the same settings come to give others
+SPLITS = ("train", "test")
+SETTINGS_FILE = "synthetic.json"
+INDEX_FILE = "evaluation_index.json"
+PROGRESS_FOLDER = ".progress"  # what is known of finished shards, until the set is complete
+NUM_TARGETS = 3  # of a clip in the evaluation index, as in the published protocol
+FRAME_INTERVAL = 100_000  # microseconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All that the data set depends on.
+
+    Attributes:
+        train_scenes: clips of the train split.
+        test_scenes: clips of the test split.
+        frames: frames of a clip.
+        height: of the pictures, in pixels.
+        width: of the pictures, in pixels.
+        seed: another seed gives other rooms.
+        scene: how hard the rooms are.
+    """
+
+    train_scenes: int = 1200
+    test_scenes: int = 64
+    frames: int = 12
+    height: int = 64
+    width: int = 64
+    seed: int = 0
+    scene: SceneConfig = dataclasses.field(default_factory=SceneConfig)
+
+    def __post_init__(self):
+        smallest = dict.fromkeys(("train_scenes", "test_scenes", "height", "width"), 1)
+        for field, least in {**smallest, "frames": NUM_TARGETS + 2, "seed": 0}.items():
+            if getattr(self, field) < least:
+                raise ValueError(f"{field} is {getattr(self, field)}, expected at least {least}")
+
+    def num_scenes(self, split: str) -> int:
+        """Clips of a split."""
+        return {"train": self.train_scenes, "test": self.test_scenes}[split]
+
+    def to_json(self) -> dict:
+        """These settings and the version of the pictures, as they are kept with the data."""
+        return json.loads(json.dumps({"version": VERSION, **dataclasses.asdict(self)}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One shard to be written."""
+
+    directory: str
+    settings: Settings
+    split: str
+    index: int
+    count: int
+
+    def scenes(self) -> range:
+        """Numbers of the scenes of this shard."""
+        total = self.settings.num_scenes(self.split)
+        return range(self.index * total // self.count, (self.index + 1) * total // self.count)
+
+    def path(self) -> epath.Path:
+        """File of this shard."""
+        return storage.shard_path(self.directory, NAME, self.split, self.index, self.count)
+
+    def note(self) -> epath.Path:
+        """File that remembers, until the set is complete, that this shard is."""
+        return epath.Path(self.directory) / PROGRESS_FOLDER / f"{self.path().name}.json"
+
+
+def scene_key(split: str, number: int) -> str:
+    """Key of a scene in the scene table and the evaluation index."""
+    return f"room-{split}-{number:06d}"
+
+
+def make_clip(settings: Settings, split: str, number: int) -> storage.Clip:
+    """Draws and films scene `number` of a split; equal arguments give equal bytes."""
+    rng = np.random.default_rng([settings.seed, SPLITS.index(split), number])
+    size = settings.height, settings.width
+    scene = sample_scene(rng, settings.scene, settings.frames, aspect=size[1] / size[0])
+    frames = []
+    for position, w2c in enumerate(scene.w2c):
+        image = raycast.render(scene.room, w2c, scene.fxfycxcy, *size)
+        timestamp = position * FRAME_INTERVAL
+        frames.append(storage.Frame(_jpeg(image), scene.fxfycxcy, w2c, timestamp))
+    url = f"synthetic://rooms/seed-{settings.seed}/{split}/{number}"
+    return storage.Clip(scene_key(split, number), url, frames)
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0)  # 4:4:4
+    return buffer.getvalue()
+
+
+def evaluation_index(settings: Settings) -> dict[str, dict[str, list[int]]]:
+    """For each test clip two context frames, most of the clip apart, and targets half-way between.
+
+    Targets keep about a third of the span away from both: next to a context frame, copying it
+    would do.
+    """
+    index = {}
+    for number in range(settings.test_scenes):
+        rng = np.random.default_rng([settings.seed, len(SPLITS), number])
+        end = settings.frames - 1
+        span = int(rng.integers(max(NUM_TARGETS + 1, -(-3 * end // 4)), end, endpoint=True))
+        first = int(rng.integers(0, end - span, endpoint=True))
+        away = (span - 1) // 3
+        between = np.arange(first + away, first + span - away + 1)
+        targets = rng.choice(between, NUM_TARGETS, replace=False)
+        index[scene_key("test", number)] = {
+            "context": [first, first + span],
+            "target": sorted(targets.tolist()),
+        }
+    return index
+
+
+def generate(
+    directory: str, settings: Settings, workers: int | None = None, overwrite: bool = False
+) -> bool:
+    """Writes the data set, or what is missing of it.
+
+    Args:
+        directory: where; created if need be.
+        settings: what the set is to hold.
+        workers: processes; as many as the machine has cores by default.
+        overwrite: replace a set that was made with other settings.
+
+    Returns:
+        Whether anything was written; False when the set was already complete.
+
+    Raises:
+        DatasetError: the directory holds something else, or a set made with other settings.
+    """
+    folder = epath.Path(directory)
+    if _prepare(folder, settings, overwrite):
+        _tidy(folder)
+        return False
+    tasks = [task for split in SPLITS for task in _tasks(directory, settings, split)]
+    shards = _run(tasks, workers or os.cpu_count() or 1)
+    write_text(folder / INDEX_FILE, json.dumps(evaluation_index(settings), indent=1))
+    splits = {split: [shards[task] for task in tasks if task.split == split] for split in SPLITS}
+    storage.finalize(directory, NAME, splits)
+    _tidy(folder)
+    return True
+
+
+def _prepare(folder: epath.Path, settings: Settings, overwrite: bool) -> bool:
+    """Makes the directory ready to write to; True if there is nothing left to write."""
+    wanted, path = settings.to_json(), folder / SETTINGS_FILE
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found == wanted:
+            return (folder / "dataset_info.json").exists()
+        if not overwrite:
+            other = [key for key in wanted if found.get(key) != wanted[key]]
+            changes = (f"{key} {found.get(key)} there, {wanted[key]} asked for" for key in other)
+            raise storage.DatasetError(
+                f"{folder} holds rooms made with other settings ({'; '.join(changes)}): choose "
+                "another directory, or replace them with --overwrite"
+            )
+        _remove(folder)
+    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise storage.DatasetError(
+            f"{folder} is not empty and holds no {SETTINGS_FILE}: not a set of rooms; choose "
+            "another directory"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(wanted, indent=1))
+    (folder / PROGRESS_FOLDER).mkdir(exist_ok=True)
+    return False
+
+
+def _tidy(folder: epath.Path) -> None:
+    """Removes what only an unfinished set needs, and what killed runs left."""
+    if (folder / PROGRESS_FOLDER).exists():
+        (folder / PROGRESS_FOLDER).rmtree()
+    for path in folder.glob(".*.tmp"):
+        path.unlink()
+
+
+def _remove(folder: epath.Path) -> None:
+    """Removes a set of rooms, and nothing else; what declares it complete goes first."""
+    (folder / "dataset_info.json").unlink(missing_ok=True)
+    _tidy(folder)
+    ours = (INDEX_FILE, "features.json", *(f"scenes-{split}.npz" for split in SPLITS))
+    for path in folder.iterdir():
+        if path.name in ours or path.name.startswith(f"{NAME}-"):
+            path.unlink()
+
+
+def _tasks(directory: str, settings: Settings, split: str) -> list[Task]:
+    """Shards of 16 scenes, more where there would be above 256 of them; workers play no part."""
+    total = settings.num_scenes(split)
+    count = min(-(-total // 16), 256)
+    return [Task(directory, settings, split, index, count) for index in range(count)]
+
+
+def _run(tasks: Sequence[Task], workers: int) -> dict[Task, storage.Shard]:
+    """Writes the shards that are missing, with progress; returns all of them."""
+    shards = {}
+    scenes = sum(len(task.scenes()) for task in tasks)
+    with tqdm.tqdm(total=scenes, unit="scene", desc="rooms", mininterval=0.5) as progress:
+        waiting = []
+        for task in tasks:
+            if task.note().exists() and task.path().exists():
+                shards[task] = storage.Shard.from_json(json.loads(task.note().read_text()))
+                progress.update(len(task.scenes()))
+            else:
+                waiting.append(task)
+        for task, shard in _map(waiting, workers):
+            shards[task] = shard
+            progress.update(len(task.scenes()))
+    return shards
+
+
+def _map(tasks: Sequence[Task], workers: int):
+    """Yields each task with its shard, as they are done."""
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        yield from ((task, _write(task)) for task in tasks)
+        return
+    # Spawned, not forked: the caller may have threads, JAX's for one.
+    spawn = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, _start_worker)
+    try:
+        pending = {pool.submit(_write, task): task for task in tasks}
+        for future in concurrent.futures.as_completed(pending):
+            yield pending[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Makes a worker end at Ctrl-C without a word, and when its parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_with_parent()
+
+
+def _write(task: Task) -> storage.Shard:
+    clips = (make_clip(task.settings, task.split, number) for number in task.scenes())
+    shard = storage.write_shard(task.path(), clips)
+    write_text(task.note(), json.dumps(dataclasses.asdict(shard)))
+    return shard
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m input_pipeline.synthetic",
+        description="Writes clips filmed in procedural rooms, with exact cameras, to a data set "
+        "directory that training and evaluation read as they read an imported RealEstate10K.",
+        epilog="More scenes teach more than more frames: a training sample takes a few frames of "
+        "one clip. What makes the views hard to guess is --motion and --turn (how far apart the "
+        "ends of a clip are) and --objects (how much hides what lies behind).",
+    )
+    parser.add_argument("output", help="directory to write to, on a disk or in a bucket")
+
+    def option(name: str, default, text: str) -> None:
+        several = isinstance(default, tuple)
+        shown = " ".join(map(str, default)) if several else default
+        parser.add_argument(
+            f"--{name}",
+            type=type(default[0] if several else default),
+            nargs=2 if several else None,
+            metavar=("MIN", "MAX") if several else "N",
+            default=default,
+            help=f"{text} (default: {shown})",
+        )
+
+    settings = Settings()
+    option("train-scenes", settings.train_scenes, "clips to learn from")
+    option("test-scenes", settings.test_scenes, "clips held out")
+    option("frames", settings.frames, "frames of a clip")
+    option("height", settings.height, "height of the pictures, in pixels")
+    option("width", settings.width, "width of the pictures, in pixels")
+    option("seed", settings.seed, "another seed gives other rooms")
+    option("objects", settings.scene.objects, "pieces of furniture in a room")
+    option("motion", settings.scene.motion, "metres that the camera walks")
+    option("turn", settings.scene.turn, "radians that the camera turns meanwhile, at most")
+    option("workers", os.cpu_count() or 1, "processes; the files do not depend on it")
+    text = "replace rooms that were made with other settings (otherwise an error)"
+    parser.add_argument("--overwrite", action="store_true", help=text)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    given = _parser().parse_args(arguments)
+    try:
+        settings = Settings(
+            train_scenes=given.train_scenes,
+            test_scenes=given.test_scenes,
+            frames=given.frames,
+            height=given.height,
+            width=given.width,
+            seed=given.seed,
+            scene=SceneConfig(tuple(given.objects), tuple(given.motion), given.turn),
+        )
+        written = generate(given.output, settings, given.workers, given.overwrite)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    counts = ", ".join(f"{split} {settings.num_scenes(split)} clips" for split in SPLITS)
+    state = "wrote" if written else "already complete, nothing to do:"
+    print(f"{state} {given.output}: {counts} of {settings.frames} frames")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

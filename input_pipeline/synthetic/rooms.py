@@ -1,0 +1,241 @@
+"""Rooms drawn at random: their size, colours, furniture, and the walk of the camera in them."""
+
+import colorsys
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float32
+
+from input_pipeline.synthetic import raycast, walks
+
+CLEARANCE = 0.4  # metres between any camera and the furniture
+WOOD, SKY = (0.12, 0.28), (0.66, 0.76)  # hues, on the wheel of `_color`
+# Shape, and least and greatest half width, height and depth of what stands in the rooms, in metres.
+FURNITURE = (
+    ("box", (0.30, 0.25, 0.25), (0.75, 0.50, 0.50)),  # chest
+    ("box", (0.25, 0.65, 0.25), (0.50, 1.00, 0.40)),  # cupboard
+    ("ball", (0.30, 0.30, 0.30), (0.55, 0.55, 0.55)),
+    ("cylinder", (0.30, 0.25, 0.30), (0.50, 0.45, 0.50)),  # stool
+    ("cylinder", (0.16, 0.80, 0.16), (0.26, 1.10, 0.26)),  # post
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneConfig:
+    """How hard the rooms are; lengths in metres, angles in radians or as said.
+
+    Attributes:
+        objects: least and greatest number of pieces of furniture (fewer where none fits any more).
+        motion: least and greatest length of the camera's walk.
+        turn: greatest change of the camera's heading.
+        field_of_view: least and greatest horizontal field of view, in degrees.
+    """
+
+    objects: tuple[int, int] = (2, 4)
+    motion: tuple[float, float] = (0.8, 1.4)
+    turn: float = 0.6
+    field_of_view: tuple[float, float] = (60.0, 90.0)
+
+    def __post_init__(self):
+        for field in ("objects", "motion", "field_of_view"):
+            least, greatest = getattr(self, field)
+            if not 0 <= least <= greatest:
+                raise ValueError(f"{field} is from {least} to {greatest}, expected 0 <= from <= to")
+        if self.turn < 0:
+            raise ValueError(f"turn is {self.turn} radians, expected at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A room and the cameras of a clip filmed in it.
+
+    Attributes:
+        room: what there is to see.
+        w2c: OpenCV world-to-camera matrices.
+        fxfycxcy: intrinsics of all frames, divided by the image's width and height.
+    """
+
+    room: raycast.Room
+    w2c: Float32[np.ndarray, "n 3 4"]
+    fxfycxcy: Float32[np.ndarray, "4"]
+
+
+def sample_scene(
+    rng: np.random.Generator, config: SceneConfig, num_frames: int, aspect: float = 1.0
+) -> Scene:
+    """Draws a room, a walk through it, and furniture that the camera sees and does not touch.
+
+    Args:
+        rng: the scene's own random numbers; nothing else enters.
+        config: how hard it is to be.
+        num_frames: frames of the clip.
+        aspect: width over height of the images.
+    """
+    half = _vector(rng.uniform(1.7, 2.5), rng.uniform(1.25, 1.45), rng.uniform(1.7, 2.5))
+    path = walks.sample_path(rng, half, num_frames, config.motion, config.turn)
+    angle = np.radians(rng.uniform(*config.field_of_view))
+    focal = 0.5 / np.tan(angle / 2)
+    hue = rng.random()
+    faces = _faces(rng, hue)
+    solids = _furnish(rng, config, half, path, angle, hue)
+    panels = _decorate(rng, half, hue)
+    lamp = _vector(*(rng.uniform(-0.5, 0.5, 3) * half))
+    lamp[1] = 0.6 - half[1]
+    room = raycast.Room(half, faces, panels, solids, lamp)
+    return Scene(room, path.w2c(), _vector(focal, focal * aspect, 0.5, 0.5))
+
+
+def _vector(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+def _color(hue: float, saturation: float, value: float) -> np.ndarray:
+    """A colour on a wheel that is wide where interiors are: in warm tones and in blues."""
+    hue = np.interp(hue % 1, (0.0, 0.45, 0.53, 0.9, 0.95, 1.0), (0.0, 0.16, 0.44, 0.7, 0.92, 1.0))
+    return _vector(*colorsys.hsv_to_rgb(hue, np.clip(saturation, 0, 1), np.clip(value, 0, 1)))
+
+
+def _colors(rng, hue: float, saturation: float, value: float, contrast: float) -> np.ndarray:
+    """Two related colours, the second darker by `contrast` and a little off in hue."""
+    light = _color(hue, saturation, value + contrast / 2)
+    dark = _color(hue + rng.uniform(-0.08, 0.08), saturation * 1.2, value - contrast / 2)
+    return np.stack([light, dark])
+
+
+def _texture(rng, colors: np.ndarray, wavelength: tuple[float, float], axes) -> raycast.Texture:
+    """Waves, stripes or checks of about the given wavelength, in the plane of two axes."""
+    tilt = rng.choice([0, np.pi / 2, np.pi / 4, rng.uniform(0, np.pi)])
+    turned = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
+    directions = turned @ np.asarray(axes, np.float64)
+    frequency = 2 * np.pi / rng.uniform(*wavelength, 2)
+    phase = rng.uniform(0, 2 * np.pi, 2)
+    waves = np.concatenate([directions * frequency[:, None], phase[:, None]], axis=1)
+    mixes = ((0.5, 0.5, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.6, 0.0, 0.4))
+    mix = _vector(*mixes[rng.integers(len(mixes))])
+    return raycast.Texture(colors, waves.astype(np.float32), mix, float(rng.uniform(1.0, 3.0)))
+
+
+def _tangents(face: int) -> np.ndarray:
+    """The two axes of the room that lie in a face."""
+    return np.delete(np.eye(3), face // 2, axis=0)
+
+
+def _faces(rng, hue: float) -> tuple[raycast.Texture, ...]:
+    """Papered walls in neighbouring hues, one of them set off, on a dark floor, a pale ceiling."""
+    feature = rng.choice([0, 1, 4, 5])
+    textures = []
+    for face in range(6):
+        if face == raycast.CEILING:
+            colors = _colors(rng, hue, 0.06, 0.9, 0.14)
+        elif face == raycast.FLOOR:
+            wood = rng.uniform(*WOOD) if rng.random() < 0.6 else hue + 0.5
+            colors = _colors(rng, wood, rng.uniform(0.3, 0.6), rng.uniform(0.35, 0.6), 0.25)
+        else:
+            shift = 0.45 if face == feature else 0.0
+            saturation, value = rng.uniform(0.2, 0.45), rng.uniform(0.5, 0.85)
+            colors = _colors(
+                rng,
+                hue + shift + rng.uniform(-0.07, 0.07),
+                saturation,
+                value,
+                rng.uniform(0.2, 0.4),
+            )
+        textures.append(_texture(rng, colors, (0.9, 2.4), _tangents(face)))
+    return tuple(textures)
+
+
+def _furnish(rng, config, half, path, angle, hue) -> tuple[raycast.Solid, ...]:
+    """Furniture where the camera looks, clear of its walk and of each other."""
+    count = int(rng.integers(config.objects[0], config.objects[1], endpoint=True))
+    solids: list[raycast.Solid] = []
+    for _ in range(count):
+        for _ in range(60):
+            solid = _draw_solid(rng, half, path, angle, hue + 0.3 + 0.22 * len(solids))
+            if _is_clear(solid, path, solids):
+                solids.append(solid)
+                break
+    return tuple(solids)
+
+
+def _draw_solid(rng, half, path, angle, hue) -> raycast.Solid:
+    """One piece somewhere in view of one of the cameras, standing on the floor."""
+    shape, least, greatest = FURNITURE[rng.integers(len(FURNITURE))]
+    if shape == "ball":
+        size = np.full(3, rng.uniform(least[0], greatest[0]))
+    else:
+        size = rng.uniform(least, greatest)
+    yaw = rng.choice([0, np.pi / 2]) + rng.choice([0.0, 1.0]) * rng.uniform(-0.8, 0.8)
+
+    frame = rng.integers(len(path.yaw))
+    bearing = path.yaw[frame] + rng.uniform(-0.4, 0.4) * angle
+    place = path.positions[frame] + rng.uniform(1.2, 4.0) * np.array(
+        [np.sin(bearing), 0, np.cos(bearing)]
+    )
+    footprint = np.hypot(size[0], size[2]) if shape == "box" else size[0]
+    limit = half - footprint - 0.02
+    place = np.clip(place, -limit, limit)
+    place[1] = half[1] - size[1]
+
+    colors = _colors(rng, hue, rng.uniform(0.4, 0.65), rng.uniform(0.4, 0.85), 0.35)
+    diagonal = np.array([[np.sqrt(0.5), 0, np.sqrt(0.5)], [0, 1, 0]])
+    texture = _texture(rng, colors, (0.4, 1.4), diagonal)
+    return raycast.Solid(shape, _vector(*place), _vector(*size), float(yaw), texture)
+
+
+def _is_clear(solid, path, others) -> bool:
+    """Whether a solid, seen from above as a disc, keeps off the cameras and the other discs."""
+
+    def radius(piece):
+        return float(np.hypot(*piece.half[[0, 2]]) if piece.shape == "box" else piece.half[0])
+
+    def gap(place):
+        return float(np.hypot(*(place - solid.center)[[0, 2]])) - radius(solid)
+
+    return all(gap(position) > CLEARANCE for position in path.positions) and all(
+        gap(other.center) > 0.9 * radius(other) for other in others
+    )
+
+
+def _decorate(rng, half, hue) -> tuple[raycast.Panel, ...]:
+    """A window, a door or a picture on each wall, and often a rug."""
+    panels = []
+    for face in (0, 1, 4, 5):
+        kind = rng.choice(["window", "door", "picture", "none"], p=[0.3, 0.2, 0.35, 0.15])
+        if kind != "none":
+            panels.append(_panel(rng, half, face, kind, hue))
+    if rng.random() < 0.7:
+        panels.append(_panel(rng, half, raycast.FLOOR, "rug", hue))
+    return tuple(panels)
+
+
+def _panel(rng, half, face, kind, hue) -> raycast.Panel:
+    normal, side = face // 2, 2 - face // 2  # side: the level axis along a wall
+    size, center = np.full(3, np.inf), np.zeros(3)
+    center[normal] = half[normal] * (1 if face % 2 else -1)
+    accent = hue + rng.uniform(0.35, 0.65)
+    if kind == "rug":
+        size[[0, 2]] = rng.uniform(0.35, 0.6, 2) * half[[0, 2]]
+        center[[0, 2]] = rng.uniform(-0.3, 0.3, 2) * half[[0, 2]]
+        colors = _colors(rng, accent, rng.uniform(0.3, 0.55), rng.uniform(0.45, 0.8), 0.3)
+        border, frame = 0.1, _color(accent, 0.4, 0.9)
+    elif kind == "door":
+        size[[side, 1]] = rng.uniform(0.38, 0.5), 1.02
+        center[1] = half[1] - size[1]
+        colors = _colors(rng, rng.uniform(*WOOD), 0.55, rng.uniform(0.35, 0.6), 0.1)
+        border, frame = 0.08, _color(hue, 0.05, 0.95)
+    elif kind == "window":
+        size[[side, 1]] = rng.uniform(0.45, 0.9), rng.uniform(0.45, 0.65)
+        center[1] = -0.2
+        colors = _colors(rng, rng.uniform(*SKY), 0.25, 0.9, 0.2)
+        border, frame = 0.09, _color(hue, 0.05, 0.95)
+    else:
+        size[[side, 1]] = rng.uniform(0.35, 0.7), rng.uniform(0.3, 0.5)
+        center[1] = -0.25
+        colors = _colors(rng, accent, rng.uniform(0.5, 0.8), rng.uniform(0.5, 0.75), 0.5)
+        border, frame = 0.07, _color(rng.uniform(*WOOD), 0.5, rng.uniform(0.15, 0.45))
+    if kind != "rug":
+        center[side] = rng.uniform(-1, 1) * max(half[side] - size[side] - 0.3, 0)
+    texture = _texture(rng, colors, (0.5, 1.5), _tangents(face))
+    return raycast.Panel(
+        face, _vector(*center), _vector(*size), texture, frame, border, kind == "window"
+    )

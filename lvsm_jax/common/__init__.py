@@ -1,0 +1,1 @@
+"""What every room uses: named trees, files, configs, the command line."""

@@ -1,0 +1,150 @@
+"""What a model takes besides arithmetic: parameters, and bytes.
+
+Nothing is computed and no weight is made: everything is read off shapes (`jax.eval_shape`). One
+scene, unless said otherwise.
+"""
+
+import collections
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lvsm_jax.common.tree import named_leaves
+from lvsm_jax.models.architectures import abstract_model
+from lvsm_jax.models.base import ModelConfig
+from lvsm_jax.models.cameras import Cameras
+from lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
+from lvsm_jax.training.train_state import TrainingConfig, new_state
+
+_PARTS = (
+    "input_tokenizer",
+    "latents",
+    "encoder",
+    "target_tokenizer",
+    "norm",
+    "transformer",
+    "decoder_norm",
+    "decoder",
+    "head_norm",
+    "head",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bytes:
+    """Bytes of a scene, and how they grow.
+
+    Attributes:
+        scene: of one scene.
+        input_view: of one more input view.
+        target_view: of one more target view.
+    """
+
+    scene: int
+    input_view: int
+    target_view: int
+
+
+def parameters(config: ModelConfig) -> dict[str, int]:
+    """Parameters by part: the first word of their names, from the images to the renders."""
+    parts: dict[str, int] = collections.Counter()
+    for name, leaf in named_leaves(abstract_model(config)).items():
+        parts[name.split(".")[0]] += leaf.size
+    return dict(sorted(parts.items(), key=lambda part: _PARTS.index(part[0])))
+
+
+def training_state_bytes(config: TrainingConfig) -> dict[str, int]:
+    """Bytes of what training holds beside activations: one copy, wherever it is cut."""
+    state = jax.eval_shape(lambda: new_state(config, 0))
+    return {
+        "weights": _bytes(state.trained),
+        "gradients": _bytes(state.trained),
+        "optimizer": _bytes(state.opt_state),
+        "averaged_weights": _bytes(state.ema),
+    }
+
+
+def kv_cache_bytes(config: ModelConfig, *, height: int, width: int) -> int | None:
+    """Bytes of the keys and values of one input view that all targets read.
+
+    None where a model has none that are the same for every target: in both LVSM models a target's
+    sequence holds the inputs' tokens, or the latents, and these see the target too.
+    """
+    if not isinstance(config, EfficientLVSMConfig):
+        return None
+    tokens = height * width // config.patch_size**2
+    reads = config.num_cross_attentions
+    return 2 * reads * config.num_layers * tokens * config.width * jnp.dtype(config.dtype).itemsize
+
+
+def encoded_bytes(config: ModelConfig, *, views: int, height: int, width: int) -> Bytes:
+    """Bytes of what `encode` returns."""
+    model = abstract_model(config)
+
+    def of(views: int) -> int:
+        images, cameras = _views(1, views, height, width)
+        return _bytes(jax.eval_shape(lambda m, *args: m.encode(*args), model, images, cameras))
+
+    return Bytes(of(views), of(views + 1) - of(views), 0)
+
+
+def activation_bytes(
+    config: ModelConfig, *, views: int, targets: int, height: int, width: int
+) -> Bytes:
+    """Bytes that a forward pass keeps for the backward pass, in training.
+
+    They are the residuals of `jax.vjp`: exact for what is stacked over layers; the compiler may
+    keep less of the little that is outside. The loss is not in it, nor what the backward pass
+    itself makes. See `countable` for the attention kernel.
+    """
+    model = abstract_model(countable(config, height=height, width=width))
+
+    def of(scenes: int, views: int, targets: int) -> int:
+        images, inputs = _views(scenes, views, height, width)
+        _, rendered = _views(scenes, targets, height, width)
+
+        def residuals(model: Any, images: Any, inputs: Any, rendered: Any) -> Any:
+            return jax.vjp(lambda model: model(images, inputs, rendered), model)[1]
+
+        return _bytes(jax.eval_shape(residuals, model, images, inputs, rendered))
+
+    # Weights are among the residuals; they are the same in every difference.
+    one = of(1, views, targets)
+    return Bytes(
+        scene=of(2, views, targets) - one,
+        input_view=of(1, views + 1, targets) - one,
+        target_view=of(1, views, targets + 1) - one,
+    )
+
+
+def countable(config: ModelConfig, *, height: int, width: int) -> ModelConfig:
+    """The configuration that activations are counted with: the same on every machine.
+
+    `auto` and `cudnn` become a fused kernel that can be traced anywhere (`splash`), which as they
+    keeps queries, keys, values, outputs and one number a row; `xla` for numbers of tokens that it
+    cannot take. All targets go through the layers at once, which keeps as much as in turn.
+    """
+    changes: dict[str, Any] = {}
+    if config.attention in ("auto", "cudnn"):
+        tokens = height * width // config.patch_size**2
+        fused = math.gcd(tokens, getattr(config, "num_latents", 0)) % 128 == 0
+        changes["attention"] = "splash" if fused else "xla"
+    if hasattr(config, "targets_at_once"):
+        changes["targets_at_once"] = 0
+    return dataclasses.replace(config, **changes)
+
+
+def _views(scenes: int, views: int, height: int, width: int) -> tuple[Any, Cameras]:
+    """Shapes of images and cameras."""
+
+    def shape(*sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((scenes, views, *sizes), jnp.float32)
+
+    return shape(height, width, 3), Cameras(shape(4, 4), shape(4))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

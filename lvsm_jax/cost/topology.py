@@ -1,0 +1,228 @@
+"""Programs for TPUs that are not here: their chips as a mesh, and the step compiled for them."""
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from lvsm_jax.batch import Batch, Views
+from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.tree import named_leaves
+from lvsm_jax.cost import memory
+from lvsm_jax.cost.chips import CHIPS, Chip
+from lvsm_jax.frozen.networks import abstract_frozen
+from lvsm_jax.models.cameras import Cameras
+from lvsm_jax.models.layers import REMAT_POLICIES
+from lvsm_jax.parallel.mesh import MeshConfig, batch_shardings, check_batch, make_mesh
+from lvsm_jax.training.train_state import TrainingConfig, abstract_state, compiled_step
+
+# The runtime and fragmentation take the rest of a chip's memory.
+USABLE = 0.95
+# The backward pass of one layer needs so many times what the forward pass of that layer could keep.
+_LAYER_OVERHEAD = 1.2
+# What libtpu asks for where there is no TPU, so that it looks for none.
+_NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several compilations at a time
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is compiled.
+
+    Attributes:
+        topology: such as `v5e:8x8`.
+        mesh: how the chips are used.
+        training: model, optimizer and the parts of a batch.
+        data: views and their size.
+        batch: scenes of a step, over all chips.
+        render: compile the forward pass alone.
+    """
+
+    topology: str
+    mesh: MeshConfig
+    training: TrainingConfig
+    data: DataConfig
+    batch: int
+    render: bool = False
+
+    @property
+    def chip(self) -> Chip:
+        """The published numbers of its chips."""
+        return CHIPS[self.topology.partition(":")[0]]
+
+    @property
+    def scene(self) -> dict[str, int]:
+        """Views and size, as `lvsm_jax.cost.flops` and `lvsm_jax.cost.memory` take them."""
+        side = self.data.image_height
+        views = {"views": max(self.data.possible_inputs), "targets": self.data.num_targets}
+        return {**views, "height": side, "width": side}
+
+
+def topology_mesh(topology: str, config: MeshConfig) -> Mesh:
+    """A mesh of chips that need not be here.
+
+    Raises:
+        ValueError: a topology that there is not, or that the mesh does not fit.
+        RuntimeError: the TPU compiler is not installed.
+    """
+    name = topology.partition(":")[0]
+    if name not in CHIPS:
+        raise ValueError(f"topology {topology!r}: expected one of {tuple(CHIPS)}, as in v5e:8x8")
+    for variable, value in _NO_TPU.items():
+        os.environ.setdefault(variable, value)
+    from jax.experimental import topologies
+
+    options = {"chip_config_name": "megacore"} if CHIPS[name].megacore else {}
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    except Exception as error:  # the plugin's errors have no type of their own
+        if "INVALID_ARGUMENT" in str(error):
+            raise ValueError(f"topology {topology!r}: {str(error).splitlines()[0]}") from error
+        raise RuntimeError(
+            "the TPU compiler is not here: pip install -c constraints.txt -e '.[tpu]' "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    return make_mesh(config, found.devices)
+
+
+def compile_case(case: Case, mesh: Mesh) -> jax.stages.Compiled:
+    """Compiles the training step, or the forward pass, for the chips of the mesh.
+
+    Raises:
+        ValueError: a batch that the mesh does not divide.
+        jax.errors.JaxRuntimeError: the compiler's, such as for too little memory.
+    """
+    part = case.batch // (1 if case.render else case.training.grad_accumulation)
+    check_batch(mesh, f"batch {case.batch}", part, case.scene["views"])
+    batch = abstract_batch(case.data, case.batch, mesh)
+    with jax.set_mesh(mesh):
+        state = abstract_state(case.training, mesh)
+        if case.render:
+            lowered = jax.jit(lambda model, *views: model(*views)).lower(
+                state.model,
+                jax.ShapeDtypeStruct(
+                    batch.inputs.images.shape,
+                    jnp.float32,
+                    sharding=batch.inputs.images.sharding,
+                ),
+                batch.inputs.cameras,
+                batch.targets.cameras,
+            )
+        else:
+            training = case.training
+            frozen = abstract_frozen(
+                training.loss, training.repa, dtype=training.model.dtype, mesh=mesh
+            )
+            lowered = compiled_step(training, mesh).lower(state, batch, frozen)
+    return lowered.compile()
+
+
+def abstract_batch(data: DataConfig, scenes: int, mesh: Mesh) -> Batch:
+    """Shapes, types and shardings of a batch of training."""
+    shape, side = jax.ShapeDtypeStruct, data.image_height
+
+    def views(count: int) -> Views:
+        cameras = Cameras(
+            shape((scenes, count, 4, 4), jnp.float32), shape((scenes, count, 4), jnp.float32)
+        )
+        images = shape((scenes, count, side, side, 3), jnp.uint8)
+        return Views(images, cameras, shape((scenes, count), jnp.int32))
+
+    rows = (shape((scenes,), dtype) for dtype in (jnp.int32, jnp.bool_, jnp.int32))
+    batch = Batch(views(max(data.possible_inputs)), views(data.num_targets), *rows)
+    return jax.tree.map(
+        lambda leaf, sharding: shape(leaf.shape, leaf.dtype, sharding=sharding),
+        batch,
+        batch_shardings(mesh, batch),
+    )
+
+
+def least_sent(case: Case, mesh: Mesh) -> dict[str, float]:
+    """The fewest bytes that each chip has to send in a step, by what they are for.
+
+    Weights that are cut are gathered once for the forward pass and once for the backward pass, and
+    their gradients reduced once, each in the model's dtype; so for each part of the batch. No
+    gradient goes back through the tokenizers, whose weights are gathered once.
+
+    Over `view`, queries and results of every cross-attention travel in the forward pass, and
+    queries, gradients and the queries' gradients in the backward pass.
+    """
+    cut, width = mesh.shape["fsdp"], jnp.dtype(case.training.model.dtype).itemsize
+    views = mesh.shape["view"]
+    copies = mesh.size // cut
+    training = not case.render
+    parts = case.training.grad_accumulation if training else 1
+    gathers = reductions = 0.0
+    for name, leaf in named_leaves(abstract_state(case.training, mesh).model).items():
+        size, is_cut = leaf.size * width, "fsdp" in leaf.sharding.spec
+        share = size / cut if is_cut else size
+        if is_cut:
+            passes = 2 if training and "tokenizer" not in name else 1
+            gathers += passes * (size - share)
+            reductions += size - share
+        over = copies if is_cut else mesh.size
+        reductions += 2 * share * (over - 1) / over
+    sent = {"weights": parts * gathers, "gradients": parts * reductions * training}
+    if views > 1:
+        model, scene = case.training.model, case.scene
+        tokens = scene["targets"] * scene["height"] * scene["width"] // model.patch_size**2
+        scenes = case.batch * views / mesh.size
+        layers = model.num_layers * getattr(model, "num_cross_attentions", 1)
+        once = scenes * tokens * model.width * width * (views - 1) / views
+        sent["views"] = layers * once * (5 if training else 2)
+    return sent
+
+
+def advice(case: Case, mesh: Mesh) -> dict[str, Any]:
+    """What would fit: for each remat policy how many scenes a chip can take at once, and a choice.
+
+    Counted, not compiled: the state and its gradients, for each scene what a forward pass keeps
+    (`cost.memory.activation_bytes`), and what the backward pass of one layer makes. The choice
+    recomputes as little as it can without `grad_accumulation`, and else takes that.
+
+    Returns:
+        `scenes_at_once` by policy, and `remat` and `grad_accumulation` chosen, None where not even
+        one scene fits.
+    """
+    state = abstract_state(case.training, mesh)
+    free = USABLE * case.chip.hbm - _held(state) - _held(state.model)
+    # Devices of the `view` axis share a scene.
+    scenes = case.batch * mesh.shape["view"] / mesh.size
+    fitting, kept = {}, {}
+    for policy in REMAT_POLICIES:
+        model = dataclasses.replace(case.training.model, remat=policy)
+        kept[policy] = memory.activation_bytes(model, **case.scene).scene / mesh.shape["view"]
+        layer = _LAYER_OVERHEAD * kept["none"] / model.num_layers
+        fitting[policy] = max(0, math.floor(free / (kept[policy] + layer)))
+    chosen = next((policy for policy in REMAT_POLICIES if fitting[policy] >= scenes), None)
+    parts = 1
+    if chosen is None and fitting["full"]:
+        chosen = "full"
+        parts = next(
+            n for n in range(1, math.ceil(scenes) + 1) if _fits(scenes, n, fitting["full"])
+        )
+    return {
+        "scenes_at_once": fitting,
+        "remat": chosen,
+        "grad_accumulation": None if chosen is None else parts,
+    }
+
+
+def _fits(scenes: float, parts: int, fitting: int) -> bool:
+    return scenes % parts == 0 and scenes / parts <= fitting
+
+
+def _held(tree: Any) -> int:
+    """Bytes of a sharded tree on each chip."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,1 @@
+"""Scores on held-out views, and the page that shows them."""

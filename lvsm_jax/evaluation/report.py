@@ -1,0 +1,230 @@
+"""One self-contained HTML page about an evaluation: numbers, distribution, pictures."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from lvsm_jax.evaluation.scoring import (
+    COPY_NEAREST,
+    EXACT_PSNR,
+    MEAN_COLOR,
+    MODEL,
+    Evaluation,
+    SceneImages,
+)
+
+_METHODS = {MODEL: "model", COPY_NEAREST: "copy nearest input", MEAN_COLOR: "mean colour"}
+_METRICS = {"psnr": ("PSNR", "↑", 2), "ssim": ("SSIM", "↑", 3), "lpips": ("LPIPS", "↓", 3)}
+_TARGETS_SHOWN = 3  # of a scene
+_LARGEST_ERROR = 0.3  # where the colours of error maps end; fixed, so that pages compare
+_CRISP_BELOW = 160  # images of fewer rows are enlarged without smoothing, and stored as PNG
+
+
+def choose_scenes(evaluation: Evaluation, count: int = 3) -> dict[str, list[int]]:
+    """Positions of the scenes to show, by mean PSNR: the best, median and worst, none twice."""
+    order = [int(s) for s in np.argsort(-evaluation.scene_means("psnr"), kind="stable")]
+    count = min(count, max(1, len(order) // 3))
+    best, worst = order[:count], order[count:][::-1][:count]
+    between = [s for s in order if s not in best + worst]
+    start = (len(between) - count + 1) // 2
+    groups = {"best": best, "median": between[start:][:count], "worst": worst}
+    return {name: scenes for name, scenes in groups.items() if scenes}
+
+
+def render_page(
+    evaluation: Evaluation,
+    summary: Mapping[str, Any],
+    pictures: Mapping[str, SceneImages],
+    groups: Mapping[str, list[int]],
+) -> str:
+    """The page's HTML.
+
+    Args:
+        evaluation: all scores.
+        summary: what `eval.py` writes to summary.json.
+        pictures: of the scenes in `groups`, by key.
+        groups: from `choose_scenes`.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lvsm_jax.evaluation"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    metrics = list(evaluation.scores[MODEL])
+    first = next(iter(pictures.values()))
+    height, width = first.targets.shape[1:3]
+    return environment.get_template("report.html.j2").render(
+        summary=summary,
+        config=json.dumps(summary["config"], indent=2, default=str),
+        metrics={metric: _METRICS[metric][:2] for metric in metrics},
+        tables=_tables(evaluation, metrics),
+        exact_copies=_exact_copies(evaluation),
+        histogram=_histogram(evaluation),
+        methods=_METHODS,
+        groups={
+            name: [_card(evaluation, s, pictures[evaluation.scenes[s]]) for s in scenes]
+            for name, scenes in groups.items()
+        },
+        size=(height, width),
+        num_inputs=first.inputs.shape[0],
+        crisp=height < _CRISP_BELOW,
+        exact_psnr=EXACT_PSNR,
+        facts=_facts(summary),
+        largest_error=_LARGEST_ERROR,
+        error_colors=_error_gradient(),
+    )
+
+
+def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "checkpoint": summary["checkpoint"],
+        "dataset": f"{summary['dataset']}, split {summary['split']}",
+        "index": f"{summary['index']} ({summary['num_skipped_null']:,} null entries skipped, "
+        f"{summary['num_missing']:,} clips missing from the dataset)",
+        "cameras normalised by": summary["camera_normalization"].replace("_", " "),
+        "command": summary["command"],
+    }
+
+
+def _tables(evaluation: Evaluation, metrics: list[str]) -> list[dict[str, Any]]:
+    """The means over all targets and, where some are input views, over the others."""
+    num_context = int(evaluation.is_context.sum())
+    num_images = evaluation.frames.size
+    captions = {True: f"All {num_images:,} target views"}
+    if num_context:
+        others = "is an input view" if num_context == 1 else "are input views"
+        captions[False] = f"Without the {num_context:,} that {others}"
+    return [
+        {
+            "caption": caption,
+            "rows": {
+                _METHODS[method]: {
+                    metric: evaluation.mean(metric, method, context=context) for metric in metrics
+                }
+                for method in evaluation.scores
+            },
+        }
+        for context, caption in captions.items()
+    ]
+
+
+def _exact_copies(evaluation: Evaluation) -> int:
+    copies = evaluation.scores.get(COPY_NEAREST)
+    return int(np.isinf(copies["psnr"]).sum()) if copies else 0
+
+
+def _card(evaluation: Evaluation, s: int, images: SceneImages) -> dict[str, Any]:
+    """What the template shows of one scene."""
+    count = images.targets.shape[0]
+    shown = np.unique(np.linspace(0, count - 1, min(count, _TARGETS_SHOWN)).round().astype(int))
+    scores = evaluation.scores
+    nearest = COPY_NEAREST in scores
+
+    def of_target(t: int) -> dict[str, Any]:
+        renders = np.clip(images.renders[t], 0, 1)
+        return {
+            "frame": int(evaluation.frames[s, t]),
+            "is_context": bool(evaluation.is_context[s, t]),
+            "scores": {metric: float(x[s, t]) for metric, x in scores[MODEL].items()},
+            "nearest_psnr": float(scores[COPY_NEAREST]["psnr"][s, t]) if nearest else None,
+            "target": _data_uri(images.targets[t]),
+            "render": _data_uri((renders * 255).round().astype(np.uint8)),
+            "error": _data_uri(_error_map(images.targets[t], renders)),
+            "nearest": _data_uri(images.nearest[t]),
+        }
+
+    return {
+        "key": evaluation.scenes[s],
+        "means": {metric: float(evaluation.scene_means(metric)[s]) for metric in scores[MODEL]},
+        "inputs": [_data_uri(image) for image in images.inputs],
+        "targets": [of_target(int(t)) for t in shown],
+        "num_targets": count,
+    }
+
+
+def _error_map(
+    target: UInt8[np.ndarray, "h w 3"], render: Float[np.ndarray, "h w 3"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Mean absolute difference over the colours, black for none."""
+    error = np.abs(target / 255 - render).mean(axis=-1) / _LARGEST_ERROR
+    return matplotlib.colormaps["inferno"](np.clip(error, 0, 1), bytes=True)[..., :3]
+
+
+def _error_gradient() -> str:
+    colors = matplotlib.colormaps["inferno"](np.linspace(0, 1, 9), bytes=True)[:, :3]
+    return ", ".join(f"rgb({r} {g} {b})" for r, g, b in colors)
+
+
+def _data_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
+    png = image.shape[0] < _CRISP_BELOW
+    options = {"format": "PNG"} if png else {"format": "JPEG", "quality": 95, "subsampling": 0}
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, **options)
+    kind = options["format"].lower()
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _number(value: float | None, metric: str) -> str:
+    if value is None:
+        return "–"
+    return "∞" if np.isinf(value) else f"{value:.{_METRICS[metric][2]}f}".replace("-", "−")
+
+
+def _histogram(evaluation: Evaluation) -> dict[str, Any]:
+    """Geometry, in units of the SVG's view box, of the distribution of scenes over PSNR."""
+    width, height = 720, 240
+    methods = [method for method in (MODEL, COPY_NEAREST) if method in evaluation.scores]
+    means = {method: evaluation.scene_means("psnr", method) for method in methods}
+    edges = _edges(means)
+    counts = {
+        method: np.histogram(np.clip(x, edges[0], edges[-1]), edges)[0].tolist()
+        for method, x in means.items()
+    }
+    tallest = max(max(c) for c in counts.values())
+    to_x = width / (edges[-1] - edges[0])
+    to_y = height / tallest
+
+    def bars(method: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "x": (low - edges[0]) * to_x,
+                "y": height - count * to_y,
+                "width": (high - low) * to_x,
+                "height": count * to_y,
+                "label": f"{low:g} to {high:g} dB: {count} scenes ({_METHODS[method]})",
+            }
+            for low, high, count in zip(edges[:-1], edges[1:], counts[method], strict=True)
+            if count
+        ]
+
+    return {
+        "width": width,
+        "height": height,
+        "tallest": tallest,
+        "bars": {method: bars(method) for method in methods},
+        "means": {
+            method: ((np.clip(x.mean(), edges[0], edges[-1]) - edges[0]) * to_x, x.mean())
+            for method, x in means.items()
+        },
+        "ticks": [((x - edges[0]) * to_x, f"{x:g}") for x in edges[:: -(-len(edges) // 12)]],
+    }
+
+
+def _edges(means: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Limits of at most about 30 bins of a round width, in dB."""
+    low = min(x.min() for x in means.values())
+    # A few exact copies of the baseline must not squeeze all else into a corner.
+    high = max(x.max() if method == MODEL else np.percentile(x, 95) for method, x in means.items())
+    step = next(step for step in (0.25, 0.5, 1, 2, 5, 10) if (high - low) / step <= 30)
+    return np.arange(np.floor(low / step), np.floor(high / step) + 1.5) * step

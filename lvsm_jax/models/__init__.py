@@ -1,0 +1,1 @@
+"""The models: cameras, attention, layers, Efficient-LVSM and the two LVSMs."""

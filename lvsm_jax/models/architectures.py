@@ -1,0 +1,68 @@
+"""The models by the names that configs and exports use."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import ml_collections
+from flax import nnx
+
+from lvsm_jax.common.config import section
+from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel
+from lvsm_jax.models.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+from lvsm_jax.models.lvsm import (
+    LVSMDecoderOnly,
+    LVSMDecoderOnlyConfig,
+    LVSMEncoderDecoder,
+    LVSMEncoderDecoderConfig,
+)
+
+_MODELS: dict[type[ModelConfig], type[ViewSynthesisModel]] = {
+    EfficientLVSMConfig: EfficientLVSM,
+    LVSMDecoderOnlyConfig: LVSMDecoderOnly,
+    LVSMEncoderDecoderConfig: LVSMEncoderDecoder,
+}
+
+CONFIGS = {model.__name__: config for config, model in _MODELS.items()}
+
+
+def config_class(architecture: Any) -> type[ModelConfig]:
+    """The configuration of an architecture.
+
+    Raises:
+        ValueError: an architecture that there is not.
+    """
+    if architecture not in CONFIGS:
+        raise ValueError(f"architecture is {architecture!r}, expected one of {tuple(CONFIGS)}")
+    return CONFIGS[architecture]
+
+
+def read_config(config: ml_collections.ConfigDict) -> ModelConfig:
+    """The model of an experiment's config: its `architecture` and its section `model`.
+
+    Raises:
+        ValueError: naming the field that is wrong.
+    """
+    cls = config_class(config.get("architecture"))
+    given = config.get("model", {}).keys()
+    if lacking := [f.name for f in dataclasses.fields(cls) if f.name not in given]:
+        raise ValueError(
+            f"config.model lacks {lacking} of {config.architecture}: an architecture is chosen by "
+            "a config file made for it, as configs/base.py:NAME is"
+        )
+    return section(config, "model", cls)
+
+
+def architecture_of(config: ModelConfig) -> str:
+    """The name of a configuration's architecture."""
+    return _MODELS[type(config)].__name__
+
+
+def new_model(config: ModelConfig, rngs: nnx.Rngs) -> ViewSynthesisModel:
+    """A model with random weights."""
+    return _MODELS[type(config)](config, rngs=rngs)
+
+
+def abstract_model(config: ModelConfig) -> ViewSynthesisModel:
+    """A model with shapes and types in place of weights; costs nothing."""
+    return jax.eval_shape(lambda key: new_model(config, nnx.Rngs(key)), jax.random.key(0))

@@ -1,0 +1,120 @@
+"""Posed pinhole cameras, and the rays through their pixels.
+
+Axes are OpenCV's: x right, y down, z forward. Shapes use `b` scenes, `v` views, `h w` pixels.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cameras:
+    """Cameras of the views of several scenes; a pytree, with NumPy or JAX arrays as leaves.
+
+    Attributes:
+        c2w: `[b, v, 4, 4]` camera-to-world matrices (OpenCV axes; any unit of length).
+        fxfycxcy: `[b, v, 4]` focal lengths and principal point, in pixels of the image.
+    """
+
+    # Any, not Float[Array, ...]: a pytree also holds shapes, shardings and specs as leaves.
+    c2w: Any
+    fxfycxcy: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(b, v)`."""
+        return tuple(self.c2w.shape[:-2])
+
+    def check(self, name: str = "cameras") -> None:
+        """Raises ValueError unless shapes agree and, where values are known, they are finite."""
+        c2w, fxfycxcy = jnp.shape(self.c2w), jnp.shape(self.fxfycxcy)
+        if len(c2w) != 4 or c2w[-2:] != (4, 4):
+            raise ValueError(f"{name}.c2w has shape {c2w}, expected [scenes, views, 4, 4]")
+        if fxfycxcy != (*c2w[:2], 4):
+            raise ValueError(
+                f"{name}.fxfycxcy has shape {fxfycxcy}, expected {(*c2w[:2], 4)} to go with "
+                f"c2w of shape {c2w}"
+            )
+        for field in ("c2w", "fxfycxcy"):
+            values = getattr(self, field)
+            if isinstance(values, jax.core.Tracer):
+                continue  # values are unknown while tracing
+            if not np.isfinite(np.asarray(values)).all():
+                raise ValueError(f"{name}.{field} holds values that are not finite")
+        if isinstance(self.fxfycxcy, jax.core.Tracer):
+            return
+        if (np.asarray(self.fxfycxcy)[..., :2] == 0).any():
+            raise ValueError(f"{name}.fxfycxcy holds a focal length of zero")
+
+
+# How a model is told of cameras, and in how many channels of a token's pixels. `plucker`: by rays
+# in world axes. `prope`: by rays in the camera's own axes, and by `models.prope` in attention;
+# `gta` is the same without intrinsics in attention. `plucker_prope`: by world rays and attention.
+POSE_CHANNELS = {"plucker": 6, "prope": 3, "gta": 3, "plucker_prope": 6}
+
+
+def rays(
+    cameras: Cameras, height: int, width: int
+) -> tuple[Float[Array, "b v 3"], Float[Array, "b v h w 3"]]:
+    """Origins and unit directions, in world axes, of the rays through all pixel centres."""
+    c2w = jnp.asarray(cameras.c2w, jnp.float32)
+    x, y = _columns_and_rows(cameras, height, width)
+    # R·(x, y, 1) column by column: exact float32 on every backend, unlike a small matmul, which
+    # GPUs and TPUs would round to TF32 or bfloat16.
+    columns = c2w[..., None, None, :3, :3]  # [b, v, 1, 1, 3, 3]
+    directions = (
+        columns[..., 0] * x[..., None, :, :]
+        + columns[..., 1] * y[..., :, None, :]
+        + columns[..., 2]
+    )
+    directions /= jnp.linalg.norm(directions, axis=-1, keepdims=True)
+    return c2w[..., :3, 3], directions
+
+
+def pose_conditioning(
+    encoding: str, cameras: Cameras, height: int, width: int
+) -> Float[Array, "b v h w channels"]:
+    """What the tokens of a view say of its camera, for each pixel.
+
+    Args:
+        encoding: of `POSE_CHANNELS`.
+        cameras: of the views.
+        height: in pixels.
+        width: in pixels.
+    """
+    conditioning = plucker if encoding.startswith("plucker") else own_rays
+    return conditioning(cameras, height, width)
+
+
+def own_rays(cameras: Cameras, height: int, width: int) -> Float[Array, "b v h w 3"]:
+    """Unit directions of the rays in the camera's own axes: they tell intrinsics alone."""
+    x, y = _columns_and_rows(cameras, height, width)
+    x, y = x[..., None, :, :] + 0 * y[..., :, None, :], y[..., :, None, :] + 0 * x[..., None, :, :]
+    directions = jnp.concatenate([x, y, jnp.ones_like(x)], axis=-1)
+    return directions / jnp.linalg.norm(directions, axis=-1, keepdims=True)
+
+
+def _columns_and_rows(
+    cameras: Cameras, height: int, width: int
+) -> tuple[Float[Array, "b v w 1"], Float[Array, "b v h 1"]]:
+    """Pixel centres at depth 1: how far to the right and down of the optical axis they are."""
+    fx, fy, cx, cy = jnp.split(jnp.asarray(cameras.fxfycxcy, jnp.float32)[..., None, :], 4, -1)
+    x = (jnp.arange(width, dtype=jnp.float32)[:, None] + 0.5 - cx) / fx
+    y = (jnp.arange(height, dtype=jnp.float32)[:, None] + 0.5 - cy) / fy
+    return x, y
+
+
+def plucker(cameras: Cameras, height: int, width: int) -> Float[Array, "b v h w 6"]:
+    """Pose conditioning of every pixel: `concat(origin × direction, direction)`.
+
+    The reference models of LVSM and Efficient-LVSM put the moment first.
+    """
+    origins, directions = rays(cameras, height, width)
+    moments = jnp.cross(origins[:, :, None, None, :], directions)
+    return jnp.concatenate([moments, directions], axis=-1)

@@ -1,0 +1,393 @@
+"""The parts that all models share: attention, MLP, blocks, patches, stacked layers.
+
+Modules are Flax NNX modules used as plain pytrees: `jax.jit`, `jax.grad` and `jax.lax.scan` take
+them directly. Nothing has a bias unless it is asked for.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import einops
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from lvsm_jax.models.attention import SAVED_ATTENTION, attention
+from lvsm_jax.models.prope import Positions
+
+Initializer = Callable[..., Array]
+Module = TypeVar("Module", bound=nnx.Module)
+
+REMAT_POLICIES = ("none", "dots", "full")
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm with statistics in float32.
+
+    Args:
+        size: of the last dimension.
+        scale: whether there is a learned scale.
+        bias: whether there is a learned bias.
+        eps: added to the variance.
+    """
+
+    def __init__(self, size: int, *, scale: bool, bias: bool = False, eps: float = 1e-5):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(size)) if scale else None
+        self.bias = nnx.Param(jnp.zeros(size)) if bias else None
+
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """Normalises the last dimension."""
+        y = x.astype(jnp.float32)
+        y = y - y.mean(axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.eps)
+        if self.scale is not None:
+            y = y * self.scale[...]
+        if self.bias is not None:
+            y = y + self.bias[...]
+        return y.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """RMSNorm with a learned scale, eps 1e-5, statistics in float32."""
+
+    def __init__(self, size: int):
+        self.scale = nnx.Param(jnp.ones(size))
+
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
+        """Normalises the last dimension."""
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + 1e-5)
+        return (y * self.scale[...]).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """A linear map, computed in `dtype` from float32 weights `[in, out]`; a bias starts at zero."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        init: Initializer,
+        dtype: str,
+        rngs: nnx.Rngs,
+        bias: bool = False,
+    ):
+        self.dtype = dtype
+        self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:
+        """Maps the last dimension."""
+        y = self._product(x)
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+    def _product(self, x: Array) -> Array:
+        kernel, x = self.kernel[...].astype(self.dtype), x.astype(self.dtype)
+        sharding = jax.typeof(x).sharding
+        if not sharding.mesh.empty and any(sharding.spec[1:-1]):
+            return _matmul(x, kernel)  # dimensions that are both cut cannot be made one
+        # Two dimensions only: on CPUs the gradient of a matmul with more is 2.5 times as slow.
+        return _reshape_like(_matmul(x.reshape(-1, x.shape[-1]), kernel), x)
+
+
+@jax.custom_vjp
+def _matmul(x: Float[Array, "*batch d"], kernel: Float[Array, "d e"]) -> Float[Array, "*batch e"]:
+    """`x @ kernel`, where a kernel cut over devices is gathered once a pass.
+
+    Left to itself, XLA gathers it for each product: a third time for the gradient of `x`.
+    """
+    return x @ _whole(kernel)
+
+
+def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    # Not by calling `_matmul`, in which remat policies would not see the matmul.
+    return x @ _whole(kernel), (x, kernel)
+
+
+def _matmul_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    rows = tuple(range(x.ndim - 1))
+    # Summed over the devices and cut as the kernel in one step, instead of summed everywhere.
+    sharding = jax.typeof(kernel).sharding
+    out = None if sharding.mesh.empty else sharding.spec
+    to_kernel = jax.lax.dot_general(x, grad, ((rows, rows), ((), ())), out_sharding=out)
+    return grad @ _whole(kernel).T, to_kernel
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _whole(kernel: Float[Array, "d e"]) -> Float[Array, "d e"]:
+    """The kernel on every device."""
+    if jax.typeof(kernel).sharding.mesh.empty:
+        return kernel
+    return jax.sharding.reshard(kernel, P(None, None))
+
+
+def _reshape_like(rows: Float[Array, "n e"], x: Array) -> Array:
+    """Gives the rows the leading dimensions of `x`, and their sharding."""
+    shape, sharding = (*x.shape[:-1], rows.shape[-1]), jax.typeof(x).sharding
+    if sharding.mesh.empty:
+        return rows.reshape(shape)
+    # Left to itself, JAX may hand a mesh axis of size one to another dimension.
+    return rows.reshape(shape, out_sharding=P(*sharding.spec[:-1], None))
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with RMS-normalised queries and keys.
+
+    Keys and values come from `keys_values` apart from the queries, because those of an input view
+    depend on nothing else and can be kept.
+
+    Args:
+        config: a `lvsm_jax.models.base.ModelConfig`.
+        init: of all kernels.
+        rngs: source of the initial weights.
+    """
+
+    def __init__(self, config: Any, *, init: Initializer, rngs: nnx.Rngs):
+        options = {"init": init, "dtype": config.dtype, "rngs": rngs}
+        self.head_dim = config.head_dim
+        self.implementation = config.attention
+        self.to_q = Linear(config.width, config.width, **options)
+        self.to_kv = Linear(config.width, 2 * config.width, **options)
+        self.out = Linear(config.width, config.width, **options)
+        self.q_norm = RMSNorm(config.head_dim)
+        self.k_norm = RMSNorm(config.head_dim)
+
+    def keys_values(
+        self, tokens: Float[Array, "*batch s d"], positions: Positions | None = None
+    ) -> tuple[Float[Array, "*batch s m c"], Float[Array, "*batch s m c"]]:
+        """Keys after their norm, and values; both as `positions` has them, where it is given."""
+        k, v = einops.rearrange(
+            self.to_kv(tokens), "... (two m c) -> two ... m c", two=2, c=self.head_dim
+        )
+        k = self.k_norm(k)
+        return (k, v) if positions is None else (positions.to_keys(k), positions.to_keys(v))
+
+    def __call__(
+        self,
+        tokens: Float[Array, "*batch t d"],
+        keys_values: tuple[Float[Array, "*batch s m c"], Float[Array, "*batch s m c"]],
+        positions: Positions | None = None,
+    ) -> Float[Array, "*batch t d"]:
+        """What `tokens` read from the keys and values."""
+        k, v = keys_values
+        how = {"implementation": self.implementation}
+        return self.read(tokens, lambda q: attention(q, k, v, **how), positions)
+
+    def read(
+        self,
+        tokens: Float[Array, "*batch t d"],
+        attend: Callable[[Float[Array, "*batch t m c"]], Float[Array, "*batch t m c"]],
+        positions: Positions | None = None,
+    ) -> Float[Array, "*batch t d"]:
+        """What `tokens` read from wherever `attend` takes their queries.
+
+        Args:
+            tokens: that read.
+            attend: from queries to what they read.
+            positions: of the tokens, where keys and values have such too.
+        """
+        q = einops.rearrange(self.to_q(tokens), "... (m c) -> ... m c", c=self.head_dim)
+        q = self.q_norm(q)
+        if positions is None:
+            read = attend(q)
+        else:
+            read = positions.to_outputs(attend(positions.to_queries(q)))
+        return self.out(einops.rearrange(read, "... m c -> ... (m c)"))
+
+
+class MLP(nnx.Module):
+    """`d → ratio·d → d` with the exact (erf) GELU."""
+
+    def __init__(
+        self,
+        width: int,
+        ratio: int,
+        *,
+        init: Initializer,
+        dtype: str,
+        rngs: nnx.Rngs,
+        bias: bool = False,
+    ):
+        options = {"init": init, "dtype": dtype, "rngs": rngs, "bias": bias}
+        self.up = Linear(width, ratio * width, **options)
+        self.down = Linear(ratio * width, width, **options)
+
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """Applies the two maps."""
+        # The GELU is in float32: fused with the matmul before, TPUs write that to memory as well.
+        hidden = jax.lax.optimization_barrier(self.up(x))
+        return self.down(jax.nn.gelu(hidden, approximate=False))
+
+
+class TransformerBlock(nnx.Module):
+    """Pre-norm self-attention, then an MLP.
+
+    Args:
+        config: a `lvsm_jax.models.base.ModelConfig`.
+        init: of all kernels.
+        norm_scale: whether the two norms have a learned scale.
+        rngs: source of the initial weights.
+    """
+
+    def __init__(self, config: Any, *, init: Initializer, norm_scale: bool, rngs: nnx.Rngs):
+        self.branch_scale = config.branch_scale
+        self.norm1 = LayerNorm(config.width, scale=norm_scale)
+        self.self_attention = Attention(config, init=init, rngs=rngs)
+        self.norm2 = LayerNorm(config.width, scale=norm_scale)
+        self.mlp = MLP(config.width, config.mlp_ratio, init=init, dtype=config.dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: Float[Array, "*batch n d"],
+        sequence: Float[Array, "*batch s d"] | None = None,
+        positions: Positions | None = None,
+    ) -> Float[Array, "*batch n d"]:
+        """One layer.
+
+        Args:
+            tokens: those that go on.
+            sequence: all tokens that they attend to, themselves included; `tokens` by default.
+            positions: of the tokens inside their views, where attention is told.
+        """
+        normed = self.norm1(tokens)
+        read = normed if sequence is None else self.norm1(sequence)
+        keys_values = self.self_attention.keys_values(read, positions)
+        branch = self.self_attention(normed, keys_values, positions)
+        tokens = tokens + self.branch_scale * branch
+        return tokens + self.branch_scale * self.mlp(self.norm2(tokens))
+
+
+class Transformer(nnx.Module):
+    """Self-attention blocks over a sequence of which only some tokens are wanted at the end.
+
+    The last block has weights of its own, outside the stack, because it computes the wanted tokens
+    alone: nobody reads the others after it.
+
+    Args:
+        config: a `lvsm_jax.models.base.ModelConfig`.
+        num_layers: blocks, the last included.
+        rngs: source of the initial weights.
+    """
+
+    def __init__(self, config: Any, num_layers: int, *, rngs: nnx.Rngs):
+        self.remat = config.remat
+
+        def block(index: Array | int, rngs: nnx.Rngs) -> TransformerBlock:
+            init = residual_init(index)
+            return TransformerBlock(config, init=init, norm_scale=True, rngs=rngs)
+
+        self.blocks = stack_layers(block, num_layers - 1, rngs) if num_layers > 1 else None
+        self.last = block(num_layers - 1, rngs)
+
+    def __call__(
+        self, wanted: Float[Array, "*batch n d"], others: Float[Array, "*batch s d"]
+    ) -> Float[Array, "*batch n d"]:
+        """The wanted tokens after the last block; all tokens attend to all."""
+        tokens = jnp.concatenate([wanted, others], axis=-2)
+        if self.blocks is not None:
+            tokens, _ = scan_layers(
+                lambda tokens, block: (block(tokens), None), tokens, self.blocks, remat=self.remat
+            )
+        last = recomputed(lambda block, *tokens: block(*tokens), self.remat)
+        return last(self.last, tokens[..., : wanted.shape[-2], :], tokens)
+
+
+def residual_init(index: Array | int) -> Initializer:
+    """The reference's initialisation of layer `index`, counted from 0: narrower with depth."""
+    return nnx.initializers.normal(0.02 / jnp.sqrt(2 * (index + 1)))
+
+
+def broadcast_scenes(x: Float[Array, "n d"], like: Float[Array, "b ..."]) -> Float[Array, "b n d"]:
+    """The same tokens for every scene of `like`, on the devices where that scene is."""
+    shape, sharding = (like.shape[0], *x.shape), jax.typeof(like).sharding
+    if sharding.mesh.empty:
+        return jnp.broadcast_to(x, shape)
+    return jnp.broadcast_to(x, shape, out_sharding=P(sharding.spec[0], None, None))
+
+
+# One dimension is split or merged at a time: JAX infers the sharding of such reshapes only.
+
+
+def patchify(pixels: Float[Array, "b v h w ch"], patch: int) -> Float[Array, "b v n pc"]:
+    """Flattens patches in the order (row, column, channel); patches go row by row."""
+    rows = einops.rearrange(pixels, "b v (y p) w ch -> b v y p w ch", p=patch)
+    grid = einops.rearrange(rows, "b v y p (x q) ch -> b v y x p q ch", q=patch)
+    patches = einops.rearrange(grid, "b v y x p q ch -> b v y x (p q ch)")
+    return einops.rearrange(patches, "b v y x pc -> b v (y x) pc")
+
+
+def unpatchify(
+    tokens: Float[Array, "b v n pc"], patch: int, height: int, width: int
+) -> Float[Array, "b v {height} {width} ch"]:
+    """The inverse of `patchify`."""
+    patches = einops.rearrange(tokens, "b v (y x) pc -> b v y x pc", x=width // patch)
+    grid = einops.rearrange(patches, "b v y x (p q ch) -> b v y p x q ch", p=patch, q=patch)
+    rows = einops.rearrange(grid, "b v y p x q ch -> b v y p (x q) ch")
+    return einops.rearrange(rows, "b v y p w ch -> b v (y p) w ch")
+
+
+def stack_layers(make: Callable[..., Module], layers: int, rngs: nnx.Rngs) -> Module:
+    """One module whose arrays hold all layers: `make(index, rngs)` for each, stacked first."""
+    return jax.vmap(lambda index, key: make(index, nnx.Rngs(key)))(
+        jnp.arange(layers), jax.random.split(rngs.params(), layers)
+    )
+
+
+def scan_layers(body: Callable, carry: Any, layers: object, *, remat: str) -> tuple:
+    """Runs `carry, output = body(carry, layer)` over stacked layers.
+
+    Args:
+        body: one layer.
+        carry: pytree of what goes from layer to layer, such as tokens before the first.
+        layers: pytree of arrays with the layers first.
+        remat: what the backward pass finds saved: `none` recomputes nothing, `dots` all but the
+            results of linear layers and of the TPU's attention kernel, `full` everything but each
+            layer's input.
+    """
+    return jax.lax.scan(recomputed(body, remat, prevent_cse=False), carry, layers)
+
+
+def scan_tapped(
+    body: Callable, carry: Array, layers: object, taps: Sequence[int], *, remat: str
+) -> tuple[Array, Any, tuple[Array, ...]]:
+    """`scan_layers` over arrays, which also returns the carry after each of the layers `taps`.
+
+    Layers count from 1. Still one program for all layers, and neither the result nor the backward
+    pass holds a copy of any other layer's carry.
+    """
+    if not taps:
+        return *scan_layers(body, carry, layers, remat=remat), ()
+
+    def tapped(state: tuple, layer: tuple) -> tuple:
+        (carry, kept), (index, layer) = state, layer
+        carry, output = body(carry, layer)
+        # Not jnp.where: its condition would have the size of the carry.
+        kept = tuple(
+            jax.lax.select(index == tap, carry, old) for tap, old in zip(taps, kept, strict=True)
+        )
+        return (carry, kept), output
+
+    nothing = tuple(jnp.zeros_like(carry) for _ in taps)
+    indices = jnp.arange(1, len(jax.tree.leaves(layers)[0]) + 1)
+    (carry, kept), outputs = scan_layers(tapped, (carry, nothing), (indices, layers), remat=remat)
+    return carry, outputs, kept
+
+
+def recomputed(function: Callable, remat: str, *, prevent_cse: bool = True) -> Callable:
+    """The function, whose backward pass finds saved what `remat` says, see `scan_layers`."""
+    if remat == "none":
+        return function
+    policy = None
+    if remat == "dots":
+        policy = jax.checkpoint_policies.save_from_both_policies(
+            jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+            jax.checkpoint_policies.save_only_these_names(SAVED_ATTENTION),
+        )
+    return jax.checkpoint(function, prevent_cse=prevent_cse, policy=policy)

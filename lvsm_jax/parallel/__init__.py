@@ -1,0 +1,1 @@
+"""The mesh of devices and the processes of a run."""

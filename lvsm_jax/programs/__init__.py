@@ -1,0 +1,1 @@
+"""The programs of the command line, each a thin main."""

@@ -1,0 +1,1 @@
+"""Rendering view by view: the KV cache, the latents, the session."""

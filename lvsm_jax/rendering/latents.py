@@ -1,0 +1,96 @@
+"""What LVSM's encoder-decoder keeps of its input views: latents of one size, for any targets.
+
+They sum up all views together. A view cannot be added to them, replaced or removed: the views are
+encoded again.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lvsm_jax.models.base import ViewSynthesisModel, check_images
+from lvsm_jax.models.cameras import Cameras
+from lvsm_jax.models.lvsm import LVSMEncoderDecoder
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LatentCache:
+    """The input views of some scenes, summed up in latent tokens.
+
+    Attributes:
+        tokens: `[b, k, d]`.
+        image_size: height and width of the input views in pixels.
+    """
+
+    tokens: Any
+    image_size: tuple[int, int] = dataclasses.field(metadata={"static": True})
+
+    @property
+    def batch(self) -> int:
+        """Scenes."""
+        return self.tokens.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the latents."""
+        return self.tokens.nbytes
+
+
+def latent_cache(
+    model: ViewSynthesisModel, images: Array | np.ndarray, cameras: Cameras
+) -> LatentCache:
+    """Encodes input views for `lvsm_jax.render`.
+
+    Args:
+        model: an LVSMEncoderDecoder.
+        images: `[b, v, h, w, 3]`, float in [0, 1]; at least one view.
+        cameras: `[b, v]`.
+
+    Raises:
+        ValueError: a model without latents, or images and cameras that do not go together.
+    """
+    _check_model(model)
+    check_images(images, cameras, model.config.patch_size)
+    if 0 in images.shape:
+        raise ValueError(f"images of shape {images.shape}: no views to encode")
+    return LatentCache(_encode(model, jnp.asarray(images), cameras), tuple(images.shape[2:4]))
+
+
+def check_latents_fit(model: ViewSynthesisModel, cache: LatentCache) -> None:
+    """Raises ValueError unless the latents can be of the model."""
+    _check_model(model)
+    _, latents, width = cache.tokens.shape
+    config = model.config
+    for name, ours, theirs in (
+        ("latents", latents, config.num_latents),
+        ("channels a token", width, config.width),
+    ):
+        if ours != theirs:
+            raise ValueError(f"the cache has {ours} {name}, but the model {theirs}")
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def render_latents(
+    model: LVSMEncoderDecoder, cache: LatentCache, cameras: Cameras, image_size: tuple[int, int]
+) -> Float[Array, "b t h w 3"]:
+    """Renders the cameras, all at once."""
+    return model.decode(cache.tokens, cameras, *image_size)
+
+
+@jax.jit
+def _encode(model: LVSMEncoderDecoder, images: Array, cameras: Cameras) -> Array:
+    return model.encode(images, cameras)
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, LVSMEncoderDecoder):
+        raise ValueError(
+            f"{type(model).__name__} has no latents that sum up its input views; "
+            "LVSMEncoderDecoder has"
+        )

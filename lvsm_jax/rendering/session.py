@@ -1,0 +1,438 @@
+"""What an application holds: a model, the photographs of one scene by name, and renders of it."""
+
+import contextlib
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from lvsm_jax.models.base import ViewSynthesisModel, check_image_size
+from lvsm_jax.models.cameras import Cameras
+from lvsm_jax.rendering import view_cache
+from lvsm_jax.scenes.photograph import MAX_PIXELS, Photograph, PosedCamera, ResizeCrop
+from lvsm_jax.scenes.scene_frame import SceneFrame
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class View:
+    """A photograph that a session renders from.
+
+    Attributes:
+        camera: as it was given, in the user's world; its size is the photograph's.
+        picture: the photograph as the model sees it; its camera is
+            `camera.cropped_to(*picture.shape[:2])`.
+    """
+
+    camera: PosedCamera
+    picture: UInt8[np.ndarray, "h w 3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """All that a session knows; the cache follows from it. Replaced as a whole, never changed.
+
+    Attributes:
+        frame: the frame of the model's cameras, once it is fixed.
+        views: by name, in the order in which they were added.
+        numbered: the name of each view of the cache by its number.
+        next_name: number in the next name given to a photograph without one.
+    """
+
+    frame: SceneFrame | None
+    views: dict[str, View]
+    numbered: tuple[str, ...] = ()
+    next_name: int = 0
+
+
+class Session:
+    """Renders one scene from photographs that come and go.
+
+    Photographs are of any size: they are resized to cover the model's, and the middle is cut out.
+    Cameras are in any one world frame and unit: the photographs of the first `add` fix the frame
+    and scale in which the model sees the scene (`SceneFrame.fit`), and all that comes later is
+    mapped into them, also after the first ones are gone. A single first photograph defines no
+    length: then one unit of the world is one of the model's, unless `scale` or `frame` is given.
+
+    All methods may be called from several threads; they take turns. A call that fails, whatever
+    the reason, leaves the session as it was. Programs are compiled at the first call of each kind
+    (`render` and `render_path`: for each size) and never again.
+
+    Example:
+        >>> with lvsm_jax.Session(lvsm_jax.load("path/to/export")) as session:
+        ...     session.add([lvsm_jax.Photograph.open(path, camera) for path, camera in scene])
+        ...     image = session.render(another_camera)
+
+    Args:
+        model: an EfficientLVSM.
+        image_height: of the pictures that the model sees, and of renders by default; best that
+            which it was trained on.
+        image_width: the same; by default that of a square.
+        max_views: most photographs at a time; memory is taken for all of them at once.
+        max_pixels: most pixels of a photograph (as given, and resized before it is cropped) or of a
+            render.
+        targets_at_once: pictures of a path that are rendered together.
+        frame: the frame and scale, if the first photographs are not to fix them.
+        scale: units of the model a unit of the world, if the first photographs are not to fix it.
+
+    Raises:
+        ValueError: a model without such a cache, or a size or number that cannot be.
+    """
+
+    def __init__(
+        self,
+        model: ViewSynthesisModel,
+        *,
+        image_height: int = 256,
+        image_width: int | None = None,
+        max_views: int = 16,
+        max_pixels: int = MAX_PIXELS,
+        targets_at_once: int = 8,
+        frame: SceneFrame | None = None,
+        scale: float | None = None,
+    ):
+        for name, value in (("max_pixels", max_pixels), ("targets_at_once", targets_at_once)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        if scale is not None and not (0 < scale < math.inf):
+            raise ValueError(f"scale is {scale}, expected a positive number")
+        if scale is not None and frame is not None:
+            raise ValueError("frame has a scale of its own: give only one of frame and scale")
+        self._model = model
+        self._size = (image_height, image_height if image_width is None else image_width)
+        self._max_views, self._max_pixels = max_views, max_pixels
+        self._targets_at_once = targets_at_once
+        self._scale = scale
+        self._lock = threading.Lock()
+        self._closed = False
+        self._timings: dict[str, float] = {}
+        self._state = _State(frame, {})
+        # None stands for one that is lost, because it was given to a call that failed.
+        self._cache: view_cache.ViewCache | None = self._empty_cache()
+        total = self._cache.nbytes
+        self._memory = {"total": total, "per_view": total // max_views}
+
+    def add(self, photographs: Photograph | Iterable[Photograph]) -> list[str]:
+        """Adds photographs; all of them or, if one cannot be, none.
+
+        Args:
+            photographs: one or several. The first ones of a session fix its frame and scale, so
+                give those together.
+
+        Returns:
+            Their names, in order; those without one are called "view-0", "view-1" and so on, each
+            number once in a session.
+
+        Raises:
+            ValueError: no room for so many, a name that is taken, a photograph with too many
+                pixels, or cameras that the frame puts out of reach of float32.
+            RuntimeError: the session is closed.
+        """
+        with self._timed("add"):
+            several = [photographs] if isinstance(photographs, Photograph) else list(photographs)
+            with self._open() as state:  # before the work of resizing
+                self._check_room(state, len(several))
+            views = [self._view(photograph) for photograph in several]
+            with self._open() as state:
+                self._check_room(state, len(several))
+                names, next_name = _new_names(state, several)
+                if not names:
+                    return []
+                frame = state.frame or _fit([view.camera for view in views], self._scale)
+                cameras = [self._cameras(frame, [view.camera], self._size) for view in views]
+                added = dict(zip(names, views, strict=True))
+                cache = self._take_cache()
+                for view, camera in zip(views, cameras, strict=True):  # one program for any number
+                    cache = view_cache.add_views(self._model, cache, _images(view), camera)
+                numbered = (*state.numbered, *names)
+                self._put(_State(frame, state.views | added, numbered, next_name), cache)
+                return names
+
+    def replace(self, name: str, photograph: Photograph) -> None:
+        """Puts another photograph in the place of one.
+
+        Args:
+            name: of the one to replace, which the new one takes whatever its own.
+            photograph: the new one.
+
+        Raises:
+            ValueError: no view of that name, or a photograph that `add` would refuse.
+            RuntimeError: the session is closed.
+        """
+        with self._timed("replace"):
+            with self._open() as state:
+                _check_known(state, (name,))
+            view = self._view(photograph)
+            with self._open() as state:
+                _check_known(state, (name,))
+                camera = self._cameras(state.frame, [view.camera], self._size)
+                number = state.numbered.index(name)
+                cache = self._take_cache()
+                cache = view_cache.replace_view(self._model, cache, number, _images(view), camera)
+                views = state.views | {name: view}
+                self._put(dataclasses.replace(state, views=views), cache)
+
+    def remove(self, *names: str) -> None:
+        """Removes views; all of them or, if one cannot be, none.
+
+        Raises:
+            ValueError: no view of that name, or a name given twice.
+            RuntimeError: the session is closed.
+        """
+        with self._timed("remove"), self._open() as state:
+            _check_known(state, names)
+            numbered = list(state.numbered)
+            cache = self._take_cache()
+            for name in names:  # one program for any number
+                number = numbered.index(name)
+                cache = view_cache.remove_views(cache, number)
+                numbered[number] = numbered[-1]  # as the cache does
+                numbered.pop()
+            views = {name: view for name, view in state.views.items() if name not in names}
+            self._put(dataclasses.replace(state, views=views, numbered=tuple(numbered)), cache)
+
+    def render(
+        self, camera: PosedCamera, *, height: int | None = None, width: int | None = None
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """Renders what a camera sees.
+
+        Args:
+            camera: in the same world as the photographs. The render shows the middle of its
+                picture, cut like a photograph of its size would be; that is all of it where the two
+                have the same shape.
+            height: of the render, a multiple of the model's patch; by default that of the inputs.
+            width: the same; give both or none.
+
+        Raises:
+            ValueError: no views, or a size that cannot be rendered.
+            RuntimeError: the session is closed.
+        """
+        with self._timed("render"):
+            size = self._render_size(height, width)
+            return _bytes(self._render([camera], size))[0]
+
+    def render_path(
+        self,
+        cameras: Sequence[PosedCamera],
+        *,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """Renders what several cameras see, one after the other, as `render` does.
+
+        `targets_at_once` are rendered together, when the first of them is asked for, from the views
+        that are there then; in between, others can use the session.
+
+        Raises:
+            ValueError: no views, or a size that cannot be rendered.
+            RuntimeError: the session is closed; also on the way.
+        """
+        size = self._render_size(height, width)
+        with self._open() as state:
+            _check_some(state)
+        return self._path(list(cameras), size)
+
+    @property
+    def views(self) -> dict[str, View]:
+        """The photographs that are there by name, in the order in which they were added."""
+        with self._open() as state:
+            return dict(state.views)
+
+    @property
+    def frame(self) -> SceneFrame | None:
+        """From the world of the cameras to that of the model; None before the first `add`."""
+        with self._open() as state:
+            return state.frame
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of keys and values: `total`, taken from the beginning, and `per_view`."""
+        with self._open():
+            return dict(self._memory)
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds that the last call of each kind took, waiting for others and results included.
+
+        For `render_path` they are those of its last group.
+        """
+        with self._open():
+            return dict(self._timings)
+
+    def close(self) -> None:
+        """Frees the cache, after the call that is running; all other calls fail from then on."""
+        with self._lock:
+            self._closed = True
+            for leaf in jax.tree.leaves(self._cache):
+                leaf.delete()
+            self._cache = self._model = None
+            self._state = _State(None, {})
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[_State]:
+        """Holds the lock, and gives the state of a session that is not closed."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the session is closed")
+            yield self._state
+
+    @contextlib.contextmanager
+    def _timed(self, kind: str) -> Iterator[None]:
+        """Notes the time of a call that succeeds."""
+        start = time.perf_counter()
+        yield
+        self._timings[kind] = time.perf_counter() - start
+
+    def _view(self, photograph: Photograph) -> View:
+        """The photograph at the size of the model."""
+        camera = photograph.camera
+        what = "a photograph" if photograph.name is None else f"photograph {photograph.name!r}"
+        crop = ResizeCrop.cover((camera.width, camera.height), *self._size)
+        for width, height in (crop.source, crop.resized):
+            if width * height > self._max_pixels:
+                resized = " when it is resized" if (width, height) != crop.source else ""
+                raise ValueError(
+                    f"{what} has {width}×{height} pixels{resized}, more than max_pixels "
+                    f"{self._max_pixels}"
+                )
+        return View(camera, photograph.cropped_to(*self._size))
+
+    def _check_room(self, state: _State, new: int) -> None:
+        there = state.views
+        if len(there) + new > self._max_views:
+            names = ", ".join(there)
+            hint = f": remove or replace some of {names}" if there else ""
+            raise ValueError(
+                f"full: {new} more views do not fit beside {len(there)} of at most "
+                f"{self._max_views}{hint}"
+            )
+
+    def _cameras(
+        self, frame: SceneFrame, cameras: Sequence[PosedCamera], size: tuple[int, int]
+    ) -> Cameras:
+        """The cameras of pictures of a size, `[1, k]`, as the model sees them."""
+        c2w = np.stack([camera.c2w for camera in cameras])
+        fxfycxcy = np.stack([camera.cropped_to(*size).fxfycxcy for camera in cameras])
+        with np.errstate(over="ignore"):  # is checked below
+            result = Cameras(frame.apply(c2w)[None], fxfycxcy[None].astype(np.float32))
+        result.check("in the frame of the session, cameras")
+        return result
+
+    def _render_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        with self._open():
+            if (height is None) != (width is None):
+                raise ValueError("give both height and width of the render, or none")
+            size = self._size if height is None else (height, width)
+            check_image_size(*size, self._model.config.patch_size)
+            if math.prod(size) > self._max_pixels:
+                raise ValueError(
+                    f"a render of {size[1]}×{size[0]} pixels has more than max_pixels "
+                    f"{self._max_pixels}"
+                )
+            return size
+
+    def _render(self, cameras: Sequence[PosedCamera], size: tuple[int, int]) -> np.ndarray:
+        """`[k, h, w, 3]`, float in [0, 1]."""
+        with self._open() as state:
+            _check_some(state)
+            targets = self._cameras(state.frame, cameras, size)
+            renders = view_cache.render(
+                self._model, self._whole_cache(), targets, size, targets_at_once=len(cameras)
+            )
+            return np.asarray(renders[0])
+
+    def _path(
+        self, cameras: list[PosedCamera], size: tuple[int, int]
+    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        at_once = self._targets_at_once
+        for start in range(0, len(cameras), at_once):
+            group = cameras[start : start + at_once]
+            # Another number would be compiled anew.
+            filled = group + group[-1:] * (at_once - len(group))
+            with self._timed("render_path"):
+                images = _bytes(self._render(filled, size))
+            yield from images[: len(group)]
+
+    def _empty_cache(self) -> view_cache.ViewCache:
+        return view_cache.init_cache(self._model, 1, self._max_views, self._size)
+
+    def _whole_cache(self) -> view_cache.ViewCache:
+        """The cache; made anew from the pictures if a call that failed took it with it."""
+        if self._cache is None:
+            cache, state = self._empty_cache(), self._state
+            for name in state.numbered:
+                view = state.views[name]
+                camera = self._cameras(state.frame, [view.camera], self._size)
+                cache = view_cache.add_views(self._model, cache, _images(view), camera)
+            self._cache = cache
+        return self._cache
+
+    def _take_cache(self) -> view_cache.ViewCache:
+        """The cache, for a change that consumes it: until `_put`, the session has none."""
+        cache = self._whole_cache()
+        self._cache = None
+        return cache
+
+    def _put(self, state: _State, cache: view_cache.ViewCache) -> None:
+        """Ends a change, when it is known to have worked."""
+        cache = jax.block_until_ready(cache)
+        self._state = state
+        self._cache = cache
+
+
+def _fit(cameras: Sequence[PosedCamera], scale: float | None) -> SceneFrame:
+    return SceneFrame.fit(np.stack([camera.c2w for camera in cameras]), scale=scale)
+
+
+def _images(view: View) -> np.ndarray:
+    """`[1, 1, h, w, 3]`, float in [0, 1]."""
+    return view.picture[None, None].astype(np.float32) / 255
+
+
+def _bytes(renders: np.ndarray) -> UInt8[np.ndarray, "*k h w 3"]:
+    return np.rint(renders * 255).astype(np.uint8)
+
+
+def _new_names(state: _State, photographs: Sequence[Photograph]) -> tuple[list[str], int]:
+    """Names for new photographs, and the number of the next that is given."""
+    given = [photograph.name for photograph in photographs if photograph.name is not None]
+    for name in given:
+        if name in state.views:
+            raise ValueError(f"there is a view {name!r} already: replace it, or remove it first")
+        if given.count(name) > 1:
+            raise ValueError(f"several photographs are called {name!r}")
+    taken, number = {*state.views, *given}, state.next_name
+    names = []
+    for photograph in photographs:
+        name = photograph.name
+        while name is None:
+            if f"view-{number}" not in taken:
+                name = f"view-{number}"
+            number += 1
+        names.append(name)
+    return names, number
+
+
+def _check_known(state: _State, names: Sequence[Any]) -> None:
+    unknown = [name for name in names if name not in state.views]
+    if unknown:
+        there = ", ".join(state.views) or "none"
+        raise ValueError(f"no view {', '.join(map(repr, unknown))}; there are: {there}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"a view is named twice: {', '.join(map(repr, names))}")
+
+
+def _check_some(state: _State) -> None:
+    if not state.views:
+        raise ValueError("nothing to render from: the session has no views")

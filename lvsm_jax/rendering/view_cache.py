@@ -1,0 +1,431 @@
+"""Rendering view by view: keys and values of the input views, each computed once.
+
+A cache is a pytree and the functions are pure. A view's keys and values depend on that view alone,
+so adding, replacing and removing one costs the same however many there are, and the order of views
+does not matter. The cache that a function is given is donated: go on with the one it returns.
+
+Letters: `b` scenes, `v` places for views, `k` views at a time, `t` targets, `n` tokens a view,
+`l` layers, `m` heads, `c` head size.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from lvsm_jax.models.attention import skips_by_length
+from lvsm_jax.models.base import ViewSynthesisModel, check_image_size, check_images
+from lvsm_jax.models.cameras import Cameras
+from lvsm_jax.models.efficient_lvsm import EfficientLVSM
+from lvsm_jax.models.lvsm import LVSMEncoderDecoder
+from lvsm_jax.parallel.mesh import check_batch, cut, in_use, put, view_parts
+from lvsm_jax.rendering import slots
+from lvsm_jax.rendering.latents import LatentCache, check_latents_fit, render_latents
+from lvsm_jax.rendering.slots import Stored
+
+_PLACES_AT_ONCE = 8
+
+Numbers = int | np.integer | Sequence[Any] | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ViewCache:
+    """Keys and values of the input views of some scenes.
+
+    Attributes:
+        store: for each cross-attention of a layer (the published model has one) the pair of its
+            keys and values, each a `Stored`.
+        num_views: `[b]` int32, views that each scene has; they are numbered from 0.
+        image_size: height and width of the input views in pixels.
+    """
+
+    store: Any
+    num_views: Any
+    image_size: tuple[int, int] = dataclasses.field(metadata={"static": True})
+
+    @property
+    def batch(self) -> int:
+        """Scenes."""
+        return self.store[0][0].data.shape[1]
+
+    @property
+    def max_views(self) -> int:
+        """Places for the views of a scene."""
+        return self.store[0][0].data.shape[2]
+
+    @property
+    def dtype(self) -> str:
+        """Of keys and values."""
+        return str(self.store[0][0].data.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values, used or not."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.store))
+
+
+def init_cache(
+    model: ViewSynthesisModel, batch: int, max_views: int, image_size: tuple[int, int]
+) -> ViewCache:
+    """An empty cache: 2 · layers · tokens · width numbers a view, of the model's `cache_dtype`.
+
+    Where a mesh is set (`jax.set_mesh`), scenes are dealt to its devices as in training, and the
+    places of a scene to those of the axis `view`. All other functions then need that mesh too.
+
+    Args:
+        model: whose keys and values it is for.
+        batch: scenes.
+        max_views: most views of a scene.
+        image_size: height and width of the input views in pixels.
+
+    Raises:
+        ValueError: a model that has no such cache, a size that cannot be, or one that the mesh
+            does not divide.
+    """
+    _check_model(model)
+    config = model.config
+    dtype = config.cache_dtype or config.dtype
+    for name, value in (("batch", batch), ("max_views", max_views)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1")
+    check_image_size(*image_size, config.patch_size)
+    check_batch(jax.sharding.get_abstract_mesh(), "a cache", batch, max_views)
+    tokens = image_size[0] * image_size[1] // config.patch_size**2
+    shape = (config.num_layers, batch, max_views, tokens, config.width // config.head_dim)
+    by_scene, by_place = cut(*slots.BY_SCENE), cut(*slots.STORE)
+
+    def empty() -> Stored:
+        scale = jnp.zeros(shape, jnp.float32, out_sharding=by_place) if dtype == "int8" else None
+        return Stored(jnp.zeros((*shape, config.head_dim), dtype, out_sharding=by_place), scale)
+
+    cache = ViewCache(
+        store=tuple((empty(), empty()) for _ in range(config.num_cross_attentions)),
+        num_views=jnp.zeros(batch, jnp.int32, out_sharding=by_scene),
+        image_size=tuple(image_size),
+    )
+    return _beside(model, cache)
+
+
+def add_views(
+    model: ViewSynthesisModel,
+    cache: ViewCache,
+    images: Array | np.ndarray,
+    cameras: Cameras,
+    *,
+    num_new: Numbers | None = None,
+) -> ViewCache:
+    """Adds `k` views to every scene, after those that are there; encodes these alone.
+
+    Args:
+        model: the weights.
+        cache: donated.
+        images: `[b, k, h, w, 3]`, float in [0, 1].
+        cameras: `[b, k]`.
+        num_new: how many of them, from the first, each scene takes; all by default.
+
+    Raises:
+        ValueError: a scene without so many free places, or what does not fit together; the cache
+            is untouched.
+    """
+    _check_views(model, cache, images, cameras)
+    k, views = images.shape[1], known(cache.num_views)
+    if k == 0:
+        raise ValueError(f"images of shape {images.shape}: no views to add")
+    new = _integers(k if num_new is None else num_new)
+    if new.ndim > 1 or (new.ndim and len(new) != cache.batch) or (new < 0).any() or (new > k).any():
+        raise ValueError(f"num_new is {new.tolist()}, expected {cache.batch} numbers from 0 to {k}")
+    new = np.broadcast_to(new, cache.batch)
+    if views is not None and (views + new > cache.max_views).any():
+        scene = int((views + new).argmax())
+        raise ValueError(
+            f"{new[scene]} more views do not fit: scene {scene} has {views[scene]} of at most "
+            f"{cache.max_views}"
+        )
+    return _add_views(model, cache, jnp.asarray(images), cameras, new)
+
+
+def replace_view(
+    model: ViewSynthesisModel,
+    cache: ViewCache,
+    index: Numbers,
+    images: Array | np.ndarray,
+    cameras: Cameras,
+) -> ViewCache:
+    """Puts another view in the place of one of every scene.
+
+    Args:
+        model: the weights.
+        cache: donated.
+        index: number of the view to replace, one for all scenes or `[b]`.
+        images: `[b, 1, h, w, 3]`, float in [0, 1].
+        cameras: `[b, 1]`.
+
+    Raises:
+        ValueError: a number that a scene does not have, or what does not fit together; the cache
+            is untouched.
+    """
+    _check_views(model, cache, images, cameras)
+    if images.shape[1] != 1:
+        raise ValueError(f"replace_view takes one view of each scene, got {images.shape[1]}")
+    index = _integers(index)
+    if index.ndim and index.shape != (cache.batch,):
+        raise ValueError(f"index has shape {index.shape}, expected one number or [{cache.batch}]")
+    numbers = np.broadcast_to(index, cache.batch)
+    if (numbers < 0).any():
+        raise ValueError(f"index is {index.tolist()}, but views are numbered from 0")
+    _check_numbers(cache, numbers[:, None])
+    return _replace_view(model, cache, numbers, jnp.asarray(images), cameras)
+
+
+def remove_views(cache: ViewCache, indices: Numbers) -> ViewCache:
+    """Removes views; the last view takes the number of a removed one.
+
+    Args:
+        cache: donated.
+        indices: numbers as they are before the call: one, `[k]` for every scene alike, or `[b, k]`,
+            in which -1 stands for none.
+
+    Raises:
+        ValueError: a number that a scene does not have, or that is given twice; the cache is
+            untouched.
+    """
+    indices = np.atleast_1d(_integers(indices))
+    if indices.size == 0:
+        return cache
+    if indices.ndim > 2 or (indices.ndim == 2 and indices.shape[0] != cache.batch):
+        raise ValueError(f"indices have shape {indices.shape}, expected [k] or [{cache.batch}, k]")
+    indices = np.broadcast_to(indices, (cache.batch, indices.shape[-1]))
+    _check_numbers(cache, indices)
+    # From the highest down, the view that moves is never one still to be removed.
+    return _remove_views(cache, np.sort(indices, axis=1)[:, ::-1])
+
+
+def render(
+    model: ViewSynthesisModel,
+    cache: ViewCache | LatentCache,
+    cameras: Cameras,
+    image_size: tuple[int, int] | None = None,
+    *,
+    targets_at_once: int = 8,
+) -> Float[Array, "b t h w 3"]:
+    """Renders cameras from the views of a cache.
+
+    The time follows the views that are there, not the places.
+
+    Args:
+        model: the weights.
+        cache: of at least one view for each scene, or an LVSMEncoderDecoder's latents
+            (`lvsm_jax.latent_cache`); not donated.
+        cameras: `[b, t]`, any number.
+        image_size: height and width of the renders, to which the intrinsics belong; by default
+            that of the inputs.
+        targets_at_once: more targets are rendered in groups of so many, in constant memory.
+
+    Raises:
+        ValueError: a scene without views, or what does not fit together.
+    """
+    groups = list(render_path(model, cache, cameras, image_size, targets_at_once=targets_at_once))
+    return groups[0] if len(groups) == 1 else jnp.concatenate(groups, axis=1)
+
+
+def render_path(
+    model: ViewSynthesisModel,
+    cache: ViewCache | LatentCache,
+    cameras: Cameras,
+    image_size: tuple[int, int] | None = None,
+    *,
+    targets_at_once: int = 8,
+) -> Iterator[Float[Array, "b k h w 3"]]:
+    """As `render`, one group of `targets_at_once` targets after the other."""
+    if isinstance(cache, LatentCache):
+        check_latents_fit(model, cache)
+    else:
+        _check_fits(model, cache)
+        views = known(cache.num_views)
+        if views is not None and views.min() < 1:
+            raise ValueError(f"nothing to render from: the scenes have {views.tolist()} views")
+    cameras.check("cameras")
+    height, width = cache.image_size if image_size is None else image_size
+    check_image_size(height, width, model.config.patch_size)
+    if 0 in cameras.shape:
+        raise ValueError(f"cameras of shape {cameras.shape}: nothing to render")
+    if cameras.shape[0] != cache.batch:
+        raise ValueError(f"cameras of {cameras.shape[0]} scenes with a cache of {cache.batch}")
+    if targets_at_once < 1:
+        raise ValueError(f"targets_at_once is {targets_at_once}, expected at least 1")
+    return _groups(model, cache, cameras, (int(height), int(width)), targets_at_once)
+
+
+def _groups(
+    model: ViewSynthesisModel,
+    cache: ViewCache | LatentCache,
+    cameras: Cameras,
+    size: tuple[int, int],
+    at_once: int,
+) -> Iterator[Array]:
+    program = render_latents if isinstance(cache, LatentCache) else _render
+    t = cameras.shape[1]
+    if t <= at_once:
+        yield program(model, cache, cameras, size)
+        return
+    for start in range(0, t, at_once):
+        # The last group is filled up with its last camera: another size would be compiled anew.
+        taken = np.minimum(np.arange(start, start + at_once), t - 1)
+        group = jax.tree.map(lambda x, taken=taken: jnp.asarray(x)[:, taken], cameras)
+        yield program(model, cache, group, size)[:, : t - start]
+
+
+@functools.partial(jax.jit, donate_argnums=1)
+def _add_views(
+    model: EfficientLVSM, cache: ViewCache, images: Array, cameras: Cameras, num_new: Array
+) -> ViewCache:
+    # What is written after the views that count is not read, and is overwritten.
+    store = _encode_into(model, cache, cache.num_views, images, cameras)
+    num_views = cache.num_views + put(num_new, *slots.BY_SCENE)
+    return dataclasses.replace(cache, store=store, num_views=num_views)
+
+
+@functools.partial(jax.jit, donate_argnums=1)
+def _replace_view(
+    model: EfficientLVSM, cache: ViewCache, index: Array, images: Array, cameras: Cameras
+) -> ViewCache:
+    index = put(index, *slots.BY_SCENE)
+    return dataclasses.replace(cache, store=_encode_into(model, cache, index, images, cameras))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _remove_views(cache: ViewCache, indices: Int[Array, "b k"]) -> ViewCache:
+    indices = put(indices, *slots.BY_SCENE)
+    store, num_views = slots.remove(cache.store, cache.num_views, indices)
+    return dataclasses.replace(cache, store=store, num_views=num_views)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _render(
+    model: EfficientLVSM, cache: ViewCache, cameras: Cameras, image_size: tuple[int, int]
+) -> Float[Array, "b t h w 3"]:
+    # As in training: targets are spread where the axis divides them.
+    spread = cameras.shape[1] % view_parts() == 0
+    cameras = put(cameras, *(slots.BY_VIEW if spread else slots.BY_SCENE))
+    implementation = model.config.attention
+    at_once = places_at_once(cache, implementation, model.config.dtype)
+    tokens = cache.store[0][0].data.shape[3]
+
+    def attends(_: Any, layer: Array) -> tuple[Callable[[Array], Array], ...]:
+        readers = (
+            slots.reader(pair, cache.num_views, layer, implementation, at_once)
+            for pair in cache.store
+        )
+        return tuple(model.sharpened(read, cache.num_views, tokens) for read in readers)
+
+    layers = jnp.arange(model.config.num_layers)
+    # All targets on all devices of the axis, for the caller takes parts of them.
+    return put(model.decode_from(attends, layers, cameras, *image_size), *slots.BY_SCENE)
+
+
+def _encode_into(
+    model: EfficientLVSM, cache: ViewCache, first: Array, images: Array, cameras: Cameras
+) -> Any:
+    """The store with views under the numbers from `first` on; each device encodes its own."""
+    views = put((images, cameras), *slots.BY_SCENE)
+    own = slots.pick_own(views, first)
+    keep = functools.partial(slots.stored, dtype=cache.dtype)
+    new = jax.tree.map(keep, model.keys_values(*own))
+    return slots.write_own(cache.store, new, first, images.shape[1])
+
+
+def places_at_once(cache: ViewCache, implementation: str, dtype: str) -> int:
+    """How many places a round of attention takes: a divisor of their number on a device.
+
+    Some where the kernel is told the lengths, and skips what is empty by itself: enough to keep it
+    busy, and few beside the views that are there, for a round reads all its places. One elsewhere:
+    other kernels would compute the scores of empty places too.
+    """
+    if not skips_by_length(implementation, dtype):
+        return 1
+    here = cache.max_views // view_parts()
+    return max(n for n in range(1, min(here, _PLACES_AT_ONCE) + 1) if here % n == 0)
+
+
+def _beside(model: Any, cache: ViewCache) -> ViewCache:
+    """The cache on the devices of the weights; elsewhere, the first call would compile twice."""
+    weight = jax.tree.leaves(model)[0]
+    if in_use() or not getattr(weight, "committed", False):
+        return cache  # it is on the mesh, or goes wherever it is used
+    sharding = weight.sharding
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, P())
+    return jax.device_put(cache, sharding)
+
+
+def known(x: Any) -> np.ndarray | None:
+    """The values of an array, or None while tracing."""
+    return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, EfficientLVSM):
+        latents = "; lvsm_jax.latent_cache keeps what it has of all views together"
+        raise ValueError(
+            f"{type(model).__name__} has no keys and values of a view that stay the same when "
+            "views or targets are added, as EfficientLVSM has"
+            + (latents if isinstance(model, LVSMEncoderDecoder) else "")
+        )
+
+
+def _check_fits(model: Any, cache: ViewCache) -> None:
+    _check_model(model)
+    layers, _, _, tokens, heads, head_dim = cache.store[0][0].data.shape
+    config = model.config
+    for name, ours, theirs in (
+        ("layers", layers, config.num_layers),
+        ("heads", heads, config.width // config.head_dim),
+        ("channels a head", head_dim, config.head_dim),
+        ("patch size", math.isqrt(math.prod(cache.image_size) // tokens), config.patch_size),
+        ("cross-attentions a layer", len(cache.store), config.num_cross_attentions),
+    ):
+        if ours != theirs:
+            raise ValueError(f"the cache has {ours} {name}, but the model {theirs}")
+
+
+def _check_views(model: Any, cache: ViewCache, images: Any, cameras: Cameras) -> None:
+    _check_fits(model, cache)
+    check_images(images, cameras, model.config.patch_size, "cameras")
+    if images.shape[2:4] != cache.image_size:
+        raise ValueError(
+            f"images of {images.shape[2]}×{images.shape[3]} pixels, but the cache is for "
+            f"{cache.image_size[0]}×{cache.image_size[1]}"
+        )
+    if images.shape[0] != cache.batch:
+        raise ValueError(f"images of {images.shape[0]} scenes with a cache of {cache.batch}")
+
+
+def _integers(indices: Any) -> np.ndarray:
+    indices = np.asarray(indices)
+    if indices.size and not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(f"views are numbered by integers, got {indices.dtype}")
+    return indices.astype(np.int64)  # of one type, for which programs are compiled once
+
+
+def _check_numbers(cache: ViewCache, numbers: Int[np.ndarray, "b k"]) -> None:
+    views = known(cache.num_views)
+    for scene, row in enumerate(numbers.tolist()):
+        given = [view for view in row if view != -1]
+        if len(set(given)) < len(given):
+            raise ValueError(f"scene {scene}: {given} holds a view twice")
+        if views is None:
+            continue
+        unknown = [view for view in given if not 0 <= view < views[scene]]
+        if unknown:
+            raise ValueError(
+                f"scene {scene} has no views {unknown}: its {views[scene]} are numbered from 0"
+            )

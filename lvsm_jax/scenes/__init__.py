@@ -1,0 +1,1 @@
+"""Photographs with cameras, their world frame, readers of their formats, camera paths."""

@@ -1,0 +1,447 @@
+"""Camera paths: through photographs, around them, or from a file. NumPy and SciPy only.
+
+A path is a list of `PosedCamera` in the world frame and the unit of the cameras it is made from.
+Its pictures have the size of the first of these, to which the others are cropped, and also its
+intrinsics unless they are interpolated.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+from scipy.interpolate import CubicSpline, PchipInterpolator
+from scipy.spatial.transform import Rotation, RotationSpline
+
+from lvsm_jax.common.files import write_text
+from lvsm_jax.scenes.photograph import PosedCamera
+
+# Below this mean sin² of the angle to their common direction (1.5°) the viewing axes are parallel,
+# and where they meet is noise.
+_PARALLEL = math.sin(math.radians(1.5)) ** 2
+_SHORTEST = 1e-2  # of the mean time between inputs: two in one place do not stop the path
+_MAX_FILE = 256 * 2**20  # bytes
+
+
+def interpolate(
+    cameras: Sequence[PosedCamera], frames: int, *, closed: bool = False
+) -> list[PosedCamera]:
+    """A path through all cameras in their order, of about even speed.
+
+    Positions follow a cubic spline and rotations its counterpart on the sphere, both without jumps
+    in velocity or acceleration; focal lengths and principal points change without overshooting.
+
+    Args:
+        cameras: two or more; the path starts at the first and, unless closed, ends at the last.
+        frames: cameras of the path.
+        closed: whether the path goes on to the first camera, ready to be repeated.
+
+    Raises:
+        ValueError: fewer than two cameras, or no frames.
+    """
+    cameras, frames = _alike(cameras, 2), _positive("frames", frames)
+    c2w, fxfycxcy = _poses(cameras), np.stack([camera.fxfycxcy for camera in cameras])
+    keys = np.arange(len(cameras))
+    if closed:  # a turn before and a turn after: the splines know nothing of their ends
+        keys = np.concatenate([keys, keys, keys, keys[:1]])
+    times = _times(c2w[keys])
+    first, last = (len(cameras), 2 * len(cameras)) if closed else (0, len(cameras) - 1)
+    now = np.linspace(times[first], times[last], frames, endpoint=not closed)
+    result = np.tile(np.eye(4), (frames, 1, 1))
+    result[:, :3, 3] = CubicSpline(times, c2w[keys, :3, 3], bc_type="natural")(now)
+    rotations = Rotation.from_matrix(c2w[keys, :3, :3])
+    result[:, :3, :3] = RotationSpline(times, rotations)(now).as_matrix()
+    focal = PchipInterpolator(times, np.log(fxfycxcy[keys, :2]))(now)
+    centre = PchipInterpolator(times, fxfycxcy[keys, 2:])(now)
+    intrinsics = np.concatenate([np.exp(focal), centre], axis=1)
+    return _path(result, intrinsics, cameras[0])
+
+
+def orbit(
+    cameras: Sequence[PosedCamera],
+    frames: int,
+    *,
+    degrees: float = 360.0,
+    distance: float | None = None,
+) -> list[PosedCamera]:
+    """A circle around what the cameras look at, at their mean radius and height above it.
+
+    A full turn starts at the cameras' mean direction and does not repeat its first frame; a part of
+    one has that direction in its middle.
+
+    Args:
+        cameras: one or more.
+        frames: cameras of the path.
+        degrees: how far to go around; positive to the camera's right.
+        distance: from the middle camera to what it looks at; by default that is where the
+            cameras' viewing axes meet.
+
+    Raises:
+        ValueError: the axes do not meet in front of the cameras and no distance is given, or the
+            cameras look straight down at the point.
+    """
+    cameras, frames = _alike(cameras, 1), _positive("frames", frames)
+    c2w = _poses(cameras)
+    target = meeting_point(c2w, distance)
+    if target is None:
+        raise ValueError(
+            "an orbit needs a centre, but the cameras' viewing axes do not meet in front of them: "
+            f"give the distance from {_middle(c2w)[:3, 3].round(3).tolist()}, the middle camera, "
+            "to what it looks at, in units of the poses (the cameras stand up to "
+            f"{_extent(c2w):.3g} from their mean)"
+        )
+    up = up_direction(c2w)
+    offsets = c2w[:, :3, 3] - target
+    height = (offsets @ up).mean()
+    level = offsets - (offsets @ up)[:, None] * up
+    radius = np.linalg.norm(level, axis=1).mean()
+    if radius < 1e-3 * np.linalg.norm(offsets, axis=1).mean():
+        raise ValueError("the cameras look straight up or down: there is no circle around that")
+    start = level.mean(0)
+    if np.linalg.norm(start) < 1e-2 * radius:  # they stand all around
+        start = level[np.linalg.norm(level, axis=1).argmax()]
+    start /= np.linalg.norm(start)
+    full = abs(degrees) >= 360
+    begin, end = (0, degrees) if full else (-degrees / 2, degrees / 2)
+    angle = np.radians(np.linspace(begin, end, frames, endpoint=not full))[:, None]
+    circle = np.cos(angle) * start + np.sin(angle) * np.cross(up, start)
+    return _path(_looking_at(target + radius * circle + height * up, target, up), None, cameras[0])
+
+
+def spiral(
+    cameras: Sequence[PosedCamera],
+    frames: int,
+    *,
+    turns: float = 2.0,
+    radius: float | None = None,
+    distance: float | None = None,
+) -> list[PosedCamera]:
+    """Circles of the middle camera across its viewing axis while it moves ahead and back once.
+
+    Args:
+        cameras: one or more.
+        frames: cameras of the path.
+        turns: circles; with a whole number the path ends where it began.
+        radius: of the circles; it moves as far ahead and back. By default a quarter of how far the
+            cameras stand from their mean at most.
+        distance: to the point that the camera keeps looking at; by default where the cameras'
+            viewing axes meet, and where they do not it keeps its direction.
+
+    Raises:
+        ValueError: all cameras stand in one place and no radius is given.
+    """
+    cameras, frames = _alike(cameras, 1), _positive("frames", frames)
+    c2w = _poses(cameras)
+    radius = _length("radius", radius, _extent(c2w) / 4)
+    middle = _middle(c2w)
+    target = meeting_point(c2w, distance)
+    time = np.linspace(0, 1, frames, endpoint=False)
+    angle = 2 * np.pi * turns * time
+    steps = radius * np.stack([np.cos(angle), np.sin(angle), np.sin(2 * np.pi * time)], axis=1)
+    result = np.tile(middle, (frames, 1, 1))
+    result[:, :3, 3] += steps @ middle[:3, :3].T
+    if target is not None:
+        result = _looking_at(result[:, :3, 3], target, -middle[:3, 1])
+    return _path(result, None, cameras[0])
+
+
+def dolly(
+    cameras: Sequence[PosedCamera], frames: int, *, travel: float | None = None
+) -> list[PosedCamera]:
+    """Straight ahead along the middle camera's viewing axis, from behind it to before it.
+
+    Args:
+        cameras: one or more.
+        frames: cameras of the path.
+        travel: length of the way, negative to go backwards; by default twice as far as the cameras
+            stand from their mean at most.
+
+    Raises:
+        ValueError: all cameras stand in one place and no travel is given.
+    """
+    cameras, frames = _alike(cameras, 1), _positive("frames", frames)
+    c2w = _poses(cameras)
+    travel = _length("travel", travel, 2 * _extent(c2w))
+    middle = _middle(c2w)
+    result = np.tile(middle, (frames, 1, 1))
+    result[:, :3, 3] += np.linspace(-travel / 2, travel / 2, frames)[:, None] * middle[:3, 2]
+    return _path(result, None, cameras[0])
+
+
+def read_camera_path(file: str | os.PathLike) -> list[PosedCamera]:
+    """The cameras of a file `{"frames": [{"w", "h", "fxfycxcy", "c2w" or "w2c"}, ...]}`.
+
+    Axes are OpenCV's, intrinsics in pixels of a picture of w × h; other fields are allowed, so that
+    a `cameras.json` is a path too.
+
+    Raises:
+        OSError: no such file.
+        ValueError: not such a file; names the frame and the field.
+    """
+    content = read_json(file)
+    if "camera_path" in content:
+        raise ValueError(
+            f"{os.fspath(file)}: a camera path of nerfstudio's viewer, whose world is moved and "
+            "scaled from that of the photographs; write its cameras as "
+            '{"frames": [{"w", "h", "fxfycxcy", "c2w"}]} in the photographs\' world'
+        )
+    frames = frames_of(content, file)
+    return [camera_of(frame, f"{os.fspath(file)}: frames[{i}]") for i, frame in enumerate(frames)]
+
+
+def write_camera_path(file: str | os.PathLike, cameras: Sequence[PosedCamera]) -> None:
+    """Writes what `read_camera_path` reads, the same numbers to the last bit."""
+    write_text(file, json.dumps(as_json(cameras), indent=1) + "\n")
+
+
+def as_json(cameras: Sequence[PosedCamera]) -> dict[str, Any]:
+    """What `write_camera_path` writes."""
+    frames = [
+        {
+            "w": camera.width,
+            "h": camera.height,
+            "fxfycxcy": camera.fxfycxcy.tolist(),
+            "c2w": camera.c2w.tolist(),
+        }
+        for camera in cameras
+    ]
+    return {"convention": "OpenCV axes: x right, y down, z forward", "frames": frames}
+
+
+def read_json(file: str | os.PathLike) -> dict[str, Any]:
+    """A JSON object from a file that may hold anything.
+
+    Raises:
+        OSError: no such file.
+        ValueError: not a JSON object, or far too large.
+    """
+    path, name = pathlib.Path(file), os.fspath(file)
+    if path.stat().st_size > _MAX_FILE:
+        raise ValueError(f"{name}: more than {_MAX_FILE >> 20} MiB, no file of cameras")
+    return parse_json(path.read_bytes(), name)
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """The same from bytes; ValueError if they are not a JSON object, with this name for them."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:  # ValueError: also of UTF-8
+        raise ValueError(f"{name} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{name}: a {type(content).__name__}, expected an object")
+    return content
+
+
+def frames_of(content: Mapping[str, Any], file: str | os.PathLike) -> list[dict[str, Any]]:
+    """The list of objects `frames` of a file's content, not empty; ValueError otherwise."""
+    frames = content.get("frames")
+    if not isinstance(frames, list) or not frames:
+        raise ValueError(f"{os.fspath(file)}: 'frames' must be a list of one object a camera")
+    for i, frame in enumerate(frames):
+        if not isinstance(frame, dict):
+            raise ValueError(
+                f"{os.fspath(file)}: frames[{i}] is a {type(frame).__name__}, expected an object"
+            )
+    return frames
+
+
+def camera_of(frame: Mapping[str, Any], where: str) -> PosedCamera:
+    """The camera of an object with `w`, `h`, `fxfycxcy` and either `c2w` or `w2c`.
+
+    Args:
+        frame: read from JSON, not to be trusted.
+        where: file and place, for error messages.
+
+    Raises:
+        ValueError: names the field.
+    """
+    given = [field for field in ("c2w", "w2c") if field in frame]
+    if len(given) != 1:
+        raise ValueError(f"{where}: {' and '.join(given) or 'no'} pose, expected 'c2w' or 'w2c'")
+    make = PosedCamera if given == ["c2w"] else PosedCamera.from_w2c
+    size = [whole_number(frame, field, where) for field in ("w", "h")]
+    intrinsics = numbers(frame, "fxfycxcy", (4,), where)
+    try:
+        return make(numbers(frame, given[0], (4, 4), where), intrinsics, *size)
+    except (ValueError, np.linalg.LinAlgError) as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def numbers(
+    values: Mapping[str, Any], field: str, shape: tuple[int, ...], where: str
+) -> np.ndarray:
+    """A field of nested lists of finite numbers; `[4, 4]` may also be `[3, 4]`.
+
+    Raises:
+        ValueError: the field is missing or something else.
+    """
+    value = values.get(field)
+    shapes = [shape, (3, 4)] if shape == (4, 4) else [shape]
+    if any(_has_shape(value, allowed) for allowed in shapes):
+        return np.array(value, np.float64)
+    kinds = " or ".join(str(list(allowed)) for allowed in shapes)
+    what = f"finite numbers of shape {kinds}" if shape else "a finite number"
+    found = "is missing" if field not in values else f"is {_shortened(value)}"
+    raise ValueError(f"{where}: {field!r} {found}, expected {what}")
+
+
+def whole_number(values: Mapping[str, Any], field: str, where: str) -> int:
+    """A positive whole number, as 640 or 640.0; ValueError otherwise."""
+    value = float(numbers(values, field, (), where))
+    if not 1 <= value < 2**31 or value != int(value):
+        raise ValueError(f"{where}: {field!r} is {value:g}, expected a positive whole number")
+    return int(value)
+
+
+def _has_shape(value: Any, shape: tuple[int, ...]) -> bool:
+    if shape:
+        return (
+            isinstance(value, list)
+            and len(value) == shape[0]
+            and all(_has_shape(part, shape[1:]) for part in value)
+        )
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
+
+
+def _shortened(value: Any) -> str:
+    if isinstance(value, list | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name} is {value}, expected at least 1")
+    return int(value)
+
+
+def _length(name: str, value: float | None, default: float) -> float:
+    if value is None and default == 0:
+        raise ValueError(f"all cameras stand in one place: give the {name}, in units of the poses")
+    value = default if value is None else value
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, expected a finite number")
+    return value
+
+
+def _alike(cameras: Sequence[PosedCamera], at_least: int) -> list[PosedCamera]:
+    """The cameras, all of pictures of the first one's size."""
+    if len(cameras) < at_least:
+        raise ValueError(f"this path is made from {at_least} cameras or more, got {len(cameras)}")
+    size = cameras[0].height, cameras[0].width
+    return [c if (c.height, c.width) == size else c.cropped_to(*size) for c in cameras]
+
+
+def _poses(cameras: Sequence[PosedCamera]) -> Float64[np.ndarray, "v 4 4"]:
+    return np.stack([camera.c2w for camera in cameras])
+
+
+def _path(
+    c2w: Float64[np.ndarray, "n 4 4"],
+    fxfycxcy: Float64[np.ndarray, "n 4"] | None,
+    like: PosedCamera,
+) -> list[PosedCamera]:
+    """Cameras of these poses; with no intrinsics of their own, those of `like`."""
+    intrinsics = [like.fxfycxcy] * len(c2w) if fxfycxcy is None else fxfycxcy
+    return [
+        dataclasses.replace(like, c2w=pose, fxfycxcy=values)
+        for pose, values in zip(c2w, intrinsics, strict=True)
+    ]
+
+
+def _times(c2w: Float64[np.ndarray, "n 4 4"]) -> Float64[np.ndarray, " n"]:
+    """When to be where: time is spent on moving and on turning, in shares of their means."""
+    moved = np.linalg.norm(np.diff(c2w[:, :3, 3], axis=0), axis=1)
+    rotations = Rotation.from_matrix(c2w[:, :3, :3])
+    turned = (rotations[:-1].inv() * rotations[1:]).magnitude()
+    effort = np.zeros(len(moved))
+    for part in (moved, turned):
+        if part.mean() > 1e-9:
+            effort = np.hypot(effort, part / part.mean())
+    if effort.sum() == 0:
+        effort += 1
+    durations = np.maximum(effort / effort.mean(), _SHORTEST)
+    return np.concatenate([[0.0], np.cumsum(durations)])
+
+
+def _extent(c2w: Float64[np.ndarray, "v 4 4"]) -> float:
+    """Largest distance of a camera from the mean position; 0 where it is but rounding."""
+    positions = c2w[:, :3, 3]
+    extent = np.linalg.norm(positions - positions.mean(0), axis=1).max()
+    return float(extent) if extent > 1e-9 * np.abs(positions).max() else 0.0
+
+
+def _middle(c2w: Float64[np.ndarray, "v 4 4"]) -> Float64[np.ndarray, "4 4"]:
+    """The camera that stands nearest to the mean position."""
+    positions = c2w[:, :3, 3]
+    return c2w[np.linalg.norm(positions - positions.mean(0), axis=1).argmin()]
+
+
+def meeting_point(
+    c2w: Float64[np.ndarray, "v 4 4"], distance: float | None = None
+) -> Float64[np.ndarray, "3"] | None:
+    """The point that the cameras look at, or None where their axes do not meet before them.
+
+    Args:
+        c2w: one or more.
+        distance: of the point from the middle camera, if that is known.
+
+    Raises:
+        ValueError: a distance that is not positive.
+    """
+    if distance is not None:
+        if not (math.isfinite(distance) and distance > 0):
+            raise ValueError(f"distance is {distance}, expected a positive number")
+        middle = _middle(c2w)
+        return middle[:3, 3] + distance * middle[:3, 2]
+    positions, forward = c2w[:, :3, 3], c2w[:, :3, 2]
+    # The point with the least sum of squared distances to the viewing axes.
+    across = np.eye(3) - forward[:, :, None] * forward[:, None, :]
+    total = across.mean(0)
+    if np.linalg.eigvalsh(total)[0] < _PARALLEL:
+        return None
+    point = np.linalg.solve(total, np.einsum("vij,vj->i", across, positions) / len(c2w))
+    ahead = np.einsum("vi,vi->v", point - positions, forward) > 0
+    return point if ahead.all() else None
+
+
+def up_direction(c2w: Float64[np.ndarray, "v 4 4"]) -> Float64[np.ndarray, "3"]:
+    """The direction that pictures taken upright agree on.
+
+    People hold cameras level: their x axes lie in the ground plane, however they tilt. Cameras that
+    all look the same way say nothing of that plane, and their mean up direction has to do.
+    """
+    mean = -c2w[:, :3, 1].mean(0)
+    _, size, axes = np.linalg.svd(c2w[:, :3, 0], full_matrices=True)
+    if len(c2w) > 1 and size[1] ** 2 / len(c2w) > 9 * _PARALLEL:
+        up = axes[2] * (np.sign(axes[2] @ mean) or 1.0)
+    else:
+        up = mean if np.linalg.norm(mean) > 1e-6 else -c2w[0, :3, 1]
+    return up / np.linalg.norm(up)
+
+
+def _looking_at(
+    positions: Float64[np.ndarray, "n 3"],
+    target: Float64[np.ndarray, "3"],
+    up: Float64[np.ndarray, "3"],
+) -> Float64[np.ndarray, "n 4 4"]:
+    """Cameras at these positions that have the target in their middle and stand upright."""
+    forward = target - positions
+    right = np.cross(forward, up)
+    c2w = np.tile(np.eye(4), (len(positions), 1, 1))
+    c2w[:, :3, 0] = right / np.linalg.norm(right, axis=1, keepdims=True)
+    c2w[:, :3, 2] = forward / np.linalg.norm(forward, axis=1, keepdims=True)
+    c2w[:, :3, 1] = np.cross(c2w[:, :3, 2], c2w[:, :3, 0])
+    c2w[:, :3, 3] = positions
+    return c2w

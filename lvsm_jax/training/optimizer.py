@@ -1,0 +1,107 @@
+"""AdamW as the references use it: decay on matrices only, warm-up, clipping, skipped steps."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from lvsm_jax.common.tree import map_named
+
+SCHEDULES = ("constant", "cosine")
+
+# Ends of the names of weights that are matrices, and not norms' scales; only they decay.
+_MATRICES = ("kernel", "latents")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and what surrounds it; the defaults are those of the reference.
+
+    Attributes:
+        learning_rate: peak of the schedule.
+        schedule: after warm-up: `constant`, or `cosine` down to zero at the last step.
+        warmup_steps: steps of linear warm-up; the first step has rate zero.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: on matrices only, decoupled.
+        clip_norm: largest global norm of the gradient; longer gradients are scaled to it.
+        skip_factor: a step whose gradient norm exceeds `skip_factor · clip_norm` is skipped;
+            0 skips for gradients that are not finite only.
+        skip_after: first step at which a norm can be too large: gradients are long at the start.
+        ema_decay: of the averaged weights that are evaluated and exported; 0 keeps none.
+    """
+
+    learning_rate: float = 4e-4
+    schedule: str = "cosine"
+    warmup_steps: int = 3000
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    skip_factor: float = 10.0
+    skip_after: int = 3000
+    ema_decay: float = 0.0
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"optimizer.schedule is {self.schedule!r}, expected one of {SCHEDULES}"
+            )
+        for field in ("learning_rate", "eps", "clip_norm"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"optimizer.{field} is {getattr(self, field)}, expected above 0")
+        for field in ("warmup_steps", "weight_decay", "skip_factor", "skip_after"):
+            if not getattr(self, field) >= 0:
+                raise ValueError(f"optimizer.{field} is {getattr(self, field)}, expected 0 or more")
+        for field in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"optimizer.{field} is {getattr(self, field)}, expected in [0, 1)")
+
+
+def learning_rate(
+    config: OptimizerConfig, num_steps: int, step: Int[Array, ""] | int
+) -> Float[Array, ""]:
+    """The rate of a step, counted from 0."""
+    step = jnp.asarray(step, jnp.float32)
+    warmup = jnp.minimum(1.0, step / max(1, config.warmup_steps))
+    if config.warmup_steps == 0:
+        warmup = jnp.ones(())
+    if config.schedule == "constant":
+        return config.learning_rate * warmup
+    progress = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
+    cosine = 0.5 * (1 + jnp.cos(math.pi * jnp.clip(progress, 0, 1)))
+    return config.learning_rate * warmup * cosine
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """Clipping, AdamW with the decay mask, and the schedule."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate=lambda step: learning_rate(config, num_steps, step),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=lambda params: map_named(lambda name, _: name.endswith(_MATRICES), params),
+        ),
+    )
+
+
+def step_is_sound(
+    config: OptimizerConfig,
+    step: Int[Array, ""],
+    loss: Float[Array, ""],
+    grad_norm: Float[Array, ""],
+) -> jax.Array:
+    """Whether a step may be taken: a finite loss, and a gradient of finite and usual length."""
+    sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    if config.skip_factor:
+        usual = grad_norm <= config.skip_factor * config.clip_norm
+        sound &= usual | (step < config.skip_after)
+    return sound

@@ -1,0 +1,240 @@
+"""REPA (arXiv 2410.06940): a model's tokens are trained to predict a frozen teacher's features.
+
+Teacher and projectors serve training alone; exports hold neither.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lvsm_jax.frozen.dino import TEACHERS, Dino
+from lvsm_jax.models.base import ModelConfig
+from lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
+from lvsm_jax.models.layers import Linear, recomputed, stack_layers
+from lvsm_jax.parallel.mesh import on_own_part
+
+# A student's layer and a teacher's block, each counted from 1.
+Pair = tuple[int, int]
+
+# The reference leaves torch's default initialisation in the projector.
+_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+@dataclasses.dataclass(frozen=True)
+class RepaConfig:
+    """What is aligned with what; the defaults, with a weight of 0.5, are the published choice.
+
+    Attributes:
+        weight: of the loss beside the others; 0 for no teacher at all.
+        encoder: pairs of a layer of the encoder and a block of the teacher, as `2:8` or `2:8,6:12`,
+            counted from 1; the teacher looks at the input views. Empty for none.
+        decoder: the same of the decoder; the teacher looks at the target views. A pair that both
+            streams have shares one projector.
+        distance: `smooth_l1` (beta 1), `l2` or `cosine` (1 - cosine similarity).
+        hidden: channels between the three linear maps of a projector.
+        stop_step: the step, counted from 0, from which on the loss is 0 and the teacher is not
+            run; 0 for never.
+        teacher: a name in `lvsm_jax.frozen.dino.TEACHERS`.
+        teacher_weights: path of its weights; empty for the authors' file in `weights/`.
+    """
+
+    weight: float = 0.0
+    encoder: str = "2:8"
+    decoder: str = "2:8"
+    distance: str = "smooth_l1"
+    hidden: int = 2048
+    stop_step: int = 0
+    teacher: str = "dinov3_vitb16"
+    teacher_weights: str = ""
+
+    def __post_init__(self):
+        if not self.weight >= 0:
+            raise ValueError(f"repa.weight is {self.weight}, expected 0 or more")
+        for field, least in {"hidden": 1, "stop_step": 0}.items():
+            if getattr(self, field) < least:
+                raise ValueError(
+                    f"repa.{field} is {getattr(self, field)}, expected at least {least}"
+                )
+        for field, known in {"distance": DISTANCES, "teacher": TEACHERS}.items():
+            if getattr(self, field) not in known:
+                raise ValueError(
+                    f"repa.{field} is {getattr(self, field)!r}, expected one of {tuple(known)}"
+                )
+        blocks = TEACHERS[self.teacher].num_layers
+        for field in ("encoder", "decoder"):
+            if any(block > blocks for _, block in _pairs(field, getattr(self, field))):
+                raise ValueError(
+                    f"repa.{field} is {getattr(self, field)!r}, but {self.teacher} has {blocks} "
+                    "blocks"
+                )
+        if self.weight and not self.pairs:
+            raise ValueError("repa.weight is above 0, but repa.encoder and repa.decoder are empty")
+
+    @property
+    def encoder_pairs(self) -> tuple[Pair, ...]:
+        """`encoder`, read."""
+        return _pairs("encoder", self.encoder)
+
+    @property
+    def decoder_pairs(self) -> tuple[Pair, ...]:
+        """`decoder`, read."""
+        return _pairs("decoder", self.decoder)
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Of both streams, each once: so many projectors there are, in this order."""
+        return tuple(dict.fromkeys(self.encoder_pairs + self.decoder_pairs))
+
+    @property
+    def structure(self) -> dict[str, Any]:
+        """The fields that decide which weights there are, and what they mean."""
+        if not self.weight:
+            return {"weight": 0}
+        return {
+            "weight": "above 0",
+            **{name: getattr(self, name) for name in ("teacher", "hidden", "encoder", "decoder")},
+        }
+
+    def check_fits(self, model: ModelConfig) -> None:
+        """Raises ValueError unless the model has these layers."""
+        if not self.weight:
+            return
+        if not isinstance(model, EfficientLVSMConfig):
+            raise ValueError("repa.weight is above 0, but only EfficientLVSM has two streams")
+        if any(layer > model.num_layers for layer, _ in self.pairs):
+            raise ValueError(
+                f"repa.encoder {self.encoder!r} and repa.decoder {self.decoder!r}: the model has "
+                f"{model.num_layers} layers"
+            )
+
+
+def _pairs(field: str, text: str) -> tuple[Pair, ...]:
+    pairs = []
+    for part in text.split(",") if text else ():
+        layer, colon, block = part.strip().partition(":")
+        if not (colon and layer.isdecimal() and block.isdecimal() and int(layer) and int(block)):
+            raise ValueError(
+                f"repa.{field} is {text!r}, expected pairs of a layer and a teacher's block, "
+                "counted from 1, such as '2:8' or '2:8,6:12'"
+            )
+        pairs.append((int(layer), int(block)))
+    return tuple(pairs)
+
+
+class Projector(nnx.Module):
+    """`width → hidden → hidden → features` with SiLU between, and biases."""
+
+    def __init__(self, width: int, hidden: int, features: int, *, dtype: str, rngs: nnx.Rngs):
+        options = {"init": _INIT, "dtype": dtype, "rngs": rngs, "bias": True}
+        self.first = Linear(width, hidden, **options)
+        self.second = Linear(hidden, hidden, **options)
+        self.third = Linear(hidden, features, **options)
+
+    def __call__(self, tokens: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:
+        """What the tokens say about the teacher's features."""
+        return self.third(jax.nn.silu(self.second(jax.nn.silu(self.first(tokens)))))
+
+
+def new_projectors(config: RepaConfig, model: ModelConfig, rngs: nnx.Rngs) -> Projector | None:
+    """A projector for each of `config.pairs`, in one module with stacked arrays."""
+    if not config.weight:
+        return None
+    features = TEACHERS[config.teacher].width
+
+    def projector(_: Array, rngs: nnx.Rngs) -> Projector:
+        return Projector(model.width, config.hidden, features, dtype=model.dtype, rngs=rngs)
+
+    return stack_layers(projector, len(config.pairs), rngs)
+
+
+class Stream(NamedTuple):
+    """What of a stream of the model is aligned.
+
+    Attributes:
+        pairs: the layers that the tokens come from, each with a block of the teacher.
+        images: `[b, v, h, w, 3]` in [0, 1], what the tokens are of.
+        tokens: `[b, v, n, d]` for each pair.
+    """
+
+    pairs: tuple[Pair, ...]
+    images: Array
+    tokens: tuple[Array, ...]
+
+
+def repa_loss(
+    config: RepaConfig,
+    projectors: Projector,
+    teacher: Dino,
+    streams: Sequence[Stream],
+    *,
+    patch_size: int,
+    remat: str = "none",
+) -> Float[Array, ""]:
+    """Distance of projected tokens and the teacher's features, averaged over everything.
+
+    Args:
+        config: what is aligned.
+        projectors: as of `new_projectors`.
+        teacher: frozen; no gradient goes through it.
+        streams: of the encoder and the decoder.
+        patch_size: of the student.
+        remat: what the backward pass recomputes of projectors, see `models.layers.recomputed`.
+    """
+
+    def align(projector: Projector, tokens: Array, features: Array) -> Array:
+        return DISTANCES[config.distance](projector(tokens).astype(jnp.float32), features)
+
+    align, total, views = recomputed(align, remat), jnp.zeros(()), 0
+    for pairs, images, tokens in streams:
+        if not pairs:
+            continue
+        blocks = tuple(block for _, block in pairs)
+        grid = images.shape[2] // patch_size, images.shape[3] // patch_size
+        features = teacher_features(teacher, images, blocks, grid)
+        for i, pair in enumerate(pairs):
+            index = config.pairs.index(pair)
+            projector = jax.tree.map(lambda x, index=index: x[index], projectors)
+            # Each view counts alike, of whichever stream.
+            total += images.shape[1] * align(projector, tokens[i], features[:, :, i])
+            views += images.shape[1]
+    return total / views
+
+
+def teacher_features(
+    teacher: Dino, images: Float[Array, "b v h w 3"], blocks: tuple[int, ...], grid: tuple[int, int]
+) -> Float[Array, "b v k n e"]:
+    """Features of every view after `k` blocks, on the student's grid of `n` tokens, in float32."""
+
+    def own(teacher: Dino, images: Array) -> Array:
+        flat = images.reshape(-1, *images.shape[2:])
+        stacked = jnp.stack(teacher.features(flat, blocks, grid), axis=1)
+        return stacked.reshape(*images.shape[:2], len(blocks), -1, stacked.shape[-1])
+
+    return jax.lax.stop_gradient(on_own_part(own, teacher, images))
+
+
+def _smooth_l1(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, ""]:
+    far = jnp.abs(a - b)
+    return jnp.where(far < 1, 0.5 * jnp.square(far), far - 0.5).mean()
+
+
+def _l2(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, ""]:
+    return jnp.square(a - b).mean()
+
+
+def _cosine(a: Float[Array, "*batch e"], b: Float[Array, "*batch e"]) -> Float[Array, ""]:
+    lengths = (jnp.sqrt(jnp.square(x).sum(axis=-1) + 1e-12) for x in (a, b))
+    length_a, length_b = lengths
+    return (1 - (a * b).sum(axis=-1) / (length_a * length_b)).mean()
+
+
+DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
+    "smooth_l1": _smooth_l1,
+    "l2": _l2,
+    "cosine": _cosine,
+}

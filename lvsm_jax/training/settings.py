@@ -1,0 +1,134 @@
+"""A training run's config, checked: whether the run may start, or go on where another stopped."""
+
+import dataclasses
+import json
+
+import ml_collections
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+
+import lvsm_jax
+from lvsm_jax.common.config import EvalConfig, RunConfig, flat, section
+from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.files import write_text
+from lvsm_jax.frozen.networks import find_frozen
+from lvsm_jax.models.architectures import architecture_of
+from lvsm_jax.models.base import ViewSynthesisModel
+from lvsm_jax.parallel import processes
+from lvsm_jax.parallel.mesh import MeshConfig, check_batch, make_mesh
+from lvsm_jax.parallel.processes import ProcessesConfig
+from lvsm_jax.training.checkpoints import model_config
+from lvsm_jax.training.train_state import TrainingConfig, check_weights_fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The whole config, checked."""
+
+    run: RunConfig
+    processes: ProcessesConfig
+    mesh: MeshConfig
+    data: DataConfig
+    evaluation: EvalConfig
+    training: TrainingConfig
+    init_from: str
+
+    @property
+    def batch_sizes(self) -> tuple[int, int]:
+        """Scenes that are computed at a time, in training and in evaluation."""
+        return self.run.batch_size // self.run.grad_accumulation, self.evaluation.batch_size
+
+    @classmethod
+    def of(cls, config: ml_collections.ConfigDict) -> "Settings":
+        """Reads a config, or raises ValueError naming a field."""
+        data = section(config, "data", DataConfig)
+        data.check_training()
+        return cls(
+            run=section(config, "run", RunConfig),
+            processes=section(config, "processes", ProcessesConfig),
+            mesh=section(config, "mesh", MeshConfig),
+            data=data,
+            evaluation=section(config, "eval", EvalConfig),
+            training=TrainingConfig.of(config),
+            init_from=config.init_from,
+        )
+
+
+def check_start(settings: Settings, workdir: epath.PathLike) -> None:
+    """Raises ValueError or FileNotFoundError for what cannot start, before anything is made."""
+    workdir = epath.Path(workdir)
+    _check_batch_sizes(settings, make_mesh(settings.mesh))
+    find_frozen(settings.training.loss, settings.training.repa)
+    if (workdir / "config.json").exists():
+        _check_resumable(settings, workdir)
+    begun = (workdir / "checkpoints").exists() and any((workdir / "checkpoints").glob("[0-9]*"))
+    if settings.init_from and not begun:
+        check_weights_fit(model_config(settings.init_from), settings.training.model)
+
+
+def _check_batch_sizes(settings: Settings, mesh: Mesh) -> None:
+    """Raises ValueError unless the mesh divides the batches, and the model takes such a mesh."""
+    settings.training.model.check_spread(settings.mesh.view)
+    run, evaluation = settings.run, settings.evaluation
+    part = run.batch_size // run.grad_accumulation
+    name = f"run.batch_size {run.batch_size} / run.grad_accumulation {run.grad_accumulation}"
+    for inputs in settings.data.possible_inputs:
+        check_batch(mesh, name, part, inputs)
+    if run.eval_every:
+        check_batch(mesh, "section eval", evaluation.batch_size, evaluation.num_inputs)
+
+
+def starting_weights(settings: Settings) -> ViewSynthesisModel | None:
+    """The weights of `init_from`, or None."""
+    if not settings.init_from:
+        return None
+    return lvsm_jax.load(settings.init_from, **settings.training.model.options)
+
+
+def _check_resumable(settings: Settings, workdir: epath.Path) -> None:
+    """Raises ValueError where a run was begun with other arrays than this config makes."""
+    recorded = ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text()))
+    try:
+        old = TrainingConfig.of(recorded)
+    except ValueError as error:
+        raise ValueError(f"{workdir}/config.json, perhaps of another version: {error}") from error
+    new = settings.training
+    pairs = [
+        ("architecture", architecture_of(old.model), architecture_of(new.model)),
+        ("init_from", recorded.get("init_from"), settings.init_from),
+    ]
+    for field in new.model.structure:
+        pairs.append((f"model.{field}", old.model.structure.get(field), new.model.structure[field]))
+    before, after = old.repa.structure, new.repa.structure
+    for field in before | after:
+        pairs.append((f"repa.{field}", before.get(field, "nothing"), after.get(field, "nothing")))
+    decays = old.optimizer.ema_decay, new.optimizer.ema_decay
+    if bool(decays[0]) != bool(decays[1]):
+        pairs.append(("optimizer.ema_decay", *decays))
+    for name, before, after in pairs:
+        if before != after:
+            raise ValueError(
+                f"{workdir} was begun with {name} {before} and cannot go on with {after}; use "
+                "another --workdir"
+            )
+
+
+def record_config(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
+    """Saves the resolved config; tells what a resumed run changes, and keeps the old file."""
+    workdir = epath.Path(workdir)
+    if not processes.is_main():
+        return
+    file, new = workdir / "config.json", json.loads(json.dumps(config.to_dict()))
+    if file.exists():
+        old = json.loads(file.read_text())
+        if old == new:
+            return
+        fields_before, fields_after = flat(old), flat(new)
+        for name in sorted(fields_before.keys() | fields_after.keys()):
+            before, after = fields_before.get(name), fields_after.get(name)
+            if before != after:
+                logging.warning("resuming with %s = %r, was %r", name, after, before)
+        number = len(list(workdir.glob("config.*.json")))
+        file.rename(workdir / f"config.{number}.json")
+    write_text(file, json.dumps(new, indent=2) + "\n")

@@ -1,0 +1,334 @@
+"""The state of a training run, and the step that carries it forward: pure functions."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from lvsm_jax.common.config import RunConfig, section
+from lvsm_jax.common.tree import from_named, named_leaves
+from lvsm_jax.evaluation.metrics import psnr
+from lvsm_jax.frozen.networks import NO_NETWORKS, Frozen
+from lvsm_jax.models.architectures import abstract_model, architecture_of, new_model, read_config
+from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel
+from lvsm_jax.parallel.mesh import check_batch, place, state_shardings
+from lvsm_jax.training.diagnostics import norms_by_layer
+from lvsm_jax.training.losses import LossConfig, total_loss, where_due
+from lvsm_jax.training.optimizer import (
+    OptimizerConfig,
+    learning_rate,
+    make_optimizer,
+    step_is_sound,
+)
+from lvsm_jax.training.repa import RepaConfig, Stream, new_projectors, repa_loss
+
+Metrics = dict[str, Float[Array, "*layers"]]
+TrainStep = Callable[["TrainState", Any, Frozen], tuple["TrainState", Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """All that a training step depends on besides its state and batch.
+
+    Attributes:
+        model: sizes of the model.
+        optimizer: AdamW and its surroundings.
+        loss: weights of the loss terms.
+        num_steps: length of the run, which the schedule needs.
+        grad_accumulation: parts of a batch whose gradients are taken one after the other.
+        repa: alignment of tokens with a frozen teacher's.
+    """
+
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    loss: LossConfig
+    num_steps: int
+    grad_accumulation: int = 1
+    repa: RepaConfig = dataclasses.field(default_factory=RepaConfig)
+
+    @classmethod
+    def of(cls, config: ml_collections.ConfigDict) -> "TrainingConfig":
+        """Reads an experiment's config, or raises ValueError naming a field."""
+        run = section(config, "run", RunConfig)
+        return cls(
+            model=read_config(config),
+            optimizer=section(config, "optimizer", OptimizerConfig),
+            loss=section(config, "loss", LossConfig),
+            num_steps=run.num_steps,
+            grad_accumulation=run.grad_accumulation,
+            # Runs that were begun before there was such a section go on.
+            repa=section(config, "repa", RepaConfig) if "repa" in config else RepaConfig(),
+        )
+
+    def __post_init__(self):
+        for field in ("num_steps", "grad_accumulation"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}, expected at least 1")
+        self.repa.check_fits(self.model)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a checkpoint holds.
+
+    Attributes:
+        step: int32, steps done, skipped ones included.
+        skipped: int32, how many of them were skipped, for a gradient not finite or too long.
+        skipped_in_a_row: int32, how many were skipped since the last that was taken.
+        model: the weights that are trained.
+        opt_state: state of the optimizer.
+        ema: averaged weights, or None.
+        projectors: weights that REPA trains beside the model, or None.
+    """
+
+    # Any, for leaves may also be shapes or shardings.
+    step: Any
+    skipped: Any
+    skipped_in_a_row: Any
+    model: Any
+    opt_state: optax.OptState
+    ema: Any
+    projectors: Any = None
+
+    @property
+    def trained(self) -> Any:
+        """What the optimizer moves: the model alone where nothing else is trained."""
+        if self.projectors is None:
+            return self.model
+        return {"model": self.model, "projectors": self.projectors}
+
+    @property
+    def best_weights(self) -> ViewSynthesisModel:
+        """The weights to evaluate and export: the averaged ones where they are kept."""
+        return self.model if self.ema is None else self.ema
+
+
+def new_state(
+    config: TrainingConfig, seed: int, model: ViewSynthesisModel | None = None
+) -> TrainState:
+    """The state before the first step, from fresh weights or those of `model`."""
+    if model is None:
+        model = new_model(config.model, nnx.Rngs(seed))
+    zero = jnp.zeros((), jnp.int32)
+    # Of a stream of their own: the model's random weights are those without REPA.
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    state = TrainState(
+        step=zero,
+        skipped=zero,
+        skipped_in_a_row=zero,
+        model=model,
+        opt_state=None,
+        ema=jax.tree.map(jnp.copy, model) if config.optimizer.ema_decay else None,
+        projectors=new_projectors(config.repa, config.model, nnx.Rngs(key)),
+    )
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    return dataclasses.replace(state, opt_state=optimizer.init(state.trained))
+
+
+def abstract_state(config: TrainingConfig, mesh: Mesh) -> TrainState:
+    """Shapes, types and shardings of the state on a mesh."""
+    shapes = jax.eval_shape(lambda: new_state(config, 0))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(mesh, shapes),
+    )
+
+
+def init_state(
+    config: TrainingConfig, mesh: Mesh, seed: int, model: ViewSynthesisModel | None = None
+) -> TrainState:
+    """A new state whose shards are each made on the device where they live.
+
+    Args:
+        config: of the training step.
+        mesh: devices.
+        seed: of random weights.
+        model: weights to start from instead.
+
+    Raises:
+        ValueError: a model of another architecture or other sizes than `config.model`.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
+    if model is None:
+        return jax.jit(lambda: new_state(config, seed), out_shardings=shardings)()
+    check_weights_fit(model.config, config.model)
+    # Under the names of this config's model, which may compute in another way than the given.
+    template = abstract_model(config.model)
+    model = place(from_named(template, named_leaves(model)), shardings.model)
+    return jax.jit(lambda model: new_state(config, seed, model), out_shardings=shardings)(model)
+
+
+def check_weights_fit(given: ModelConfig, wanted: ModelConfig) -> None:
+    """Raises ValueError unless weights made for `given` are those of a `wanted` model."""
+    if type(given) is not type(wanted):
+        raise ValueError(
+            f"the weights are of {architecture_of(given)}, but architecture is "
+            f"{architecture_of(wanted)}"
+        )
+    for field, value in wanted.structure.items():
+        if given.structure[field] != value:
+            raise ValueError(
+                f"the weights have {field} {given.structure[field]}, but model.{field} is {value}"
+            )
+
+
+def compiled_step(config: TrainingConfig, mesh: Mesh) -> TrainStep:
+    """`train_step` for states, batches and frozen networks on the mesh; the state is donated.
+
+    The new state's shardings are given, not inferred, so that the second step is the program of
+    the first.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
+    return jax.jit(
+        functools.partial(train_step, config), donate_argnums=0, out_shardings=(shardings, None)
+    )
+
+
+def train_step(
+    config: TrainingConfig, state: TrainState, batch: Any, frozen: Frozen = NO_NETWORKS
+) -> tuple[TrainState, Metrics]:
+    """One optimizer step; metrics are those before it.
+
+    They are numbers, but for the gradient's norms in each layer of a stack (`grad_norm/encoder`).
+
+    Args:
+        config: of the step.
+        state: before it.
+        batch: an `lvsm_jax.batch.Batch`.
+        frozen: the networks that the config's losses need, see `frozen.networks.load_frozen`.
+    """
+    loss, terms, mean_psnr, grads = _gradients(config, state, batch, frozen)
+    grad_norm = optax.global_norm(grads)
+    sound = step_is_sound(config.optimizer, state.step, loss, grad_norm)
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
+
+    def keep(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda new, old: jnp.where(sound, new, old), new, old)
+
+    trained, opt_state = keep(trained, state.trained), keep(opt_state, state.opt_state)
+    model, projectors = _model_and_projectors(trained)
+    ema = state.ema
+    if ema is not None:
+        decay = jnp.where(sound, config.optimizer.ema_decay, 1.0)
+        ema = jax.tree.map(lambda ema, new: decay * ema + (1 - decay) * new, ema, model)
+    skip = (~sound).astype(jnp.int32)
+    new = TrainState(
+        step=state.step + 1,
+        skipped=state.skipped + skip,
+        skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
+        model=model,
+        opt_state=opt_state,
+        ema=ema,
+        projectors=projectors,
+    )
+    metrics = {
+        "loss": loss,
+        **{f"loss/{name}": term for name, term in terms.items()},
+        "psnr": mean_psnr,
+        "grad_norm": grad_norm,
+        **{
+            f"grad_norm/{stack}": norms
+            for stack, norms in norms_by_layer(
+                type(model).stacks, _model_and_projectors(grads)[0]
+            ).items()
+        },
+        "learning_rate": learning_rate(
+            config.optimizer, config.num_steps, state.step - state.skipped
+        ),
+        "skipped_steps": new.skipped,
+        "skipped_in_a_row": new.skipped_in_a_row,
+    }
+    return new, metrics
+
+
+def to_unit(images: Array | np.ndarray) -> Float[Array, "*shape"]:
+    """8-bit images as float32 in [0, 1]."""
+    return images.astype(jnp.float32) / 255
+
+
+def _gradients(config: TrainingConfig, state: TrainState, batch: Any, frozen: Frozen) -> tuple:
+    """Loss, its terms, PSNR and gradient, averaged over the parts of the batch."""
+
+    def loss(trained: Any, part: Any) -> tuple:
+        model, projectors = _model_and_projectors(trained)
+        target = to_unit(part.targets.images)
+        render, aligned = _render(config, model, projectors, part, frozen, state.step)
+        total, terms = total_loss(
+            config.loss, frozen, render, target, state.step, remat=config.model.remat
+        )
+        if aligned is not None:
+            total, terms["repa"] = total + config.repa.weight * aligned, aligned
+        return total, (terms, jax.vmap(psnr, 1)(render, target).mean())
+
+    def part_gradients(part: Any) -> tuple:
+        (total, (terms, quality)), grads = jax.value_and_grad(loss, has_aux=True)(
+            state.trained, part
+        )
+        return total, terms, quality, grads
+
+    parts = config.grad_accumulation
+    if parts == 1:
+        return part_gradients(batch)
+    split = jax.tree.map(lambda x: _strided_parts(x, parts), batch)
+    first = jax.tree.map(lambda x: x[0], split)
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x), jax.eval_shape(part_gradients, first))
+
+    def add(total: Any, part: Any) -> tuple:
+        new = part_gradients(part)
+        return jax.tree.map(lambda a, b: a + b / parts, total, new), None
+
+    return jax.lax.scan(add, zeros, split)[0]
+
+
+def _model_and_projectors(trained: Any) -> tuple[ViewSynthesisModel, Any]:
+    """The parts of `TrainState.trained`."""
+    if isinstance(trained, dict):
+        return trained["model"], trained["projectors"]
+    return trained, None
+
+
+def _render(
+    config: TrainingConfig, model: Any, projectors: Any, part: Any, frozen: Frozen, step: Array
+) -> tuple[Float[Array, "b t h w 3"], Float[Array, ""] | None]:
+    """The targets as the model sees them, and REPA's loss where there is one."""
+    images, repa = to_unit(part.inputs.images), config.repa
+    cameras = part.inputs.cameras, part.targets.cameras
+    if projectors is None:
+        return model(images, *cameras), None
+    encoder, decoder = repa.encoder_pairs, repa.decoder_pairs
+    layers = ([layer for layer, _ in pairs] for pairs in (encoder, decoder))
+    render, inputs, targets = model.render_with_features(images, *cameras, *layers)
+
+    def align() -> Array:
+        wanted = to_unit(part.targets.images)
+        streams = Stream(encoder, images, inputs), Stream(decoder, wanted, targets)
+        how = {"patch_size": config.model.patch_size, "remat": config.model.remat}
+        return repa_loss(repa, projectors, frozen.teacher, streams, **how)
+
+    return render, where_due(step < repa.stop_step if repa.stop_step else None, align)
+
+
+def _strided_parts(rows: Array | np.ndarray, parts: int) -> Array:
+    """`[b, ...] -> [parts, b / parts, ...]`, each part with rows of every device."""
+    if rows.shape[0] % parts:
+        raise ValueError(
+            f"a batch of {rows.shape[0]} scenes does not divide into grad_accumulation={parts}"
+        )
+    name = f"{rows.shape[0]} scenes / grad_accumulation={parts}"
+    check_batch(jax.sharding.get_abstract_mesh(), name, rows.shape[0] // parts, 0)
+    return jnp.moveaxis(
+        jnp.asarray(rows).reshape(rows.shape[0] // parts, parts, *rows.shape[1:]), 1, 0
+    )

@@ -1,0 +1,1 @@
+"""Weights in and out: exports, PyTorch's files and names."""

@@ -1,0 +1,135 @@
+"""State dicts of PyTorch programs: read from files without PyTorch, and checked."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from etils import epath
+from jaxtyping import Shaped
+
+from lvsm_jax.weights import torch_file
+
+StateDict = Mapping[str, Shaped[np.ndarray, "..."]]
+
+_DTYPES = [np.dtype(dtype) for dtype in (np.float32, np.float16, ml_dtypes.bfloat16)]
+
+
+class Checkpoint(NamedTuple):
+    """What a file of PyTorch weights holds.
+
+    Attributes:
+        arrays: the state dict; views of the file, which take no memory until they are used.
+        counters: whole numbers that stand beside it, such as the training step.
+    """
+
+    arrays: dict[str, np.ndarray]
+    counters: dict[str, int]
+
+
+def read_checkpoint(path: epath.PathLike) -> Checkpoint:
+    """Reads a state dict from a file of `torch.save` or of safetensors, told by their content.
+
+    Raises:
+        OSError: no such file.
+        ValueError: another kind of file, a damaged one, or one without a state dict.
+    """
+    with epath.Path(path).open("rb") as file:
+        start = file.read(9)
+    if start.startswith((b"PK", b"\x80\x02")):  # a zip; or a file from before torch 1.6, refused
+        return _from_torch(path, torch_file.load(path))
+    if start[8:] == b"{":
+        return Checkpoint(_read_safetensors(path), {})
+    raise ValueError(f"{path} is neither a file of torch.save nor of safetensors, or is truncated")
+
+
+def _from_torch(path: epath.PathLike, content: Any) -> Checkpoint:
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict of weights")
+    for key in ("model", "state_dict"):
+        if isinstance(content.get(key), dict):
+            weights = content[key]
+            break
+    else:
+        if not all(isinstance(value, np.ndarray) for value in content.values()):
+            raise ValueError(
+                f"{path} has no weights under 'model' or 'state_dict', but the keys "
+                f"{sorted(map(str, content))[:10]}"
+            )
+        key, weights = "the file", content
+    others = [
+        f"{name!r} ({type(value).__name__})"
+        for name, value in weights.items()
+        if not (isinstance(name, str) and isinstance(value, np.ndarray))
+    ]
+    if others or not weights:
+        raise ValueError(f"{path}: {key} is no state dict, it holds {others[:5] or 'nothing'}")
+    counters = {str(name): value for name, value in content.items() if type(value) is int}
+    return Checkpoint(weights, counters)
+
+
+_SAFETENSORS_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+def _read_safetensors(path: epath.PathLike) -> dict[str, np.ndarray]:
+    """Views of the mapped file, where the library's own reader makes copies of all."""
+    try:
+        with safetensors.safe_open(path, framework="np"):  # checks the header and all offsets
+            pass
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: {error}") from error
+    content = np.asarray(np.memmap(path, np.uint8, mode="r"))
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    header = json.loads(content[8:start].tobytes())
+    header.pop("__metadata__", None)
+    arrays = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _SAFETENSORS_DTYPES:
+            raise ValueError(f"{path}: {name} is {entry['dtype']}, which is not read")
+        first, last = entry["data_offsets"]
+        values = content[start + first : start + last].view(_SAFETENSORS_DTYPES[entry["dtype"]])
+        arrays[name] = values.reshape(entry["shape"])
+    return arrays
+
+
+def problems(
+    arrays: Mapping[str, np.ndarray], names: list[str], expected: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """What is wrong with weights, in a line each; nothing where all is well.
+
+    Args:
+        arrays: the state dict.
+        names: all weights that there have to be.
+        expected: their shapes; those that are not in it are not judged.
+    """
+    there = [name for name in names if name in arrays]
+    known = set(names)
+    found = [
+        f"missing {name} {expected.get(name, '')}".rstrip() for name in names if name not in arrays
+    ]
+    found += [f"surplus {name} {a.shape}" for name, a in arrays.items() if name not in known]
+    for name in there:
+        array, shape = arrays[name], expected.get(name, arrays[name].shape)
+        if array.shape != shape:
+            found.append(f"{name} has shape {array.shape}, expected {shape}")
+        if array.dtype not in _DTYPES:
+            found.append(f"{name} is {array.dtype}, expected float32, float16 or bfloat16")
+        elif not np.isfinite(array).all():
+            found.append(f"{name} holds values that are not finite")
+    return found

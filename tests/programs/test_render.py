@@ -1,0 +1,269 @@
+"""The program `render`: frames and a video of a path, resumed, and never mixed up."""
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import lvsm_jax
+from lvsm_jax.programs import render as program
+from lvsm_jax.rendering.session import Session
+from lvsm_jax.scenes import trajectories
+from lvsm_jax.scenes.readers import read_scene
+from lvsm_jax.training import checkpoints
+
+needs_ffmpeg = pytest.mark.skipif(
+    importlib.util.find_spec("imageio_ffmpeg") is None, reason="imageio-ffmpeg is not installed"
+)
+
+
+def make_export(folder, seed=0, cls=lvsm_jax.EfficientLVSM, **about):
+    config = {
+        lvsm_jax.EfficientLVSM: lvsm_jax.EfficientLVSMConfig,
+        lvsm_jax.LVSMDecoderOnly: lvsm_jax.LVSMDecoderOnlyConfig,
+    }[cls](num_layers=1, width=32, head_dim=16)
+    model = cls(config, rngs=nnx.Rngs(seed))
+    checkpoints.save(model, folder, about={"config": {"data": {"image_height": 16, **about}}})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    return make_export(tmp_path_factory.mktemp("export") / "export")
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """Six photographs of noise, 36 × 24, by cameras in a row that turn away from each other."""
+    folder = tmp_path_factory.mktemp("scene")
+    rng, frames = np.random.default_rng(0), []
+    for i in range(6):
+        angle = 0.1 * i
+        c2w = np.eye(4)
+        c2w[:3, :3] = [
+            [np.cos(angle), 0, np.sin(angle)],
+            [0, 1, 0],
+            [-np.sin(angle), 0, np.cos(angle)],
+        ]
+        c2w[:3, 3] = [i, 0, 0]
+        pixels = rng.integers(0, 255, (24, 36, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        frame = {"file": f"{i}.png", "w": 36, "h": 24, "fxfycxcy": [30, 30, 18, 12]}
+        frames.append({**frame, "c2w": c2w.tolist()})
+    (folder / "cameras.json").write_text(json.dumps({"frames": frames}))
+    return folder
+
+
+def render(export, scene, out, *options):
+    """Runs the program in this process."""
+    program.main([str(export), str(scene), str(out), "--frames=10", *options])
+
+
+def frames_in(folder):
+    files = sorted(folder.glob("frame_*.png"))
+    assert [file.name for file in files] == [f"frame_{i:05d}.png" for i in range(len(files))]
+    return [np.asarray(Image.open(file)) for file in files]
+
+
+def test_frames_are_what_a_session_renders(export, scene, tmp_path, capsys):
+    render(export, scene, tmp_path / "out", "--no-video", "--inputs=3", "--size=24x16")
+    told = capsys.readouterr()
+    assert "3 of 6 photographs" in told.out and "0.png, 2.png, 5.png" in told.out
+    assert "wrote 10 frames" in told.out and "10/10" in told.err
+    photographs = read_scene(scene).photographs
+    chosen = [photographs[i] for i in (0, 2, 5)]
+    cameras = trajectories.interpolate([photograph.camera for photograph in chosen], 10)
+    written = trajectories.read_camera_path(tmp_path / "out" / "path.json")
+    np.testing.assert_array_equal([c.c2w for c in written], [c.c2w for c in cameras])
+    model = lvsm_jax.load(export)
+    with Session(model, image_height=16, image_width=24, max_views=3) as session:
+        session.add([photograph.load() for photograph in chosen])
+        expected = list(session.render_path(cameras))
+    np.testing.assert_array_equal(frames_in(tmp_path / "out"), expected)
+    assert not list((tmp_path / "out").glob("*.mp4"))
+
+
+def test_goes_on_where_it_stopped(export, scene, tmp_path, capsys):
+    out = tmp_path / "out"
+    render(export, scene, out, "--no-video")
+    whole = frames_in(out)
+    (out / "frame_00003.png").unlink()
+    (out / "frame_00009.png").unlink()
+    kept = {file.name: file.stat().st_mtime_ns for file in out.glob("frame_*.png")}
+    render(export, scene, out, "--no-video", "--fps=5")  # speed is none of the frames' business
+    np.testing.assert_array_equal(frames_in(out), whole)
+    after = {file.name: file.stat().st_mtime_ns for file in out.glob("frame_*.png")}
+    assert after.items() > kept.items()
+    capsys.readouterr()
+
+
+def test_frames_of_another_command_are_not_mixed(export, scene, tmp_path):
+    out = tmp_path / "out"
+    render(export, scene, out, "--no-video")
+    first = frames_in(out)
+    with pytest.raises(SystemExit, match=r"error: .*another command \(other cameras, path\)"):
+        render(export, scene, out, "--no-video", "--path=dolly")
+    with pytest.raises(SystemExit, match=r"other cameras, inputs"):
+        render(export, scene, out, "--no-video", "--inputs=2")
+    other = make_export(tmp_path / "export", seed=1)
+    with pytest.raises(SystemExit, match=r"other export"):
+        render(other, scene, out, "--no-video")
+    np.testing.assert_array_equal(frames_in(out), first)
+    render(other, scene, out, "--no-video", "--overwrite")
+    assert (np.array(frames_in(out)) != np.array(first)).any()
+
+
+def test_a_folder_of_other_things_is_left_alone(export, scene, tmp_path):
+    (tmp_path / "thesis.tex").write_text("\\end")
+    with pytest.raises(SystemExit, match="holds something else"):
+        render(export, scene, tmp_path, "--no-video", "--overwrite")
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_camera_path_file(export, scene, tmp_path):
+    """The cameras of the photographs themselves, as a file that is one already."""
+    out = tmp_path / "out"
+    path = f"--path={scene / 'cameras.json'}"
+    program.main([str(export), str(scene), str(out), path, "--no-video"])
+    assert len(frames_in(out)) == 6
+
+
+@needs_ffmpeg
+@pytest.mark.filterwarnings("ignore:os.fork")  # of reading
+@pytest.mark.parametrize("size", ["16", "24x8"])
+def test_video(export, scene, tmp_path, size):
+    import imageio_ffmpeg
+
+    out = tmp_path / "100% odd name"
+    render(export, scene, out, f"--size={size}", "--fps=12.5")
+    video = out / "video.mp4"
+    assert imageio_ffmpeg.count_frames_and_secs(str(video)) == (10, pytest.approx(0.8))
+    reader = imageio_ffmpeg.read_frames(str(video))
+    about = next(reader)
+    assert about["fps"] == 12.5 and about["codec"] == "h264" and "yuv420p" in about["pix_fmt"]
+    expected = frames_in(out)
+    assert about["size"] == expected[0].shape[1::-1]
+    for pixels, decoded in zip(expected, reader, strict=True):
+        seen = np.frombuffer(decoded, np.uint8).reshape(pixels.shape)
+        # Colours are stored at half the size, so only means compare.
+        np.testing.assert_allclose(seen.mean((0, 1)), pixels.mean((0, 1)), atol=6)
+
+
+@pytest.mark.filterwarnings("ignore:os.fork")
+def test_video_of_odd_size(tmp_path):
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    for i in range(3):
+        Image.new("RGB", (21, 15), (250, 120, 10)).save(tmp_path / f"frame_{i:05d}.png")
+    video = program.write_video(tmp_path, 3, 30.0)
+    reader = imageio_ffmpeg.read_frames(str(video))
+    assert next(reader)["size"] == (22, 16)
+    frame = np.frombuffer(next(reader), np.uint8).reshape(16, 22, 3)
+    np.testing.assert_allclose(frame[4:12, 4:16].reshape(-1, 3).mean(0), [250, 120, 10], atol=4)
+    reader.close()
+
+
+def test_video_without_ffmpeg(export, scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"pip install 'lvsm_jax\[video\]', or give --no-video"):
+        render(export, scene, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--path=spin"], "--path=spin: no such file, nor one of interpolate, orbit"),
+        (["--path=orbit", "--closed"], "--closed does not go with --path=orbit"),
+        (["--path=dolly", "--distance=2"], "--distance does not go with --path=dolly"),
+        (["--path=orbit"], "do not meet in front of them: give the distance"),
+        (["--inputs=7"], "--inputs=7, but .* has 6 photographs"),
+        (["--inputs=0"], "--inputs=0"),
+        (["--inputs=1"], "made from 2 cameras or more, got 1"),
+        (["--inputs=0.png,9.png"], "no photograph '9.png'"),
+        (["--inputs=0.png,0.png"], "names a photograph twice"),
+        (["--frames=0"], "frames is 0"),
+        (["--fps=0"], "--fps=0.0, expected a positive number"),
+        (["--size=big"], "--size=big, expected HEIGHT or WIDTHxHEIGHT"),
+        (["--size=20"], "multiples of the patch size 8"),
+        (["--scale=-1"], "scale is -1"),
+    ],
+)
+def test_errors_take_one_line_and_leave_nothing(export, scene, tmp_path, options, message):
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as error:
+        render(export, scene, out, "--no-video", *options)
+    assert "\n" not in str(error.value)
+    assert not out.exists()
+
+
+def test_frames_do_not_go_with_a_file(export, scene, tmp_path):
+    with pytest.raises(SystemExit, match="--frames does not go with --path="):
+        render(export, scene, tmp_path / "out", "--no-video", f"--path={scene / 'cameras.json'}")
+
+
+def test_models_without_a_cache_and_no_models(scene, tmp_path):
+    other = make_export(tmp_path / "export", cls=lvsm_jax.LVSMDecoderOnly)
+    with pytest.raises(SystemExit, match=r"^error: .*EfficientLVSM"):
+        render(other, scene, tmp_path / "out", "--no-video")
+    with pytest.raises(SystemExit, match="is no export"):
+        render(tmp_path, scene, tmp_path / "out", "--no-video")
+    wide = make_export(tmp_path / "wide", square_crop=False)
+    with pytest.raises(SystemExit, match="give --size"):
+        render(wide, scene, tmp_path / "out", "--no-video")
+    assert not (tmp_path / "out").exists()
+
+
+def test_notes_are_told(export, scene, tmp_path, capsys):
+    content = json.loads((scene / "cameras.json").read_text())
+    content["frames"][2]["file"] = "gone.png"
+    file = tmp_path / "cameras.json"
+    file.write_text(json.dumps(content))
+    render(export, file, tmp_path / "out", f"--images={scene}", "--no-video")
+    told = capsys.readouterr().err
+    assert "note: 1 poses have no image" in told and "note: 1 images" in told
+
+
+def test_inputs(scene):
+    there = read_scene(scene)
+
+    def names(wanted):
+        return [photograph.name for photograph in program.choose_inputs(there, wanted)]
+
+    assert names("4") == ["0.png", "2.png", "3.png", "5.png"]
+    assert names(None) == names("4")
+    assert names("1") == ["3.png"]
+    assert names("all") == [f"{i}.png" for i in range(6)]
+    assert names("4.png,1.png") == ["4.png", "1.png"]
+    few = dataclasses.replace(there, photographs=there.photographs[:3])
+    assert program.choose_inputs(few, None) == few.photographs
+
+
+def test_program_says_how_to_use_it():
+    root = pathlib.Path(lvsm_jax.__file__).parent.parent
+    command = [sys.executable, "-m", "lvsm_jax.programs.render", "--help"]
+    told = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert "python -m lvsm_jax.programs.render EXPORT SCENE OUT" in told
+
+
+def test_real_scenes(export, shared_data, tmp_path):
+    for name in ("hololens_office", "strecha/fountain-P11"):
+        if not (shared_data / name).is_dir():
+            pytest.skip(f"no real data: {shared_data / name} does not exist")
+        render(export, shared_data / name, tmp_path / name, "--no-video")
+        assert len(frames_in(tmp_path / name)) == 10
+    clips = shared_data / "re10k_sample"
+    if not clips.is_dir():
+        pytest.skip(f"no real data: {clips} does not exist")
+    from input_pipeline.re10k import __main__ as import_re10k
+
+    import_re10k.run(clips, tmp_path / "re10k", splits=["test"], verify=False)
+    clip = f"{tmp_path / 're10k'}/test:663b29720a9005b0"
+    render(export, clip, tmp_path / "clip", "--no-video", "--path=spiral")
+    assert len(frames_in(tmp_path / "clip")) == 10

@@ -1,0 +1,128 @@
+"""Every experiment in configs/ can be trained, and is of the size it says."""
+
+import importlib
+import json
+import pathlib
+
+import jax
+import ml_collections
+import pytest
+
+from lvsm_jax.common.command_line import read_config_file
+from lvsm_jax.common.config import EvalConfig, RunConfig, section
+from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.frozen.lpips import MissingWeightsError
+from lvsm_jax.frozen.networks import find_frozen
+from lvsm_jax.models.architectures import CONFIGS, abstract_model, architecture_of
+from lvsm_jax.training.train_state import TrainingConfig
+
+CONFIG_FILES = pathlib.Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "millions"),
+    [
+        ("base", "EfficientLVSM", 199.07),
+        ("re10k_256", "EfficientLVSM", 199.07),
+        ("re10k_512", "EfficientLVSM", 199.07),
+        ("re10k_256_repa", "EfficientLVSM", 199.07),
+        ("re10k_512_repa", "EfficientLVSM", 199.07),
+        ("beyond_256", "EfficientLVSM", 199.07),
+        ("lvsm_decoder_only_256", "LVSMDecoderOnly", 170.80),
+        ("lvsm_encoder_decoder_256", "LVSMEncoderDecoder", 173.15),
+        ("quickstart", "EfficientLVSM", 1.52),
+        ("quickstart:LVSMDecoderOnly", "LVSMDecoderOnly", 1.33),
+        ("quickstart:LVSMEncoderDecoder", "LVSMEncoderDecoder", 1.35),
+        ("experiments", "EfficientLVSM", 1.52),
+        ("experiments:prope", "EfficientLVSM", 1.48),
+        ("side_by_side:LVSMDecoderOnly", "LVSMDecoderOnly", 1.33),
+    ],
+)
+def test_config(name, architecture, millions):
+    file, _, argument = name.partition(":")
+    config = read_config_file(f"{CONFIG_FILES / file}.py" + (argument and f":{argument}"))
+    model = TrainingConfig.of(config).model
+    assert architecture_of(model) == architecture
+    assert round(sum(x.size for x in jax.tree.leaves(abstract_model(model))) / 1e6, 2) == millions
+    section(config, "data", DataConfig).check_training()
+    section(config, "run", RunConfig)
+    section(config, "eval", EvalConfig)
+
+
+def test_every_config_is_looked_at():
+    names = {file.stem for file in CONFIG_FILES.glob("*.py")} - {"__init__"}
+    looked_at = {name.partition(":")[0] for name, *_ in test_config.pytestmark[0].args[1]}
+    assert names == looked_at
+
+
+@pytest.mark.parametrize("name", ["re10k_256", "re10k_512", "re10k_256_repa", "re10k_512_repa"])
+def test_the_published_recipe(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = importlib.import_module(f"configs.{name}").get_config()
+    training = TrainingConfig.of(config)
+    repa = training.repa
+    assert (training.loss.mse, training.loss.perceptual, training.loss.lpips) == (1.0, 0.5, 0.0)
+    assert repa.weight == (0.5 if "repa" in name else 0)
+    assert (repa.teacher, repa.distance, repa.hidden) == ("dinov3_vitb16", "smooth_l1", 2048)
+    assert repa.encoder_pairs == repa.decoder_pairs == ((2, 8),)
+    size, stage = config.data.image_height, (config.run.batch_size, config.run.num_steps)
+    assert stage == ((512, 100_000) if size == 256 else (128, 20_000))
+    start = "runs/" + name.replace("512", "256") + "/export"
+    assert config.init_from == ("" if size == 256 else start)
+
+    # Its files are asked for before training starts, and their losses can be left out.
+    file = str(CONFIG_FILES / f"{name}.py")
+    with pytest.raises(MissingWeightsError, match=r"imagenet-vgg-verydeep-19\.mat is missing"):
+        find_frozen(training.loss, repa)
+    training = TrainingConfig.of(read_config_file(file, ["--config.loss.perceptual=0"]))
+    if "repa" in name:
+        with pytest.raises(MissingWeightsError, match="dinov3_vitb16"):
+            find_frozen(training.loss, training.repa)
+        without = ["--config.loss.perceptual=0", "--config.repa.weight=0"]
+        training = TrainingConfig.of(read_config_file(file, without))
+    assert find_frozen(training.loss, training.repa) == {}
+
+
+def test_the_baselines_say_how_published_ones_are_trained():
+    for name in ("lvsm_decoder_only_256", "lvsm_encoder_decoder_256"):
+        config = importlib.import_module(f"configs.{name}").get_config()
+        assert (config.optimizer.schedule, config.optimizer.clip_norm) == ("cosine", 1.0)
+        assert config.run.batch_size == 512
+        assert config.loss.perceptual == 0.5
+
+
+@pytest.mark.parametrize(
+    ("file", "overrides", "message"),
+    [
+        ("quickstart.py:NeRF", [], "NeRF"),
+        ("re10k_256.py:EfficientLVSM", [], "get_config"),
+        ("quickstart.py", ["--config.model.targets_at_once=0"], "targets_at_once"),
+        ("quickstart.py", ["--config.model.width=wide"], "wide"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(file, overrides, message):
+    with pytest.raises(ValueError, match=message) as error:
+        read_config_file(str(CONFIG_FILES / file), overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_lists_come_from_flags_and_from_records_alike():
+    flags = ["--config.data.input_counts=2", "--config.data.aspect_ratios=1,1.5"]
+    flags += ["--config.eval.crop_place=0,1"]
+    config = read_config_file(str(CONFIG_FILES / "quickstart.py"), flags)
+    assert section(config, "eval", EvalConfig).crop_place == (0.0, 1.0)
+    recorded = ml_collections.ConfigDict(json.loads(json.dumps(config.to_dict())))
+    data = section(config, "data", DataConfig)
+    assert data == section(recorded, "data", DataConfig)
+    assert (data.input_counts, data.aspect_ratios) == ((2,), (1.0, 1.5))
+    config.data.input_counts = (2, 2.5)
+    with pytest.raises(ValueError, match=r"config.data.input_counts\[1\] is 2.5, expected int"):
+        section(config, "data", DataConfig)
+
+
+def test_an_architecture_cannot_be_changed_alone():
+    for file, other in (("re10k_256.py", "LVSMDecoderOnly"), ("base.py", "LVSMEncoderDecoder")):
+        config = read_config_file(str(CONFIG_FILES / file), [f"--config.architecture={other}"])
+        with pytest.raises(ValueError, match="chosen by a config file made for it"):
+            TrainingConfig.of(config)
+    assert set(CONFIGS) == {"EfficientLVSM", "LVSMDecoderOnly", "LVSMEncoderDecoder"}
