@@ -35,9 +35,9 @@ from ml_collections import config_flags
 
 import lvsm_jax
 from input_pipeline.loading import EvalSet, evaluation_index, open_eval_set
+from lvsm_jax.batch import shard_batch
 from lvsm_jax.common.command_line import parse_flags
-from lvsm_jax.common.config import EvalConfig, RunConfig, section
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig, EvalConfig, RunConfig, section
 from lvsm_jax.common.files import write_text
 from lvsm_jax.evaluation.report import choose_scenes, render_page
 from lvsm_jax.evaluation.scoring import METRICS, MODEL, Evaluation, evaluate, render_scenes
@@ -49,11 +49,10 @@ from lvsm_jax.parallel.mesh import (
     make_mesh,
     reader,
     replicate,
-    shard_batch,
     simulate_cpu_devices,
 )
 from lvsm_jax.parallel.processes import ProcessesConfig
-from lvsm_jax.training.checkpoints import describe, model_config
+from lvsm_jax.weights.exports import describe, model_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Directory of an export.")

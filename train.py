@@ -33,16 +33,16 @@ from ml_collections import config_flags
 import lvsm_jax
 from input_pipeline.loading import EvalSet, open_eval_set, train_batches
 from input_pipeline.storage import DatasetError
-from lvsm_jax.batch import Batch
+from lvsm_jax.batch import Batch, shard_batch
 from lvsm_jax.common.command_line import parse_flags
 from lvsm_jax.common.config import RunConfig
 from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.evaluation.scoring import evaluate
-from lvsm_jax.frozen.networks import FrozenWeightsError, load_frozen
 from lvsm_jax.parallel import processes
-from lvsm_jax.parallel.mesh import make_mesh, reader, shard_batch, simulate_cpu_devices
+from lvsm_jax.parallel.mesh import make_mesh, reader, simulate_cpu_devices
 from lvsm_jax.training.checkpoints import CheckpointError, Checkpoints
 from lvsm_jax.training.diagnostics import rows, token_statistics
+from lvsm_jax.training.frozen_networks import FrozenWeightsError, load_frozen
 from lvsm_jax.training.loop import Clock, Programs, StopSignals, stop_signals
 from lvsm_jax.training.run_log import RunLog, log_to_file
 from lvsm_jax.training.settings import Settings, check_start, record_config, starting_weights
@@ -169,10 +169,10 @@ def train_steps(
                     # First the step's row: killed in between, a resumed run would not write it.
                     stopping |= fetch(run, log, *previous)
                     previous = None
-                    checkpoints.save(step, state, score)
+                    exports.save(step, state, score)
         if previous is not None:
             fetch(run, log, *previous)
-            checkpoints.save(step, state)
+            exports.save(step, state)
     return state
 
 

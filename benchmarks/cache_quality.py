@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 import lvsm_jax
 from benchmarks.common import markdown_table
+from input_pipeline.clip_scene import open_scene
 from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.models.efficient_lvsm import CACHE_DTYPES
-from lvsm_jax.scenes.readers import Scene, ScenePhotograph, read_scene
+from lvsm_jax.scenes.readers import Scene, ScenePhotograph
 
 SPAN = 81  # photographs of a scene that are looked at
 TARGETS = 8
@@ -32,7 +33,7 @@ def measure(
 
     Args:
         export: of an EfficientLVSM.
-        scenes: see `read_scene`.
+        scenes: see `open_scene`.
         counts: numbers of input views.
         size: height and width in pixels.
 
@@ -44,7 +45,7 @@ def measure(
     Raises:
         ValueError: a scene that cannot be read.
     """
-    chosen = [middle(read_scene(scene)) for scene in scenes]
+    chosen = [middle(open_scene(scene)) for scene in scenes]
     fewest = min(len(inputs) for inputs, _ in chosen)
     possible = [count for count in counts if count <= fewest]
     if not possible:

@@ -36,7 +36,7 @@ from input_pipeline.preprocess import output_columns, preprocess_frame
 from input_pipeline.sampling import sample_views, usable_clips
 from input_pipeline.storage import Frame, SplitReader
 from lvsm_jax.batch import Batch
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig
 from lvsm_jax.common.files import write_text
 
 

@@ -30,9 +30,9 @@ from lvsm_jax.common.files import write_text
 from lvsm_jax.cost.flops import Macs, forward_macs, teacher_macs, training_flops, vgg_macs
 from lvsm_jax.frozen import vgg
 from lvsm_jax.frozen.dino import TEACHERS
-from lvsm_jax.frozen.networks import Frozen, abstract_frozen
 from lvsm_jax.frozen.perceptual import PLAN
 from lvsm_jax.parallel.mesh import make_mesh
+from lvsm_jax.training.frozen_networks import Frozen, abstract_frozen
 from lvsm_jax.training.losses import LossConfig
 from lvsm_jax.training.train_state import TrainingConfig, new_state, train_step
 
@@ -94,7 +94,7 @@ def variants(training: TrainingConfig) -> dict[str, TrainingConfig]:
 
 
 def random_networks(training: TrainingConfig) -> dict[str, Any]:
-    """Every frozen network in full size, as `frozen.networks.load_frozen` would hold it."""
+    """Every frozen network in full size, as `load_frozen` would hold it."""
     rng = np.random.default_rng(0)
     loss = LossConfig(perceptual=0.5, lpips=0.5)
     repa = dataclasses.replace(training.repa, weight=0.5, stop_step=0)

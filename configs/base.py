@@ -10,7 +10,7 @@ Sections are the fields of dataclasses, whose docstrings say what each does:
 - `processes`: `lvsm_jax.parallel.processes.ProcessesConfig`
 - `mesh`: `lvsm_jax.parallel.mesh.MeshConfig`
 - `model`: `EfficientLVSMConfig` in `lvsm_jax.models.efficient_lvsm`, or the architecture's own
-- `data`: `lvsm_jax.common.data_config.DataConfig`
+- `data`: `lvsm_jax.common.config.DataConfig`
 - `optimizer`: `lvsm_jax.training.optimizer.OptimizerConfig`
 - `loss`: `lvsm_jax.training.losses.LossConfig`
 - `repa`: `lvsm_jax.training.repa.RepaConfig`
@@ -19,8 +19,7 @@ Sections are the fields of dataclasses, whose docstrings say what each does:
 
 import ml_collections
 
-from lvsm_jax.common.config import EvalConfig, RunConfig, default_section
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig, EvalConfig, RunConfig, default_section
 from lvsm_jax.models.architectures import config_class
 from lvsm_jax.parallel.mesh import MeshConfig
 from lvsm_jax.parallel.processes import ProcessesConfig

@@ -49,12 +49,11 @@ from experiments.runs import (
 from experiments.view_index import COUNTS, TARGETS, make_index
 from input_pipeline.loading import EvalSet, open_eval_set
 from lvsm_jax.common.command_line import read_config_file
-from lvsm_jax.common.config import EvalConfig, section
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig, EvalConfig, section
 from lvsm_jax.common.files import atomic_write, write_text
 from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.evaluation.scoring import COPY_NEAREST, MODEL, evaluate, render_scenes
-from lvsm_jax.training.checkpoints import describe
+from lvsm_jax.weights.exports import describe
 
 SCENES_SHOWN = 3
 

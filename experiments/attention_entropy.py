@@ -28,8 +28,7 @@ import lvsm_jax
 from benchmarks.common import exports_parser, hardware, markdown_table
 from input_pipeline.loading import EvalSet, open_eval_set
 from lvsm_jax.common.command_line import read_config_file
-from lvsm_jax.common.config import EvalConfig, section
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig, EvalConfig, section
 from lvsm_jax.common.files import write_text
 from lvsm_jax.models.efficient_lvsm import EfficientLVSM
 from lvsm_jax.training.diagnostics import token_statistics

@@ -19,11 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.common import hardware, random_batch
-from lvsm_jax.batch import Batch
-from lvsm_jax.common.config import section
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.batch import Batch, shard_batch
+from lvsm_jax.common.config import DataConfig, section
 from lvsm_jax.models.architectures import abstract_model
-from lvsm_jax.parallel.mesh import MeshConfig, make_mesh, shard_batch, simulate_cpu_devices
+from lvsm_jax.parallel.mesh import MeshConfig, make_mesh, simulate_cpu_devices
 from lvsm_jax.training.train_state import TrainingConfig, compiled_step, init_state
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent

@@ -32,8 +32,7 @@ from benchmarks.common import exports_parser, hardware, markdown_table
 from input_pipeline.loading import EvalSet, open_eval_set
 from lvsm_jax.batch import Batch
 from lvsm_jax.common.command_line import read_config_file
-from lvsm_jax.common.config import EvalConfig, section
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig, EvalConfig, section
 from lvsm_jax.common.files import write_text
 from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.evaluation.scoring import COPY_NEAREST, evaluate

@@ -20,6 +20,8 @@ import fsspec
 import numpy as np
 from etils import epath
 
+from lvsm_jax.common.errors import UserError
+
 _BLOCK = 1 << 16
 _BLOCK_HEADER = 24
 _CHUNK_HEADER = struct.Struct("<8xQ8xB7xQ")  # size of what follows, type, decoded size
@@ -36,11 +38,11 @@ class BucketRecords:
         size = self._files.size(self._path)
         last = size - _BLOCK
         if last < 0 or size % _BLOCK:
-            raise ValueError(f"{size} bytes are no whole ArrayRecord file; is it truncated?")
+            raise UserError(f"{size} bytes are no whole ArrayRecord file; is it truncated?")
         postscript, *_ = _records(self._files.cat_file(self._path, last, size), last)
         footer = _fields(postscript).get(1, -1)
         if not 0 < footer < last:
-            raise ValueError("the file's last block does not say where its index is")
+            raise UserError("the file's last block does not say where its index is")
         _metadata, *entries = _records(self._files.cat_file(self._path, footer, last), footer)
         offsets = [_fields(entry).get(1, -1) for entry in entries]
         self._borders = np.array([*offsets, footer], np.int64)
@@ -68,13 +70,11 @@ def _records(data: bytes, position: int) -> list[bytes]:
     size, kind, decoded_size = _CHUNK_HEADER.unpack_from(chunk)
     content = chunk[_CHUNK_HEADER.size : _CHUNK_HEADER.size + size]
     if kind != ord("r") or len(content) != size or content[:1] != b"\0":
-        raise ValueError(f"no whole uncompressed chunk of records at byte {position}")
+        raise UserError(f"no whole uncompressed chunk of records at byte {position}")
     length, start = _varint(content, 1)
     sizes = _varints(content[start : start + length])
     if sum(sizes) != decoded_size or start + length + decoded_size != size:
-        raise ValueError(
-            f"the chunk at byte {position} has records of {sum(sizes)} bytes in {size}"
-        )
+        raise UserError(f"the chunk at byte {position} has records of {sum(sizes)} bytes in {size}")
     ends = start + length + np.cumsum(sizes)
     return [content[end - size : end] for size, end in zip(sizes, ends.tolist(), strict=True)]
 

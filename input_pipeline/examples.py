@@ -25,7 +25,8 @@ from input_pipeline.sampling import (
     step_config,
 )
 from input_pipeline.storage import DatasetError, Frame, SplitReader
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes.scene_frame import SceneFrame
 
 _MAX_REPLACED = 100  # bad samples in a row after which the dataset is given up
@@ -56,7 +57,7 @@ class ExampleLoader:
         height = config.image_height
         width = height if config.square_crop else _width_in_clip(reader, config, row)
         if width % config.patch_size:
-            raise ValueError(
+            raise UserError(
                 f"images of {config.path} are {width} pixels wide at height {height}: not a "
                 f"multiple of patch_size {config.patch_size}"
             )

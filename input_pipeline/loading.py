@@ -31,8 +31,8 @@ from input_pipeline.sampling import (
 )
 from input_pipeline.storage import SceneTable, SplitReader
 from lvsm_jax.batch import Batch, to_batch
-from lvsm_jax.common.config import EvalConfig
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig, EvalConfig
+from lvsm_jax.common.errors import UserError
 
 
 def train_batches(
@@ -186,14 +186,14 @@ def eval_batches(
     row_of = {str(key): row for row, key in enumerate(scenes.key)}
     missing = [key for key in entries if key not in row_of]
     if missing and not allow_missing:
-        raise ValueError(
+        raise UserError(
             f"{len(missing)} of the {len(entries)} clips of index {index} are not in split "
             f"{config.split!r} of {config.path}: {', '.join(missing[:5])}"
             + (", …" if len(missing) > 5 else "")
         )
     present = [key for key in entries if key in row_of][:max_scenes]
     if not present:
-        raise ValueError(
+        raise UserError(
             f"index {index} names no clip of split {config.split!r} of {config.path} "
             f"({len(table) - len(entries)} null entries, {len(missing)} missing clips)"
         )
@@ -271,12 +271,12 @@ def _check_entries(
     for (key, entry), frames in zip(entries.items(), num_frames, strict=True):
         outside = [p for p in entry.context + entry.target if not 0 <= p < frames]
         if outside:
-            raise ValueError(
+            raise UserError(
                 f"index {index}, scene {key}: positions {outside} are outside the clip's "
                 f"{frames} frames"
             )
         if len(entry.target) != num_targets:
-            raise ValueError(
+            raise UserError(
                 f"index {index}, scene {key}: {len(entry.target)} targets, where the first clip "
                 f"has {num_targets}; all must have the same number"
             )
@@ -286,14 +286,14 @@ def _views(key: str, entry: IndexEntry, config: DataConfig, index: str | os.Path
     try:
         return evaluation_views(entry, config.num_inputs)
     except ValueError as error:
-        raise ValueError(f"index {index}, scene {key}: {error}") from None
+        raise UserError(f"index {index}, scene {key}: {error}") from None
 
 
 def _rows_per_process(batch_size: int, process_index: int, process_count: int) -> int:
     if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index {process_index} is not one of {process_count} processes")
+        raise UserError(f"process_index {process_index} is not one of {process_count} processes")
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
+        raise UserError(
             f"batch_size {batch_size} cannot be divided among {process_count} processes"
         )
     return batch_size // process_count
@@ -304,7 +304,7 @@ def _usable_rows(scenes: SceneTable, config: DataConfig) -> Int64[np.ndarray, " 
     needed = f"a span of {config.min_span} to {config.max_span} frames for {config.num_views} views"
     if len(rows) == 0:
         longest = max(scenes.num_frames, default=0)
-        raise ValueError(
+        raise UserError(
             f"split {config.split!r} of {config.path} has no usable clip: none of {len(scenes)} "
             f"has {needed} (the longest has {longest} frames)"
         )

@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes.photograph import ResizeCrop, resized_side
 
 
-class FrameError(ValueError):
+class FrameError(UserError):
     """A stored frame cannot be used. The message says why, and which frame where it is known."""
 
 

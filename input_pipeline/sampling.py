@@ -14,7 +14,8 @@ from etils import epath
 from jaxtyping import Bool, Float64, Int, Int64
 
 from input_pipeline.preprocess import Crop
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes.scene_frame import SceneFrame
 
 
@@ -93,7 +94,7 @@ def sample_views(num_frames: int, config: DataConfig, rng: np.random.Generator) 
     shortest = max(config.min_span, config.num_views)
     longest = min(num_frames - 1, config.max_span)
     if shortest > longest:
-        raise ValueError(
+        raise UserError(
             f"a clip of {num_frames} frames has no span of at least {shortest} and at most "
             f"{config.max_span} frames for {config.num_views} views"
         )
@@ -176,12 +177,12 @@ def evaluation_views(entry: IndexEntry, num_inputs: int) -> ViewSample:
     elif len(context) == 2:
         inputs = np.linspace(context[0], context[1], num_inputs).round().astype(np.int64)
         if len(np.unique(inputs)) < num_inputs:
-            raise ValueError(
+            raise UserError(
                 f"num_inputs is {num_inputs}, but from context {context[0]} to {context[1]} there "
                 f"are only {abs(context[1] - context[0]) + 1} frames"
             )
     else:
-        raise ValueError(
+        raise UserError(
             f"num_inputs is {num_inputs} and the index names {len(context)} context views: "
             "expected 1, that many, or an index of 2 to spread the inputs between"
         )
@@ -197,9 +198,9 @@ def read_index(path: str | os.PathLike) -> dict[str, IndexEntry | None]:
     try:
         table = json.loads(epath.Path(path).read_text())
     except ValueError as error:
-        raise ValueError(f"evaluation index {path} is not JSON: {error}") from None
+        raise UserError(f"evaluation index {path} is not JSON: {error}") from None
     if not isinstance(table, dict):
-        raise ValueError(f"evaluation index {path} holds a {type(table).__name__}, not an object")
+        raise UserError(f"evaluation index {path} holds a {type(table).__name__}, not an object")
     return {key: _index_entry(entry, f"{path}, scene {key}") for key, entry in table.items()}
 
 
@@ -212,7 +213,7 @@ def _index_entry(entry: object, where: str) -> IndexEntry | None:
 
 def _positions(values: object, field: str, where: str) -> tuple[int, ...]:
     if not isinstance(values, Sequence) or not values or not all(type(v) is int for v in values):
-        raise ValueError(
+        raise UserError(
             f"evaluation index {where}: {field} is {values!r}, expected a list of frame positions"
         )
     return tuple(values)

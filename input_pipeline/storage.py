@@ -34,6 +34,7 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from input_pipeline import tfds_metadata
 from input_pipeline.bucket_records import BucketRecords
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import atomic_write
 
 # A group is what one read costs, and JPEGs do not compress.
@@ -44,7 +45,7 @@ _READER_BUFFER = 32 * 1024
 _OTHER_OPEN_FILES = 256  # left to the rest of the process when shards are kept open
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """A dataset directory that is missing, incomplete, damaged or not ours."""
 
 
@@ -108,7 +109,7 @@ class SceneTable:
     def index_of(self, key: str) -> int:
         """Row of the scene `key`; ValueError when there is none."""
         if key not in self._rows:
-            raise ValueError(f"no scene {key!r} among the {len(self)} of this split")
+            raise UserError(f"no scene {key!r} among the {len(self)} of this split")
         return self._rows[key]
 
     def locate(self, record: int) -> tuple[int, int]:
@@ -122,7 +123,7 @@ def shard_path(
 ) -> epath.Path:
     """Path of shard `index` of `count`, named as TFDS expects it."""
     if not name.isidentifier() or not split.isidentifier():
-        raise ValueError(f"name {name!r} and split {split!r} must be letters, digits and _")
+        raise UserError(f"name {name!r} and split {split!r} must be letters, digits and _")
     return epath.Path(directory) / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
 
 
@@ -300,7 +301,7 @@ class SplitReader:
             if not reader.ok():
                 reader.read([0])  # raises what is wrong with the file
         if reader.num_records() != expected:
-            raise ValueError(
+            raise UserError(
                 f"it holds {reader.num_records()} records, dataset_info.json counts {expected}"
             )
         return reader

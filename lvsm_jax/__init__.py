@@ -32,8 +32,8 @@ if TYPE_CHECKING:
         replace_view,
     )
     from lvsm_jax.scenes.photograph import Photograph, PosedCamera
-    from lvsm_jax.training.checkpoints import load, save
     from lvsm_jax.weights import convert, torch_file
+    from lvsm_jax.weights.exports import load, save
 
 __all__ = [
     "Cameras",
@@ -81,8 +81,8 @@ _MODULES = {
     "render": "rendering.view_cache",
     "render_path": "rendering.view_cache",
     "replace_view": "rendering.view_cache",
-    "load": "training.checkpoints",
-    "save": "training.checkpoints",
+    "load": "weights.exports",
+    "save": "weights.exports",
 }
 
 

@@ -9,8 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
+from lvsm_jax.common.tree import map_named
 from lvsm_jax.models.cameras import Cameras
+from lvsm_jax.parallel.mesh import SCENES, check_batch, cut, reader
 
 # Fields are annotated Any, for a pytree also holds shapes, shardings and specs as leaves.
 
@@ -66,3 +69,37 @@ def to_batch(arrays: Mapping[str, Any]) -> Batch:
 def _to_views(arrays: Mapping[str, np.ndarray]) -> Views:
     cameras = Cameras(arrays["c2w"], arrays["fxfycxcy"])
     return Views(arrays["images"], cameras, arrays["frame"])
+
+
+def batch_shardings(mesh: Mesh, batch: Any) -> Any:
+    """The sharding of each leaf of an `lvsm_jax.batch.Batch`, or of a part of one.
+
+    Scenes first. Input views go over `view`, and so do targets where it divides them; where it
+    does not, its devices all compute all targets.
+    """
+    views = mesh.shape["view"]
+
+    def sharding(name: str, leaf: Any) -> NamedSharding:
+        part = name.partition(".")[0]
+        spread = part == "inputs" or (part == "targets" and leaf.shape[1] % views == 0)
+        axes = (SCENES, "view") if spread else (SCENES,)
+        return NamedSharding(mesh, cut(*axes, mesh=mesh))
+
+    return map_named(sharding, batch)
+
+
+def shard_batch(mesh: Mesh, batch: Any) -> Any:
+    """Puts this process's scenes (see `reader`) on its devices, as part of the global batch.
+
+    Raises:
+        ValueError: scenes or input views that the mesh does not divide.
+    """
+    _, readers = reader(mesh)
+
+    def put(name: str, leaf: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        shape = (leaf.shape[0] * readers, *leaf.shape[1:])
+        is_input = name.startswith("inputs.")
+        check_batch(mesh, "a batch", shape[0], leaf.shape[1] if is_input else 0)
+        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf), shape)
+
+    return map_named(put, batch, batch_shardings(mesh, batch))

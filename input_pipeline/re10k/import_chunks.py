@@ -19,13 +19,14 @@ from etils import epath
 from input_pipeline import storage
 from input_pipeline.re10k import pixelsplat
 from input_pipeline.workers import end_with_parent
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import write_text
 
 NAME = "re10k"
 _STATE = ".import"  # inside OUTPUT
 
 
-class ImportFailure(ValueError):
+class ImportFailure(UserError):
     """Why an import cannot go on, for its user."""
 
 

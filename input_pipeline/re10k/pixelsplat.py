@@ -17,17 +17,18 @@ from jaxtyping import Float32, Int64
 from PIL import Image
 
 from input_pipeline.storage import Clip, Frame
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.weights import torch_file
 
 _FIELDS = ("key", "url", "timestamps", "cameras", "images")
 _ROTATION_TOLERANCE = 1e-3  # of any entry of R Rᵀ; float32 cameras of the real set are within 1e-7
 
 
-class ChunkError(ValueError):
+class ChunkError(UserError):
     """Why a chunk as a whole cannot be read."""
 
 
-class ClipError(ValueError):
+class ClipError(UserError):
     """What is wrong with a clip, for the report of refusals."""
 
 

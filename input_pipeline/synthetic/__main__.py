@@ -3,6 +3,7 @@
     python -m input_pipeline.synthetic OUTPUT
 
 The defaults make the set of the quickstart: small pictures, so that a small transformer learns
+from lvsm_jax.common.errors import UserError
 from them on a CPU in minutes. Two splits, `train` and `test`, share no room; an evaluation index
 for `test` lies beside them. Every scene depends on the seed and its own number alone, so the files
 are the same, bit for bit, for any number of workers. An interrupted run goes on where it was when
@@ -67,7 +68,7 @@ class Settings:
         smallest = dict.fromkeys(("train_scenes", "test_scenes", "height", "width"), 1)
         for field, least in {**smallest, "frames": NUM_TARGETS + 2, "seed": 0}.items():
             if getattr(self, field) < least:
-                raise ValueError(f"{field} is {getattr(self, field)}, expected at least {least}")
+                raise UserError(f"{field} is {getattr(self, field)}, expected at least {least}")
 
     def num_scenes(self, split: str) -> int:
         """Clips of a split."""

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from input_pipeline.synthetic import raycast, walks
+from lvsm_jax.common.errors import UserError
 
 CLEARANCE = 0.4  # metres between any camera and the furniture
 WOOD, SKY = (0.12, 0.28), (0.66, 0.76)  # hues, on the wheel of `_color`
@@ -40,9 +41,9 @@ class SceneConfig:
         for field in ("objects", "motion", "field_of_view"):
             least, greatest = getattr(self, field)
             if not 0 <= least <= greatest:
-                raise ValueError(f"{field} is from {least} to {greatest}, expected 0 <= from <= to")
+                raise UserError(f"{field} is from {least} to {greatest}, expected 0 <= from <= to")
         if self.turn < 0:
-            raise ValueError(f"turn is {self.turn} radians, expected at least 0")
+            raise UserError(f"turn is {self.turn} radians, expected at least 0")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Float32
 
+from lvsm_jax.common.errors import UserError
+
 WALL_MARGIN = 0.45  # metres that a camera keeps away from every wall
 FREE_VIEW = 2.0  # metres to the wall straight ahead, at least: nobody films a wall from up close
 MAX_TRIES = 5000
@@ -72,7 +74,7 @@ def sample_path(
         inside = np.abs(path.positions[:, [0, 2]]) < half[[0, 2]] - WALL_MARGIN
         if inside.all() and _distance_ahead(path, half).min() > FREE_VIEW:
             return path
-    raise ValueError(
+    raise UserError(
         f"found no camera path of {motion[0]} to {motion[1]} m in a room of "
         f"{2 * half[0]:.1f} x {2 * half[2]:.1f} m; ask for less motion"
     )

@@ -1,33 +1,68 @@
-"""Config files and their fields on the command line, with errors of one line."""
+"""The command line: arguments, config files, and errors of one line."""
 
+import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import ml_collections
-from absl import flags
-from ml_collections import config_flags
+from lvsm_jax.common.errors import UserError
 
+if TYPE_CHECKING:
+    import ml_collections
 
-def parse_flags(arguments: list[str]) -> list[str]:
-    """Parses the flags of a program for `app.run(main, flags_parser=parse_flags)`."""
-    try:
-        with _told_in_a_line(arguments[1:]):
-            return flags.FLAGS(arguments)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+# Set to 1, it has programs print the traceback of errors that they tell in one line.
+TRACEBACK_VARIABLE = "LVSM_TRACEBACK"
 
 
-def read_config_file(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+def program(main: Callable[[list[str]], None]) -> Callable[[list[str] | None], None]:
+    """Makes `main(arguments)` the main function of a program.
+
+    What a user did or a disk refuses ends it in one line with status 1, Ctrl-C with status 130.
+    Any other exception is a bug and keeps its traceback.
+    """
+
+    def run(arguments: list[str] | None = None) -> None:
+        try:
+            main(sys.argv[1:] if arguments is None else arguments)
+        except (UserError, OSError) as error:
+            if os.environ.get(TRACEBACK_VARIABLE) == "1":
+                traceback.print_exc()
+            sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    run.__doc__ = main.__doc__
+    return run
+
+
+def argument_parser(command: str, doc: str) -> argparse.ArgumentParser:
+    """The parser of `lvsm COMMAND`; its help is the module's docstring."""
+    return argparse.ArgumentParser(
+        prog=f"lvsm {command}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def path(text: str) -> str:
+    """The type of arguments that are paths: a leading `~` is the home directory."""
+    return os.path.expanduser(text)
+
+
+def read_config_file(path: str, overrides: Sequence[str] = ()) -> "ml_collections.ConfigDict":
     """A config file (`FILE` or `FILE:ARGUMENT`) with fields set by `--config.SECTION.FIELD=VALUE`.
-
-    The flags are read apart from the program's own, which may have a `--config` of their own.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a field that there is not, or a value that it cannot have.
+        UserError: a field that there is not, or a value that it cannot have.
     """
+    from absl import flags
+    from ml_collections import config_flags
+
     arguments = ["", f"--config={path}", *overrides]
     values = flags.FlagValues()
     with _told_in_a_line(arguments[1:]):
@@ -38,6 +73,8 @@ def read_config_file(path: str, overrides: Sequence[str] = ()) -> ml_collections
 
 @contextmanager
 def _told_in_a_line(arguments: Sequence[str]) -> Iterator[None]:
+    from absl import flags
+
     for argument in arguments:
         file = argument.removeprefix("--config=").partition(":")[0]
         if argument.startswith("--config=") and not os.path.isfile(file):
@@ -46,8 +83,19 @@ def _told_in_a_line(arguments: Sequence[str]) -> Iterator[None]:
         yield
     except flags.Error as error:
         # Of an error inside the config file this is the whole traceback; its end says enough.
-        raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error
+        raise UserError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error
     except (AttributeError, KeyError) as error:
         fields = " ".join(a for a in arguments if a.startswith(("--config.", "--noconfig.")))
         reason = str(error).strip("\"'").replace("\\n", " ").replace("\\", "")
-        raise ValueError(f"the config lacks a field of {fields}: {reason}") from error
+        raise UserError(f"the config lacks a field of {fields}: {reason}") from error
+
+
+def parse_flags(arguments: list[str]) -> list[str]:
+    """Parses the flags of a program for `app.run(main, flags_parser=parse_flags)`."""
+    from absl import flags
+
+    try:
+        with _told_in_a_line(arguments[1:]):
+            return flags.FLAGS(arguments)
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")

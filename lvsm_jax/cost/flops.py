@@ -9,6 +9,7 @@ with negative counts.
 import dataclasses
 from collections.abc import Callable
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.frozen import vgg
 from lvsm_jax.frozen.dino import DinoConfig
 from lvsm_jax.models.base import ModelConfig
@@ -171,7 +172,7 @@ _LAYERS: dict[type[ModelConfig], Callable[..., dict[str, Macs]]] = {
 
 def _patches(height: int, width: int, patch: int) -> int:
     if height % patch or width % patch:
-        raise ValueError(f"{height}×{width} pixels are no multiples of the patch size {patch}")
+        raise UserError(f"{height}×{width} pixels are no multiples of the patch size {patch}")
     return height * width // patch**2
 
 

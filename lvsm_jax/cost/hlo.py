@@ -9,6 +9,8 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+from lvsm_jax.common.errors import UserError
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2}
@@ -92,7 +94,7 @@ def collectives(text: str) -> list[Collective]:
         if kind not in KINDS:
             continue
         if times is None:
-            raise ValueError(f"{instruction.name} is in a loop whose turns cannot be read")
+            raise UserError(f"{instruction.name} is in a loop whose turns cannot be read")
         collective = _collective(instruction, kind, times, devices)
         chain = instruction.attribute(r'chain_id="(\d+)"')
         channel = instruction.attribute(r"channel_id=(\d+)")

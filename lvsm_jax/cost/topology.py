@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lvsm_jax.batch import Batch, Views
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.batch import Batch, Views, batch_shardings
+from lvsm_jax.common.config import DataConfig
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.tree import named_leaves
 from lvsm_jax.cost import memory
 from lvsm_jax.cost.chips import CHIPS, Chip
-from lvsm_jax.frozen.networks import abstract_frozen
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.models.layers import REMAT_POLICIES
-from lvsm_jax.parallel.mesh import MeshConfig, batch_shardings, check_batch, make_mesh
+from lvsm_jax.parallel.mesh import MeshConfig, check_batch, make_mesh
+from lvsm_jax.training.frozen_networks import abstract_frozen
 from lvsm_jax.training.train_state import TrainingConfig, abstract_state, compiled_step
 
 # The runtime and fragmentation take the rest of a chip's memory.
@@ -75,7 +76,7 @@ def topology_mesh(topology: str, config: MeshConfig) -> Mesh:
     """
     name = topology.partition(":")[0]
     if name not in CHIPS:
-        raise ValueError(f"topology {topology!r}: expected one of {tuple(CHIPS)}, as in v5e:8x8")
+        raise UserError(f"topology {topology!r}: expected one of {tuple(CHIPS)}, as in v5e:8x8")
     for variable, value in _NO_TPU.items():
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies
@@ -85,7 +86,7 @@ def topology_mesh(topology: str, config: MeshConfig) -> Mesh:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except Exception as error:  # the plugin's errors have no type of their own
         if "INVALID_ARGUMENT" in str(error):
-            raise ValueError(f"topology {topology!r}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"topology {topology!r}: {str(error).splitlines()[0]}") from error
         raise RuntimeError(
             "the TPU compiler is not here: pip install -c constraints.txt -e '.[tpu]' "
             f"({str(error).splitlines()[0]})"

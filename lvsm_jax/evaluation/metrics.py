@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lvsm_jax.common.errors import UserError
+
 _SSIM_TAPS = 11
 _SSIM_SIGMA = 1.5
 _SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
@@ -39,7 +41,7 @@ def ssim(
     """
     x, y = _float32(target, prediction)
     if min(x.shape[1:3]) < _SSIM_TAPS:
-        raise ValueError(f"SSIM needs images of 11×11 pixels at least, got {x.shape[1:3]}")
+        raise UserError(f"SSIM needs images of 11×11 pixels at least, got {x.shape[1:3]}")
     mean_x, mean_y = _blur(x), _blur(y)
     sample = _SSIM_TAPS**2 / (_SSIM_TAPS**2 - 1)
     var_x = sample * (_blur(x * x) - mean_x * mean_x)
@@ -63,7 +65,7 @@ def _blur(x: Array) -> Array:
 def _float32(target: Array | np.ndarray, prediction: Array | np.ndarray) -> tuple[Array, Array]:
     for name, image in (("target", target), ("prediction", prediction)):
         if not jnp.issubdtype(image.dtype, jnp.floating):
-            raise ValueError(f"{name} is {image.dtype}, expected float images (8-bit ones / 255)")
+            raise UserError(f"{name} is {image.dtype}, expected float images (8-bit ones / 255)")
     if target.shape != prediction.shape:
-        raise ValueError(f"target has shape {target.shape}, prediction {prediction.shape}")
+        raise UserError(f"target has shape {target.shape}, prediction {prediction.shape}")
     return jnp.asarray(target, jnp.float32), jnp.asarray(prediction, jnp.float32)

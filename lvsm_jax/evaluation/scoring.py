@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from tqdm import tqdm
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.evaluation.metrics import psnr, ssim
 from lvsm_jax.parallel import processes
 
@@ -186,7 +187,7 @@ def evaluate(
             parts.append(_valid_rows(rows))
             bar.update(len(parts[-1]["scene"]))
     if not parts:
-        raise ValueError("nothing to evaluate: the set has no batches")
+        raise UserError("nothing to evaluate: the set has no batches")
     joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     # Several processes deal the scenes of a batch among them.
     position = {row: i for i, row in enumerate(np.asarray(eval_set.rows).tolist())}

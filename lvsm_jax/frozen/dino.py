@@ -18,13 +18,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.attention import attention
-from lvsm_jax.models.base import DTYPES, check_image_size
 from lvsm_jax.models.layers import (
+    DTYPES,
     MLP,
     LayerNorm,
     Linear,
     broadcast_scenes,
+    check_image_size,
     patchify,
     scan_tapped,
     stack_layers,
@@ -69,7 +71,7 @@ class DinoConfig:
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype of a teacher is {self.dtype!r}, expected one of {DTYPES}")
+            raise UserError(f"dtype of a teacher is {self.dtype!r}, expected one of {DTYPES}")
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels at which it looks at images of this shape.
@@ -168,7 +170,7 @@ class Dino(nnx.Module):
         """
         depth, patch = self.config.num_layers, self.config.patch_size
         if not blocks or not all(1 <= block <= depth for block in blocks):
-            raise ValueError(f"blocks {tuple(blocks)} of a teacher that has 1 to {depth}")
+            raise UserError(f"blocks {tuple(blocks)} of a teacher that has 1 to {depth}")
         height, width = images.shape[1:3]
         check_image_size(height, width, patch)
         grid = height // patch, width // patch

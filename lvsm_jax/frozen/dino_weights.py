@@ -16,9 +16,9 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Shaped
 
+from lvsm_jax.common.errors import MissingWeightsError, UserError
 from lvsm_jax.common.tree import from_named
 from lvsm_jax.frozen.dino import TEACHERS, Dino, DinoConfig, rope_periods
-from lvsm_jax.frozen.lpips import MissingWeightsError
 from lvsm_jax.weights.state_dict import StateDict, problems, read_checkpoint
 
 Shape = tuple[int, ...]
@@ -94,7 +94,7 @@ def load_teacher(
     try:
         return from_state_dict(read_checkpoint(path).arrays, config, num_blocks=num_blocks)
     except ValueError as error:
-        raise ValueError(f"{path} as {name}: {error}") from error
+        raise UserError(f"{path} as {name}: {error}") from error
 
 
 def from_state_dict(
@@ -112,7 +112,7 @@ def from_state_dict(
     """
     depth = num_blocks or config.num_layers
     if not 1 <= depth <= config.num_layers:
-        raise ValueError(f"{depth} blocks of a teacher that has {config.num_layers}")
+        raise UserError(f"{depth} blocks of a teacher that has {config.num_layers}")
     kept = dataclasses.replace(config, num_layers=depth)
     leaves = _leaves(_as_original(arrays, config), kept)
     template = jax.eval_shape(lambda key: Dino(kept, rngs=nnx.Rngs(key)), jax.random.key(0))
@@ -164,7 +164,7 @@ def _as_original(arrays: StateDict, config: DinoConfig) -> dict[str, np.ndarray]
     if found := problems(arrays, list(expected), expected):
         if len(found) > _MOST_PROBLEMS:
             found[_MOST_PROBLEMS:] = [f"and {len(found) - _MOST_PROBLEMS} more"]
-        raise ValueError("weights that do not fit:\n  " + "\n  ".join(found))
+        raise UserError("weights that do not fit:\n  " + "\n  ".join(found))
     return {
         name: np.concatenate(
             [

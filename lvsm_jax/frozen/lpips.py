@@ -17,16 +17,13 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Float
 
+from lvsm_jax.common.errors import MissingWeightsError, UserError
 from lvsm_jax.frozen import vgg
 
 # The last activation of each block, and its normalisation of the images (in [-1, 1]).
 _TAPS = (1, 1, 2, 2, 2)
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
-
-
-class MissingWeightsError(FileNotFoundError):
-    """The weights of a frozen network are not on this machine."""
 
 
 @jax.tree_util.register_dataclass
@@ -60,7 +57,7 @@ class LPIPS:
     def _features(self, images: Array | np.ndarray) -> list[Array]:
         """Activations of unit length over the channels."""
         if min(images.shape[1:3]) < 16:
-            raise ValueError(f"LPIPS needs images of 16×16 pixels at least: {images.shape[1:3]}")
+            raise UserError(f"LPIPS needs images of 16×16 pixels at least: {images.shape[1:3]}")
         images = 2 * jnp.asarray(images, jnp.float32) - 1
         images = (images - jnp.array(_SHIFT)) / jnp.array(_SCALE)
         outputs = [x.astype(jnp.float32) for x in vgg.features(self.vgg, images, taps=_TAPS)]
@@ -116,13 +113,13 @@ def load_lpips(path: epath.PathLike | None = None) -> LPIPS:
         layers = [tree["VGG16_0"][f"Conv_{i}"] for i in range(sum(map(len, vgg.VGG16)))]
         linear = [tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"] for i in range(len(channels))]
         if [x.shape for x in linear] != [(1, 1, c, 1) for c in channels]:
-            raise ValueError(f"linear layers of shapes {[x.shape for x in linear]}")
+            raise UserError(f"linear layers of shapes {[x.shape for x in linear]}")
         weights = LPIPS(
             vgg=vgg.from_layers(vgg.VGG16, layers, "VGG-16"),
             linear=tuple(x.reshape(-1) for x in linear),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} does not hold LPIPS weights with VGG-16: {error!r}") from error
+        raise UserError(f"{path} does not hold LPIPS weights with VGG-16: {error!r}") from error
     return jax.tree.map(jnp.asarray, weights)
 
 
@@ -139,7 +136,7 @@ def read_tree(path: epath.PathLike) -> dict:
         try:
             return _arrays(_unpickler(file).load())
         except Exception as error:  # a broken pickle can fail in any way
-            raise ValueError(f"{path} is no plain tree of float32 arrays: {error}") from error
+            raise UserError(f"{path} is no plain tree of float32 arrays: {error}") from error
 
 
 class _Recorded:
@@ -187,7 +184,7 @@ def _arrays(tree: object, where: str = "") -> dict | np.ndarray:
         ):
             array = np.frombuffer(data, "<f4").reshape(shape)
         case _:
-            raise ValueError(f"{where or 'the root'} is no float32 array in C order")
+            raise UserError(f"{where or 'the root'} is no float32 array in C order")
     if not np.isfinite(array).all():
-        raise ValueError(f"{where} holds values that are not finite")
+        raise UserError(f"{where} holds values that are not finite")
     return array

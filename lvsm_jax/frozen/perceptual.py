@@ -14,8 +14,8 @@ import scipy.io
 from etils import epath
 from jaxtyping import Array, Float
 
+from lvsm_jax.common.errors import MissingWeightsError, UserError
 from lvsm_jax.frozen import vgg
-from lvsm_jax.frozen.lpips import MissingWeightsError
 
 # Where the convolutions are among the file's layers; those after relu5_2 are not read.
 _CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30)
@@ -57,7 +57,7 @@ class Perceptual:
             ValueError: images too small for the last activations.
         """
         if min(target.shape[1:3]) < 16:
-            raise ValueError(
+            raise UserError(
                 f"the perceptual loss needs images of 16×16 pixels at least: {target.shape[1:3]}"
             )
         pairs = zip(self._features(target), self._features(prediction), strict=True)
@@ -107,10 +107,10 @@ def load_perceptual(path: epath.PathLike) -> Perceptual:
             ]
             weights = vgg.from_layers(PLAN, convolutions, "VGG-19")
         except Exception as error:  # a broken file can fail in any way
-            raise ValueError(f"{path} does not hold MatConvNet's VGG-19: {error!r}") from error
+            raise UserError(f"{path} does not hold MatConvNet's VGG-19: {error!r}") from error
     for i, layer in enumerate(convolutions):
         if not all(np.isfinite(array).all() for array in layer.values()):
-            raise ValueError(f"{path}, convolution {i}: values that are not finite")
+            raise UserError(f"{path}, convolution {i}: values that are not finite")
     return Perceptual(weights)
 
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lvsm_jax.common.errors import UserError
+
 Plan = tuple[tuple[int, ...], ...]
 Layer = dict[str, Array | np.ndarray]
 Weights = Sequence[Sequence[Layer]]
@@ -73,12 +75,12 @@ def from_layers(plan: Plan, layers: Sequence[Layer], name: str) -> Weights:
     """
     channels = [c for block in plan for c in block]
     if len(layers) != len(channels):
-        raise ValueError(f"{name} has {len(layers)} convolutions, expected {len(channels)}")
+        raise UserError(f"{name} has {len(layers)} convolutions, expected {len(channels)}")
     for i, (layer, c_in, c_out) in enumerate(zip(layers, [3, *channels], channels, strict=False)):
         found = {key: np.shape(value) for key, value in layer.items()}
         expected = {"kernel": (3, 3, c_in, c_out), "bias": (c_out,)}
         if found != expected:
-            raise ValueError(f"{name}, convolution {i}: shapes {found}, expected {expected}")
+            raise UserError(f"{name}, convolution {i}: shapes {found}, expected {expected}")
     rest = iter(layers)
     return tuple(tuple(next(rest) for _ in block) for block in plan)
 

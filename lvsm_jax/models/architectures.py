@@ -8,6 +8,7 @@ import ml_collections
 from flax import nnx
 
 from lvsm_jax.common.config import section
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel
 from lvsm_jax.models.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
 from lvsm_jax.models.lvsm import (
@@ -33,7 +34,7 @@ def config_class(architecture: Any) -> type[ModelConfig]:
         ValueError: an architecture that there is not.
     """
     if architecture not in CONFIGS:
-        raise ValueError(f"architecture is {architecture!r}, expected one of {tuple(CONFIGS)}")
+        raise UserError(f"architecture is {architecture!r}, expected one of {tuple(CONFIGS)}")
     return CONFIGS[architecture]
 
 
@@ -46,7 +47,7 @@ def read_config(config: ml_collections.ConfigDict) -> ModelConfig:
     cls = config_class(config.get("architecture"))
     given = config.get("model", {}).keys()
     if lacking := [f.name for f in dataclasses.fields(cls) if f.name not in given]:
-        raise ValueError(
+        raise UserError(
             f"config.model lacks {lacking} of {config.architecture}: an architecture is chosen by "
             "a config file made for it, as configs/base.py:NAME is"
         )

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from lvsm_jax.common.errors import UserError
+
 IMPLEMENTATIONS = ("auto", "xla", "blocked", "cudnn", "splash")
 
 # Scores that one pass of `blocked` may hold: 4 MB, which stays in a CPU's cache.
@@ -131,7 +133,7 @@ def merge_attention(a: Part, b: Part) -> Part:
 def checked(implementation: str, q: Array, k: Array) -> str:
     """The implementation, with `auto` resolved; see `attention`."""
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"attention implementation {implementation!r}: not in {IMPLEMENTATIONS}")
+        raise UserError(f"attention implementation {implementation!r}: not in {IMPLEMENTATIONS}")
     return _best(q, k) if implementation == "auto" else implementation
 
 
@@ -251,7 +253,7 @@ def splash_kernel(q: Array, k: Array, *, with_lse: bool = False) -> Any:
 
     (t, m), s = q.shape[1:3], k.shape[1]
     if t % 128 or s % 128:
-        raise ValueError(
+        raise UserError(
             f"splash attention needs numbers of tokens that are multiples of 128, got {t} queries "
             f"and {s} keys; use attention='xla'"
         )

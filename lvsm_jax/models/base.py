@@ -16,11 +16,18 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.attention import IMPLEMENTATIONS
 from lvsm_jax.models.cameras import POSE_CHANNELS, Cameras, pose_conditioning
-from lvsm_jax.models.layers import REMAT_POLICIES, LayerNorm, Linear, patchify, unpatchify
-
-DTYPES = ("float32", "bfloat16")
+from lvsm_jax.models.layers import (
+    DTYPES,
+    REMAT_POLICIES,
+    LayerNorm,
+    Linear,
+    check_image_size,
+    patchify,
+    unpatchify,
+)
 
 # Fields of a configuration that say how to compute; weights need not agree with them.
 HOW_TO_COMPUTE = ("dtype", "attention", "remat", "targets_at_once", "cache_dtype")
@@ -58,9 +65,9 @@ class ModelConfig:
             value = getattr(self, field.name)
             least = 0 if field.name in HOW_TO_COMPUTE else 1
             if type(value) is int and value < least:
-                raise ValueError(f"model.{field.name} is {value}, expected at least {least}")
+                raise UserError(f"model.{field.name} is {value}, expected at least {least}")
         if self.width % self.head_dim:
-            raise ValueError(
+            raise UserError(
                 f"model.width {self.width} is not a multiple of model.head_dim {self.head_dim}"
             )
         check_choice("dtype", self.dtype, DTYPES)
@@ -85,7 +92,7 @@ class ModelConfig:
     def check_spread(self, devices: int) -> None:
         """Raises ValueError if input views cannot be spread over so many devices."""
         if devices > 1 and not self.spreads_views:
-            raise ValueError(
+            raise UserError(
                 f"mesh.view is {devices}, but in {type(self).__name__.removesuffix('Config')} the "
                 "tokens of all input views attend to each other, so they cannot be spread over "
                 "devices; use mesh.data and mesh.fsdp"
@@ -108,13 +115,13 @@ def check_options(config_class: type[ModelConfig], options: Mapping[str, Any]) -
     """Raises ValueError unless the options are fields of how to compute such a model."""
     known = [f.name for f in dataclasses.fields(config_class) if f.name in HOW_TO_COMPUTE]
     if others := sorted(options.keys() - set(known)):
-        raise ValueError(f"{others} cannot be chosen for these weights, only {known}")
+        raise UserError(f"{others} cannot be chosen for these weights, only {known}")
 
 
 def check_choice(field: str, value: str, known: tuple[str, ...]) -> None:
     """Raises ValueError unless the value of a field of the configuration is a known one."""
     if value not in known:
-        raise ValueError(f"model.{field} is {value!r}, expected one of {known}")
+        raise UserError(f"model.{field} is {value!r}, expected one of {known}")
 
 
 class ViewSynthesisModel(nnx.Module):
@@ -178,13 +185,13 @@ class ViewSynthesisModel(nnx.Module):
         """
         check_images(images, input_cameras, self.config.patch_size, "input_cameras")
         if 0 in images.shape or 0 in target_cameras.shape:
-            raise ValueError(
+            raise UserError(
                 f"images of shape {images.shape} and {target_cameras.shape} target_cameras: "
                 "nothing to render"
             )
         target_cameras.check("target_cameras")
         if target_cameras.shape[0] != images.shape[0]:
-            raise ValueError(
+            raise UserError(
                 f"images of {images.shape[0]} scenes with target_cameras of "
                 f"{target_cameras.shape[0]}"
             )
@@ -220,14 +227,6 @@ def _render(model: ViewSynthesisModel, images: Array, inputs: Cameras, targets: 
     return model.decode(memory, targets, *images.shape[2:4])
 
 
-def check_image_size(height: int, width: int, patch: int) -> None:
-    """Raises ValueError unless the patch divides the image."""
-    if height < 1 or width < 1 or height % patch or width % patch:
-        raise ValueError(
-            f"images are {height}×{width} pixels, expected multiples of the patch size {patch}"
-        )
-
-
 def check_images(
     images: Array | np.ndarray, cameras: Cameras, patch: int, name: str = "cameras"
 ) -> None:
@@ -236,16 +235,16 @@ def check_images(
     Values are checked where they are known, not while tracing.
     """
     if images.ndim != 5 or images.shape[-1] != 3:
-        raise ValueError(f"images have shape {images.shape}, expected [b, v, h, w, 3]")
+        raise UserError(f"images have shape {images.shape}, expected [b, v, h, w, 3]")
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(
+        raise UserError(
             f"images are {images.dtype}, expected float in [0, 1]: divide 8-bit images by 255"
         )
     check_image_size(*images.shape[2:4], patch)
     cameras.check(name)
     if cameras.shape != images.shape[:2]:
-        raise ValueError(f"images of [b, v] = {images.shape[:2]} with {name} of {cameras.shape}")
+        raise UserError(f"images of [b, v] = {images.shape[:2]} with {name} of {cameras.shape}")
     if images.size and not isinstance(images, jax.core.Tracer):
         low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):  # also false for NaN
-            raise ValueError(f"images reach from {low} to {high}, expected [0, 1]")
+            raise UserError(f"images reach from {low} to {high}, expected [0, 1]")

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lvsm_jax.common.errors import UserError
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +37,9 @@ class Cameras:
         """Raises ValueError unless shapes agree and, where values are known, they are finite."""
         c2w, fxfycxcy = jnp.shape(self.c2w), jnp.shape(self.fxfycxcy)
         if len(c2w) != 4 or c2w[-2:] != (4, 4):
-            raise ValueError(f"{name}.c2w has shape {c2w}, expected [scenes, views, 4, 4]")
+            raise UserError(f"{name}.c2w has shape {c2w}, expected [scenes, views, 4, 4]")
         if fxfycxcy != (*c2w[:2], 4):
-            raise ValueError(
+            raise UserError(
                 f"{name}.fxfycxcy has shape {fxfycxcy}, expected {(*c2w[:2], 4)} to go with "
                 f"c2w of shape {c2w}"
             )
@@ -46,11 +48,11 @@ class Cameras:
             if isinstance(values, jax.core.Tracer):
                 continue  # values are unknown while tracing
             if not np.isfinite(np.asarray(values)).all():
-                raise ValueError(f"{name}.{field} holds values that are not finite")
+                raise UserError(f"{name}.{field} holds values that are not finite")
         if isinstance(self.fxfycxcy, jax.core.Tracer):
             return
         if (np.asarray(self.fxfycxcy)[..., :2] == 0).any():
-            raise ValueError(f"{name}.fxfycxcy holds a focal length of zero")
+            raise UserError(f"{name}.fxfycxcy holds a focal length of zero")
 
 
 # How a model is told of cameras, and in how many channels of a token's pixels. `plucker`: by rays

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, check_choice, check_images
 from lvsm_jax.models.cameras import POSE_CHANNELS, Cameras
 from lvsm_jax.models.layers import (
@@ -89,14 +90,14 @@ class EfficientLVSMConfig(ModelConfig):
         check_choice("camera_encoding", self.camera_encoding, tuple(POSE_CHANNELS))
         check_choice("attention_temperature", self.attention_temperature, ATTENTION_TEMPERATURES)
         if self.camera_encoding != "plucker" and self.head_dim % 8:
-            raise ValueError(
+            raise UserError(
                 f"model.head_dim is {self.head_dim}, but model.camera_encoding="
                 f"{self.camera_encoding!r} needs a multiple of 8"
             )
         if self.cache_dtype:
             check_choice("cache_dtype", self.cache_dtype, CACHE_DTYPES)
         if self.shared_streams and self.decoder_attention != "self_cross":
-            raise ValueError(
+            raise UserError(
                 "model.shared_streams shares self-attention, which a decoder with "
                 f"model.decoder_attention={self.decoder_attention!r} does not have"
             )

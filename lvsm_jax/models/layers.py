@@ -14,12 +14,14 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.attention import SAVED_ATTENTION, attention
 from lvsm_jax.models.prope import Positions
 
 Initializer = Callable[..., Array]
 Module = TypeVar("Module", bound=nnx.Module)
 
+DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "dots", "full")
 
 
@@ -310,6 +312,14 @@ def broadcast_scenes(x: Float[Array, "n d"], like: Float[Array, "b ..."]) -> Flo
     if sharding.mesh.empty:
         return jnp.broadcast_to(x, shape)
     return jnp.broadcast_to(x, shape, out_sharding=P(sharding.spec[0], None, None))
+
+
+def check_image_size(height: int, width: int, patch: int) -> None:
+    """Raises ValueError unless the patch divides the image."""
+    if height < 1 or width < 1 or height % patch or width % patch:
+        raise UserError(
+            f"images are {height}×{width} pixels, expected multiples of the patch size {patch}"
+        )
 
 
 # One dimension is split or merged at a time: JAX infers the sharding of such reshapes only.

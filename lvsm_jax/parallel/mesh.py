@@ -22,6 +22,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.tree import map_named
 
 AXES = ("data", "fsdp", "view")
@@ -47,7 +48,7 @@ class MeshConfig:
         for name in AXES:
             value = getattr(self, name)
             if value < 1 and not (name == "data" and value == -1):
-                raise ValueError(f"mesh.{name} is {value}, expected at least 1")
+                raise UserError(f"mesh.{name} is {value}, expected at least 1")
 
 
 def simulate_cpu_devices(
@@ -101,7 +102,7 @@ def make_mesh(
     if data == -1 and count % inner == 0:
         data = count // inner
     if data * inner != count:
-        raise ValueError(
+        raise UserError(
             f"mesh of data={data} × fsdp={config.fsdp} × view={config.view} does not fit {count} "
             "devices"
         )
@@ -109,7 +110,7 @@ def make_mesh(
     try:
         return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
     except NotImplementedError as error:
-        raise ValueError(
+        raise UserError(
             f"mesh of data={data} × fsdp={config.fsdp} × view={config.view}: on these chips each "
             f"size has to be a product of sides of their torus ({error})"
         ) from error
@@ -166,7 +167,7 @@ def check_batch(mesh: Mesh | AbstractMesh, name: str, scenes: int, input_views: 
         ("input views", input_views, "mesh.view", mesh.shape["view"]),
     ):
         if number % parts:
-            raise ValueError(f"{name}: {number} {what} do not divide over {axes} = {parts}")
+            raise UserError(f"{name}: {number} {what} do not divide over {axes} = {parts}")
 
 
 def reader(mesh: Mesh) -> tuple[int, int]:
@@ -183,7 +184,7 @@ def reader(mesh: Mesh) -> tuple[int, int]:
         parts.setdefault(device.process_index, set()).add(scenes)
     readers = sorted({tuple(sorted(part)) for part in parts.values()})
     if sum(len(part) for part in readers) != scene_parts(mesh):
-        raise ValueError(
+        raise UserError(
             f"mesh of {dict(mesh.shape)}: processes share some scenes and not others; choose a "
             "mesh.view that divides the devices of a process, or is divided by them"
         )
@@ -217,40 +218,6 @@ def place(tree: Any, shardings: Any) -> Any:
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """Puts arrays that every process has on every device."""
     return place(tree, jax.tree.map(lambda _: NamedSharding(mesh, P()), tree))
-
-
-def batch_shardings(mesh: Mesh, batch: Any) -> Any:
-    """The sharding of each leaf of an `lvsm_jax.batch.Batch`, or of a part of one.
-
-    Scenes first. Input views go over `view`, and so do targets where it divides them; where it
-    does not, its devices all compute all targets.
-    """
-    views = mesh.shape["view"]
-
-    def sharding(name: str, leaf: Any) -> NamedSharding:
-        part = name.partition(".")[0]
-        spread = part == "inputs" or (part == "targets" and leaf.shape[1] % views == 0)
-        axes = (SCENES, "view") if spread else (SCENES,)
-        return NamedSharding(mesh, cut(*axes, mesh=mesh))
-
-    return map_named(sharding, batch)
-
-
-def shard_batch(mesh: Mesh, batch: Any) -> Any:
-    """Puts this process's scenes (see `reader`) on its devices, as part of the global batch.
-
-    Raises:
-        ValueError: scenes or input views that the mesh does not divide.
-    """
-    _, readers = reader(mesh)
-
-    def put(name: str, leaf: np.ndarray, sharding: NamedSharding) -> jax.Array:
-        shape = (leaf.shape[0] * readers, *leaf.shape[1:])
-        is_input = name.startswith("inputs.")
-        check_batch(mesh, "a batch", shape[0], leaf.shape[1] if is_input else 0)
-        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf), shape)
-
-    return map_named(put, batch, batch_shardings(mesh, batch))
 
 
 def on_own_part(function: Callable[..., Array], weights: Any, *arrays: Array) -> Array:

@@ -22,6 +22,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lvsm_jax.common.errors import UserError
+
 _LONGEST_TEXT = 2000  # bytes that a process can tell the others at a time
 _SHARED_DISK_SECONDS = 30  # after which a file that one host made must be seen by the others
 
@@ -53,15 +55,15 @@ class ProcessesConfig:
     def __post_init__(self):
         for name in ("start_seconds", "heartbeat_seconds", "end_seconds"):
             if getattr(self, name) < 1:
-                raise ValueError(f"processes.{name} is {getattr(self, name)}, expected at least 1")
+                raise UserError(f"processes.{name} is {getattr(self, name)}, expected at least 1")
         if self.num_processes > 0 and self.process_id >= self.num_processes:
-            raise ValueError(
+            raise UserError(
                 f"processes.process_id is {self.process_id}, expected less than "
                 f"processes.num_processes {self.num_processes}"
             )
 
 
-class OtherProcessError(ValueError):
+class OtherProcessError(UserError):
     """Something went wrong on another process."""
 
 
@@ -128,13 +130,13 @@ def start(config: ProcessesConfig) -> int:
     if count == 1 or (launcher is None and not config.coordinator and not config.num_processes):
         return 1
     if launcher is None and (not config.coordinator or index is None or not count):
-        raise ValueError(
+        raise UserError(
             "no launcher is recognised: set all of processes.coordinator, "
             "processes.num_processes and processes.process_id"
         )
     nameless = launcher and launcher.method == "ompi" and "OMPI_MCA_orte_hnp_uri" not in os.environ
     if nameless and not config.coordinator:
-        raise ValueError("Open MPI 5 names no host: set processes.coordinator to HOST:PORT")
+        raise UserError("Open MPI 5 names no host: set processes.coordinator to HOST:PORT")
     # The loop asks the processes itself whether to stop, and handles SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     where = config.coordinator or f"the host that {launcher.name} names"
@@ -155,7 +157,7 @@ def start(config: ProcessesConfig) -> int:
             return 1  # the one host of a machine whose metadata names no others
         raise
     except RuntimeError as error:
-        raise ValueError(f"the processes did not find each other: {error}") from error
+        raise UserError(f"the processes did not find each other: {error}") from error
     return count or 1
 
 
@@ -274,7 +276,7 @@ def check_same_config(config: Mapping[str, Any]) -> None:
     first = gather_texts(digest)[0]
     with error_of_any():
         if digest != first:
-            raise ValueError("the config is another than that of process 0")
+            raise UserError("the config is another than that of process 0")
 
 
 def check_shared(directory: epath.PathLike) -> None:
@@ -301,7 +303,7 @@ def _wait_for(file: epath.Path) -> None:
     give_up = time.monotonic() + _SHARED_DISK_SECONDS
     while not file.exists():
         if time.monotonic() > give_up:
-            raise ValueError(
+            raise UserError(
                 f"{file.parent} is not the directory that process 0 has under this name: all "
                 "processes need the same one, on a shared disk or in a bucket"
             )

@@ -33,8 +33,8 @@ import jax
 from jax.sharding import Mesh
 
 from lvsm_jax.common.command_line import read_config_file
-from lvsm_jax.common.config import RunConfig, section
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig, RunConfig, section
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import write_text
 from lvsm_jax.cost import hlo
 from lvsm_jax.cost.chips import Work, estimate
@@ -235,11 +235,11 @@ def read_case(given: argparse.Namespace, config_fields: Sequence[str]) -> Case:
     if given.mesh:
         sizes = given.mesh.split(",")
         if len(sizes) != 3 or not all(size.lstrip("-").isdigit() for size in sizes):
-            raise ValueError(f"--mesh={given.mesh}: expected data,fsdp,view as in --mesh=8,8,1")
+            raise UserError(f"--mesh={given.mesh}: expected data,fsdp,view as in --mesh=8,8,1")
         mesh = MeshConfig(*map(int, sizes))
     batch = section(config, "run", RunConfig).batch_size if given.batch is None else given.batch
     if batch < 1:
-        raise ValueError(f"--batch={batch}: expected at least 1")
+        raise UserError(f"--batch={batch}: expected at least 1")
     training, data = TrainingConfig.of(config), section(config, "data", DataConfig)
     return Case(given.topology, mesh, training, data, batch, given.render)
 

@@ -27,8 +27,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lvsm_jax.common.command_line import read_config_file
-from lvsm_jax.common.config import section
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig, section
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import write_text
 from lvsm_jax.cost import memory
 from lvsm_jax.cost.flops import Macs, forward_macs, stages, training_flops
@@ -69,7 +69,7 @@ def describe(
         "width": width,
     }.items():
         if value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
+            raise UserError(f"{name} is {value}, expected at least 1")
     size = {"height": height, "width": width}
     by_stage = stages(model, views=views, targets=targets, **size)
     forward = sum(by_stage.values(), Macs())
@@ -280,18 +280,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _of_export(path: str) -> tuple[ModelConfig, dict[str, Any]]:
     """An export's model, and the data that it was trained on as far as it is recorded."""
-    from lvsm_jax.training import checkpoints  # imports Orbax, which takes as long as all else
+    from lvsm_jax.weights import exports  # imports Orbax, which takes as long as all else
 
-    recorded = checkpoints.describe(path).get("config") or {}
+    recorded = exports.describe(path).get("config") or {}
     default = dataclasses.asdict(DataConfig(path=""))
-    return checkpoints.model_config(path), default | recorded.get("data", {})
+    return exports.model_config(path), default | recorded.get("data", {})
 
 
 def _scene(given: argparse.Namespace, data: Mapping[str, Any]) -> dict[str, int]:
     """Numbers of views and size: those given, else those of the config's section `data`."""
     height = data["image_height"] if given.height is None else given.height
     if given.width is None and not data["square_crop"]:
-        raise ValueError("with data.square_crop=False the frames decide the width: give --width")
+        raise UserError("with data.square_crop=False the frames decide the width: give --width")
     most_inputs = max(data["input_counts"], default=data["num_inputs"])
     return {
         "views": most_inputs if given.views is None else given.views,

@@ -16,8 +16,9 @@ import ml_collections
 from etils import epath
 
 from lvsm_jax.parallel.mesh import make_mesh
-from lvsm_jax.training.checkpoints import Checkpoints, save
+from lvsm_jax.training.checkpoints import Checkpoints
 from lvsm_jax.training.train_state import TrainingConfig, abstract_state
+from lvsm_jax.weights.exports import save
 
 
 def export(

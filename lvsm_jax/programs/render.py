@@ -41,10 +41,12 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from input_pipeline.clip_scene import open_scene
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import atomic_write, write_text
 from lvsm_jax.scenes import trajectories
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera
-from lvsm_jax.scenes.readers import Scene, ScenePhotograph, read_scene
+from lvsm_jax.scenes.readers import Scene, ScenePhotograph
 
 PATHS = {
     "interpolate": (trajectories.interpolate, ("closed",)),
@@ -79,11 +81,11 @@ def choose_inputs(scene: Scene, wanted: str | None) -> list[ScenePhotograph]:
     if not wanted.isdecimal():
         names = wanted.split(",")
         if len(set(names)) < len(names):
-            raise ValueError(f"--inputs={wanted} names a photograph twice")
+            raise UserError(f"--inputs={wanted} names a photograph twice")
         return [scene[name] for name in names]
     count = int(wanted)
     if not 1 <= count <= len(there):
-        raise ValueError(f"--inputs={count}, but {scene.source} has {len(there)} photographs")
+        raise UserError(f"--inputs={count}, but {scene.source} has {len(there)} photographs")
     if count == 1:
         return [there[len(there) // 2]]
     return [there[round(i)] for i in np.linspace(0, len(there) - 1, count)]
@@ -108,10 +110,10 @@ def make_path(
     """
     function, allowed = PATHS.get(kind, (None, ()))
     if function is None and not os.path.isfile(kind):
-        raise ValueError(f"--path={kind}: no such file, nor one of {', '.join(PATHS)}")
+        raise UserError(f"--path={kind}: no such file, nor one of {', '.join(PATHS)}")
     given = dict(options or {}) | ({} if function or frames is None else {"frames": frames})
     if wrong := sorted(given.keys() - set(allowed)):
-        raise ValueError(f"--{wrong[0]} does not go with --path={kind}")
+        raise UserError(f"--{wrong[0]} does not go with --path={kind}")
     if function is None:
         return trajectories.read_camera_path(kind)
     return function(cameras, _FRAMES if frames is None else frames, **given)
@@ -240,12 +242,12 @@ def run(given: argparse.Namespace) -> str:
         ValueError, OSError: what is wrong, before anything is rendered.
     """
     if not (given.fps > 0 and np.isfinite(given.fps)):
-        raise ValueError(f"--fps={given.fps}, expected a positive number")
+        raise UserError(f"--fps={given.fps}, expected a positive number")
     if given.video and importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise ValueError(
+        raise UserError(
             "a video needs imageio-ffmpeg: pip install 'lvsm_jax[video]', or give --no-video"
         )
-    scene = read_scene(given.scene, images=given.images)
+    scene = open_scene(given.scene, images=given.images)
     for note in scene.notes:
         print(f"note: {note}", file=sys.stderr)
     inputs = choose_inputs(scene, given.inputs)
@@ -253,9 +255,9 @@ def run(given: argparse.Namespace) -> str:
     cameras = make_path(given.path, [chosen.camera for chosen in inputs], given.frames, options)
 
     from lvsm_jax.rendering.session import Session
-    from lvsm_jax.training import checkpoints  # imports JAX and Orbax, which takes seconds
+    from lvsm_jax.weights import exports  # imports JAX and Orbax, which takes seconds
 
-    height, width = picture_size(given.size, checkpoints.describe(given.export))
+    height, width = picture_size(given.size, exports.describe(given.export))
     photographs = [chosen.load() for chosen in inputs]
     folder = pathlib.Path(given.out)
     record = _record(given, photographs, cameras, (height, width))
@@ -266,7 +268,7 @@ def run(given: argparse.Namespace) -> str:
     )
     check_folder(folder, record, given.overwrite)
     session = Session(
-        checkpoints.load(given.export),
+        exports.load(given.export),
         image_height=height,
         image_width=width,
         max_views=len(inputs),
@@ -298,12 +300,12 @@ def picture_size(given: str | None, description: Mapping[str, Any]) -> tuple[int
     if given is None:
         data = (description.get("config") or {}).get("data", {})
         if not data.get("square_crop", True):
-            raise ValueError("the model was trained on pictures of full width: give --size=WxH")
+            raise UserError("the model was trained on pictures of full width: give --size=WxH")
         height = data.get("image_height", 256)
         return height, height
     width, cross, height = given.lower().partition("x")
     if not width.isdecimal() or not (height.isdecimal() if cross else True):
-        raise ValueError(f"--size={given}, expected HEIGHT or WIDTHxHEIGHT in pixels")
+        raise UserError(f"--size={given}, expected HEIGHT or WIDTHxHEIGHT in pixels")
     return int(height or width), int(width)
 
 

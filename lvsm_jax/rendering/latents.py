@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.base import ViewSynthesisModel, check_images
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.models.lvsm import LVSMEncoderDecoder
@@ -58,7 +59,7 @@ def latent_cache(
     _check_model(model)
     check_images(images, cameras, model.config.patch_size)
     if 0 in images.shape:
-        raise ValueError(f"images of shape {images.shape}: no views to encode")
+        raise UserError(f"images of shape {images.shape}: no views to encode")
     return LatentCache(_encode(model, jnp.asarray(images), cameras), tuple(images.shape[2:4]))
 
 
@@ -72,7 +73,7 @@ def check_latents_fit(model: ViewSynthesisModel, cache: LatentCache) -> None:
         ("channels a token", width, config.width),
     ):
         if ours != theirs:
-            raise ValueError(f"the cache has {ours} {name}, but the model {theirs}")
+            raise UserError(f"the cache has {ours} {name}, but the model {theirs}")
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -90,7 +91,7 @@ def _encode(model: LVSMEncoderDecoder, images: Array, cameras: Cameras) -> Array
 
 def _check_model(model: Any) -> None:
     if not isinstance(model, LVSMEncoderDecoder):
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} has no latents that sum up its input views; "
             "LVSMEncoderDecoder has"
         )

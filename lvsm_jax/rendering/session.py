@@ -12,8 +12,10 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from lvsm_jax.models.base import ViewSynthesisModel, check_image_size
+from lvsm_jax.common.errors import UserError
+from lvsm_jax.models.base import ViewSynthesisModel
 from lvsm_jax.models.cameras import Cameras
+from lvsm_jax.models.layers import check_image_size
 from lvsm_jax.rendering import view_cache
 from lvsm_jax.scenes.photograph import MAX_PIXELS, Photograph, PosedCamera, ResizeCrop
 from lvsm_jax.scenes.scene_frame import SceneFrame
@@ -98,11 +100,11 @@ class Session:
     ):
         for name, value in (("max_pixels", max_pixels), ("targets_at_once", targets_at_once)):
             if value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
+                raise UserError(f"{name} is {value}, expected at least 1")
         if scale is not None and not (0 < scale < math.inf):
-            raise ValueError(f"scale is {scale}, expected a positive number")
+            raise UserError(f"scale is {scale}, expected a positive number")
         if scale is not None and frame is not None:
-            raise ValueError("frame has a scale of its own: give only one of frame and scale")
+            raise UserError("frame has a scale of its own: give only one of frame and scale")
         self._model = model
         self._size = (image_height, image_height if image_width is None else image_width)
         self._max_views, self._max_pixels = max_views, max_pixels
@@ -302,7 +304,7 @@ class Session:
         for width, height in (crop.source, crop.resized):
             if width * height > self._max_pixels:
                 resized = " when it is resized" if (width, height) != crop.source else ""
-                raise ValueError(
+                raise UserError(
                     f"{what} has {width}×{height} pixels{resized}, more than max_pixels "
                     f"{self._max_pixels}"
                 )
@@ -313,7 +315,7 @@ class Session:
         if len(there) + new > self._max_views:
             names = ", ".join(there)
             hint = f": remove or replace some of {names}" if there else ""
-            raise ValueError(
+            raise UserError(
                 f"full: {new} more views do not fit beside {len(there)} of at most "
                 f"{self._max_views}{hint}"
             )
@@ -332,11 +334,11 @@ class Session:
     def _render_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         with self._open():
             if (height is None) != (width is None):
-                raise ValueError("give both height and width of the render, or none")
+                raise UserError("give both height and width of the render, or none")
             size = self._size if height is None else (height, width)
             check_image_size(*size, self._model.config.patch_size)
             if math.prod(size) > self._max_pixels:
-                raise ValueError(
+                raise UserError(
                     f"a render of {size[1]}×{size[0]} pixels has more than max_pixels "
                     f"{self._max_pixels}"
                 )
@@ -409,9 +411,9 @@ def _new_names(state: _State, photographs: Sequence[Photograph]) -> tuple[list[s
     given = [photograph.name for photograph in photographs if photograph.name is not None]
     for name in given:
         if name in state.views:
-            raise ValueError(f"there is a view {name!r} already: replace it, or remove it first")
+            raise UserError(f"there is a view {name!r} already: replace it, or remove it first")
         if given.count(name) > 1:
-            raise ValueError(f"several photographs are called {name!r}")
+            raise UserError(f"several photographs are called {name!r}")
     taken, number = {*state.views, *given}, state.next_name
     names = []
     for photograph in photographs:
@@ -428,11 +430,11 @@ def _check_known(state: _State, names: Sequence[Any]) -> None:
     unknown = [name for name in names if name not in state.views]
     if unknown:
         there = ", ".join(state.views) or "none"
-        raise ValueError(f"no view {', '.join(map(repr, unknown))}; there are: {there}")
+        raise UserError(f"no view {', '.join(map(repr, unknown))}; there are: {there}")
     if len(set(names)) < len(names):
-        raise ValueError(f"a view is named twice: {', '.join(map(repr, names))}")
+        raise UserError(f"a view is named twice: {', '.join(map(repr, names))}")
 
 
 def _check_some(state: _State) -> None:
     if not state.views:
-        raise ValueError("nothing to render from: the session has no views")
+        raise UserError("nothing to render from: the session has no views")

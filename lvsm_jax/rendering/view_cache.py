@@ -21,10 +21,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.attention import skips_by_length
-from lvsm_jax.models.base import ViewSynthesisModel, check_image_size, check_images
+from lvsm_jax.models.base import ViewSynthesisModel, check_images
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.models.efficient_lvsm import EfficientLVSM
+from lvsm_jax.models.layers import check_image_size
 from lvsm_jax.models.lvsm import LVSMEncoderDecoder
 from lvsm_jax.parallel.mesh import check_batch, cut, in_use, put, view_parts
 from lvsm_jax.rendering import slots
@@ -96,7 +98,7 @@ def init_cache(
     dtype = config.cache_dtype or config.dtype
     for name, value in (("batch", batch), ("max_views", max_views)):
         if value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
+            raise UserError(f"{name} is {value}, expected at least 1")
     check_image_size(*image_size, config.patch_size)
     check_batch(jax.sharding.get_abstract_mesh(), "a cache", batch, max_views)
     tokens = image_size[0] * image_size[1] // config.patch_size**2
@@ -139,14 +141,14 @@ def add_views(
     _check_views(model, cache, images, cameras)
     k, views = images.shape[1], known(cache.num_views)
     if k == 0:
-        raise ValueError(f"images of shape {images.shape}: no views to add")
+        raise UserError(f"images of shape {images.shape}: no views to add")
     new = _integers(k if num_new is None else num_new)
     if new.ndim > 1 or (new.ndim and len(new) != cache.batch) or (new < 0).any() or (new > k).any():
-        raise ValueError(f"num_new is {new.tolist()}, expected {cache.batch} numbers from 0 to {k}")
+        raise UserError(f"num_new is {new.tolist()}, expected {cache.batch} numbers from 0 to {k}")
     new = np.broadcast_to(new, cache.batch)
     if views is not None and (views + new > cache.max_views).any():
         scene = int((views + new).argmax())
-        raise ValueError(
+        raise UserError(
             f"{new[scene]} more views do not fit: scene {scene} has {views[scene]} of at most "
             f"{cache.max_views}"
         )
@@ -175,13 +177,13 @@ def replace_view(
     """
     _check_views(model, cache, images, cameras)
     if images.shape[1] != 1:
-        raise ValueError(f"replace_view takes one view of each scene, got {images.shape[1]}")
+        raise UserError(f"replace_view takes one view of each scene, got {images.shape[1]}")
     index = _integers(index)
     if index.ndim and index.shape != (cache.batch,):
-        raise ValueError(f"index has shape {index.shape}, expected one number or [{cache.batch}]")
+        raise UserError(f"index has shape {index.shape}, expected one number or [{cache.batch}]")
     numbers = np.broadcast_to(index, cache.batch)
     if (numbers < 0).any():
-        raise ValueError(f"index is {index.tolist()}, but views are numbered from 0")
+        raise UserError(f"index is {index.tolist()}, but views are numbered from 0")
     _check_numbers(cache, numbers[:, None])
     return _replace_view(model, cache, numbers, jnp.asarray(images), cameras)
 
@@ -202,7 +204,7 @@ def remove_views(cache: ViewCache, indices: Numbers) -> ViewCache:
     if indices.size == 0:
         return cache
     if indices.ndim > 2 or (indices.ndim == 2 and indices.shape[0] != cache.batch):
-        raise ValueError(f"indices have shape {indices.shape}, expected [k] or [{cache.batch}, k]")
+        raise UserError(f"indices have shape {indices.shape}, expected [k] or [{cache.batch}, k]")
     indices = np.broadcast_to(indices, (cache.batch, indices.shape[-1]))
     _check_numbers(cache, indices)
     # From the highest down, the view that moves is never one still to be removed.
@@ -252,16 +254,16 @@ def render_path(
         _check_fits(model, cache)
         views = known(cache.num_views)
         if views is not None and views.min() < 1:
-            raise ValueError(f"nothing to render from: the scenes have {views.tolist()} views")
+            raise UserError(f"nothing to render from: the scenes have {views.tolist()} views")
     cameras.check("cameras")
     height, width = cache.image_size if image_size is None else image_size
     check_image_size(height, width, model.config.patch_size)
     if 0 in cameras.shape:
-        raise ValueError(f"cameras of shape {cameras.shape}: nothing to render")
+        raise UserError(f"cameras of shape {cameras.shape}: nothing to render")
     if cameras.shape[0] != cache.batch:
-        raise ValueError(f"cameras of {cameras.shape[0]} scenes with a cache of {cache.batch}")
+        raise UserError(f"cameras of {cameras.shape[0]} scenes with a cache of {cache.batch}")
     if targets_at_once < 1:
-        raise ValueError(f"targets_at_once is {targets_at_once}, expected at least 1")
+        raise UserError(f"targets_at_once is {targets_at_once}, expected at least 1")
     return _groups(model, cache, cameras, (int(height), int(width)), targets_at_once)
 
 
@@ -375,7 +377,7 @@ def known(x: Any) -> np.ndarray | None:
 def _check_model(model: Any) -> None:
     if not isinstance(model, EfficientLVSM):
         latents = "; lvsm_jax.latent_cache keeps what it has of all views together"
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} has no keys and values of a view that stay the same when "
             "views or targets are added, as EfficientLVSM has"
             + (latents if isinstance(model, LVSMEncoderDecoder) else "")
@@ -394,25 +396,25 @@ def _check_fits(model: Any, cache: ViewCache) -> None:
         ("cross-attentions a layer", len(cache.store), config.num_cross_attentions),
     ):
         if ours != theirs:
-            raise ValueError(f"the cache has {ours} {name}, but the model {theirs}")
+            raise UserError(f"the cache has {ours} {name}, but the model {theirs}")
 
 
 def _check_views(model: Any, cache: ViewCache, images: Any, cameras: Cameras) -> None:
     _check_fits(model, cache)
     check_images(images, cameras, model.config.patch_size, "cameras")
     if images.shape[2:4] != cache.image_size:
-        raise ValueError(
+        raise UserError(
             f"images of {images.shape[2]}×{images.shape[3]} pixels, but the cache is for "
             f"{cache.image_size[0]}×{cache.image_size[1]}"
         )
     if images.shape[0] != cache.batch:
-        raise ValueError(f"images of {images.shape[0]} scenes with a cache of {cache.batch}")
+        raise UserError(f"images of {images.shape[0]} scenes with a cache of {cache.batch}")
 
 
 def _integers(indices: Any) -> np.ndarray:
     indices = np.asarray(indices)
     if indices.size and not np.issubdtype(indices.dtype, np.integer):
-        raise ValueError(f"views are numbered by integers, got {indices.dtype}")
+        raise UserError(f"views are numbered by integers, got {indices.dtype}")
     return indices.astype(np.int64)  # of one type, for which programs are compiled once
 
 
@@ -421,11 +423,11 @@ def _check_numbers(cache: ViewCache, numbers: Int[np.ndarray, "b k"]) -> None:
     for scene, row in enumerate(numbers.tolist()):
         given = [view for view in row if view != -1]
         if len(set(given)) < len(given):
-            raise ValueError(f"scene {scene}: {given} holds a view twice")
+            raise UserError(f"scene {scene}: {given} holds a view twice")
         if views is None:
             continue
         unknown = [view for view in given if not 0 <= view < views[scene]]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"scene {scene} has no views {unknown}: its {views[scene]} are numbered from 0"
             )

@@ -5,6 +5,7 @@ intrinsics follow. For RealEstate10K that is the published preprocessing, bit fo
 """
 
 import dataclasses
+import io
 import math
 import os
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, UInt8
 from PIL import Image
+
+from lvsm_jax.common.errors import UserError
 
 MAX_PIXELS = 64_000_000
 
@@ -56,7 +59,7 @@ class PosedCamera:
         for field in ("width", "height"):
             value = getattr(self, field)
             if not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{field} is {value!r}, expected a positive whole number")
+                raise UserError(f"{field} is {value!r}, expected a positive whole number")
             object.__setattr__(self, field, int(value))
 
     @classmethod
@@ -97,13 +100,13 @@ class Photograph:
         object.__setattr__(self, "pixels", pixels)
         what = "the photograph" if self.name is None else f"photograph {self.name!r}"
         if self.name is not None and (not isinstance(self.name, str) or not self.name):
-            raise ValueError(f"the name of a photograph is {self.name!r}, expected some text")
+            raise UserError(f"the name of a photograph is {self.name!r}, expected some text")
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-            raise ValueError(
+            raise UserError(
                 f"{what} is {pixels.dtype} of shape {pixels.shape}, expected uint8 [h, w, 3]"
             )
         if pixels.shape[:2] != (self.camera.height, self.camera.width):
-            raise ValueError(
+            raise UserError(
                 f"{what} is {pixels.shape[1]}×{pixels.shape[0]} pixels, but its camera is of a "
                 f"picture of {self.camera.width}×{self.camera.height}"
             )
@@ -140,24 +143,40 @@ class Photograph:
             ValueError: it is no picture, damaged, too large, or refused; names the file.
         """
         with open(path, "rb") as file:
-            try:
-                image = Image.open(file, formats=_FORMATS)
-                _check_picture(image, max_pixels)
-                image.load()
-                if image.mode in _ALPHA_MODES or "transparency" in image.info:
-                    image = _opaque(image)
-                pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-            except Image.UnidentifiedImageError:
-                raise ValueError(
-                    f"{os.fspath(path)}: not a picture ({', '.join(_FORMATS)})"
-                ) from None
-            # What Pillow raises for damaged files: OSError for most, others from parsing headers.
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise ValueError(f"{os.fspath(path)}: {error}") from error
+            return cls._decode(file, os.fspath(path), camera, name, max_pixels)
+
+    @classmethod
+    def decode(
+        cls, data: bytes, camera: PosedCamera, name: str, *, max_pixels: int = MAX_PIXELS
+    ) -> "Photograph":
+        """As `open`, from the bytes of a picture file; errors name `name`."""
+        return cls._decode(io.BytesIO(data), name, camera, name, max_pixels)
+
+    @classmethod
+    def _decode(
+        cls,
+        file: io.BufferedIOBase,
+        where: str,
+        camera: PosedCamera,
+        name: str | None,
+        max_pixels: int,
+    ) -> "Photograph":
+        try:
+            image = Image.open(file, formats=_FORMATS)
+            _check_picture(image, max_pixels)
+            image.load()
+            if image.mode in _ALPHA_MODES or "transparency" in image.info:
+                image = _opaque(image)
+            pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        except Image.UnidentifiedImageError:
+            raise UserError(f"{where}: not a picture ({', '.join(_FORMATS)})") from None
+        # What Pillow raises for damaged files: OSError for most, others from parsing headers.
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"{where}: {error}") from error
         try:
             return cls(pixels, camera, name)
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,22 +264,22 @@ def _check_picture(image: Image.Image, max_pixels: int) -> None:
     """Raises ValueError for a picture that is not to be decoded."""
     width, height = image.size
     if width * height > max_pixels:
-        raise ValueError(f"{width}×{height} pixels are more than {max_pixels}")
+        raise UserError(f"{width}×{height} pixels are more than {max_pixels}")
     orientation = image.getexif().get(_ORIENTATION, 1)
     if orientation not in (0, 1):
-        raise ValueError(
+        raise UserError(
             f"EXIF orientation {orientation} would turn the picture, so that it is not clear what "
             "its intrinsics belong to: turn its pixels, or remove the tag"
         )
     if image.mode not in _COLOUR_MODES + _ALPHA_MODES:
-        raise ValueError(f"pixels of type {image.mode}, expected 8 bits a channel")
+        raise UserError(f"pixels of type {image.mode}, expected 8 bits a channel")
 
 
 def _opaque(image: Image.Image) -> Image.Image:
     """The picture without its alpha channel, which must say opaque everywhere."""
     image = image.convert("RGBA")
     if image.getextrema()[3][0] < 255:
-        raise ValueError("the picture is transparent in places: put it on a background first")
+        raise UserError("the picture is transparent in places: put it on a background first")
     return image.convert("RGB")
 
 
@@ -268,22 +287,22 @@ def _pose(matrix: Any, name: str) -> Float64[np.ndarray, "4 4"]:
     """A rigid transform, checked; a copy that cannot be written to."""
     given = np.asarray(matrix, np.float64)
     if given.shape not in ((4, 4), (3, 4)):
-        raise ValueError(f"{name} has shape {given.shape}, expected [4, 4] or [3, 4]")
+        raise UserError(f"{name} has shape {given.shape}, expected [4, 4] or [3, 4]")
     pose = np.eye(4)
     pose[: len(given)] = given
     if not np.isfinite(pose).all():
-        raise ValueError(f"{name} is not finite")
+        raise UserError(f"{name} is not finite")
     if not np.allclose(pose[3], [0, 0, 0, 1], rtol=0, atol=1e-6):
-        raise ValueError(f"the last row of {name} is {pose[3].tolist()}, expected 0, 0, 0, 1")
+        raise UserError(f"the last row of {name} is {pose[3].tolist()}, expected 0, 0, 0, 1")
     rotation = pose[:3, :3]
     error = np.abs(rotation.T @ rotation - np.eye(3)).max()
     if not error <= ROTATION_TOLERANCE:
-        raise ValueError(
+        raise UserError(
             f"the rotation in {name} is not orthonormal: RᵀR differs from the identity by "
             f"{error:.2g}, allowed are {ROTATION_TOLERANCE}"
         )
     if np.linalg.det(rotation) < 0:
-        raise ValueError(f"the rotation in {name} mirrors: its determinant is negative")
+        raise UserError(f"the rotation in {name} mirrors: its determinant is negative")
     pose.flags.writeable = False
     return pose
 
@@ -291,12 +310,10 @@ def _pose(matrix: Any, name: str) -> Float64[np.ndarray, "4 4"]:
 def _intrinsics(fxfycxcy: Any) -> Float64[np.ndarray, "4"]:
     values = np.array(fxfycxcy, np.float64)
     if values.shape != (4,):
-        raise ValueError(f"fxfycxcy has shape {values.shape}, expected [4]")
+        raise UserError(f"fxfycxcy has shape {values.shape}, expected [4]")
     if not np.isfinite(values).all():
-        raise ValueError("fxfycxcy is not finite")
+        raise UserError("fxfycxcy is not finite")
     if not (values[:2] > 0).all():
-        raise ValueError(
-            f"fxfycxcy has focal lengths {values[:2].tolist()}, expected positive ones"
-        )
+        raise UserError(f"fxfycxcy has focal lengths {values[:2].tolist()}, expected positive ones")
     values.flags.writeable = False
     return values

@@ -5,8 +5,7 @@
 - a folder with `cameras.json`, or such a file: `{"frames": [{"file", "w", "h", "fxfycxcy", "w2c" or
   "c2w"}]}`, OpenCV axes, intrinsics in pixels;
 - a folder with nerfstudio's `transforms.json`, or such a file (also `transforms_train.json`);
-- a COLMAP model, text or binary, or a folder with one in `sparse/0` or `sparse` (needs pycolmap);
-- a clip of a dataset directory: `DATASET/SPLIT:KEY`.
+- a COLMAP model, text or binary, or a folder with one in `sparse/0` or `sparse` (needs pycolmap).
 
 Files are not to be trusted: values are checked, images must lie inside the scene's folder and have
 the size that their camera says. Lenses that distort are refused. What is in only one of poses and
@@ -14,7 +13,6 @@ images is left out and said so.
 """
 
 import collections
-import contextlib
 import dataclasses
 import importlib.util
 import io
@@ -32,7 +30,7 @@ import numpy as np
 from jaxtyping import Float64
 from PIL import Image
 
-from input_pipeline.preprocess import FrameError, decode_jpeg
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera
 from lvsm_jax.scenes.trajectories import camera_of, frames_of, numbers, read_json, whole_number
 
@@ -53,7 +51,7 @@ _COLMAP_PLACES = ("", "sparse", "sparse/*", "colmap/sparse/*")
 _NAMED = 3  # files that a message names
 
 
-class SceneError(ValueError):
+class SceneError(UserError):
     """A scene that cannot be read. The message says where and why."""
 
 
@@ -75,11 +73,7 @@ class ScenePhotograph:
         """Decodes it; ValueError when that cannot be done."""
         if isinstance(self.source, pathlib.Path):
             return Photograph.open(self.source, self.camera, self.name)
-        try:
-            pixels = np.asarray(decode_jpeg(self.source))
-        except FrameError as error:
-            raise SceneError(f"{self.name} {error}") from error
-        return Photograph(pixels, self.camera, self.name)
+        return Photograph.decode(self.source, self.camera, self.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +96,7 @@ class Scene:
             if photograph.name == name:
                 return photograph
         names = [photograph.name for photograph in self.photographs]
-        raise SceneError(f"{self.source} has no photograph {name!r}; it has {_some(names)}")
+        raise SceneError(f"{self.source} has no photograph {name!r}; it has {some_of(names)}")
 
 
 def read_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = None) -> Scene:
@@ -126,7 +120,7 @@ def read_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = No
         if folder.is_file():
             return _read_json_scene(folder, images)
         if not folder.is_dir():
-            return _read_clip(path, images)
+            raise SceneError(f"no scene {path}: no such file or folder")
         for name in ("cameras.json", "transforms.json", "transforms_train.json"):
             if (folder / name).is_file():
                 return _read_json_scene(folder / name, images)
@@ -145,7 +139,7 @@ def _nothing_in(folder: pathlib.Path) -> str:
         return f"{folder} is a dataset: name a clip as {folder}/SPLIT:KEY, with SPLIT of {splits}"
     inner = sorted({file.parent.name for file in folder.glob("*/cameras.json")})
     inner += sorted({file.parent.name for file in folder.glob("*/transforms.json")} - set(inner))
-    found = f"; it holds the scenes {_some(inner)}" if inner else ""
+    found = f"; it holds the scenes {some_of(inner)}" if inner else ""
     return (
         f"no scene in {folder}: expected cameras.json, transforms.json or a COLMAP model "
         f"(cameras, images and points3D, .bin or .txt; also in sparse/0){found}"
@@ -218,7 +212,7 @@ def _nerfstudio_size(
     """Width and height, by default those of the image."""
     if "w" in values or "h" in values:
         return whole_number(values, "w", where), whole_number(values, "h", where)
-    return None if image is None else _picture_size(image)
+    return None if image is None else picture_size_of(image)
 
 
 def _nerfstudio_intrinsics(
@@ -282,7 +276,7 @@ def _colmap_models(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _read_colmap(models: Sequence[pathlib.Path], images: pathlib.Path | None) -> Scene:
     if len(models) > 1:
-        raise SceneError(f"several COLMAP models: name one of {_some(map(str, models))}")
+        raise SceneError(f"several COLMAP models: name one of {some_of(map(str, models))}")
     folder = models[0]
     model = _colmap_model(folder)
     root = _colmap_images(folder) if images is None else images
@@ -346,36 +340,6 @@ def _colmap_intrinsics(entry: Mapping[str, Any], where: str) -> Float64[np.ndarr
     return np.array([fx, fy, *centre])
 
 
-def _read_clip(path: str, images: pathlib.Path | None) -> Scene:
-    directory, _, clip = path.rpartition("/")
-    split, colon, key = clip.partition(":")
-    if not (directory and split and colon and key):
-        raise SceneError(f"no scene {path}: no such file or folder, nor is it DATASET/SPLIT:KEY")
-    if images is not None:
-        raise SceneError(f"{path} is a clip of a dataset, which holds its images itself")
-    from input_pipeline.storage import SplitReader  # imports TFDS, which takes seconds
-
-    photographs = []
-    with contextlib.closing(SplitReader(directory, split)) as reader:
-        keys = reader.scenes.key.tolist()
-        if key not in keys:
-            raise SceneError(
-                f"{directory} has no clip {key!r} in split {split!r}; it has {_some(keys)}"
-            )
-        row = reader.scenes.index_of(key)
-        first, count = int(reader.scenes.first_frame[row]), int(reader.scenes.num_frames[row])
-        for i, frame in enumerate(reader.frames(range(first, first + count))):
-            where = reader.describe(first + i)
-            try:
-                size = _picture_size(io.BytesIO(frame.jpeg))
-                fxfycxcy = frame.fxfycxcy * np.array(size * 2, np.float64)
-                camera = PosedCamera.from_w2c(frame.w2c, fxfycxcy, *size)
-            except ValueError as error:
-                raise SceneError(f"{where}: {error}") from error
-            photographs.append(ScenePhotograph(f"frame-{i}", camera, frame.jpeg))
-    return Scene(path, photographs, [])
-
-
 def _image(
     root: pathlib.Path, name: Any, where: str, suffixes: Sequence[str] = ()
 ) -> pathlib.Path | None:
@@ -403,7 +367,7 @@ def _image(
 def _check_size(image: pathlib.Path | None, camera: PosedCamera, where: str) -> None:
     if image is None:
         return
-    width, height = _picture_size(image)
+    width, height = picture_size_of(image)
     if (width, height) != (camera.width, camera.height):
         raise SceneError(
             f"{where}: 'w' and 'h' are {camera.width}×{camera.height}, but {image} has "
@@ -411,7 +375,7 @@ def _check_size(image: pathlib.Path | None, camera: PosedCamera, where: str) -> 
         )
 
 
-def _picture_size(image: pathlib.Path | io.BytesIO) -> tuple[int, int]:
+def picture_size_of(image: pathlib.Path | io.BytesIO) -> tuple[int, int]:
     """Width and height, from the first bytes."""
     try:
         with Image.open(image, formats=sorted(set(_PICTURES.values()))) as picture:
@@ -435,11 +399,11 @@ def _scene(
     """The scene of what is there, and notes on what is not."""
     counts = collections.Counter(name for name, _, _ in posed)
     if twice := [name for name, count in counts.items() if count > 1]:
-        raise SceneError(f"{source} has several poses of {_some(twice)}")
+        raise SceneError(f"{source} has several poses of {some_of(twice)}")
     photographs = [ScenePhotograph(name, cam, file) for name, file, cam in posed if file]
     missing = [name for name, file, _ in posed if file is None]
     if not photographs:
-        raise SceneError(f"{source}: none of its images is in {root}: {_some(missing)}")
+        raise SceneError(f"{source}: none of its images is in {root}: {some_of(missing)}")
     if by_name:
         photographs.sort(key=lambda photograph: _natural(photograph.name))
     known = {file.resolve() for _, file, _ in posed if file}
@@ -450,9 +414,9 @@ def _scene(
     )
     notes = []
     if missing:
-        notes.append(f"{len(missing)} poses have no image in {root}: {_some(missing)}")
+        notes.append(f"{len(missing)} poses have no image in {root}: {some_of(missing)}")
     if unposed:
-        notes.append(f"{len(unposed)} images of {root} have no pose: {_some(unposed)}")
+        notes.append(f"{len(unposed)} images of {root} have no pose: {some_of(unposed)}")
     return Scene(source, photographs, notes)
 
 
@@ -464,7 +428,8 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     ]
 
 
-def _some(names: Iterable[str]) -> str:
+def some_of(names: Iterable[str]) -> str:
+    """The first names of many, for a message."""
     names = list(names)
     more = f", … ({len(names)} in all)" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

@@ -10,6 +10,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
+from lvsm_jax.common.errors import UserError
+
 POSITION_SCALE = 1.35
 
 # Below this length a sum of unit vectors has no direction worth the name, and below this share of
@@ -55,10 +57,10 @@ class SceneFrame:
         """
         c2w = np.asarray(c2w, np.float64)
         if len(c2w) == 0:
-            raise ValueError("a scene frame needs at least one camera, got c2w of shape [0, 4, 4]")
+            raise UserError("a scene frame needs at least one camera, got c2w of shape [0, 4, 4]")
         if not np.isfinite(c2w).all():
             views = np.flatnonzero(~np.isfinite(c2w).all(axis=(1, 2))).tolist()
-            raise ValueError(f"camera-to-world matrices of views {views} are not finite")
+            raise UserError(f"camera-to-world matrices of views {views} are not finite")
         positions = c2w[:, :3, 3]
         axes = _mean_axes(c2w)
         world_to_scene = np.eye(4)

@@ -18,6 +18,7 @@ from jaxtyping import Float64
 from scipy.interpolate import CubicSpline, PchipInterpolator
 from scipy.spatial.transform import Rotation, RotationSpline
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import write_text
 from lvsm_jax.scenes.photograph import PosedCamera
 
@@ -89,7 +90,7 @@ def orbit(
     c2w = _poses(cameras)
     target = meeting_point(c2w, distance)
     if target is None:
-        raise ValueError(
+        raise UserError(
             "an orbit needs a centre, but the cameras' viewing axes do not meet in front of them: "
             f"give the distance from {_middle(c2w)[:3, 3].round(3).tolist()}, the middle camera, "
             "to what it looks at, in units of the poses (the cameras stand up to "
@@ -101,7 +102,7 @@ def orbit(
     level = offsets - (offsets @ up)[:, None] * up
     radius = np.linalg.norm(level, axis=1).mean()
     if radius < 1e-3 * np.linalg.norm(offsets, axis=1).mean():
-        raise ValueError("the cameras look straight up or down: there is no circle around that")
+        raise UserError("the cameras look straight up or down: there is no circle around that")
     start = level.mean(0)
     if np.linalg.norm(start) < 1e-2 * radius:  # they stand all around
         start = level[np.linalg.norm(level, axis=1).argmax()]
@@ -185,7 +186,7 @@ def read_camera_path(file: str | os.PathLike) -> list[PosedCamera]:
     """
     content = read_json(file)
     if "camera_path" in content:
-        raise ValueError(
+        raise UserError(
             f"{os.fspath(file)}: a camera path of nerfstudio's viewer, whose world is moved and "
             "scaled from that of the photographs; write its cameras as "
             '{"frames": [{"w", "h", "fxfycxcy", "c2w"}]} in the photographs\' world'
@@ -222,7 +223,7 @@ def read_json(file: str | os.PathLike) -> dict[str, Any]:
     """
     path, name = pathlib.Path(file), os.fspath(file)
     if path.stat().st_size > _MAX_FILE:
-        raise ValueError(f"{name}: more than {_MAX_FILE >> 20} MiB, no file of cameras")
+        raise UserError(f"{name}: more than {_MAX_FILE >> 20} MiB, no file of cameras")
     return parse_json(path.read_bytes(), name)
 
 
@@ -231,9 +232,9 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:  # ValueError: also of UTF-8
-        raise ValueError(f"{name} is not JSON: {error}") from None
+        raise UserError(f"{name} is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{name}: a {type(content).__name__}, expected an object")
+        raise UserError(f"{name}: a {type(content).__name__}, expected an object")
     return content
 
 
@@ -241,10 +242,10 @@ def frames_of(content: Mapping[str, Any], file: str | os.PathLike) -> list[dict[
     """The list of objects `frames` of a file's content, not empty; ValueError otherwise."""
     frames = content.get("frames")
     if not isinstance(frames, list) or not frames:
-        raise ValueError(f"{os.fspath(file)}: 'frames' must be a list of one object a camera")
+        raise UserError(f"{os.fspath(file)}: 'frames' must be a list of one object a camera")
     for i, frame in enumerate(frames):
         if not isinstance(frame, dict):
-            raise ValueError(
+            raise UserError(
                 f"{os.fspath(file)}: frames[{i}] is a {type(frame).__name__}, expected an object"
             )
     return frames
@@ -262,14 +263,14 @@ def camera_of(frame: Mapping[str, Any], where: str) -> PosedCamera:
     """
     given = [field for field in ("c2w", "w2c") if field in frame]
     if len(given) != 1:
-        raise ValueError(f"{where}: {' and '.join(given) or 'no'} pose, expected 'c2w' or 'w2c'")
+        raise UserError(f"{where}: {' and '.join(given) or 'no'} pose, expected 'c2w' or 'w2c'")
     make = PosedCamera if given == ["c2w"] else PosedCamera.from_w2c
     size = [whole_number(frame, field, where) for field in ("w", "h")]
     intrinsics = numbers(frame, "fxfycxcy", (4,), where)
     try:
         return make(numbers(frame, given[0], (4, 4), where), intrinsics, *size)
     except (ValueError, np.linalg.LinAlgError) as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
 
 
 def numbers(
@@ -287,14 +288,14 @@ def numbers(
     kinds = " or ".join(str(list(allowed)) for allowed in shapes)
     what = f"finite numbers of shape {kinds}" if shape else "a finite number"
     found = "is missing" if field not in values else f"is {_shortened(value)}"
-    raise ValueError(f"{where}: {field!r} {found}, expected {what}")
+    raise UserError(f"{where}: {field!r} {found}, expected {what}")
 
 
 def whole_number(values: Mapping[str, Any], field: str, where: str) -> int:
     """A positive whole number, as 640 or 640.0; ValueError otherwise."""
     value = float(numbers(values, field, (), where))
     if not 1 <= value < 2**31 or value != int(value):
-        raise ValueError(f"{where}: {field!r} is {value:g}, expected a positive whole number")
+        raise UserError(f"{where}: {field!r} is {value:g}, expected a positive whole number")
     return int(value)
 
 
@@ -322,23 +323,23 @@ def _shortened(value: Any) -> str:
 
 def _positive(name: str, value: int) -> int:
     if value < 1:
-        raise ValueError(f"{name} is {value}, expected at least 1")
+        raise UserError(f"{name} is {value}, expected at least 1")
     return int(value)
 
 
 def _length(name: str, value: float | None, default: float) -> float:
     if value is None and default == 0:
-        raise ValueError(f"all cameras stand in one place: give the {name}, in units of the poses")
+        raise UserError(f"all cameras stand in one place: give the {name}, in units of the poses")
     value = default if value is None else value
     if not math.isfinite(value):
-        raise ValueError(f"{name} is {value}, expected a finite number")
+        raise UserError(f"{name} is {value}, expected a finite number")
     return value
 
 
 def _alike(cameras: Sequence[PosedCamera], at_least: int) -> list[PosedCamera]:
     """The cameras, all of pictures of the first one's size."""
     if len(cameras) < at_least:
-        raise ValueError(f"this path is made from {at_least} cameras or more, got {len(cameras)}")
+        raise UserError(f"this path is made from {at_least} cameras or more, got {len(cameras)}")
     size = cameras[0].height, cameras[0].width
     return [c if (c.height, c.width) == size else c.cropped_to(*size) for c in cameras]
 
@@ -402,7 +403,7 @@ def meeting_point(
     """
     if distance is not None:
         if not (math.isfinite(distance) and distance > 0):
-            raise ValueError(f"distance is {distance}, expected a positive number")
+            raise UserError(f"distance is {distance}, expected a positive number")
         middle = _middle(c2w)
         return middle[:3, 3] + distance * middle[:3, 2]
     positions, forward = c2w[:, :3, 3], c2w[:, :3, 2]

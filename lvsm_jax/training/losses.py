@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.layers import recomputed
 from lvsm_jax.parallel.mesh import on_own_part
 
-# Terms that compare what a frozen network sees in the images; fields of `frozen.networks.Frozen`.
+# Terms that compare what a frozen network sees in the images; fields of `Frozen`.
 NETWORK_TERMS = ("perceptual", "lpips")
 
 
@@ -40,10 +41,10 @@ class LossConfig:
     def __post_init__(self):
         weights = {"mse": self.mse, **{name: getattr(self, name) for name in NETWORK_TERMS}}
         if not min(weights.values()) >= 0 or max(weights.values()) == 0:
-            raise ValueError(f"loss weights {weights}: expected none below and one above zero")
+            raise UserError(f"loss weights {weights}: expected none below and one above zero")
         for name in NETWORK_TERMS:
             if self.start(name) < 0:
-                raise ValueError(f"loss.{name}_start is {self.start(name)}, expected 0 or more")
+                raise UserError(f"loss.{name}_start is {self.start(name)}, expected 0 or more")
 
     def start(self, name: str) -> int:
         """First step of a term of `NETWORK_TERMS`."""
@@ -63,7 +64,7 @@ def total_loss(
 
     Args:
         config: weights.
-        frozen: `frozen.networks.Frozen`, with the networks of the terms that have a weight.
+        frozen: a `Frozen`, with the networks of the terms that have a weight.
         render: of the model, in [0, 1].
         target: what it should be.
         step: steps done; terms that start later are 0.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.tree import map_named
 
 SCHEDULES = ("constant", "cosine")
@@ -49,18 +50,16 @@ class OptimizerConfig:
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"optimizer.schedule is {self.schedule!r}, expected one of {SCHEDULES}"
-            )
+            raise UserError(f"optimizer.schedule is {self.schedule!r}, expected one of {SCHEDULES}")
         for field in ("learning_rate", "eps", "clip_norm"):
             if not getattr(self, field) > 0:
-                raise ValueError(f"optimizer.{field} is {getattr(self, field)}, expected above 0")
+                raise UserError(f"optimizer.{field} is {getattr(self, field)}, expected above 0")
         for field in ("warmup_steps", "weight_decay", "skip_factor", "skip_after"):
             if not getattr(self, field) >= 0:
-                raise ValueError(f"optimizer.{field} is {getattr(self, field)}, expected 0 or more")
+                raise UserError(f"optimizer.{field} is {getattr(self, field)}, expected 0 or more")
         for field in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"optimizer.{field} is {getattr(self, field)}, expected in [0, 1)")
+                raise UserError(f"optimizer.{field} is {getattr(self, field)}, expected in [0, 1)")
 
 
 def learning_rate(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.frozen.dino import TEACHERS, Dino
 from lvsm_jax.models.base import ModelConfig
 from lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
@@ -54,26 +55,26 @@ class RepaConfig:
 
     def __post_init__(self):
         if not self.weight >= 0:
-            raise ValueError(f"repa.weight is {self.weight}, expected 0 or more")
+            raise UserError(f"repa.weight is {self.weight}, expected 0 or more")
         for field, least in {"hidden": 1, "stop_step": 0}.items():
             if getattr(self, field) < least:
-                raise ValueError(
+                raise UserError(
                     f"repa.{field} is {getattr(self, field)}, expected at least {least}"
                 )
         for field, known in {"distance": DISTANCES, "teacher": TEACHERS}.items():
             if getattr(self, field) not in known:
-                raise ValueError(
+                raise UserError(
                     f"repa.{field} is {getattr(self, field)!r}, expected one of {tuple(known)}"
                 )
         blocks = TEACHERS[self.teacher].num_layers
         for field in ("encoder", "decoder"):
             if any(block > blocks for _, block in _pairs(field, getattr(self, field))):
-                raise ValueError(
+                raise UserError(
                     f"repa.{field} is {getattr(self, field)!r}, but {self.teacher} has {blocks} "
                     "blocks"
                 )
         if self.weight and not self.pairs:
-            raise ValueError("repa.weight is above 0, but repa.encoder and repa.decoder are empty")
+            raise UserError("repa.weight is above 0, but repa.encoder and repa.decoder are empty")
 
     @property
     def encoder_pairs(self) -> tuple[Pair, ...]:
@@ -105,9 +106,9 @@ class RepaConfig:
         if not self.weight:
             return
         if not isinstance(model, EfficientLVSMConfig):
-            raise ValueError("repa.weight is above 0, but only EfficientLVSM has two streams")
+            raise UserError("repa.weight is above 0, but only EfficientLVSM has two streams")
         if any(layer > model.num_layers for layer, _ in self.pairs):
-            raise ValueError(
+            raise UserError(
                 f"repa.encoder {self.encoder!r} and repa.decoder {self.decoder!r}: the model has "
                 f"{model.num_layers} layers"
             )
@@ -118,7 +119,7 @@ def _pairs(field: str, text: str) -> tuple[Pair, ...]:
     for part in text.split(",") if text else ():
         layer, colon, block = part.strip().partition(":")
         if not (colon and layer.isdecimal() and block.isdecimal() and int(layer) and int(block)):
-            raise ValueError(
+            raise UserError(
                 f"repa.{field} is {text!r}, expected pairs of a layer and a teacher's block, "
                 "counted from 1, such as '2:8' or '2:8,6:12'"
             )

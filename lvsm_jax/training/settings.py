@@ -8,18 +8,17 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-import lvsm_jax
-from lvsm_jax.common.config import EvalConfig, RunConfig, flat, section
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig, EvalConfig, RunConfig, flat, section
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import write_text
-from lvsm_jax.frozen.networks import find_frozen
 from lvsm_jax.models.architectures import architecture_of
 from lvsm_jax.models.base import ViewSynthesisModel
 from lvsm_jax.parallel import processes
 from lvsm_jax.parallel.mesh import MeshConfig, check_batch, make_mesh
 from lvsm_jax.parallel.processes import ProcessesConfig
-from lvsm_jax.training.checkpoints import model_config
+from lvsm_jax.training.frozen_networks import find_frozen
 from lvsm_jax.training.train_state import TrainingConfig, check_weights_fit
+from lvsm_jax.weights.exports import load, model_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +82,7 @@ def starting_weights(settings: Settings) -> ViewSynthesisModel | None:
     """The weights of `init_from`, or None."""
     if not settings.init_from:
         return None
-    return lvsm_jax.load(settings.init_from, **settings.training.model.options)
+    return load(settings.init_from, **settings.training.model.options)
 
 
 def _check_resumable(settings: Settings, workdir: epath.Path) -> None:
@@ -92,7 +91,7 @@ def _check_resumable(settings: Settings, workdir: epath.Path) -> None:
     try:
         old = TrainingConfig.of(recorded)
     except ValueError as error:
-        raise ValueError(f"{workdir}/config.json, perhaps of another version: {error}") from error
+        raise UserError(f"{workdir}/config.json, perhaps of another version: {error}") from error
     new = settings.training
     pairs = [
         ("architecture", architecture_of(old.model), architecture_of(new.model)),
@@ -108,7 +107,7 @@ def _check_resumable(settings: Settings, workdir: epath.Path) -> None:
         pairs.append(("optimizer.ema_decay", *decays))
     for name, before, after in pairs:
         if before != after:
-            raise ValueError(
+            raise UserError(
                 f"{workdir} was begun with {name} {before} and cannot go on with {after}; use "
                 "another --workdir"
             )

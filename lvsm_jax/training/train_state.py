@@ -14,14 +14,16 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from lvsm_jax.batch import Batch
 from lvsm_jax.common.config import RunConfig, section
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.evaluation.metrics import psnr
-from lvsm_jax.frozen.networks import NO_NETWORKS, Frozen
 from lvsm_jax.models.architectures import abstract_model, architecture_of, new_model, read_config
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel
 from lvsm_jax.parallel.mesh import check_batch, place, state_shardings
 from lvsm_jax.training.diagnostics import norms_by_layer
+from lvsm_jax.training.frozen_networks import NO_NETWORKS, Frozen
 from lvsm_jax.training.losses import LossConfig, total_loss, where_due
 from lvsm_jax.training.optimizer import (
     OptimizerConfig,
@@ -72,7 +74,7 @@ class TrainingConfig:
     def __post_init__(self):
         for field in ("num_steps", "grad_accumulation"):
             if getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}, expected at least 1")
+                raise UserError(f"{field} is {getattr(self, field)}, expected at least 1")
         self.repa.check_fits(self.model)
 
 
@@ -172,13 +174,13 @@ def init_state(
 def check_weights_fit(given: ModelConfig, wanted: ModelConfig) -> None:
     """Raises ValueError unless weights made for `given` are those of a `wanted` model."""
     if type(given) is not type(wanted):
-        raise ValueError(
+        raise UserError(
             f"the weights are of {architecture_of(given)}, but architecture is "
             f"{architecture_of(wanted)}"
         )
     for field, value in wanted.structure.items():
         if given.structure[field] != value:
-            raise ValueError(
+            raise UserError(
                 f"the weights have {field} {given.structure[field]}, but model.{field} is {value}"
             )
 
@@ -196,7 +198,7 @@ def compiled_step(config: TrainingConfig, mesh: Mesh) -> TrainStep:
 
 
 def train_step(
-    config: TrainingConfig, state: TrainState, batch: Any, frozen: Frozen = NO_NETWORKS
+    config: TrainingConfig, state: TrainState, batch: Batch, frozen: Frozen = NO_NETWORKS
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step; metrics are those before it.
 
@@ -205,8 +207,8 @@ def train_step(
     Args:
         config: of the step.
         state: before it.
-        batch: an `lvsm_jax.batch.Batch`.
-        frozen: the networks that the config's losses need, see `frozen.networks.load_frozen`.
+        batch: of this process's mesh.
+        frozen: the networks that the config's losses need, see `load_frozen`.
     """
     loss, terms, mean_psnr, grads = _gradients(config, state, batch, frozen)
     grad_norm = optax.global_norm(grads)
@@ -259,10 +261,10 @@ def to_unit(images: Array | np.ndarray) -> Float[Array, "*shape"]:
     return images.astype(jnp.float32) / 255
 
 
-def _gradients(config: TrainingConfig, state: TrainState, batch: Any, frozen: Frozen) -> tuple:
+def _gradients(config: TrainingConfig, state: TrainState, batch: Batch, frozen: Frozen) -> tuple:
     """Loss, its terms, PSNR and gradient, averaged over the parts of the batch."""
 
-    def loss(trained: Any, part: Any) -> tuple:
+    def loss(trained: Any, part: Batch) -> tuple:
         model, projectors = _model_and_projectors(trained)
         target = to_unit(part.targets.images)
         render, aligned = _render(config, model, projectors, part, frozen, state.step)
@@ -273,7 +275,7 @@ def _gradients(config: TrainingConfig, state: TrainState, batch: Any, frozen: Fr
             total, terms["repa"] = total + config.repa.weight * aligned, aligned
         return total, (terms, jax.vmap(psnr, 1)(render, target).mean())
 
-    def part_gradients(part: Any) -> tuple:
+    def part_gradients(part: Batch) -> tuple:
         (total, (terms, quality)), grads = jax.value_and_grad(loss, has_aux=True)(
             state.trained, part
         )
@@ -286,7 +288,7 @@ def _gradients(config: TrainingConfig, state: TrainState, batch: Any, frozen: Fr
     first = jax.tree.map(lambda x: x[0], split)
     zeros = jax.tree.map(lambda x: jnp.zeros_like(x), jax.eval_shape(part_gradients, first))
 
-    def add(total: Any, part: Any) -> tuple:
+    def add(total: Any, part: Batch) -> tuple:
         new = part_gradients(part)
         return jax.tree.map(lambda a, b: a + b / parts, total, new), None
 
@@ -301,7 +303,7 @@ def _model_and_projectors(trained: Any) -> tuple[ViewSynthesisModel, Any]:
 
 
 def _render(
-    config: TrainingConfig, model: Any, projectors: Any, part: Any, frozen: Frozen, step: Array
+    config: TrainingConfig, model: Any, projectors: Any, part: Batch, frozen: Frozen, step: Array
 ) -> tuple[Float[Array, "b t h w 3"], Float[Array, ""] | None]:
     """The targets as the model sees them, and REPA's loss where there is one."""
     images, repa = to_unit(part.inputs.images), config.repa
@@ -324,7 +326,7 @@ def _render(
 def _strided_parts(rows: Array | np.ndarray, parts: int) -> Array:
     """`[b, ...] -> [parts, b / parts, ...]`, each part with rows of every device."""
     if rows.shape[0] % parts:
-        raise ValueError(
+        raise UserError(
             f"a batch of {rows.shape[0]} scenes does not divide into grad_accumulation={parts}"
         )
     name = f"{rows.shape[0]} scenes / grad_accumulation={parts}"

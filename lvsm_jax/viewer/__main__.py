@@ -31,8 +31,10 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from input_pipeline.clip_scene import open_scene
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.programs.render import INPUTS, add_scene_options, choose_inputs, picture_size
-from lvsm_jax.scenes.readers import Scene, ScenePhotograph, read_scene
+from lvsm_jax.scenes.readers import Scene, ScenePhotograph
 
 if TYPE_CHECKING:
     from lvsm_jax.rendering.session import Session
@@ -49,28 +51,28 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
         ValueError, OSError: what is wrong, before the page is there.
     """
     if importlib.util.find_spec("viser") is None:
-        raise ValueError("the viewer needs viser: pip install 'lvsm_jax[viewer]'")
+        raise UserError("the viewer needs viser: pip install 'lvsm_jax[viewer]'")
     for name in ("max_views", "max_visitors", "max_upload_mb"):
         if getattr(given, name) < 1:
             flag = name.replace("_", "-")
-            raise ValueError(f"--{flag}={getattr(given, name)}, expected at least 1")
-    scene = read_scene(given.scene or _first_room(), images=given.images)
+            raise UserError(f"--{flag}={getattr(given, name)}, expected at least 1")
+    scene = open_scene(given.scene or _first_room(), images=given.images)
     for note in scene.notes:
         print(f"note: {note}", file=sys.stderr)
     inputs = choose_inputs(scene, given.inputs)
 
     from lvsm_jax.rendering.session import Session
-    from lvsm_jax.training import checkpoints  # imports JAX and Orbax, which takes seconds
     from lvsm_jax.viewer.gallery import Gallery
     from lvsm_jax.viewer.geometry import coarse_size
     from lvsm_jax.viewer.server import Viewer, check_address
     from lvsm_jax.viewer.uploads import Limits
+    from lvsm_jax.weights import exports  # imports JAX and Orbax, which takes seconds
 
     check_address(given.host, given.port)
     export = given.export or _EXPORT
-    size = picture_size(given.size, checkpoints.describe(export))
+    size = picture_size(given.size, exports.describe(export))
     how = {} if given.cache_dtype is None else {"cache_dtype": given.cache_dtype}
-    model = checkpoints.load(export, **how)
+    model = exports.load(export, **how)
     max_views = max(given.max_views, len(inputs))
     with Session(
         model,
@@ -124,7 +126,7 @@ def _summary(scene: Scene, inputs: Sequence[ScenePhotograph], size: tuple[int, i
 def _first_room() -> str:
     """A clip that nothing was trained on."""
     if not pathlib.Path(_EXPORT).is_dir() or not pathlib.Path(_DATASET).is_dir():
-        raise ValueError(
+        raise UserError(
             f"without EXPORT and SCENE this shows {_EXPORT} in a room of {_DATASET}, which are "
             "not both there: run `make demo` first, or name an export and a scene"
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.rendering.session import Session
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.readers import ScenePhotograph
@@ -98,7 +99,7 @@ class Gallery:
             if name in self._views:
                 return
             if len(self._views) >= self.max_views:
-                raise ValueError(
+                raise UserError(
                     f"{self.max_views} photographs are in use and there is room for no more: "
                     "remove one first"
                 )
@@ -169,7 +170,7 @@ class Gallery:
 
     def _known(self, name: str) -> tuple[ScenePhotograph, Hashable | None]:
         if name not in self._photographs:
-            raise ValueError(f"there is no photograph {name!r} any more")
+            raise UserError(f"there is no photograph {name!r} any more")
         return self._photographs[name]
 
     def _free_name(self, wanted: str) -> str:

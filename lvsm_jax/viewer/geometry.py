@@ -16,6 +16,7 @@ from jaxtyping import Float64, UInt8
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.trajectories import meeting_point, up_direction
 
@@ -104,7 +105,7 @@ class Window:
         c2w[:3, :3] = Rotation.from_quat([x, y, z, w]).as_matrix()
         c2w[:3, 3] = position
         if not (np.isfinite(c2w).all() and math.isfinite(fov) and math.isfinite(aspect)):
-            raise ValueError("the browser's camera is not finite")
+            raise UserError("the browser's camera is not finite")
         return cls(c2w, float(np.clip(fov, *_FIELDS_OF_VIEW)), float(np.clip(aspect, *_ASPECTS)))
 
     def camera(self, frame: PageFrame, size: tuple[int, int]) -> PosedCamera:

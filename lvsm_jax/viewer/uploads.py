@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera
 from lvsm_jax.scenes.readers import ScenePhotograph
 from lvsm_jax.scenes.trajectories import camera_of, frames_of, parse_json
@@ -77,9 +78,9 @@ class Uploads:
         """
         with self._lock:
             if self._closed:
-                raise ValueError("the visitor has left")
+                raise UserError("the visitor has left")
             if len(content) > self._limits.bytes:
-                raise ValueError(f"{name} is larger than {_mebibytes(self._limits.bytes)}")
+                raise UserError(f"{name} is larger than {_mebibytes(self._limits.bytes)}")
             before = self._poses, self._bytes, self._count
             files: list[pathlib.Path] = []
             try:
@@ -90,7 +91,7 @@ class Uploads:
                     if _is_poses(member):
                         self._poses = self._poses | _read_poses(member, data)
                         if len(self._poses) > _MAX_POSES:
-                            raise ValueError(f"more than {_MAX_POSES} poses of one visitor")
+                            raise UserError(f"more than {_MAX_POSES} poses of one visitor")
                     else:
                         photographs.append(self._photograph(member, data))
                         files.append(pathlib.Path(photographs[-1].source))
@@ -120,7 +121,7 @@ class Uploads:
             return
         # Before `zipfile` makes an object of each, which takes long.
         if content.count(_MEMBER) > _MAX_MEMBERS:
-            raise ValueError(f"{name} has more than {_MAX_MEMBERS} files")
+            raise UserError(f"{name} has more than {_MAX_MEMBERS} files")
         left = self._limits.bytes
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -128,28 +129,28 @@ class Uploads:
                     if _is_hidden(member.filename):
                         continue
                     if member.compress_type not in _METHODS:
-                        raise ValueError(f"{name}: files must be deflated or stored")
+                        raise UserError(f"{name}: files must be deflated or stored")
                     with archive.open(member) as file:
                         # What the archive says of sizes is not to be trusted.
                         data = file.read(left + 1)
                     left -= len(data)
                     if left < 0:
-                        raise ValueError(
+                        raise UserError(
                             f"{name} has more than {_mebibytes(self._limits.bytes)} when unpacked"
                         )
                     yield _plain(member.filename), data
         # Of damage, and of methods and encryption that cannot be read.
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
-            raise ValueError(f"{name}: no archive that can be read: {error}") from error
+            raise UserError(f"{name}: no archive that can be read: {error}") from error
 
     def _photograph(self, name: str, data: bytes) -> ScenePhotograph:
         frame = self._frame(name)
         self._bytes += len(data)
         self._count += 1
         if self._count > self._limits.photographs:
-            raise ValueError(f"more than {self._limits.photographs} photographs of one visitor")
+            raise UserError(f"more than {self._limits.photographs} photographs of one visitor")
         if self._bytes > self._limits.bytes:
-            raise ValueError(
+            raise UserError(
                 f"photographs of one visitor have more than {_mebibytes(self._limits.bytes)}"
             )
         if self._folder is None:
@@ -162,20 +163,20 @@ class Uploads:
         except ValueError as error:
             file.unlink()
             # The visitor knows it by another name.
-            raise ValueError(str(error).replace(os.fspath(file), name)) from None
+            raise UserError(str(error).replace(os.fspath(file), name)) from None
         return ScenePhotograph(frame, self._poses[frame], file)
 
     def _frame(self, name: str) -> str:
         """The one pose that belongs to a picture of this name."""
         if not self._poses:
-            raise ValueError(f"{name} has no pose: upload its cameras.json first")
+            raise UserError(f"{name} has no pose: upload its cameras.json first")
         path, base = f"/{name}", name.rpartition("/")[2]
         found = [frame for frame in self._poses if path.endswith(f"/{frame}")]
         if found:
             return max(found, key=len)
         found = [frame for frame in self._poses if frame.rpartition("/")[2] == base]
         if len(found) != 1:
-            raise ValueError(
+            raise UserError(
                 f"{name} has {len(found) or 'no'} poses among the {len(self._poses)} uploaded, "
                 "expected one whose 'file' has its name"
             )
@@ -185,17 +186,17 @@ class Uploads:
 def _read_poses(name: str, data: bytes) -> dict[str, PosedCamera]:
     """Cameras by the name of their file, from the content of a `cameras.json`."""
     if len(data) > _MAX_POSES_BYTES:
-        raise ValueError(f"{name} is larger than {_mebibytes(_MAX_POSES_BYTES)}")
+        raise UserError(f"{name} is larger than {_mebibytes(_MAX_POSES_BYTES)}")
     poses, frames = {}, frames_of(parse_json(data, name), name)
     if len(frames) > _MAX_POSES:  # each takes a while to check
-        raise ValueError(f"{name} has more than {_MAX_POSES} poses")
+        raise UserError(f"{name} has more than {_MAX_POSES} poses")
     for i, frame in enumerate(frames):
         where = f"{name}: frames[{i}]"
         file = frame.get("file")
         if not isinstance(file, str) or not file:
-            raise ValueError(f"{where}: 'file' is missing or no text, expected a picture's name")
+            raise UserError(f"{where}: 'file' is missing or no text, expected a picture's name")
         if _plain(file) in poses:
-            raise ValueError(f"{where}: a second pose of {_plain(file)}")
+            raise UserError(f"{where}: a second pose of {_plain(file)}")
         poses[_plain(file)] = camera_of(frame, where)
     return poses
 

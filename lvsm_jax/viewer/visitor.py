@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.programs.render import PATHS, make_path
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.viewer import geometry
@@ -179,7 +180,7 @@ class Visitor:
         with self._lock:
             frustum = self._frustums.shown.get(name)
         if frustum is None:
-            raise ValueError(f"there is no photograph {name!r} any more")
+            raise UserError(f"there is no photograph {name!r} any more")
         self._set_camera(frustum.listed.camera)
 
     def _set_camera(self, camera: PosedCamera) -> None:
@@ -218,7 +219,7 @@ class Visitor:
     def _start_path(self) -> None:
         used = [item.photograph.camera for item in self._page.gallery.listing() if item.in_use]
         if not used:
-            raise ValueError("a path leads through the photographs in use, and there are none")
+            raise UserError("a path leads through the photographs in use, and there are none")
         size = self._page.sizes[1]
         cameras = [camera.cropped_to(*size) for camera in used]
         path = make_path(self._kind.value, cameras, _PATH_FRAMES)

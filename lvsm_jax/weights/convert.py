@@ -1,21 +1,12 @@
 """Weights of the published PyTorch programs, as models of this package, and back.
 
-    python -m lvsm_jax.weights.convert checkpoint.pt exports/published         # from PyTorch
-    python -m lvsm_jax.weights.convert runs/re10k_256/export trained.safetensors  # to PyTorch
-
-From PyTorch: a file of `torch.save` (weights under `model` or `state_dict`, or nothing else in it)
-or a .safetensors file becomes an export, which `lvsm_jax.load`, `eval.py --checkpoint` and
-`train.py --config.init_from` take. Architecture and sizes are inferred; every weight must be there,
-with its shape, and nothing else. Back: an export becomes a .safetensors file with the published
-names. Both directions keep each float32 bit for bit. Neither needs PyTorch. See docs/weights.md.
+Both directions keep each float32 bit for bit. Neither needs PyTorch. See docs/weights.md.
 """
 
-import argparse
 import collections
 import dataclasses
 import os
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,11 +16,12 @@ import safetensors.numpy
 from etils import epath
 from jaxtyping import Shaped
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import atomic_write
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.models.architectures import CONFIGS, abstract_model, architecture_of
 from lvsm_jax.models.base import ViewSynthesisModel, check_options
-from lvsm_jax.training.checkpoints import check_free, load, save
+from lvsm_jax.weights.exports import check_free, load, save
 from lvsm_jax.weights.state_dict import StateDict, problems, read_checkpoint
 from lvsm_jax.weights.torch_names import (
     SIZES,
@@ -71,7 +63,7 @@ def from_state_dict(arrays: StateDict, **options: Any) -> ViewSynthesisModel:
     found = problems(arrays, [weight.torch_name for weight in weights], expected)
     if found or sizes.complaints:
         lines = "\n  ".join([*sizes.complaints, *found])
-        raise ValueError(f"weights that do not fit {architecture}:\n  {lines}")
+        raise UserError(f"weights that do not fit {architecture}:\n  {lines}")
     return from_named(template, _leaves(arrays, weights, leaves))
 
 
@@ -85,7 +77,7 @@ def to_state_dict(model: ViewSynthesisModel) -> dict[str, Shaped[np.ndarray, "..
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in config.structure and field.name not in SIZES and value != field.default:
-            raise ValueError(
+            raise UserError(
                 f"model.{field.name} is {value!r}: no published program has such a model, only "
                 f"those with {field.default!r}"
             )
@@ -108,7 +100,7 @@ def _strip(arrays: StateDict) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         short, is_helper = split_name(name)
         if short in stripped:
-            raise ValueError(f"{short} is there twice, with the prefix module. or _orig_mod.")
+            raise UserError(f"{short} is there twice, with the prefix module. or _orig_mod.")
         if not is_helper:
             stripped[short] = array
     return stripped
@@ -157,7 +149,7 @@ def import_weights(
     """
     checkpoint, output = epath.Path(checkpoint), epath.Path(output)
     if output.suffix in _WEIGHT_FILES:
-        raise ValueError(
+        raise UserError(
             f"{output}: a file of weights becomes an export, a directory; an export becomes a "
             ".safetensors file"
         )
@@ -174,7 +166,7 @@ def _read_model(checkpoint: epath.Path) -> tuple[ViewSynthesisModel, dict[str, i
     try:
         return from_state_dict(arrays), counters
     except ValueError as error:
-        raise ValueError(f"{checkpoint}: {error}") from error
+        raise UserError(f"{checkpoint}: {error}") from error
 
 
 def export_weights(
@@ -189,7 +181,7 @@ def export_weights(
     """
     output = epath.Path(output)
     if not output.name.endswith(".safetensors"):
-        raise ValueError(f"{output}: an export becomes a file whose name ends in .safetensors")
+        raise UserError(f"{output}: an export becomes a file whose name ends in .safetensors")
     if output.exists() and not overwrite:
         raise FileExistsError(
             f"{output} exists; choose another path, or ask to overwrite it (--overwrite)"
@@ -206,52 +198,3 @@ def export_weights(
         safetensors.numpy.save_file(arrays, local, metadata=metadata)
         os.chmod(local, mode)  # the library lets nobody but the owner read its files
     return model
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Reads the command line, and converts."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lvsm_jax.weights.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file of weights, or an export")
-    parser.add_argument("output", metavar="OUT", help="export to make, or .safetensors file")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is at OUT")
-    given = parser.parse_args(arguments)
-    to_torch = epath.Path(given.checkpoint).is_dir()
-    convert = export_weights if to_torch else import_weights
-    try:
-        model = convert(given.checkpoint, given.output, overwrite=given.overwrite)
-    except (OSError, ValueError, MemoryError) as error:
-        sys.exit(f"error: {error}")
-    print(_summary(model))
-    print(f"wrote {os.fspath(given.output)}")
-    if not to_torch:
-        config = _CONFIGS[architecture_of(model.config)]
-        print(
-            f"""
-What is in it, and its scores:
-  python -m lvsm_jax.programs.describe {given.output}
-  python eval.py --config=configs/{config}.py --checkpoint={given.output}"""
-        )
-
-
-# Configs with the published sizes and protocol, by architecture.
-_CONFIGS = {
-    "EfficientLVSM": "re10k_256",
-    "LVSMDecoderOnly": "lvsm_decoder_only_256",
-    "LVSMEncoderDecoder": "lvsm_encoder_decoder_256",
-}
-
-
-def _summary(model: ViewSynthesisModel) -> str:
-    number = sum(leaf.size for leaf in jax.tree.leaves(model))
-    sizes = ", ".join(
-        f"{name} {value}" for name, value in model.config.structure.items() if name in SIZES
-    )
-    return f"{architecture_of(model.config)}, {number / 1e6:.2f} M parameters: {sizes}"
-
-
-if __name__ == "__main__":
-    main()

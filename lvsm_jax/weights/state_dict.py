@@ -10,6 +10,7 @@ import safetensors
 from etils import epath
 from jaxtyping import Shaped
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.weights import torch_file
 
 StateDict = Mapping[str, Shaped[np.ndarray, "..."]]
@@ -42,19 +43,19 @@ def read_checkpoint(path: epath.PathLike) -> Checkpoint:
         return _from_torch(path, torch_file.load(path))
     if start[8:] == b"{":
         return Checkpoint(_read_safetensors(path), {})
-    raise ValueError(f"{path} is neither a file of torch.save nor of safetensors, or is truncated")
+    raise UserError(f"{path} is neither a file of torch.save nor of safetensors, or is truncated")
 
 
 def _from_torch(path: epath.PathLike, content: Any) -> Checkpoint:
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict of weights")
+        raise UserError(f"{path} holds a {type(content).__name__}, expected a dict of weights")
     for key in ("model", "state_dict"):
         if isinstance(content.get(key), dict):
             weights = content[key]
             break
     else:
         if not all(isinstance(value, np.ndarray) for value in content.values()):
-            raise ValueError(
+            raise UserError(
                 f"{path} has no weights under 'model' or 'state_dict', but the keys "
                 f"{sorted(map(str, content))[:10]}"
             )
@@ -65,7 +66,7 @@ def _from_torch(path: epath.PathLike, content: Any) -> Checkpoint:
         if not (isinstance(name, str) and isinstance(value, np.ndarray))
     ]
     if others or not weights:
-        raise ValueError(f"{path}: {key} is no state dict, it holds {others[:5] or 'nothing'}")
+        raise UserError(f"{path}: {key} is no state dict, it holds {others[:5] or 'nothing'}")
     counters = {str(name): value for name, value in content.items() if type(value) is int}
     return Checkpoint(weights, counters)
 
@@ -93,7 +94,7 @@ def _read_safetensors(path: epath.PathLike) -> dict[str, np.ndarray]:
         with safetensors.safe_open(path, framework="np"):  # checks the header and all offsets
             pass
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     content = np.asarray(np.memmap(path, np.uint8, mode="r"))
     start = 8 + int.from_bytes(content[:8].tobytes(), "little")
     header = json.loads(content[8:start].tobytes())
@@ -101,7 +102,7 @@ def _read_safetensors(path: epath.PathLike) -> dict[str, np.ndarray]:
     arrays = {}
     for name, entry in header.items():
         if entry["dtype"] not in _SAFETENSORS_DTYPES:
-            raise ValueError(f"{path}: {name} is {entry['dtype']}, which is not read")
+            raise UserError(f"{path}: {name} is {entry['dtype']}, which is not read")
         first, last = entry["data_offsets"]
         values = content[start + first : start + last].view(_SAFETENSORS_DTYPES[entry["dtype"]])
         arrays[name] = values.reshape(entry["shape"])

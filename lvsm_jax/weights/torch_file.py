@@ -19,6 +19,8 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from lvsm_jax.common.errors import UserError
+
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before version 1.6
 
 _DTYPES = {
@@ -56,7 +58,7 @@ _STORAGES = {
 }
 
 
-class TorchFileError(ValueError):
+class TorchFileError(UserError):
     """A file that is not a readable `torch.save` zip, or that asks for more than data."""
 
 

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from lvsm_jax.common.errors import UserError
+
 Shape = tuple[int, ...]
 
 # Frozen helper networks that training checkpoints carry; they are no part of the model.
@@ -76,13 +78,13 @@ def architecture_and_layers(names: Iterable[str]) -> tuple[str, int]:
     architecture = max(votes, key=votes.__getitem__)
     if not votes[architecture]:
         known = [f"{stream}.0.*" for streams in _STREAMS.values() for stream in streams]
-        raise ValueError(
+        raise UserError(
             f"weights of no architecture known here, which have {', '.join(known)}; "
             f"these start with {sorted(names)[:5]}"
         )
     depth = 1 + max(max(layers[stream], default=-1) for stream in _STREAMS[architecture])
     if depth > len(names):  # a number gone wrong, not a model that lacks thousands of layers
-        raise ValueError(f"{architecture} of {depth} layers with {len(names)} weights")
+        raise UserError(f"{architecture} of {depth} layers with {len(names)} weights")
     return architecture, depth
 
 

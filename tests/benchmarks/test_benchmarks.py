@@ -14,14 +14,13 @@ from benchmarks import cache_quality, incremental, losses, models
 from benchmarks.common import markdown_table, measured, random_batch, spread
 from experiments import attention_entropy, runs, side_by_side, user_cameras
 from experiments.configs import side_by_side as side_by_side_config
+from input_pipeline.clip_scene import open_scene
 from input_pipeline.loading import open_eval_set
 from input_pipeline.storage import SplitReader
 from lvsm_jax.common.command_line import read_config_file
-from lvsm_jax.common.config import EvalConfig, section
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig, EvalConfig, section
 from lvsm_jax.evaluation.scoring import evaluate
 from lvsm_jax.models.architectures import CONFIGS
-from lvsm_jax.scenes.readers import read_scene
 
 
 def test_labels_keep_apart_and_in_order():
@@ -259,7 +258,7 @@ def read_scene_names(dataset):
 
 
 def test_targets_of_a_quality_measurement_are_no_inputs(rooms):
-    inputs, targets = cache_quality.middle(read_scene(read_scene_names(rooms)[0]))
+    inputs, targets = cache_quality.middle(open_scene(read_scene_names(rooms)[0]))
     names = [photograph.name for photograph in (*inputs, *targets)]
     assert len(set(names)) == len(names) and len(targets) == cache_quality.TARGETS
     assert names[0] == "frame-0"

@@ -7,7 +7,7 @@ import json
 import jax
 import pytest
 
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig
 from lvsm_jax.cost.chips import CHIPS, Work, estimate
 from lvsm_jax.cost.topology import Case, advice, least_sent, topology_mesh
 from lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig

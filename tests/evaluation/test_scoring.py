@@ -18,7 +18,8 @@ import pytest
 from flax import nnx
 
 import lvsm_jax
-from lvsm_jax.batch import Batch, Views
+from lvsm_jax.batch import Batch, Views, shard_batch
+from lvsm_jax.common.errors import MissingWeightsError
 from lvsm_jax.evaluation import report, scoring
 from lvsm_jax.evaluation.scoring import (
     COPY_NEAREST,
@@ -28,10 +29,10 @@ from lvsm_jax.evaluation.scoring import (
     MODEL,
     evaluate,
 )
-from lvsm_jax.frozen.lpips import MissingWeightsError, load_lpips
+from lvsm_jax.frozen.lpips import load_lpips
 from lvsm_jax.models.architectures import new_model
 from lvsm_jax.models.cameras import Cameras
-from lvsm_jax.parallel.mesh import MeshConfig, make_mesh, shard_batch
+from lvsm_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.helpers.programs import load_program
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]

@@ -11,8 +11,7 @@ from experiments import parallel_runs, report, view_index
 from experiments.configs import arms as experiments_config
 from input_pipeline.loading import open_eval_set
 from input_pipeline.sampling import evaluation_views
-from lvsm_jax.common.config import EvalConfig
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig, EvalConfig
 
 
 def test_many_scenes_take_the_flops_of_few():

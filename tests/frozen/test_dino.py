@@ -11,11 +11,11 @@ import pytest
 import safetensors.numpy
 from jax.sharding import PartitionSpec as P
 
+from lvsm_jax.common.errors import MissingWeightsError
 from lvsm_jax.common.tree import named_leaves
 from lvsm_jax.frozen import dino
 from lvsm_jax.frozen.dino import TEACHERS, Dino, DinoConfig, resize_bicubic
 from lvsm_jax.frozen.dino_weights import find_teacher, from_state_dict, load_teacher
-from lvsm_jax.frozen.lpips import MissingWeightsError
 from lvsm_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.helpers import torch_zip
 

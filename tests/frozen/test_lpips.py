@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from lvsm_jax.frozen.lpips import MissingWeightsError, find_weights, load_lpips, read_tree
+from lvsm_jax.common.errors import MissingWeightsError
+from lvsm_jax.frozen.lpips import find_weights, load_lpips, read_tree
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from PIL import Image
 from input_pipeline.preprocess import camera_to_world
 from input_pipeline.storage import Clip, Frame, finalize, shard_path, write_shard
 from lvsm_jax.batch import Batch
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig
 from lvsm_jax.scenes.scene_frame import SceneFrame
 
 NAME = "tiny"

@@ -16,7 +16,7 @@ from input_pipeline.loading import eval_batches, train_batches
 from input_pipeline.preprocess import FrameError, preprocess_frame
 from input_pipeline.storage import SplitReader
 from lvsm_jax.batch import Batch
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig
 from tests.helpers import tiny_dataset
 from tests.helpers.tiny_dataset import LENGTHS, assert_same, config_of, expected_cameras, rows_of
 

@@ -18,7 +18,7 @@ from input_pipeline.sampling import (
     step_config,
     usable_clips,
 )
-from lvsm_jax.common.data_config import DataConfig
+from lvsm_jax.common.config import DataConfig
 
 
 def draws(num_frames: int, config: DataConfig, count: int = 2000):

@@ -10,10 +10,10 @@ from flax import nnx
 from scipy.spatial.transform import Rotation
 
 import lvsm_jax
-from lvsm_jax.batch import Batch, Views
+from lvsm_jax.batch import Batch, Views, shard_batch
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.models.architectures import CONFIGS, abstract_model, new_model
-from lvsm_jax.parallel.mesh import MeshConfig, make_mesh, shard_batch
+from lvsm_jax.parallel.mesh import MeshConfig, make_mesh
 from lvsm_jax.training.losses import LossConfig
 from lvsm_jax.training.optimizer import OptimizerConfig
 from lvsm_jax.training.train_state import TrainingConfig, init_state, new_state, train_step

@@ -16,14 +16,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import lvsm_jax
-from lvsm_jax.batch import Batch, Views
+from lvsm_jax.batch import Batch, Views, shard_batch
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.evaluation.scoring import evaluate
 from lvsm_jax.models.attention import attention, attention_with_lse, merge_attention
 from lvsm_jax.models.part_gradients import part_gradients
 from lvsm_jax.models.spread_attention import cross_attention
-from lvsm_jax.parallel.mesh import MeshConfig, make_mesh, reader, shard_batch
+from lvsm_jax.parallel.mesh import MeshConfig, make_mesh, reader
 from lvsm_jax.rendering.view_cache import known
 from lvsm_jax.training.checkpoints import Checkpoints
 from lvsm_jax.training.losses import LossConfig
@@ -180,7 +180,7 @@ def test_a_run_goes_on_on_another_mesh(model, one_device, step, tmp_path):
     with jax.set_mesh(mesh), closing(Checkpoints(tmp_path, keep_last=2)) as checkpoints:
         state = init_state(training(), mesh, 0, model)
         state, _ = steps(training(), [shard_batch(mesh, batches[0])], state, step)
-        checkpoints.save(1, state)
+        exports.save(1, state)
     checkpoints = Checkpoints(tmp_path, keep_last=None)
     for sizes, parts in [((1, 8, 1), 1), ((2, 2, 2), 2)]:
         mesh, config = make_mesh(MeshConfig(*sizes)), training(parts)

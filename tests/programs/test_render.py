@@ -14,11 +14,11 @@ from flax import nnx
 from PIL import Image
 
 import lvsm_jax
+from input_pipeline.clip_scene import open_scene
 from lvsm_jax.programs import render as program
 from lvsm_jax.rendering.session import Session
 from lvsm_jax.scenes import trajectories
-from lvsm_jax.scenes.readers import read_scene
-from lvsm_jax.training import checkpoints
+from lvsm_jax.weights import exports
 
 needs_ffmpeg = pytest.mark.skipif(
     importlib.util.find_spec("imageio_ffmpeg") is None, reason="imageio-ffmpeg is not installed"
@@ -31,7 +31,7 @@ def make_export(folder, seed=0, cls=lvsm_jax.EfficientLVSM, **about):
         lvsm_jax.LVSMDecoderOnly: lvsm_jax.LVSMDecoderOnlyConfig,
     }[cls](num_layers=1, width=32, head_dim=16)
     model = cls(config, rngs=nnx.Rngs(seed))
-    checkpoints.save(model, folder, about={"config": {"data": {"image_height": 16, **about}}})
+    exports.save(model, folder, about={"config": {"data": {"image_height": 16, **about}}})
     return folder
 
 
@@ -78,7 +78,7 @@ def test_frames_are_what_a_session_renders(export, scene, tmp_path, capsys):
     told = capsys.readouterr()
     assert "3 of 6 photographs" in told.out and "0.png, 2.png, 5.png" in told.out
     assert "wrote 10 frames" in told.out and "10/10" in told.err
-    photographs = read_scene(scene).photographs
+    photographs = open_scene(scene).photographs
     chosen = [photographs[i] for i in (0, 2, 5)]
     cameras = trajectories.interpolate([photograph.camera for photograph in chosen], 10)
     written = trajectories.read_camera_path(tmp_path / "out" / "path.json")
@@ -231,7 +231,7 @@ def test_notes_are_told(export, scene, tmp_path, capsys):
 
 
 def test_inputs(scene):
-    there = read_scene(scene)
+    there = open_scene(scene)
 
     def names(wanted):
         return [photograph.name for photograph in program.choose_inputs(there, wanted)]

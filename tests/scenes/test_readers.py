@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from input_pipeline import storage
 from lvsm_jax.scenes import readers
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.readers import SceneError, read_scene
@@ -351,33 +350,6 @@ def test_any_json_is_read_or_refused(images, frames):
         assert str(images) in str(error)
     else:
         assert all(isinstance(photo.camera, PosedCamera) for photo in scene.photographs)
-
-
-def test_clip_of_a_dataset(rooms):
-    reader = storage.SplitReader(rooms, "test")
-    key = str(reader.scenes.key[2])
-    scene = read_scene(f"{rooms}/test:{key}")
-    assert len(scene.photographs) == reader.scenes.num_frames[2]
-    assert scene.photographs[1].name == "frame-1"
-    (frame,) = reader.frames([int(reader.scenes.first_frame[2]) + 1])
-    camera = scene["frame-1"].camera
-    assert (camera.width, camera.height) == (32, 32)
-    np.testing.assert_allclose(camera.w2c[:3], frame.w2c, atol=1e-6)
-    np.testing.assert_array_equal(camera.fxfycxcy, frame.fxfycxcy * np.float64(32))
-    assert scene["frame-1"].load().pixels.std() > 5
-
-
-def test_no_such_clip(rooms):
-    with pytest.raises(SceneError, match=r"is a dataset: name a clip as .*'test', 'train'"):
-        read_scene(rooms)
-    with pytest.raises(SceneError, match="no clip 'nobody' in split 'test'; it has"):
-        read_scene(f"{rooms}/test:nobody")
-    with pytest.raises(SceneError, match="no split 'dev'"):
-        read_scene(f"{rooms}/dev:nobody")
-    with pytest.raises(SceneError, match="no such file or folder"):
-        read_scene(f"{rooms}/nowhere")
-    with pytest.raises(SceneError, match="holds its images itself"):
-        read_scene(f"{rooms}/test:nobody", images=rooms)
 
 
 def test_no_such_scene(tmp_path):

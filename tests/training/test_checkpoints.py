@@ -158,14 +158,14 @@ def test_what_changed_is_told(mesh, state, tmp_path, monkeypatch):
 
 def test_any_bit_counts():
     leaves = {"a": jnp.zeros((4, 4)), "b": jnp.arange(6, dtype=jnp.bfloat16), "c": jnp.int32(-1)}
-    sums = checkpoints.checksums(leaves)
+    sums = checkpoints_module.checksums(leaves)
     for name, leaf in leaves.items():
         bits = np.array(leaf).reshape(-1).view(np.uint8)
         for at_bit in range(8 * bits.size):
             changed = bits.copy()
             changed[at_bit // 8] ^= 1 << at_bit % 8
             other = leaves | {name: changed.view(leaf.dtype).reshape(leaf.shape)}
-            differ = np.asarray(checkpoints.checksums(other)) != np.asarray(sums)
+            differ = np.asarray(checkpoints_module.checksums(other)) != np.asarray(sums)
             assert differ.tolist() == [key == name for key in leaves]
 
 

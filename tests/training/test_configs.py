@@ -9,11 +9,10 @@ import ml_collections
 import pytest
 
 from lvsm_jax.common.command_line import read_config_file
-from lvsm_jax.common.config import EvalConfig, RunConfig, section
-from lvsm_jax.common.data_config import DataConfig
-from lvsm_jax.frozen.lpips import MissingWeightsError
-from lvsm_jax.frozen.networks import find_frozen
+from lvsm_jax.common.config import DataConfig, EvalConfig, RunConfig, section
+from lvsm_jax.common.errors import MissingWeightsError
 from lvsm_jax.models.architectures import CONFIGS, abstract_model, architecture_of
+from lvsm_jax.training.frozen_networks import find_frozen
 from lvsm_jax.training.train_state import TrainingConfig
 
 CONFIG_FILES = pathlib.Path(__file__).resolve().parents[2] / "configs"

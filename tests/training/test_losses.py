@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lvsm_jax.frozen.lpips import MissingWeightsError
-from lvsm_jax.frozen.networks import Frozen, FrozenWeightsError, find_frozen, load_frozen
+from lvsm_jax.common.errors import MissingWeightsError
 from lvsm_jax.frozen.perceptual import load_perceptual
 from lvsm_jax.parallel.mesh import MeshConfig, make_mesh, replicate
+from lvsm_jax.training.frozen_networks import Frozen, FrozenWeightsError, find_frozen, load_frozen
 from lvsm_jax.training.losses import LossConfig, distance, total_loss
 from lvsm_jax.training.repa import RepaConfig
 from tests.helpers.frozen_networks import (

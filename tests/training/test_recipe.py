@@ -8,9 +8,9 @@ from safetensors.numpy import save_file
 
 import lvsm_jax
 from configs import quickstart
+from lvsm_jax.common.errors import MissingWeightsError
 from lvsm_jax.common.tree import named_leaves
 from lvsm_jax.frozen import dino
-from lvsm_jax.frozen.lpips import MissingWeightsError
 from lvsm_jax.parallel.mesh import make_mesh
 from lvsm_jax.training.checkpoints import Checkpoints
 from lvsm_jax.training.settings import Settings, check_start

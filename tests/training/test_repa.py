@@ -9,12 +9,13 @@ import pytest
 from flax import nnx
 
 import lvsm_jax
+from lvsm_jax.batch import shard_batch
 from lvsm_jax.common.tree import named_leaves
 from lvsm_jax.frozen import dino
-from lvsm_jax.frozen.networks import Frozen
-from lvsm_jax.parallel.mesh import MeshConfig, make_mesh, replicate, shard_batch, state_shardings
+from lvsm_jax.parallel.mesh import MeshConfig, make_mesh, replicate, state_shardings
 from lvsm_jax.training import repa
 from lvsm_jax.training.checkpoints import Checkpoints
+from lvsm_jax.training.frozen_networks import Frozen
 from lvsm_jax.training.repa import RepaConfig, Stream, new_projectors, repa_loss
 from lvsm_jax.training.train_state import abstract_state, new_state, train_step
 from tests.training.test_training import TINY, assert_close, random_batch, run, tiny_config
@@ -144,7 +145,7 @@ def test_it_trains_the_projectors_and_stops_and_resumes(step, tmp_path):
     assert metrics["loss"] == metrics["loss/mse"]
 
     mesh, checkpoints = make_mesh(), Checkpoints(tmp_path, keep_last=1)
-    checkpoints.save(10, last)
+    exports.save(10, last)
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path, keep_last=None)
     restored = checkpoints.restore(abstract_state(config, mesh), 10)

@@ -17,8 +17,7 @@ from PIL import Image
 
 import lvsm_jax
 from lvsm_jax.common.tree import named_leaves
-from lvsm_jax.programs import export
-from lvsm_jax.weights import convert
+from lvsm_jax.programs import convert, export
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 

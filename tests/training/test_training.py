@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import lvsm_jax
-from lvsm_jax.batch import Batch, Views
+from lvsm_jax.batch import Batch, Views, shard_batch
 from lvsm_jax.models.architectures import abstract_model
-from lvsm_jax.parallel.mesh import MeshConfig, make_mesh, shard_batch
+from lvsm_jax.parallel.mesh import MeshConfig, make_mesh
 from lvsm_jax.training.losses import LossConfig
 from lvsm_jax.training.optimizer import OptimizerConfig, learning_rate
 from lvsm_jax.training.train_state import (

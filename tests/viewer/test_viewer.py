@@ -14,13 +14,13 @@ import pytest
 
 from lvsm_jax import PosedCamera
 from lvsm_jax.scenes.readers import ScenePhotograph
-from lvsm_jax.training import checkpoints
 from lvsm_jax.viewer import __main__ as program
 from lvsm_jax.viewer import geometry
 from lvsm_jax.viewer.beside import Beside, code
 from lvsm_jax.viewer.gallery import Gallery
 from lvsm_jax.viewer.geometry import PageFrame, Window
 from lvsm_jax.viewer.uploads import Limits, Uploads
+from lvsm_jax.weights import exports
 from tests.helpers.viewer_scene import (
     MAX_VIEWS,
     SIZE,
@@ -305,7 +305,7 @@ def test_the_photograph_that_is_wanted_is_decoded_elsewhere():
 @pytest.fixture(scope="module")
 def export(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "export"
-    checkpoints.save(model, folder, about={"config": {"data": {"image_height": SIZE[0]}}})
+    exports.save(model, folder, about={"config": {"data": {"image_height": SIZE[0]}}})
     return folder
 
 

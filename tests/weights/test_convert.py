@@ -13,8 +13,9 @@ from flax import nnx
 
 import lvsm_jax
 from lvsm_jax.models.architectures import architecture_of, new_model
-from lvsm_jax.training.checkpoints import describe
+from lvsm_jax.programs import convert as program
 from lvsm_jax.weights import convert
+from lvsm_jax.weights.exports import describe
 from tests.helpers import torch_zip
 
 SIZES = {"num_layers": 3, "width": 64, "head_dim": 32}
@@ -223,7 +224,7 @@ def test_variants_that_nobody_published_have_no_names(field, value):
 def _error(*arguments):
     """What the command says when it fails."""
     with pytest.raises(SystemExit) as error:
-        convert.main([str(argument) for argument in arguments])
+        program.main([str(argument) for argument in arguments])
     assert error.value.code.startswith("error: ")
     return error.value.code
 
@@ -235,7 +236,7 @@ def test_command_there_and_back(name, state_dict, tmp_path, capsys):
     weights = {f"_orig_mod.module.{key}": array for key, array in state_dict.items()}
     optimizer = {"state": {0: {"exp_avg": np.zeros(3, np.float32)}}, "lr": 1e-4}
     torch_zip.save(released, {"model": weights, "optimizer": optimizer, "step": 7, "epoch": 2})
-    convert.main([str(released), str(tmp_path / "one")])
+    program.main([str(released), str(tmp_path / "one")])
     architecture = architecture_of(CONFIGS[name])
     printed = capsys.readouterr().out
     assert architecture in printed and "width 64" in printed
@@ -243,9 +244,9 @@ def test_command_there_and_back(name, state_dict, tmp_path, capsys):
     about = describe(tmp_path / "one")
     assert about["source"] == {"file": "ckpt.pt", "counters": {"step": 7, "epoch": 2}}
 
-    convert.main([str(tmp_path / "one"), str(first)])
-    convert.main([str(first), str(tmp_path / "two")])
-    convert.main([str(tmp_path / "two"), str(second)])
+    program.main([str(tmp_path / "one"), str(first)])
+    program.main([str(first), str(tmp_path / "two")])
+    program.main([str(tmp_path / "two"), str(second)])
     for file in (first, second):
         assert_same_bits(safetensors.numpy.load_file(file), state_dict)
         with safetensors.safe_open(file, "np") as opened:
@@ -263,7 +264,7 @@ def test_other_places_of_the_weights(efficient, tmp_path, key):
     arrays, counters = convert.read_checkpoint(file)
     assert_same_bits(arrays, efficient)
     assert counters == ({"a_step": 1, "b_step": 2} if key else {})
-    convert.main([str(file), str(tmp_path / "out")])
+    program.main([str(file), str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize(
@@ -287,7 +288,7 @@ def test_nothing_is_overwritten_unasked(efficient, tmp_path):
     export, file = tmp_path / "export", tmp_path / "x.safetensors"
     (tmp_path / "dir.safetensors").mkdir()
     safetensors.numpy.save_file(efficient, file)
-    convert.main([str(file), str(export)])
+    program.main([str(file), str(export)])
     assert "(--overwrite)" in _error("missing.pt", export)
     assert "No such file" in _error("missing.pt", tmp_path / "new")
     assert "(--overwrite)" in _error(export, file)
@@ -307,8 +308,8 @@ def test_nothing_is_overwritten_unasked(efficient, tmp_path):
 
     changed = {name: array * 2 for name, array in efficient.items()}
     safetensors.numpy.save_file(changed, file)
-    convert.main([str(file), str(export), "--overwrite"])
-    convert.main([str(export), str(file), "--overwrite"])
+    program.main([str(file), str(export), "--overwrite"])
+    program.main([str(export), str(file), "--overwrite"])
     assert_same_bits(safetensors.numpy.load_file(file), changed)
 
 

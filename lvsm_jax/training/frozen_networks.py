@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.frozen import vgg
 from lvsm_jax.frozen.dino import TEACHERS, Dino
 from lvsm_jax.frozen.dino_weights import find_teacher, load_teacher
@@ -23,7 +24,7 @@ from lvsm_jax.training.losses import LossConfig
 from lvsm_jax.training.repa import RepaConfig
 
 
-class FrozenWeightsError(ValueError):
+class FrozenWeightsError(UserError):
     """A file that does not hold the weights it should."""
 
 

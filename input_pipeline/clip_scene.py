@@ -1,0 +1,60 @@
+"""A clip of a dataset as a scene of posed photographs."""
+
+import contextlib
+import io
+import os
+
+import numpy as np
+
+from lvsm_jax.scenes.photograph import PosedCamera
+from lvsm_jax.scenes.readers import (
+    Scene,
+    SceneError,
+    ScenePhotograph,
+    picture_size_of,
+    read_scene,
+    some_of,
+)
+
+
+def open_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = None) -> Scene:
+    """Reads a clip of a dataset, or any other scene that `lvsm_jax.scenes.readers` reads.
+
+    Args:
+        path: `DATASET/SPLIT:KEY`, or as of `read_scene`.
+        images: as of `read_scene`; a clip holds its images itself.
+
+    Raises:
+        UserError: names the file, the place in it, and what was expected.
+        OSError: a file that cannot be read.
+    """
+    path = os.fspath(path)
+    if os.path.exists(path):
+        return read_scene(path, images=images)
+    directory, _, clip = path.rpartition("/")
+    split, colon, key = clip.partition(":")
+    if not (directory and split and colon and key):
+        raise SceneError(f"no scene {path}: no such file or folder, nor is it DATASET/SPLIT:KEY")
+    if images is not None:
+        raise SceneError(f"{path} is a clip of a dataset, which holds its images itself")
+    from input_pipeline.storage import SplitReader  # imports TFDS, which takes seconds
+
+    photographs = []
+    with contextlib.closing(SplitReader(directory, split)) as reader:
+        keys = reader.scenes.key.tolist()
+        if key not in keys:
+            raise SceneError(
+                f"{directory} has no clip {key!r} in split {split!r}; it has {some_of(keys)}"
+            )
+        row = reader.scenes.index_of(key)
+        first, count = int(reader.scenes.first_frame[row]), int(reader.scenes.num_frames[row])
+        for i, frame in enumerate(reader.frames(range(first, first + count))):
+            where = reader.describe(first + i)
+            try:
+                size = picture_size_of(io.BytesIO(frame.jpeg))
+                fxfycxcy = frame.fxfycxcy * np.array(size * 2, np.float64)
+                camera = PosedCamera.from_w2c(frame.w2c, fxfycxcy, *size)
+            except ValueError as error:
+                raise SceneError(f"{where}: {error}") from error
+            photographs.append(ScenePhotograph(f"frame-{i}", camera, frame.jpeg))
+    return Scene(path, photographs, [])

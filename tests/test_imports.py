@@ -1,0 +1,111 @@
+"""Imports flow one way: this table is the one document of structure that cannot go stale."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+# What each room may import besides itself. Rooms of lvsm_jax go without their prefix.
+ALLOWED = {
+    "common": set(),
+    "parallel": {"common"},
+    "models": {"common", "parallel"},
+    "scenes": {"common"},
+    "batch": {"common", "models", "parallel"},
+    "rendering": {"common", "models", "parallel", "scenes"},
+    "weights": {"common", "models", "parallel"},
+    "evaluation": {"batch", "common", "models", "parallel"},
+    "frozen": {"common", "models", "parallel", "weights"},
+    "training": {
+        "batch",
+        "common",
+        "evaluation",
+        "frozen",
+        "models",
+        "parallel",
+        "weights",
+    },
+    "cost": {"batch", "common", "frozen", "models", "parallel", "training"},
+    "viewer": {"common", "input_pipeline", "programs", "rendering", "scenes", "weights"},
+    "programs": {
+        "common",
+        "cost",
+        "input_pipeline",
+        "models",
+        "parallel",
+        "rendering",
+        "scenes",
+        "training",
+        "weights",
+    },
+    "input_pipeline": {"batch", "common", "scenes", "weights"},
+    "lvsm_jax": {"models", "rendering", "scenes", "weights"},  # the face
+    "configs": {"common", "models", "parallel", "training"},
+}
+
+
+def room(module: str) -> str:
+    package, _, rest = module.partition(".")
+    return rest.partition(".")[0] or package if package == "lvsm_jax" else package
+
+
+def imported(file: pathlib.Path) -> set[str]:
+    """Modules that a file imports, anywhere in it."""
+    modules = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "lvsm_jax":
+            modules |= {f"lvsm_jax.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules.add(node.module)
+    ours = ("lvsm_jax", "input_pipeline", "configs", "benchmarks", "experiments", "tests")
+    return {module for module in modules if module.partition(".")[0] in ours}
+
+
+def files_of(package: str) -> list[pathlib.Path]:
+    return sorted((REPOSITORY / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", ["lvsm_jax", "input_pipeline", "configs"])
+def test_imports_flow_one_way(package):
+    wrong = []
+    for file in files_of(package):
+        module = ".".join(file.relative_to(REPOSITORY).with_suffix("").parts)
+        here = room(module.removesuffix(".__init__"))
+        for other in imported(file):
+            there = room(other)
+            if there[:1].isupper() or there == "lvsm_jax" or not _is_room(there):
+                continue  # a public name, which the face finds
+            if there != here and there not in ALLOWED[here]:
+                wrong.append(f"{module} imports {other}")
+    assert not wrong, "add the pair to the table only if the floor plan has it:\n" + "\n".join(
+        wrong
+    )
+
+
+def _is_room(name: str) -> bool:
+    return name in ALLOWED or name in ("benchmarks", "experiments", "tests")
+
+
+@pytest.mark.parametrize(
+    ("statement", "forbidden"),
+    [
+        ("import lvsm_jax", ("jax", "numpy", "tensorflow")),
+        (
+            "import lvsm_jax; lvsm_jax.load",
+            ("lvsm_jax.training", "input_pipeline", "tensorflow", "grain"),
+        ),
+    ],
+)
+def test_what_an_import_brings(statement, forbidden):
+    program = f"{statement}\nimport sys\nprint(*sys.modules)"
+    command = [sys.executable, "-c", program]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    brought = set(out.stdout.split())
+    under = tuple(f"{name}." for name in forbidden)
+    assert not {m for m in brought if m in forbidden or m.startswith(under)}
