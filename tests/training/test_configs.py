@@ -15,7 +15,12 @@ from lvsm_jax.models.architectures import CONFIGS, abstract_model, architecture_
 from lvsm_jax.training.frozen_networks import find_frozen
 from lvsm_jax.training.train_state import TrainingConfig
 
-CONFIG_FILES = pathlib.Path(__file__).resolve().parents[2] / "configs"
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+CONFIG_FILES = [
+    file
+    for folder in ("configs", "experiments/configs")
+    for file in sorted((REPOSITORY / folder).glob("[a-z]*.py"))
+]
 
 
 @pytest.mark.parametrize(
@@ -32,14 +37,15 @@ CONFIG_FILES = pathlib.Path(__file__).resolve().parents[2] / "configs"
         ("quickstart", "EfficientLVSM", 1.52),
         ("quickstart:LVSMDecoderOnly", "LVSMDecoderOnly", 1.33),
         ("quickstart:LVSMEncoderDecoder", "LVSMEncoderDecoder", 1.35),
-        ("experiments", "EfficientLVSM", 1.52),
-        ("experiments:prope", "EfficientLVSM", 1.48),
+        ("arms", "EfficientLVSM", 1.52),
+        ("arms:prope", "EfficientLVSM", 1.48),
         ("side_by_side:LVSMDecoderOnly", "LVSMDecoderOnly", 1.33),
     ],
 )
 def test_config(name, architecture, millions):
-    file, _, argument = name.partition(":")
-    config = read_config_file(f"{CONFIG_FILES / file}.py" + (argument and f":{argument}"))
+    stem, _, argument = name.partition(":")
+    (file,) = (file for file in CONFIG_FILES if file.stem == stem)
+    config = read_config_file(str(file) + (argument and f":{argument}"))
     model = TrainingConfig.of(config).model
     assert architecture_of(model) == architecture
     assert round(sum(x.size for x in jax.tree.leaves(abstract_model(model))) / 1e6, 2) == millions
@@ -49,7 +55,7 @@ def test_config(name, architecture, millions):
 
 
 def test_every_config_is_looked_at():
-    names = {file.stem for file in CONFIG_FILES.glob("*.py")} - {"__init__"}
+    names = {file.stem for file in CONFIG_FILES}
     looked_at = {name.partition(":")[0] for name, *_ in test_config.pytestmark[0].args[1]}
     assert names == looked_at
 
