@@ -76,7 +76,7 @@ def test_the_published_recipe(name, tmp_path, monkeypatch):
     assert config.init_from == ("" if size == 256 else start)
 
     # Its files are asked for before training starts, and their losses can be left out.
-    file = str(CONFIG_FILES / f"{name}.py")
+    file = str(REPOSITORY / "configs" / f"{name}.py")
     with pytest.raises(MissingWeightsError, match=r"imagenet-vgg-verydeep-19\.mat is missing"):
         find_frozen(training.loss, repa)
     training = TrainingConfig.of(read_config_file(file, ["--config.loss.perceptual=0"]))
@@ -107,14 +107,14 @@ def test_the_baselines_say_how_published_ones_are_trained():
 )
 def test_mistakes_are_told_in_a_line(file, overrides, message):
     with pytest.raises(ValueError, match=message) as error:
-        read_config_file(str(CONFIG_FILES / file), overrides)
+        read_config_file(str(REPOSITORY / "configs" / file), overrides)
     assert "\n" not in str(error.value)
 
 
 def test_lists_come_from_flags_and_from_records_alike():
     flags = ["--config.data.input_counts=2", "--config.data.aspect_ratios=1,1.5"]
     flags += ["--config.eval.crop_place=0,1"]
-    config = read_config_file(str(CONFIG_FILES / "quickstart.py"), flags)
+    config = read_config_file(str(REPOSITORY / "configs" / "quickstart.py"), flags)
     assert section(config, "eval", EvalConfig).crop_place == (0.0, 1.0)
     recorded = ml_collections.ConfigDict(json.loads(json.dumps(config.to_dict())))
     data = section(config, "data", DataConfig)
@@ -127,7 +127,9 @@ def test_lists_come_from_flags_and_from_records_alike():
 
 def test_an_architecture_cannot_be_changed_alone():
     for file, other in (("re10k_256.py", "LVSMDecoderOnly"), ("base.py", "LVSMEncoderDecoder")):
-        config = read_config_file(str(CONFIG_FILES / file), [f"--config.architecture={other}"])
+        config = read_config_file(
+            str(REPOSITORY / "configs" / file), [f"--config.architecture={other}"]
+        )
         with pytest.raises(ValueError, match="chosen by a config file made for it"):
             TrainingConfig.of(config)
     assert set(CONFIGS) == {"EfficientLVSM", "LVSMDecoderOnly", "LVSMEncoderDecoder"}
