@@ -1,0 +1,26 @@
+"""Checks of a configuration's fields; each raises UserError with the field and both values."""
+
+from collections.abc import Collection
+from typing import Any
+
+from lvsm_jax.common.errors import UserError
+
+
+def check_at_least(section: str, config: Any, **least: float) -> None:
+    """Raises UserError unless each field is its least value or more; NaN is less.
+
+    Args:
+        section: of the config, for the message.
+        config: dataclass that has the fields.
+        **least: by the names of the fields.
+    """
+    for field, smallest in least.items():
+        value = getattr(config, field)
+        if not value >= smallest:
+            raise UserError(f"{section}.{field} is {value}, expected at least {smallest}")
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Raises UserError, with the full name of the field, unless its value is one of the choices."""
+    if value not in choices:
+        raise UserError(f"{name} is {value!r}, expected one of {tuple(choices)}")
