@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.common import label_ends, markdown_table
+from benchmarks.common import label_ends, markdown_table, plain_axes, view_axis
 from experiments.runs import Curve, psnr_at
 from lvsm_jax.evaluation.scoring import COPY_NEAREST, MODEL
 
@@ -76,11 +76,8 @@ def score(values: Iterable[float | None]) -> dict[str, Any] | None:
     there = [value for value in values if value is not None]
     if not there:
         return None
-    return {
-        "mean": statistics.mean(there),
-        "spread": max(there) - min(there),
-        "seeds": len(there),
-    }
+    spread = max(there) - min(there)
+    return {"mean": statistics.mean(there), "spread": spread, "seeds": len(there)}
 
 
 def done(arm: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +151,7 @@ def _compared_header(arms: Mapping[str, Any]) -> list[str]:
     return [*header, "difference"] if len(arms) == 2 else header
 
 
-def _compared(arms: Mapping[str, Any], at: Mapping[str, float]) -> list[str]:
+def _compared(arms: Mapping[str, Any], at: Mapping[str, float]) -> list[str | None]:
     """Cells of a row: PSNR of each arm at a step of its own, and the difference of two."""
 
     def value(name: str) -> Value:
@@ -181,12 +178,12 @@ def _difference(
 def _by_inputs(report: Mapping[str, Any]) -> str:
     counts = [str(count) for count in report["inputs"]]
     rows = [
-        [NAMES[name], *(_cell(arm["psnr"][count]) for count in counts), str(len(done(arm)))]
+        [NAMES[name], *(_cell(arm["psnr"][count]) for count in counts), len(done(arm))]
         for name, arm in report["arms"].items()
     ]
     nearest = _copy_nearest(report)
     if nearest:
-        rows.append(["the nearest input, copied", *(f"{value:.2f}" for value in nearest), "–"])
+        rows.append(["the nearest input, copied", *(f"{value:.2f}" for value in nearest), None])
     return markdown_table(["inputs", *counts, "seeds"], rows)
 
 
@@ -205,11 +202,11 @@ def _costs(report: Mapping[str, Any]) -> str:
                 NAMES[name],
                 f"{arm['parameters'] / 1e6:.2f} M",
                 f"{arm['step_flops'] / 1e9:.1f}",
-                f"{seconds[name]:.3f}" if name in seconds else "–",
-                str(arm["steps"]),
+                f"{seconds[name]:.3f}" if name in seconds else None,
+                arm["steps"],
                 _cell(arm["psnr"][count]),
                 _cell(against, "+.2f"),
-                str(len(done(arm))),
+                len(done(arm)),
             ]
         )
     header = ["arm", "weights", "GFLOPs a step", "s a step", "steps", f"PSNR, {count} inputs, dB"]
@@ -224,9 +221,9 @@ def _copy_nearest(report: Mapping[str, Any]) -> list[float] | None:
     return None
 
 
-def _cell(value: Mapping[str, Any] | None, form: str = ".2f") -> str:
+def _cell(value: Mapping[str, Any] | None, form: str = ".2f") -> str | None:
     if value is None:
-        return "–"
+        return None
     spread = f" ({value['spread']:.2f})" if value["seeds"] > 1 else ""
     return format(value["mean"], form) + spread
 
@@ -249,10 +246,23 @@ def draw_curves(report: Mapping[str, Any], names: Sequence[str]) -> Figure | Non
     curves = {name: own for name, own in curves.items() if own}
     if not curves:
         return None
-    seconds = report["timing"]["step_seconds"]
     data = report["arms"][next(iter(curves))]["config"]["data"]
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    labels = {name: f"{NAMES[name]} ({len(own)})" for name, own in curves.items()}
+    figure, (over_steps, _) = draw_training(curves, report["timing"], labels, COLORS)
     figure.suptitle(f"Held-out PSNR in training, {data['image_height']} px, 2 inputs", fontsize=12)
+    over_steps.set_ylabel("PSNR, dB (in parentheses: seeds)")
+    return figure
+
+
+def draw_training(
+    curves: Mapping[str, Sequence[Curve]],
+    timing: Mapping[str, Any],
+    labels: Mapping[str, str],
+    colors: Mapping[str, str],
+) -> tuple[Figure, Sequence[Axes]]:
+    """PSNR over steps, and over the minutes that these take: the curves of each, and their mean."""
+    seconds = timing["step_seconds"]
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
     over_steps, over_time = figure.subplots(1, 2, sharey=True)
     for axes, scales in (
         (over_steps, dict.fromkeys(curves, 1.0)),
@@ -262,17 +272,16 @@ def draw_curves(report: Mapping[str, Any], names: Sequence[str]) -> Figure | Non
         for name, scale in scales.items():
             for curve in curves[name]:
                 x, y = np.array(curve).T
-                axes.plot(scale * x, y, color=COLORS[name], linewidth=0.8, alpha=0.7)
+                axes.plot(scale * x, y, color=colors[name], linewidth=0.8, alpha=0.7)
             x, y = np.array(_mean_curve(curves[name])).T
-            axes.plot(scale * x, y, color=COLORS[name], linewidth=2.2)
-            text = f"{NAMES[name]} ({len(curves[name])})"
-            ends.append((scale * x[-1], y[-1], text, COLORS[name]))
+            axes.plot(scale * x, y, color=colors[name], linewidth=2.2)
+            ends.append((scale * x[-1], y[-1], labels[name], colors[name]))
         axes.set_xlim(left=0)
-        _plain(axes)
+        plain_axes(axes)
         label_ends(axes, ends, 0.07)
-    over_steps.set(xlabel="steps", ylabel="PSNR, dB (in parentheses: seeds)")
-    over_time.set_xlabel(f"minutes = steps × seconds a step,\n{report['timing']['source']}")
-    return figure
+    over_steps.set(xlabel="steps", ylabel="PSNR, dB")
+    over_time.set_xlabel(f"minutes = steps × seconds a step,\n{timing['source']}")
+    return figure, (over_steps, over_time)
 
 
 def _mean_curve(curves: Sequence[Curve]) -> Curve:
@@ -307,11 +316,9 @@ def draw_view_counts(report: Mapping[str, Any]) -> Figure | None:
             )
             text = f"{NAMES[name]} ({len(values)})"
             ends.append((counts[-1], float(mean[-1]), text, COLORS[name]))
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(counts, [str(count) for count in counts])
+        view_axis(axes, counts)
         axes.set_xlabel("input views")
         axes.set_title(title, fontsize=10)
-        _plain(axes)
         label_ends(axes, ends, 0.06)
         axes.set_ylabel("PSNR, dB (in parentheses: seeds)" if "cameras" in title else "")
     return figure
@@ -343,8 +350,3 @@ def _show(axes: Axes, image: np.ndarray, text: str) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(True, color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
