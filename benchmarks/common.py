@@ -194,42 +194,12 @@ def matmul_peak(dtype: str, sizes: Sequence[int], repeats: int = 5) -> Report:
     return max(rates, key=lambda rate: rate["flops_per_second"])
 
 
-def spread(positions: Sequence[float], gap: float) -> list[float]:
-    """Positions at least `gap` apart, in the same order and moved no further than they must.
-
-    Those that would overlap are placed evenly about their mean.
-    """
-    groups: list[list[int]] = []  # of neighbours, from the lowest
-    centers: list[float] = []
-    for index in sorted(range(len(positions)), key=lambda i: positions[i]):
-        groups.append([index])
-        centers.append(positions[index])
-        while len(groups) > 1:
-            apart = gap * (len(groups[-1]) + len(groups[-2])) / 2
-            if centers[-1] - centers[-2] >= apart:
-                break
-            groups[-2:] = [groups[-2] + groups[-1]]
-            centers[-2:] = [statistics.mean(positions[i] for i in groups[-1])]
-    moved = list(positions)
-    for group, center in zip(groups, centers, strict=True):
-        for place, index in enumerate(group):
-            moved[index] = center + gap * (place - (len(group) - 1) / 2)
-    return moved
-
-
-def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], height: float) -> None:
-    """Writes names at the right of the axes, level with where their lines end.
-
-    Args:
-        axes: with all lines drawn.
-        ends: x, y, text and colour of each.
-        height: of a text, as a part of the axes'.
-    """
-    axes.get_ylim()  # settles the limits, which `transData` does not
-    to_axes = axes.transData + axes.transAxes.inverted()
-    levels = [float(to_axes.transform((x, y))[1]) for x, y, _, _ in ends]
-    for (_, _, text, color), level in zip(ends, spread(levels, height), strict=True):
-        axes.text(1.02, level, text, color=color, transform=axes.transAxes, va="center")
+def label_lines(axes: Axes) -> None:
+    """A legend at the right of the axes, its names in the order in which the lines end."""
+    named = [line for line in axes.get_lines() if not line.get_label().startswith("_")]
+    named.sort(key=lambda line: line.get_ydata()[-1], reverse=True)
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    axes.legend(handles=named, frameon=False, fontsize=8, **place)
 
 
 def plain_axes(axes: Axes) -> None:

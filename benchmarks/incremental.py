@@ -41,6 +41,7 @@ from benchmarks.common import (
     Report,
     benchmark_parser,
     describe_run,
+    label_lines,
     log_axes,
     markdown_table,
     matmul_peak,
@@ -383,7 +384,7 @@ def draw(report: Report) -> Figure:
     log_axes(axes, [row["views"] for row in rows])
     axes.set(xlabel="views in the cache", ylabel="ms")
     axes.set_title(_title(report), fontsize=10)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    label_lines(axes)
     if quality:
         _draw_quality(quality, rest[0])
     return figure

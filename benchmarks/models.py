@@ -40,7 +40,7 @@ from benchmarks.common import (
     Report,
     benchmark_parser,
     describe_run,
-    label_ends,
+    label_lines,
     log_axes,
     markdown_table,
     matmul_peak,
@@ -271,8 +271,8 @@ def tables(report: Report) -> str:
     if grid := _grid(report):
         unit, factor = _time_unit(grid)
         overview = _over_views(grid, "seconds", unit, lambda row: _time(row, factor))
-        parts += [overview, _details(grid), _growth(report)]
-    parts += [_published(report), _at_once(report), _all_measurements(report)]
+        parts += [overview, _growth(report), _published(report)]
+    parts.append(_details(report["cells"]))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -289,29 +289,25 @@ def draw(report: Report) -> Figure:
     panels = figure.subplots(2, len(targets), sharex=True, sharey="row", squeeze=False)
     panels[0, 0].set_ylabel("latency, s")
     panels[1, 0].set_ylabel("memory beside weights, MB")
-    ends = {}
     for (latency, memory), count in zip(panels.T, targets, strict=True):
         latency.set_title(f"{count} target{'s' if count > 1 else ''}", fontsize=11)
         memory.set_xlabel("input views")
-        for axes in (latency, memory):
-            ends[axes] = []
-            log_axes(axes, views)
         for name in report["models"]:
             cells = _of(rows, name, count)
             if not cells:
                 continue
-            label = NAMES[name].removeprefix("LVSM ")
             slope = slopes.get((name, count))
             growth = "" if slope is None else f"\n~ views$^{{{slope:.2f}}}$"
-            for axes, text, values in (
-                (latency, label + growth, [row["seconds"] for row in cells]),
-                (memory, label, [_working(row) / 1e6 for row in cells]),
-            ):
-                x = [row["views"] for row in cells]
-                axes.plot(x, values, "o-", color=COLORS[name], linewidth=2)
-                ends[axes].append((x[-1], values[-1], text, COLORS[name]))
-    for axes, labels in ends.items():  # now that the shared scales are known
-        label_ends(axes, labels, 0.13)
+            x, style = [row["views"] for row in cells], {"color": COLORS[name], "linewidth": 2}
+            seconds, megabytes = zip(
+                *((r["seconds"], _working(r) / 1e6) for r in cells), strict=True
+            )
+            label = NAMES[name].removeprefix("LVSM ")
+            latency.plot(x, seconds, "o-", label=label + growth, **style)
+            memory.plot(x, megabytes, "o-", label=label, **style)
+        for axes in (latency, memory):
+            log_axes(axes, views)
+            label_lines(axes)
     return figure
 
 
@@ -367,31 +363,35 @@ def _over_views(
     return markdown_table(header, lines, text=2)
 
 
-def _details(grid: Sequence[dict[str, Any]]) -> str:
-    unit, factor = _time_unit(grid)
+def _details(cells: Sequence[dict[str, Any]]) -> str:
+    """A row for each cell."""
+    unit, factor = _time_unit(cells)
     header = [
-        "targets", "inputs", "model", unit, "× Efficient", "TFLOP", "in attention",
-        "TFLOP/s", "of peak", "memory, MB", "with weights",
+        "measured", "model", "targets", "at once", "inputs", unit, "× Efficient", "TFLOP",
+        "XLA's, loops once", "in attention", "TFLOP/s", "of peak", "memory, MB", "with weights",
     ]  # fmt: skip
     lines = []
-    for row in sorted(grid, key=lambda row: (row["targets"], row["views"])):
-        ratio = _ratio(grid, row, "seconds")
+    for row in sorted(cells, key=lambda row: (_what(row), row["targets"], row["views"])):
+        alike = [other for other in cells if _what(other) == _what(row)]
+        ratio, xla = _ratio(alike, row, "seconds"), row.get("flops_by_xla")
         share = row["attention_macs"] / (row["attention_macs"] + row["linear_macs"])
-        cells = [
-            row["targets"], row["views"], NAMES[row["architecture"]],
-            "skipped" if "skipped" in row else _time(row, factor), ratio and f"{ratio:.2f}",
-            f"{row['flops'] / 1e12:.4g}", f"{share:.0%}",
+        line = [
+            _what(row), NAMES[row["architecture"]], row["targets"],
+            None if row["architecture"] == _FIRST else row["targets_at_once"] or "all",
+            row["views"], "skipped" if "skipped" in row else _time(row, factor),
+            ratio and f"{ratio:.2f}", f"{row['flops'] / 1e12:.4g}", xla and f"{xla / 1e12:.4g}",
+            f"{share:.0%}",
         ]  # fmt: skip
         if "skipped" in row:
-            cells += [None] * 4
+            line += [None] * 4
         else:
             working = _working(row)
-            cells += [
+            line += [
                 f"{row['flops_per_second'] / 1e12:.3g}", f"{row['share_of_peak']:.0%}",
                 _megabytes(working), _megabytes(working + row["argument_bytes"]),
             ]  # fmt: skip
-        lines.append(cells)
-    return markdown_table(header, lines, text=3)
+        lines.append(line)
+    return markdown_table(header, lines, text=2)
 
 
 def _growth(report: Report) -> str:
@@ -409,52 +409,8 @@ def _growth(report: Report) -> str:
     return markdown_table(header, lines, text=2) if lines else ""
 
 
-def _at_once(report: Report) -> str:
-    """Targets one by one against all at once, where both were measured."""
-    views, targets = report["options"]["at_once"]
-    rows = [row for row in _renders(report) if (row["views"], row["targets"]) == (views, targets)]
-    unit, factor = _time_unit(rows)
-    lines = [
-        [
-            NAMES[row["architecture"]],
-            row["targets_at_once"] or "all",
-            _time(row, factor),
-            None if "skipped" in row else _megabytes(row["temporary_bytes"]),
-        ]
-        for row in sorted(rows, key=lambda row: row["architecture"])
-        if "targets_at_once" in report["models"][row["architecture"]]["config"]
-    ]
-    header = [f"{views} inputs, {targets} targets", "at once", unit, "temporary memory, MB"]
-    return markdown_table(header, lines) if lines else ""
-
-
-def _all_measurements(report: Report) -> str:
-    """A row for each cell, where more than renders were measured."""
-    if report["options"].get("measure", ["render"]) == ["render"]:
-        return ""
-    unit, factor = _time_unit(report["cells"])
-    lines = []
-    for row in report["cells"]:
-        where = row["what"], NAMES[row["architecture"]], row["views"], row["targets"]
-        cells = [_time(row, factor), f"{row['flops'] / 1e12:.4f}"]
-        if "skipped" in row:
-            cells += [None] * 4
-        else:
-            xla, temporary = row["flops_by_xla"], row["temporary_bytes"]
-            cells += [
-                xla and f"{xla / 1e12:.4f}",
-                f"{row['flops_per_second'] / 1e12:.3f}",
-                f"{row['share_of_peak']:.1%}",
-                temporary and f"{temporary / 1e6:.0f}",
-            ]
-        lines.append([*where, *cells])
-    header = ["measured", "model", "inputs", "targets", unit, "TFLOP"]
-    header += ["XLA's, a loop once", "TFLOP/s", "of peak", "temporary, MB"]
-    return markdown_table(header, lines, text=2)
-
-
-def _renders(report: Report) -> list[dict[str, Any]]:
-    return [row for row in report["cells"] if row.get("what", "render") == "render"]
+def _what(row: dict[str, Any]) -> str:
+    return row.get("what", "render")  # reports of before have renders alone
 
 
 def _grid(report: Report) -> list[dict[str, Any]]:
@@ -462,8 +418,9 @@ def _grid(report: Report) -> list[dict[str, Any]]:
     options = report["options"]
     return [
         row
-        for row in _renders(report)
-        if row["targets_at_once"] == options["targets_at_once"]
+        for row in report["cells"]
+        if _what(row) == "render"
+        and row["targets_at_once"] == options["targets_at_once"]
         and row["views"] in options["views"]
         and row["targets"] in options["targets"]
     ]

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.common import label_ends, markdown_table, plain_axes, view_axis
+from benchmarks.common import label_lines, markdown_table, plain_axes, view_axis
 from experiments.runs import Curve, psnr_at
 from lvsm_jax.evaluation.scoring import COPY_NEAREST, MODEL
 
@@ -268,17 +268,15 @@ def draw_training(
         (over_steps, dict.fromkeys(curves, 1.0)),
         (over_time, {name: seconds[name] / 60 for name in curves if name in seconds}),
     ):
-        ends = []
         for name, scale in scales.items():
             for curve in curves[name]:
                 x, y = np.array(curve).T
                 axes.plot(scale * x, y, color=colors[name], linewidth=0.8, alpha=0.7)
             x, y = np.array(_mean_curve(curves[name])).T
-            axes.plot(scale * x, y, color=colors[name], linewidth=2.2)
-            ends.append((scale * x[-1], y[-1], labels[name], colors[name]))
+            axes.plot(scale * x, y, color=colors[name], linewidth=2.2, label=labels[name])
         axes.set_xlim(left=0)
         plain_axes(axes)
-        label_ends(axes, ends, 0.07)
+        label_lines(axes)
     over_steps.set(xlabel="steps", ylabel="PSNR, dB")
     over_time.set_xlabel(f"minutes = steps × seconds a step,\n{timing['source']}")
     return figure, (over_steps, over_time)
@@ -302,24 +300,22 @@ def draw_view_counts(report: Mapping[str, Any]) -> Figure | None:
     for axes, (title, names) in zip(
         figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True
     ):
-        ends = [(counts[-1], nearest[-1], "nearest input", "0.5")]
-        axes.plot(counts, nearest, ":", color="0.5")
+        axes.plot(counts, nearest, ":", color="0.5", label="nearest input")
         for name in names:
             if name not in arms:
                 continue
             runs = [run["inputs"].values() for run in done(arms[name]).values()]
             values = np.array([[scores[MODEL] for scores in run] for run in runs])
             mean = values.mean(axis=0)
-            axes.plot(counts, mean, "o-", markersize=4, color=COLORS[name])
+            label = f"{NAMES[name]} ({len(values)})"
+            axes.plot(counts, mean, "o-", markersize=4, color=COLORS[name], label=label)
             axes.fill_between(
                 counts, values.min(0), values.max(0), color=COLORS[name], alpha=0.2, linewidth=0
             )
-            text = f"{NAMES[name]} ({len(values)})"
-            ends.append((counts[-1], float(mean[-1]), text, COLORS[name]))
         view_axis(axes, counts)
         axes.set_xlabel("input views")
         axes.set_title(title, fontsize=10)
-        label_ends(axes, ends, 0.06)
+        label_lines(axes)
         axes.set_ylabel("PSNR, dB (in parentheses: seeds)" if "cameras" in title else "")
     return figure
 

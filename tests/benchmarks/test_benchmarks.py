@@ -7,22 +7,24 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import incremental, losses, models
-from benchmarks.common import measure_call, random_batch, spread
+from benchmarks.common import label_lines, measure_call, random_batch
 from input_pipeline.clip_scene import open_scene
 from input_pipeline.storage import SplitReader
 from lvsm_jax.models.architectures import CONFIGS
 from tests.helpers.tiny_export import save_tiny_export
 
 
-def test_labels_keep_apart_and_in_order():
-    assert spread([0.5, 0.1, 0.9], 0.1) == [0.5, 0.1, 0.9]
-    moved = spread([0.51, 0.5, 0.9, 0.52], 0.1)
-    np.testing.assert_allclose(moved, [0.51, 0.41, 0.9, 0.61])
-    # Two groups that grow into each other become one.
-    np.testing.assert_allclose(np.diff(spread([0.0, 0.0, 0.12, 0.12], 0.1)), 0.1)
+def test_names_are_in_the_order_in_which_lines_end():
+    axes = Figure().subplots()
+    axes.plot([1, 2], [5, 0], label="falls")
+    axes.plot([1, 2], [0, 5], label="rises")
+    axes.plot([1, 2], [9, 9])
+    label_lines(axes)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["rises", "falls"]
 
 
 @pytest.mark.parametrize(("seconds", "calls"), [(1e9, 3), (1e-12, 1)])

@@ -44,7 +44,8 @@ def export(tmp_path_factory):
 def test_the_program_reproduces_the_published_numbers():
     """It loads no TensorFlow, which is slow, and leaves the name of its flag to other programs."""
     program = (
-        "import sys, lvsm_jax.describe; lvsm_jax.describe.main(); from absl import flags; "
+        "import sys; from lvsm_jax.programs import describe; describe.main(); "
+        "from absl import flags; "
         "assert 'tensorflow' not in sys.modules and 'config' not in flags.FLAGS"
     )
     options = ["--config=configs/re10k_256.py", "--views=6", "--targets=7", "--json=-"]
@@ -176,7 +177,7 @@ def test_activations_without_remat_hold_the_scores():
 
 def test_targets_in_turn_keep_as_much_as_at_once(monkeypatch):
     """Which is why they are counted at once, whatever the configuration says."""
-    monkeypatch.setattr(costs, "countable", lambda config, **size: config)
+    monkeypatch.setattr(memory, "countable", lambda config, **size: config)
     config = DECODER_ONLY(num_layers=2, targets_at_once=1, remat="full", **TINY)
     at_once = dataclasses.replace(config, targets_at_once=0)
     in_turn = memory.activation_bytes(config, **SCENE)
