@@ -45,12 +45,14 @@ markdown_table = functools.partial(format_table, markdown=True)
 
 
 def benchmark_parser(name: str, doc: str, *, plot: bool = False) -> argparse.ArgumentParser:
-    """The parser of `python -m benchmarks.NAME`, with the options that all benchmarks have."""
+    """The parser of `python -m benchmarks.NAME`, with the options that benchmarks share."""
     parser = argument_parser(name, doc)
     parser.prog = f"python -m benchmarks.{name}"
     parser.add_argument("--output", type=path, metavar="FILE", help="JSON file to write")
-    parser.add_argument("--read", type=path, metavar="FILE", help="print this JSON, do not measure")
     if plot:
+        parser.add_argument(
+            "--read", type=path, metavar="FILE", help="JSON of an earlier run to show"
+        )
         parser.add_argument("--plot", type=path, metavar="FILE", help="PNG file to write")
     return parser
 
@@ -70,7 +72,7 @@ def report_benchmark(
     draw: Callable[[Report], Figure] | None = None,
 ) -> None:
     """Measures, or reads what was measured; prints tables, and writes the files asked for."""
-    if options.read:
+    if draw and options.read:
         with open(options.read, encoding="utf-8") as file:
             report = json.load(file)
     else:
@@ -170,16 +172,16 @@ def measure_call(
 
 
 def _seconds(call: Callable[..., Any], *args: Any) -> float:
-    """Seconds until the results of a call are there."""
+    """Seconds of a call until its results are ready."""
     start = time.perf_counter()
     jax.block_until_ready(call(*args))
     return time.perf_counter() - start
 
 
 def _allocated(before: Mapping[str, int], after: Mapping[str, int]) -> int | None:
-    """Most bytes that the device held besides those of before; None where it does not tell.
+    """Peak bytes on the device above those in use before; None where they are not known.
 
-    A device remembers the peak of the whole process: a smaller one is not seen.
+    A device remembers the peak of the whole process, and so hides a smaller one.
     """
     peak = after.get("peak_bytes_in_use", 0)
     return peak - before["bytes_in_use"] if peak > before.get("peak_bytes_in_use", 0) else None

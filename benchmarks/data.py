@@ -37,7 +37,6 @@ from input_pipeline.storage import Frame, SplitReader
 from lvsm_jax.batch import Batch
 from lvsm_jax.common.command_line import path, program
 from lvsm_jax.common.config import DataConfig
-from lvsm_jax.common.errors import UserError
 
 
 @program
@@ -48,8 +47,6 @@ def main(arguments: list[str]) -> None:
 
 def measure(options: argparse.Namespace) -> Report:
     """Throughput by number of worker processes, and bytes that are read."""
-    if not options.dataset:
-        raise UserError("name a DATASET to measure, or --read=FILE")
     config = DataConfig(options.dataset, split=options.split, image_height=options.image_height)
     traffic = measure_traffic(config, options.samples)
     speeds = []
@@ -143,7 +140,7 @@ def _frames(reader: SplitReader, row: int, positions: np.ndarray) -> list[Frame]
 
 
 def _decoded_frames(config: DataConfig, num_samples: int) -> Iterator[Frame]:
-    """The frames that so many samples decode."""
+    """The frames that `num_samples` samples decode."""
     reader = SplitReader(config.path, config.split)
     for row, views in _samples(reader, config, num_samples):
         yield from _frames(reader, row, np.union1d(views.inputs, views.targets))
@@ -202,7 +199,7 @@ def table(report: Report) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = benchmark_parser("data", __doc__)
     add = functools.partial(parser.add_argument, metavar="N", type=int)
-    add("dataset", metavar="DATASET", type=path, nargs="?", help="dataset directory")
+    add("dataset", metavar="DATASET", type=path, help="dataset directory")
     add("--split", metavar="NAME", type=str, default="train", help="of the dataset (train)")
     add("--image-height", default=256, help="pixels (256)")
     add("--batch-size", default=8, help="samples of a batch (8)")

@@ -13,7 +13,7 @@ this machine in the same run, or the bytes of the cache that it reads at the lar
 whichever is longer. Medians of --repeats rounds, each over all numbers of views, so that a slow
 moment of the machine does not fall on one of them.
 
-Weights are random, for time does not depend on them, unless --export names some. With --scenes,
+Weights are random, since time does not depend on them, unless --export is given. With --scenes,
 photographs as `lvsm render` takes them, PSNR by number of views and dtype of the cache is measured
 too. Of the photographs in the middle of a scene eight, evenly spaced, are targets; of the others as
 many as asked are inputs, evenly spaced from the first to the last (one: the middle). All goes
@@ -211,7 +211,7 @@ def floor(
 ) -> float:
     """Seconds that a render cannot do without on this machine."""
     sizes = {"height": options.size, "width": options.size}
-    # Keys and values are there: what the inputs cost alone does not count.
+    # The cache holds keys and values: the cost of the inputs alone does not count.
     whole = forward_macs(config, views=views, targets=targets, **sizes)
     inputs = forward_macs(config, views=views, targets=0, **sizes)
     arithmetic = (whole.flops - inputs.flops) / report["matmul_flops_per_second"]

@@ -108,7 +108,7 @@ def measure(options: argparse.Namespace) -> Report:
         "published": published(options),
         "cells": [],
     }
-    # The bar goes by work, so that it foretells the time left: the last cells are the longest.
+    # The bar counts work, to predict the time left: the last cells are the longest.
     total = sum(macs.flops for macs in counts.values())
     bar = "{percentage:3.0f} % |{bar}| {elapsed}, {remaining} left{postfix}"
     with tqdm(total=total, bar_format=bar) as progress:
@@ -299,9 +299,8 @@ def draw(report: Report) -> Figure:
             slope = slopes.get((name, count))
             growth = "" if slope is None else f"\n~ views$^{{{slope:.2f}}}$"
             x, style = [row["views"] for row in cells], {"color": COLORS[name], "linewidth": 2}
-            seconds, megabytes = zip(
-                *((r["seconds"], _working(r) / 1e6) for r in cells), strict=True
-            )
+            seconds = [row["seconds"] for row in cells]
+            megabytes = [_working(row) / 1e6 for row in cells]
             label = NAMES[name].removeprefix("LVSM ")
             latency.plot(x, seconds, "o-", label=label + growth, **style)
             memory.plot(x, megabytes, "o-", label=label, **style)
@@ -410,7 +409,7 @@ def _growth(report: Report) -> str:
 
 
 def _what(row: dict[str, Any]) -> str:
-    return row.get("what", "render")  # reports of before have renders alone
+    return row.get("what", "render")  # older reports have renders alone
 
 
 def _grid(report: Report) -> list[dict[str, Any]]:

@@ -47,9 +47,9 @@ def measure(options: argparse.Namespace) -> Report:
     return {**describe_run(options), "starts": starts}
 
 
-def time_start(command: list[str], compiled: str) -> tuple[float, float]:
+def time_start(command: list[str], compiled: str | os.PathLike) -> tuple[float, float]:
     """Seconds until the viewer is ready, by the clock and of the CPU; it is ended then."""
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled}
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
     cpu, start = _cpu_seconds(), time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as viewer:
         ready = any(line.startswith("ready") for line in viewer.stdout)
@@ -73,7 +73,7 @@ def table(report: Report) -> str:
         found = [row for row in report["starts"] if row["start"] == start]
         kinds = ("seconds", "cpu_seconds")
         rows.append([start, *(f"{statistics.median(r[k] for r in found):.1f}" for k in kinds)])
-    title = f"{report['hardware']}, jax {report['jax']}, medians of {len(found)}"
+    title = f"{report['hardware']}, jax {report['jax']}, medians of {len(found)} starts"
     return f"{title}\n\n{markdown_table(['start', 'first picture, s', 'CPU, s'], rows)}"
 
 

@@ -108,7 +108,7 @@ def write_index(options: argparse.Namespace) -> None:
 
 
 def eval_set(run: Run, num_inputs: int) -> EvalSet:
-    """The views that runs are evaluated on, with so many of them as inputs."""
+    """The views that runs are evaluated on, `num_inputs` of them as inputs."""
     config = read_config(run.workdir)
     evaluation = section(config, "eval", EvalConfig)
     return open_eval_set(
@@ -213,8 +213,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", type=int, default=[0, 1], metavar="S", help="of each arm (0 1)")
     add("--at-once", type=int, default=2, help="runs that train at a time (2)")
     add("--steps", type=int,
-        help="of each run, many_scenes those of like cost (the config's); stay with what a "
-             "directory was begun with, for the learning rate depends on it")  # fmt: skip
+        help="of each run, many_scenes those of like cost (the config's); keep to what a "
+             "directory was begun with: the learning rate depends on it")  # fmt: skip
     add("--inputs", nargs="+", type=int, default=list(COUNTS), metavar="N",
         help=f"numbers of inputs to evaluate with ({' '.join(map(str, COUNTS))})")  # fmt: skip
     add("--index-seed", type=int, default=0, help="of the views in a new index.json (0)")

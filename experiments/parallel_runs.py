@@ -56,12 +56,12 @@ class Run:
 
 
 def threads_each(at_once: int) -> int:
-    """Threads that compute for one of so many runs: its share of the cores."""
+    """Threads that compute for one of `at_once` runs: its share of the cores."""
     return max(1, cpu_cores() // at_once)
 
 
 def train_all(runs: Sequence[Run], compiled: pathlib.Path, at_once: int) -> list[str]:
-    """Trains the runs that are not done, in their order, so many at a time.
+    """Trains the runs that are not done, in their order, `at_once` at a time.
 
     What a run prints is in a text file beside its directory. Runs of different seeds share the
     directory of compiled programs. Stopped, it stops them all.

@@ -97,8 +97,8 @@ def tables(report: Mapping[str, Any]) -> str:
     """All tables in Markdown."""
     parts = [
         f"Seconds a step: {report['timing']['source']}. In parentheses the spread over seeds.",
-        ("Relative cameras against rays", _over_training(report, (BASE, "prope"))),
-        ("Both against rays", _over_training(report, (BASE, "plucker_prope"))),
+        ("Relative cameras against rays", over_training(report, (BASE, "prope"))),
+        ("Both against rays", over_training(report, (BASE, "plucker_prope"))),
         ("PSNR, dB, by number of inputs", _by_inputs(report)),
         ("What each arm costs, and scores with two inputs", _costs(report)),
         ("The same FLOPs on few scenes or on many", _over_flops(report, (BASE, "many_scenes"))),
@@ -110,24 +110,33 @@ def tables(report: Mapping[str, Any]) -> str:
     )
 
 
-def _over_training(report: Mapping[str, Any], names: Sequence[str]) -> str:
-    """PSNR after the same steps, and after the same time; the shorter run ends both."""
+def over_training(
+    report: Mapping[str, Any], names: Sequence[str], labels: Mapping[str, str] = NAMES
+) -> str:
+    """PSNR after the same steps, and after the same time; the shortest run ends both."""
     arms = {name: report["arms"][name] for name in names if name in report["arms"]}
     if not arms:
         return ""
-    steps = min(arm["steps"] for arm in arms.values())
+    steps, end = common_end(arms, report["timing"]["step_seconds"])
     rows = [
         [f"{share * steps:.0f} steps", *_compared(arms, dict.fromkeys(arms, share * steps))]
         for share in SHARES
     ]
     seconds = report["timing"]["step_seconds"]
-    if arms.keys() <= seconds.keys():
-        end = min(arm["steps"] * seconds[name] for name, arm in arms.items())
+    if end is not None:
         for share in SHARES:
             # At the end rounding must not ask for more steps than there are.
             at = {name: round(share * end / seconds[name], 6) for name in arms}
             rows.append([f"{share * end / 60:.1f} minutes", *_compared(arms, at)])
-    return markdown_table(["PSNR, dB, after", *_compared_header(arms)], rows)
+    return markdown_table(["PSNR, dB, after", *_compared_header(arms, labels)], rows)
+
+
+def common_end(arms: Mapping[str, Any], seconds: Mapping[str, float]) -> tuple[int, float | None]:
+    """Steps and seconds that all arms have trained for; None where a step's time is unknown."""
+    steps = min(arm["steps"] for arm in arms.values())
+    if not arms.keys() <= seconds.keys():
+        return steps, None
+    return steps, min(arm["steps"] * seconds[name] for name, arm in arms.items())
 
 
 def _over_flops(report: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -143,11 +152,11 @@ def _over_flops(report: Mapping[str, Any], names: Sequence[str]) -> str:
         ]
         for share in SHARES
     ]
-    return markdown_table(["PSNR, dB, after TFLOPs", *_compared_header(arms)], rows)
+    return markdown_table(["PSNR, dB, after TFLOPs", *_compared_header(arms, NAMES)], rows)
 
 
-def _compared_header(arms: Mapping[str, Any]) -> list[str]:
-    header = [f"{NAMES[name]}, {_seeds(arm)}" for name, arm in arms.items()]
+def _compared_header(arms: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
+    header = [f"{labels[name]}, {_seeds(arm)}" for name, arm in arms.items()]
     return [*header, "difference"] if len(arms) == 2 else header
 
 

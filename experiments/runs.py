@@ -148,7 +148,7 @@ def find_timing(
 def measure_apart(
     configs: Mapping[str, ml_collections.ConfigDict], rounds: int, threads: int
 ) -> dict[str, Any]:
-    """`measure_steps` in a process of its own, for it takes the accelerator; and how it did."""
+    """`measure_steps` in a process of its own, since it takes the accelerator."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_measure_in_process, configs, rounds, threads).result()

@@ -27,14 +27,13 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import COLORS, NAMES, markdown_table, save_figure, write_report
 from experiments.parallel_runs import Run, train_all
-from experiments.report import SHARES, draw_training
+from experiments.report import common_end, draw_training, over_training
 from experiments.runs import (
-    Curve,
     about,
     add_training_options,
     experiment_parser,
     find_timing,
-    psnr_at,
+    last_step,
     read_config,
     read_curve,
     train_command,
@@ -61,11 +60,7 @@ def main(arguments: list[str]) -> None:
             {name: math.ceil(n / every[name]) * every[name] for name, n in same_time.items()},
             options,
         )
-    curves = {name: read_curve(directory / name) for name in timing["step_seconds"]}
-    if not any(curves.values()):
-        raise UserError(f"no evaluations in {directory}/*/metrics.csv")
-    report = compare(curves, timing, options.steps)
-    report["models"] = {name: about(directory / name) for name in curves}
+    report = make_report(directory, timing)
     write_report(directory / "side_by_side.json", report)
     save_figure(directory / "curves.png", draw(report))
     print(tables(report))
@@ -73,7 +68,7 @@ def main(arguments: list[str]) -> None:
 
 
 def train(steps: Mapping[str, int], options: argparse.Namespace) -> None:
-    """Trains each architecture up to so many steps, one after the other, unless they are done."""
+    """Trains each architecture up to its steps, one after the other, unless they are done."""
     runs = []
     for architecture, count in steps.items():
         workdir = options.directory / architecture
@@ -105,69 +100,39 @@ def steps_in_same_time(step_seconds: Mapping[str, float], steps: int) -> dict[st
     return {name: math.ceil(time_of_slowest / s - 1e-9) for name, s in step_seconds.items()}
 
 
-def compare(
-    curves: Mapping[str, Curve], timing: Mapping[str, Any], num_steps: int
-) -> dict[str, Any]:
-    """Curves, and PSNR at quarters of the steps and of the slowest's time for them."""
-    seconds = timing["step_seconds"]
-    end = max(seconds.values()) * num_steps
-    return {
-        "steps": num_steps,
-        "timing": dict(timing),
-        "curves": {name: [list(point) for point in curve] for name, curve in curves.items()},
-        "same_step": [
-            {"step": num_steps * share}
-            | {name: psnr_at(curve, num_steps * share) for name, curve in curves.items()}
-            for share in SHARES
-        ],
-        "same_time": [
-            {"minutes": end * share / 60}
-            | {name: psnr_at(curve, end * share / seconds[name]) for name, curve in curves.items()}
-            for share in SHARES
-        ],
-    }
+def make_report(directory: pathlib.Path, timing: Mapping[str, Any]) -> dict[str, Any]:
+    """The runs as arms of one seed each, see `experiments.report`."""
+    arms = {}
+    for name in timing["step_seconds"]:
+        workdir = directory / name
+        run = {"curve": [list(point) for point in read_curve(workdir)], "inputs": {}}
+        arms[name] = {"steps": last_step(workdir), **about(workdir), "runs": {"0": run}}
+    if not any(arm["runs"]["0"]["curve"] for arm in arms.values()):
+        raise UserError(f"no evaluations in {directory}/*/metrics.csv")
+    return {"timing": dict(timing), "arms": arms}
 
 
 def tables(report: Mapping[str, Any]) -> str:
     """The comparison in Markdown tables."""
-    curves, timing = report["curves"], report["timing"]
-    seconds = timing["step_seconds"]
-    models = [
-        [
-            NAMES[name],
-            f"{report['models'][name]['parameters'] / 1e6:.2f} M",
-            f"{seconds[name]:.3f}",
-            f"{seconds[name] / min(seconds.values()):.2f}×",
-            curve[-1][0] if curve else None,
-            f"{curve[-1][1]:.2f}" if curve else None,
-        ]
-        for name, curve in curves.items()
-    ]
+    seconds, rows = report["timing"]["step_seconds"], []
+    for name, arm in report["arms"].items():
+        curve = arm["runs"]["0"]["curve"]
+        row = [NAMES[name], f"{arm['parameters'] / 1e6:.2f} M", f"{seconds[name]:.3f}"]
+        row += [f"{seconds[name] / min(seconds.values()):.2f}×", arm["steps"]]
+        rows.append([*row, f"{curve[-1][1]:.2f}" if curve else None])
     header = ["model", "weights", "s a step", "of the fastest", "steps", "PSNR at the end, dB"]
-
-    def rows(key: str, unit: str, form: str) -> str:
-        lines = [
-            [format(row[unit], form), *(row[name] and f"{row[name]:.2f}" for name in curves)]
-            for row in report[key]
-        ]
-        names = (NAMES[name] for name in curves)
-        return markdown_table([f"PSNR, dB, after {unit}", *names], lines)
-
-    return "\n\n".join(
-        [
-            f"Seconds a step: {timing['source']}.",
-            markdown_table(header, models),
-            rows("same_step", "step", ".0f"),
-            rows("same_time", "minutes", ".1f"),
-        ]
-    )
+    compared = over_training(report, list(report["arms"]), NAMES)
+    source = f"Seconds a step: {report['timing']['source']}."
+    return "\n\n".join([source, markdown_table(header, rows), compared])
 
 
 def draw(report: Mapping[str, Any]) -> Figure:
     """PSNR over steps and over minutes, a line a model."""
-    first = next(iter(report["models"].values()))["config"]
+    arms = report["arms"]
+    first = next(iter(arms.values()))["config"]
     data, run = first["data"], first["run"]
-    curves = {name: [curve] for name, curve in report["curves"].items() if curve}
+    curves = {name: [arm["runs"]["0"]["curve"]] for name, arm in arms.items()}
+    curves = {name: own for name, own in curves.items() if own[0]}
     labels = {name: NAMES[name].removeprefix("LVSM ") for name in curves}
     figure, (over_steps, over_time) = draw_training(curves, report["timing"], labels, COLORS)
     figure.suptitle(
@@ -175,10 +140,10 @@ def draw(report: Mapping[str, Any]) -> Figure:
         f"{data['num_targets']} targets, batch {run['batch_size']}, one run each",
         fontsize=12,
     )
-    end = report["same_time"][-1]["minutes"]
+    steps, seconds = common_end(arms, report["timing"]["step_seconds"])
     for axes, x, text in (
-        (over_steps, report["steps"], "same steps "),
-        (over_time, end, "same time "),
+        (over_steps, steps, "same steps "),
+        (over_time, seconds / 60, "same time "),
     ):
         axes.axvline(x, color="0.6", linewidth=1, linestyle=":")
         axes.text(x, 0.02, text, transform=axes.get_xaxis_transform(), ha="right", color="0.4")

@@ -5,6 +5,7 @@ body of a loop as often as the loop turns. The layers of a model are such a loop
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -142,6 +143,7 @@ def kernels(text: str) -> dict[str, int]:
     return counts
 
 
+@functools.lru_cache(maxsize=1)
 def _parse(text: str) -> dict[str, list[Instruction]]:
     """Instructions by computation; the entry computation is also under the empty name."""
     computations: dict[str, list[Instruction]] = {}

@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     add("scene", metavar="SCENE", nargs="?", type=path,
         help=f"photographs with cameras (a room of {_DATASET})")  # fmt: skip
     add("--inputs", metavar="N|NAMES",
-        help=f"in use at first: so many, evenly spaced ({INPUTS}), or all, or names with commas"
+        help=f"in use at first: a number, evenly spaced ({INPUTS}), all, or names with commas"
     )  # fmt: skip
     add_scene_options(parser)
     add("--max-views", type=int, default=16, help="most photographs in use; takes memory (16)")

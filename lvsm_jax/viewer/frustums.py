@@ -12,7 +12,7 @@ from lvsm_jax.viewer.gallery import Gallery, Listed
 from lvsm_jax.viewer.geometry import PageFrame, Window
 
 _IN_USE, _UPLOADED, _SPARE = (255, 140, 0), (0, 160, 230), (130, 130, 130)
-_CLEAR = 1.5  # a frustum nearer than so many of its depths hides the render
+_CLEAR = 1.5  # in depths of a frustum: one that is nearer is hidden
 
 
 @dataclasses.dataclass(frozen=True)

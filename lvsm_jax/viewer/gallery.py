@@ -92,7 +92,7 @@ class Gallery:
         """Adds a photograph to those that the session renders from.
 
         Raises:
-            UserError: there is none of that name, no room for it, or it cannot be decoded.
+            UserError: no such photograph, no room for it, or it cannot be decoded.
         """
         with self._change():
             photograph, _ = self._known(name)
@@ -139,7 +139,7 @@ class Gallery:
         """A photograph as the model sees it, decoded if it is neither in use nor cached.
 
         Raises:
-            UserError: there is none of that name, or it cannot be decoded.
+            UserError: no such photograph, or it cannot be decoded.
         """
         photograph, _ = self._known(name)
         if (picture := self.picture_in_use(name)) is not None:
@@ -188,4 +188,4 @@ class Gallery:
                 try:
                     listener()
                 except Exception:  # of one visitor, which must not undo the change for all
-                    _log.exception("a visitor could not be told of a change")
+                    _log.exception("a visitor's page could not be updated")

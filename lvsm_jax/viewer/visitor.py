@@ -127,13 +127,13 @@ class Visitor:
         upload.on_upload(self._safely(self._uploaded))
 
     def _safely(self, callback: Callable[[Any], None]) -> Callable[[Any], None]:
-        """The callback, whose errors are told on the page while the server goes on."""
+        """The callback, with its errors shown on the page while the server goes on."""
 
         @functools.wraps(callback)
         def call(event: Any) -> None:
             try:
                 callback(event)
-            except (ValueError, OSError) as error:
+            except (UserError, OSError) as error:
                 _log.info("refused: %s", error)
                 self.tell("That does not work", str(error), colour="red")
             except Exception as error:
@@ -165,7 +165,7 @@ class Visitor:
         finally:
             if self._gone:  # in the meantime
                 self._page.gallery.leave(self._key)
-        rest = "" if added == used else f", {added - used} not, for there is room for no more"
+        rest = "" if added == used else f", {added - used} not: there is no more room"
         self.tell("Photographs", f"{used} are in use now{rest}", colour="green")
 
     # The camera.
@@ -253,7 +253,7 @@ class Visitor:
             else:
                 self._client.scene.set_background_image(None)
                 known = before and str(before.error) == str(result.error)
-                if not (known or isinstance(result.error, ValueError)):
+                if not (known or isinstance(result.error, UserError)):
                     _log.error("a render failed", exc_info=result.error)
             self._hide()
             self.update_status()

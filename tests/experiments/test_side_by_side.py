@@ -17,19 +17,14 @@ TIMING = {"step_seconds": {"EfficientLVSM": 0.5, "LVSMDecoderOnly": 2.0}, "sourc
 
 def test_psnr_between_evaluations():
     curve = CURVES["EfficientLVSM"]
-    assert side_by_side.psnr_at(curve, 75) == 15
-    assert side_by_side.psnr_at(curve, 400) == 26
-    assert side_by_side.psnr_at(curve, 25) is None
-    assert side_by_side.psnr_at(curve, 401) is None
-    assert side_by_side.psnr_at([], 50) is None
+    assert runs.psnr_at(curve, 75) == 15
+    assert runs.psnr_at(curve, 400) == 26
+    assert runs.psnr_at(curve, 25) is None
+    assert runs.psnr_at(curve, 401) is None
+    assert runs.psnr_at([], 50) is None
 
 
-def test_same_step_and_same_time():
-    report = side_by_side.compare(CURVES, TIMING, 100)
-    assert report["same_step"][-1] == {"step": 100, "EfficientLVSM": 20, "LVSMDecoderOnly": 24}
-    end = report["same_time"][-1]
-    assert end == {"minutes": 200 / 60, "EfficientLVSM": 26, "LVSMDecoderOnly": 24}
-    assert report["same_time"][0]["LVSMDecoderOnly"] is None  # before its first evaluation
+def test_steps_in_the_same_time():
     steps = side_by_side.steps_in_same_time(TIMING["step_seconds"], 100)
     assert steps == {"EfficientLVSM": 400, "LVSMDecoderOnly": 100}
 
@@ -54,9 +49,15 @@ def test_runs_are_read_and_drawn(tmp_path, capsys):
     side_by_side.main([str(tmp_path), "--no-train", "--measure-steps=0", "--steps=100"])
     report = json.loads((tmp_path / "side_by_side.json").read_text())
     assert report["timing"]["step_seconds"] == TIMING["step_seconds"]
-    assert report["same_time"] == side_by_side.compare(CURVES, TIMING, 100)["same_time"]
+    curves = {name: arm["runs"]["0"]["curve"] for name, arm in report["arms"].items()}
+    assert curves == {name: [list(point) for point in curve] for name, curve in CURVES.items()}
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "| LVSM decoder-only" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| LVSM decoder-only" in printed
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines()]
+    assert ["100 steps", "20.00", "24.00", "+4.00"] in rows
+    assert ["3.3 minutes", "26.00", "24.00", "-2.00"] in rows
+    assert ["0.8 minutes", "20.00", "–", "–"] in rows  # before its first evaluation
 
 
 def test_the_models_are_trained_for_the_same_time(tmp_path, monkeypatch):
