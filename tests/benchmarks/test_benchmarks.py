@@ -3,7 +3,6 @@
 import argparse
 import json
 import pathlib
-import sys
 
 import jax
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import incremental, losses, models, viewer
+from benchmarks import incremental, losses, models
 from benchmarks.common import label_lines, measure_call, random_batch
 from input_pipeline.clip_scene import open_scene
 from input_pipeline.storage import SplitReader
@@ -170,7 +169,7 @@ def test_what_each_loss_adds_is_counted(capsys):
 def test_benchmarks_are_listed(capsys):
     benchmarks.main()
     listed = capsys.readouterr().out
-    for name in ("data", "incremental", "losses", "models", "viewer"):
+    for name in ("data", "incremental", "losses", "models"):
         assert f"python -m benchmarks.{name} " in listed
     assert "The three models side by side" in listed
 
@@ -195,17 +194,3 @@ def test_reports_of_before_are_read(capsys):
     report = pathlib.Path(__file__).resolve().parents[2] / "docs" / "models_cpu.json"
     models.main([f"--read={report}"])
     assert "| Efficient-LVSM" in capsys.readouterr().out
-
-
-def test_a_start_of_the_viewer_is_timed(tmp_path):
-    work = "import os, pathlib; pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'], 'x').touch()"
-    ready = "print('ready: http://localhost', flush=True)"
-    seconds, cpu_seconds = viewer.time_start([sys.executable, "-c", f"{work}; {ready}"], tmp_path)
-    assert seconds > 0 and cpu_seconds >= 0 and (tmp_path / "x").exists()
-    with pytest.raises(ValueError, match="the viewer did not start"):
-        viewer.time_start([sys.executable, "-c", "print('error')"], tmp_path)
-    starts = [{"start": "cold", "seconds": s, "cpu_seconds": 9.0} for s in (20.0, 30.0, 10.0)]
-    starts += [{"start": "warm", "seconds": 4.0, "cpu_seconds": 3.0}]
-    text = viewer.table({"hardware": "a machine", "jax": "1", "starts": starts})
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
-    assert ["cold", "20.0", "9.0"] in rows and ["warm", "4.0", "3.0"] in rows

@@ -1,6 +1,6 @@
 """Seconds from the command `lvsm view` to its first picture, cold and warm.
 
-    python -m benchmarks.viewer EXPORT SCENE --rounds=3
+    python -m experiments.viewer_start EXPORT SCENE --rounds=3
 
 Each round starts the viewer twice with one new directory of compiled programs: cold, when all is
 compiled, and warm, when that is found there. Its page is ready once the first picture is rendered.
@@ -18,13 +18,8 @@ import time
 
 from tqdm import tqdm
 
-from benchmarks.common import (
-    Report,
-    benchmark_parser,
-    describe_run,
-    markdown_table,
-    report_benchmark,
-)
+from benchmarks.common import Report, describe_run, markdown_table, report_benchmark
+from experiments.runs import experiment_parser
 from lvsm_jax.common.command_line import path, program
 from lvsm_jax.common.errors import UserError
 
@@ -78,7 +73,8 @@ def table(report: Report) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = benchmark_parser("viewer", __doc__)
+    parser = experiment_parser("viewer_start", __doc__)
+    parser.add_argument("--output", type=path, metavar="FILE", help="JSON file to write")
     parser.add_argument("export", type=path, metavar="EXPORT", help="as lvsm view takes it")
     parser.add_argument("scene", type=path, metavar="SCENE", help="as lvsm view takes it")
     parser.add_argument("--rounds", type=int, default=3, help="of which the median counts (3)")
