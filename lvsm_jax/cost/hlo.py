@@ -4,6 +4,7 @@ The text has each computation once. A step runs the entry computation and all th
 body of a loop as often as the loop turns. The layers of a model are such a loop.
 """
 
+import collections
 import dataclasses
 import functools
 import math
@@ -50,6 +51,10 @@ class Instruction:
         return found and found.group(1)
 
 
+# Instructions by the name of their computation and their own.
+Computations = Mapping[str, Mapping[str, Instruction]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """A collective operation.
@@ -90,7 +95,7 @@ def collectives(text: str) -> list[Collective]:
     """
     devices = int((re.search(r"num_partitions=(\d+)", text) or [0, 1])[1])
     found: dict[str, Collective] = {}
-    for times, instruction in _executed(_parse(text), inside_fusions=True):
+    for times, instruction in _executed(text, inside_fusions=True):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -108,11 +113,11 @@ def cycles(text: str) -> int:
 
     Kernels (`tpu_custom_call`), collectives and waiting for copies have no estimate.
     """
-    total = 0
-    for times, instruction in _executed(_parse(text), inside_fusions=False):
-        estimate = instruction.attribute(r'"estimated_cycles":"(\d+)"')
-        total += int(estimate or 0) * (times or 1)
-    return total
+    estimate = r'"estimated_cycles":"(\d+)"'
+    return sum(
+        (times or 1) * int(instruction.attribute(estimate) or 0)
+        for times, instruction in _executed(text, inside_fusions=False)
+    )
 
 
 def hbm_bytes(text: str) -> int:
@@ -121,51 +126,46 @@ def hbm_bytes(text: str) -> int:
     Padding to tiles counts, on-chip memory does not. Of an array that an operation slices or
     updates, only that part counts.
     """
-    computations = _parse(text)
-    shapes = {
-        name: {instruction.name: instruction for instruction in instructions}
-        for name, instructions in computations.items()
-    }
-    total = 0
-    for times, instruction in _executed(computations, inside_fusions=False):
-        if instruction.opcode not in _FREE and not instruction.opcode.endswith("-done"):
-            total += (times or 1) * _moved(instruction, shapes)
+    total = sum(
+        (times or 1) * _moved(instruction, _parse(text))
+        for times, instruction in _executed(text, inside_fusions=False)
+        if instruction.opcode not in _FREE and not instruction.opcode.endswith("-done")
+    )
     return int(total)
 
 
 def kernels(text: str) -> dict[str, int]:
     """How often a step runs each kernel (`tpu_custom_call`), by name without its number."""
-    counts: dict[str, int] = {}
-    for times, instruction in _executed(_parse(text), inside_fusions=False):
+    counts: dict[str, int] = collections.Counter()
+    for times, instruction in _executed(text, inside_fusions=False):
         if 'custom_call_target="tpu_custom_call"' in instruction.rest:
-            name = instruction.name.split(".")[0]
-            counts[name] = counts.get(name, 0) + (times or 1)
-    return counts
+            counts[instruction.name.split(".")[0]] += times or 1
+    return dict(counts)
 
 
 @functools.lru_cache(maxsize=1)
-def _parse(text: str) -> dict[str, list[Instruction]]:
-    """Instructions by computation; the entry computation is also under the empty name."""
-    computations: dict[str, list[Instruction]] = {}
+def _parse(text: str) -> Computations:
+    """A program's computations; that of the entry is also under the empty name."""
+    computations: dict[str, dict[str, Instruction]] = {}
     name = ""
     for line in text.splitlines():
         if found := _COMPUTATION.match(line):
             name = found.group(2)
-            computations[name] = []
+            computations[name] = {}
             if found.group(1):
                 computations[""] = computations[name]
         elif found := _INSTRUCTION.match(line):
-            computations.setdefault(name, []).append(Instruction(*found.groups()[1:], name))
+            instruction = Instruction(*found.groups()[1:], name)
+            computations.setdefault(name, {})[instruction.name] = instruction
     return computations
 
 
-def _executed(
-    computations: Mapping[str, list[Instruction]], *, inside_fusions: bool
-) -> Iterator[tuple[int | None, Instruction]]:
+def _executed(text: str, *, inside_fusions: bool) -> Iterator[tuple[int | None, Instruction]]:
     """Each instruction that a step runs, and how often; None in a loop of unknown length."""
+    computations = _parse(text)
 
     def walk(name: str, times: int | None) -> Iterator[tuple[int | None, Instruction]]:
-        for instruction in computations.get(name, ()):
+        for instruction in computations.get(name, {}).values():
             yield times, instruction
             if instruction.opcode == "fusion" and not inside_fusions:
                 continue
@@ -181,17 +181,18 @@ def _executed(
     return walk("", 1)
 
 
-def _turns(loop: Instruction, computations: Mapping[str, list[Instruction]]) -> int | None:
+def _turns(loop: Instruction, computations: Computations) -> int | None:
     """Turns of a loop: as the compiler notes, or the limit of a counter that starts at 0."""
     if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
         return int(known)
-    condition = computations.get(loop.attribute(r"condition=%?([\w.\-]+)") or "", [])
-    constants = {i.name: i.rest.split(")")[0] for i in condition if i.opcode == "constant"}
-    for instruction in condition:
+    condition = computations.get(loop.attribute(r"condition=%?([\w.\-]+)") or "", {})
+    for instruction in condition.values():
         if instruction.opcode == "compare" and "direction=LT" in instruction.rest:
             limit = re.findall(r"%?([\w.\-]+)", instruction.rest.split(")")[0])[-1]
-            if constants.get(limit, "").isdigit():
-                return int(constants[limit])
+            constant = condition.get(limit)
+            if constant and constant.opcode == "constant":
+                value = constant.rest.split(")")[0]
+                return int(value) if value.isdigit() else None
     return None
 
 
@@ -217,19 +218,19 @@ def _collective(instruction: Instruction, kind: str, times: int, devices: int) -
     )
 
 
-def _moved(instruction: Instruction, known: Mapping[str, Mapping[str, Instruction]]) -> float:
+def _moved(instruction: Instruction, computations: Computations) -> float:
     """HBM bytes of one operation."""
     result = _hbm_size(instruction.shape)
     if instruction.opcode.endswith("-start"):
         return result  # operands are part of the result
-    here = known[instruction.computation]
+    here = computations[instruction.computation]
     names = re.findall(r"%([\w.\-]+)", instruction.rest.partition("), ")[0])
     sizes = [_hbm_size(here[name].shape) if name in here else 0 for name in names]
     if instruction.opcode == "dynamic-slice":
         return 2 * result
     if instruction.opcode == "dynamic-update-slice":
         return 2 * sizes[1]
-    inner = known.get(instruction.attribute(r"calls=%?([\w.\-]+)") or "", {})
+    inner = computations.get(instruction.attribute(r"calls=%?([\w.\-]+)") or "", {})
     for index, size in enumerate(sizes):
         part, in_place = _part_touched(index, inner)
         if part is not None:
