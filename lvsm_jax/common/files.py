@@ -10,13 +10,18 @@ from collections.abc import Iterator
 from etils import epath
 
 
+def expand(path: epath.PathLike) -> epath.Path:
+    """A path on the local disk or in a bucket; a leading `~` is the home directory."""
+    return epath.Path(path).expanduser()
+
+
 @contextlib.contextmanager
 def atomic_write(path: epath.PathLike) -> Iterator[str]:
     """Yields a local file name to write to; `path` then appears whole, or not at all on an error.
 
     In a bucket the file is written on the local disk and copied up under a temporary name.
     """
-    path = epath.Path(path)
+    path = expand(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     remote = "://" in os.fspath(path)
     folder = tempfile.mkdtemp() if remote else None
