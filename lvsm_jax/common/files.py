@@ -39,6 +39,16 @@ def atomic_write(path: epath.PathLike) -> Iterator[str]:
             shutil.rmtree(folder)
 
 
+def check_new_file(path: epath.PathLike, overwrite: bool) -> None:
+    """Raises OSError unless a file may be written there: before work is done for it."""
+    path = expand(path)
+    if path.exists() and (path.is_dir() or not overwrite):
+        what = "and is a directory" if path.is_dir() else "; --overwrite replaces it"
+        raise FileExistsError(f"{path} exists{what}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no directory for {path}")
+
+
 def write_text(path: epath.PathLike, text: str) -> None:
     """Writes a small text file atomically."""
     with atomic_write(path) as local, open(local, "w", encoding="utf-8") as file:
