@@ -35,7 +35,7 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 from input_pipeline import tfds_metadata
 from input_pipeline.bucket_records import BucketRecords
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import atomic_write
+from lvsm_jax.common.files import atomic_write, expand
 
 # A group is what one read costs, and JPEGs do not compress.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -221,7 +221,7 @@ class SplitReader:
     scenes: SceneTable
 
     def __init__(self, directory: epath.PathLike, split: str):
-        self.directory = epath.Path(directory)
+        self.directory = expand(directory)
         self.split = split
         info = _read_info(self.directory)
         if split not in info.splits:

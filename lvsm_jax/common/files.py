@@ -40,12 +40,19 @@ def atomic_write(path: epath.PathLike) -> Iterator[str]:
 
 
 def check_new_file(path: epath.PathLike, overwrite: bool) -> None:
-    """Raises OSError unless a file may be written there: before work is done for it."""
+    """Raises FileExistsError unless a file may be written there; asked before work is done."""
     path = expand(path)
-    if path.exists() and (path.is_dir() or not overwrite):
-        what = "and is a directory" if path.is_dir() else "; --overwrite replaces it"
-        raise FileExistsError(f"{path} exists{what}")
-    if not path.parent.is_dir():
+    if path.is_dir():
+        raise FileExistsError(f"{path} exists and is a directory")
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"{path} exists; choose another path, or ask to overwrite it (--overwrite)"
+        )
+
+
+def check_parent(path: epath.PathLike) -> None:
+    """Raises FileNotFoundError unless the directory is there that a file is to be written to."""
+    if not expand(path).parent.is_dir():
         raise FileNotFoundError(f"there is no directory for {path}")
 
 

@@ -58,13 +58,14 @@ def main(arguments: list[str]) -> None:
 
     import jax  # only now, so that --help comes at once
 
-    from lvsm_jax.common.files import check_new_file, write_text
+    from lvsm_jax.common.files import check_new_file, check_parent, write_text
     from lvsm_jax.cost.step_report import advice_text, report, text
     from lvsm_jax.cost.topology import advice, compile_case, topology_mesh
 
     files = [file for file in (given.output, given.hlo) if file]
     for file in files:
         check_new_file(file, given.overwrite)
+        check_parent(file)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # what is kept cannot be analysed
     case = read_case(given, config)

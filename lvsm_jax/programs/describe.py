@@ -58,12 +58,12 @@ def main(arguments: list[str]) -> None:
         raise UserError("give either --config=FILE or an EXPORT directory")
 
     from lvsm_jax.common.config import DataConfig, section  # only now: --help comes at once
-    from lvsm_jax.common.files import check_new_file, write_text
+    from lvsm_jax.common.files import check_parent, write_text
     from lvsm_jax.cost.model_cost import describe, text
     from lvsm_jax.training.train_state import TrainingConfig
 
     if given.json not in (None, "-"):
-        check_new_file(given.json, overwrite=True)
+        check_parent(given.json)
     if config is None:
         training, (model, data) = None, _of_export(given.export)
     else:

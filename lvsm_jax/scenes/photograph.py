@@ -142,7 +142,7 @@ class Photograph:
             OSError: the file cannot be read.
             ValueError: it is no picture, damaged, too large, or refused; names the file.
         """
-        with open(path, "rb") as file:
+        with open(os.path.expanduser(path), "rb") as file:
             return cls._decode(file, os.fspath(path), camera, name, max_pixels)
 
     @classmethod

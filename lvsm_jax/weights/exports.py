@@ -284,7 +284,8 @@ def _check_same(
         if found.get(name) != expected.get(name):
             here, there = found.get(name, "missing"), expected.get(name, "none of that name")
             raise DamagedExportError(
-                f"{path} is damaged: {part} {name} is {here}, expected {there}"
+                f"{path} is damaged: {part} {name} is {here}, expected {there}; copy or export it "
+                "again"
             )
 
 
