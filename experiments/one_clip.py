@@ -76,7 +76,11 @@ def shuffle_cameras(frames: list[Frame]) -> list[Frame]:
     order = np.random.default_rng(0).permutation(len(frames))
     givers = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
     return [
-        dataclasses.replace(frame, w2c=frames[givers[i]].w2c, fxfycxcy=frames[givers[i]].fxfycxcy)
+        dataclasses.replace(
+            frame,
+            w2c=frames[givers[i]].w2c,
+            normalized_fxfycxcy=frames[givers[i]].normalized_fxfycxcy,
+        )
         for i, frame in enumerate(frames)
     ]
 

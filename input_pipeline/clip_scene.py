@@ -52,7 +52,7 @@ def open_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = No
             where = reader.describe(first + i)
             try:
                 size = picture_size_of(io.BytesIO(frame.jpeg))
-                fxfycxcy = frame.fxfycxcy * np.array(size * 2, np.float64)
+                fxfycxcy = frame.normalized_fxfycxcy * np.array(size * 2, np.float64)
                 camera = PosedCamera.from_w2c(frame.w2c, fxfycxcy, *size)
             except ValueError as error:
                 raise SceneError(f"{where}: {error}") from error

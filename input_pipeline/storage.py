@@ -8,7 +8,7 @@ A frame is a `tf.Example` with the features `image` (the JPEG's bytes, never dec
 `fxfycxcy` (float32[4], fx and cx divided by the image's width, fy and cy by its height), `w2c`
 (float32[3, 4], OpenCV world-to-camera) and `timestamp` (int64, microseconds). Any program can read
 the directory with `tfds.builder_from_directory(directory).as_data_source(split)`; `SplitReader`
-reads the same files with less traffic and knows the scenes. TensorFlow is imported by neither.
+reads the same files with less traffic, knows the scenes, and imports nothing that the files name.
 
 A directory may lie in a bucket (`gs://`, `s3://`, …). Writing and small files go through
 `etils.epath`, a shard being written on the local disk and copied up; frames are read through fsspec
@@ -17,23 +17,23 @@ TensorFlow's file systems where TensorFlow is installed: set EPATH_USE_TF=0 to h
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import io
+import json
 import os
 import resource
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from etils import epath
 from jaxtyping import Float32, Int64, Shaped
-from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
-from input_pipeline import tfds_metadata
-from input_pipeline.bucket_records import BucketRecords
+from input_pipeline.tf_example import Example
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import atomic_write
 
@@ -51,10 +51,10 @@ class DatasetError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """One photograph with its camera: intrinsics normalised by the image size, OpenCV axes."""
+    """One photograph with its camera: intrinsics in shares of the image's sides, OpenCV axes."""
 
     jpeg: bytes
-    fxfycxcy: Float32[np.ndarray, "4"]
+    normalized_fxfycxcy: Float32[np.ndarray, "4"]
     w2c: Float32[np.ndarray, "3 4"]
     timestamp: int  # microseconds
 
@@ -130,7 +130,7 @@ def shard_path(
 def write_shard(path: epath.PathLike, clips: Iterable[Clip]) -> Shard:
     """Writes the clips' frames, one record each; the file appears under `path` when it is whole."""
     keys, urls, num_frames, num_bytes = [], [], [], 0
-    with atomic_write(path) as local:
+    with _told_of(path), atomic_write(path) as local:
         writer = array_record_module.ArrayRecordWriter(local, _WRITER_OPTIONS)
         try:
             for clip in clips:
@@ -146,12 +146,22 @@ def write_shard(path: epath.PathLike, clips: Iterable[Clip]) -> Shard:
     return Shard(epath.Path(path).name, tuple(keys), tuple(urls), tuple(num_frames), num_bytes)
 
 
+@contextlib.contextmanager
+def _told_of(path: epath.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # ArrayRecord's, for a full disk and the like
+        raise DatasetError(f"cannot write {path}: {error}") from error
+
+
 def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence[Shard]]) -> None:
     """Writes scene tables and metadata; `dataset_info.json`, the last file, declares it complete.
 
     `splits` maps each split to all its shards in order. Shards are checked to be there under the
     names that TFDS derives, keys to be unique and no split to be empty (DatasetError otherwise).
     """
+    from input_pipeline import tfds_metadata  # imports TFDS, which takes long
+
     directory = epath.Path(directory)
     there = {path.name for path in directory.iterdir()}
     for split, shards in splits.items():
@@ -187,23 +197,20 @@ def _write_scene_table(path: epath.Path, split: str, shards: Sequence[Shard]) ->
 
 def _encode(frame: Frame) -> bytes:
     """The frame as a serialised `tf.Example`, the same bytes every time."""
-    feature = tf_feature_pb2.Feature
-    floats, integers = tf_feature_pb2.FloatList, tf_feature_pb2.Int64List
-    features = {
-        "image": feature(bytes_list=tf_feature_pb2.BytesList(value=[frame.jpeg])),
-        "fxfycxcy": feature(float_list=floats(value=frame.fxfycxcy.tolist())),
-        "w2c": feature(float_list=floats(value=frame.w2c.ravel().tolist())),
-        "timestamp": feature(int64_list=integers(value=[frame.timestamp])),
-    }
-    example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=features))
+    example = Example()
+    feature = example.features.feature
+    feature["image"].bytes_list.value.append(frame.jpeg)
+    feature["fxfycxcy"].float_list.value.extend(frame.normalized_fxfycxcy.tolist())
+    feature["w2c"].float_list.value.extend(frame.w2c.ravel().tolist())
+    feature["timestamp"].int64_list.value.append(frame.timestamp)
     return example.SerializeToString(deterministic=True)
 
 
 def _decode(record: bytes) -> Frame:
-    feature = tf_example_pb2.Example.FromString(record).features.feature
+    feature = Example.FromString(record).features.feature
     return Frame(
         jpeg=feature["image"].bytes_list.value[0],
-        fxfycxcy=np.array(feature["fxfycxcy"].float_list.value, np.float32),
+        normalized_fxfycxcy=np.array(feature["fxfycxcy"].float_list.value, np.float32),
         w2c=np.array(feature["w2c"].float_list.value, np.float32).reshape(3, 4),
         timestamp=feature["timestamp"].int64_list.value[0],
     )
@@ -223,13 +230,14 @@ class SplitReader:
     def __init__(self, directory: epath.PathLike, split: str):
         self.directory = epath.Path(directory)
         self.split = split
-        info = _read_info(self.directory)
-        if split not in info.splits:
-            raise DatasetError(
-                f"{self.directory} has no split {split!r}, only {sorted(info.splits)}"
-            )
-        self._files = [os.fspath(path) for path in info.splits[split].filepaths]
-        self._lengths = info.splits[split].shard_lengths
+        name, lengths = _read_info(self.directory)
+        if split not in lengths:
+            raise DatasetError(f"{self.directory} has no split {split!r}, only {sorted(lengths)}")
+        self._lengths = lengths[split]
+        self._files = [
+            os.fspath(shard_path(self.directory, name, split, i, len(self._lengths)))
+            for i in range(len(self._lengths))
+        ]
         self._ends = np.cumsum(self._lengths)
         self.scenes = _read_scene_table(self.directory / f"scenes-{split}.npz")
         self._check_files()
@@ -238,6 +246,7 @@ class SplitReader:
     def _start(self) -> None:
         self._lock = threading.Lock()
         self._readers = collections.OrderedDict()  # by shard, least recently used first
+        self._max_open = _allow_open_files(len(self._files))
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_readers")}
@@ -281,18 +290,21 @@ class SplitReader:
                 f"cannot read records {positions.tolist()} of {self._files[shard]}: {error}"
             ) from error
 
-    def _reader(self, shard: int) -> array_record_module.ArrayRecordReader | BucketRecords:
+    def _reader(self, shard: int) -> Any:
         reader = self._readers.get(shard) or self._open(shard)
         with self._lock:
             reader = self._readers.setdefault(shard, reader)  # another thread may have been first
             self._readers.move_to_end(shard)
-            if len(self._readers) > _allow_open_files(len(self._files)):
+            if len(self._readers) > self._max_open:
                 self._readers.popitem(last=False)  # closes when no thread reads from it
             return reader
 
-    def _open(self, shard: int) -> array_record_module.ArrayRecordReader | BucketRecords:
+    def _open(self, shard: int) -> Any:
+        """An ArrayRecordReader, or what reads alike in a bucket."""
         file, expected = self._files[shard], self._lengths[shard]
         if "://" in file:
+            from input_pipeline.bucket_records import BucketRecords
+
             reader = BucketRecords(file)
         else:
             reader = array_record_module.ArrayRecordReader(
@@ -320,14 +332,24 @@ class SplitReader:
         )
 
 
-def _read_info(directory: epath.Path):
+def _read_info(directory: epath.Path) -> tuple[str, dict[str, list[int]]]:
+    """The dataset's name, and for each split the number of records of each shard."""
     if not directory.is_dir():
         raise DatasetError(f"no dataset directory {directory}")
-    if not (directory / "dataset_info.json").exists():
+    path = directory / "dataset_info.json"
+    if not path.exists():
         raise DatasetError(
             f"{directory} has no dataset_info.json: not a dataset, or its writing was interrupted"
         )
-    return tfds.builder_from_directory(directory).info
+    try:
+        info = json.loads(path.read_text())
+        lengths = {
+            split["name"]: [int(length) for length in split["shardLengths"]]
+            for split in info["splits"]
+        }
+        return str(info["name"]), lengths
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{path} is damaged: {type(error).__name__} {error}") from error
 
 
 def _read_scene_table(path: epath.Path) -> SceneTable:
@@ -339,7 +361,7 @@ def _read_scene_table(path: epath.Path) -> SceneTable:
 
 
 def _allow_open_files(shards: int) -> int:
-    """How many shards may stay open, after raising the soft limit of open files if that helps."""
+    """How many shards may stay open, after raising this process's limit of open files if needed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * shards + _OTHER_OPEN_FILES  # a second reader may live beside this one
     if soft != resource.RLIM_INFINITY and soft < wanted:

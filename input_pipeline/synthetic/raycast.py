@@ -199,17 +199,16 @@ def shade(room: Room, points: Points, surface: Int8[np.ndarray, " n"]) -> Points
 def render(
     room: Room,
     w2c: Float32[np.ndarray, "3 4"],
-    fxfycxcy: Float32[np.ndarray, "4"],
+    normalized_fxfycxcy: Float32[np.ndarray, "4"],
     height: int,
     width: int,
     samples: int = 2,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The picture that a camera in the room takes; each pixel averages `samples`² rays.
 
-    `fxfycxcy` is divided by the image's width, height, width and height, as it is stored. The
-    centre of the upper left pixel is at (0.5, 0.5) pixels.
+    The centre of the upper left pixel is at (0.5, 0.5) pixels.
     """
-    origin, directions = rays(w2c, fxfycxcy, height * samples, width * samples)
+    origin, directions = rays(w2c, normalized_fxfycxcy, height * samples, width * samples)
     distance, surface = cast(room, origin, directions)
     colors = shade(room, origin[:, None] + directions * distance, surface)
     colors = colors.reshape(3, height, samples, width, samples).sum(axis=2).sum(axis=3)
@@ -218,12 +217,15 @@ def render(
 
 
 def rays(
-    w2c: Float32[np.ndarray, "3 4"], fxfycxcy: Float32[np.ndarray, "4"], height: int, width: int
+    w2c: Float32[np.ndarray, "3 4"],
+    normalized_fxfycxcy: Float32[np.ndarray, "4"],
+    height: int,
+    width: int,
 ) -> tuple[Vector, Points]:
     """Camera centre, and directions (of depth 1) through the pixel centres, row by row."""
     rotation, translation = w2c[:, :3].astype(np.float64), w2c[:, 3].astype(np.float64)
     origin = -np.linalg.solve(rotation, translation)
-    fx, fy, cx, cy = fxfycxcy.astype(np.float64)
+    fx, fy, cx, cy = normalized_fxfycxcy.astype(np.float64)
     x = ((np.arange(width) + 0.5) / width - cx) / fx
     y = ((np.arange(height) + 0.5) / height - cy) / fy
     right, down, forward = np.linalg.inv(rotation).T[:, :, None, None].astype(np.float32)

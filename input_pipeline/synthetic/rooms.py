@@ -53,12 +53,12 @@ class Scene:
     Attributes:
         room: what there is to see.
         w2c: OpenCV world-to-camera matrices.
-        fxfycxcy: intrinsics of all frames, divided by the image's width and height.
+        normalized_fxfycxcy: intrinsics of all frames, divided by the image's width and height.
     """
 
     room: raycast.Room
     w2c: Float32[np.ndarray, "n 3 4"]
-    fxfycxcy: Float32[np.ndarray, "4"]
+    normalized_fxfycxcy: Float32[np.ndarray, "4"]
 
 
 def sample_scene(
