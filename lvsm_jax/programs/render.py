@@ -44,7 +44,7 @@ from tqdm import tqdm
 from input_pipeline.clip_scene import open_scene
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import atomic_write, write_text
-from lvsm_jax.scenes import trajectories
+from lvsm_jax.scenes import camera_json, trajectories
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera
 from lvsm_jax.scenes.readers import Scene, ScenePhotograph
 
@@ -115,7 +115,7 @@ def make_path(
     if wrong := sorted(given.keys() - set(allowed)):
         raise UserError(f"--{wrong[0]} does not go with --path={kind}")
     if function is None:
-        return trajectories.read_camera_path(kind)
+        return camera_json.read_camera_path(kind)
     return function(cameras, _FRAMES if frames is None else frames, **given)
 
 
@@ -191,7 +191,7 @@ def take_folder(folder: pathlib.Path, record: Mapping[str, Any], overwrite: bool
 
 def _read_record(file: pathlib.Path) -> dict[str, Any]:
     try:
-        return trajectories.read_json(file)
+        return camera_json.read_json(file)
     except (ValueError, FileNotFoundError):
         return {}
 
@@ -223,12 +223,12 @@ def _record(
         "export": _export_digest(given.export),
         "scene": given.scene,
         "inputs": {
-            photograph.name: _digest(photograph.pixels, trajectories.as_json([photograph.camera]))
+            photograph.name: _digest(photograph.pixels, camera_json.as_json([photograph.camera]))
             for photograph in photographs
         },
         "path": given.path,
         "frames": len(cameras),
-        "cameras": _digest(trajectories.as_json(cameras)),
+        "cameras": _digest(camera_json.as_json(cameras)),
         "height": size[0],
         "width": size[1],
         "scale": given.scale,
@@ -277,7 +277,7 @@ def run(given: argparse.Namespace) -> str:
     with session:
         session.add(photographs)
         take_folder(folder, record, given.overwrite)
-        trajectories.write_camera_path(folder / "path.json", cameras)
+        camera_json.write_camera_path(folder / "path.json", cameras)
         files = {folder / f"frame_{i:05d}.png": camera for i, camera in enumerate(cameras)}
         missing = {file: camera for file, camera in files.items() if not file.exists()}
         renders = session.render_path(list(missing.values()), height=height, width=width)

@@ -22,7 +22,7 @@ MAX_PIXELS = 64_000_000
 ROTATION_TOLERANCE = 2e-3
 
 _MULTIPLE = 8  # of resized sides, fixed by the published protocol, whatever the model's patch
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
 _COLOUR_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 _ALPHA_MODES = ("LA", "PA", "RGBA")
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright, and 0 what some cameras write for it
@@ -162,14 +162,14 @@ class Photograph:
         max_pixels: int,
     ) -> "Photograph":
         try:
-            image = Image.open(file, formats=_FORMATS)
+            image = Image.open(file, formats=FORMATS)
             _check_picture(image, max_pixels)
             image.load()
             if image.mode in _ALPHA_MODES or "transparency" in image.info:
                 image = _opaque(image)
             pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
         except Image.UnidentifiedImageError:
-            raise UserError(f"{where}: not a picture ({', '.join(_FORMATS)})") from None
+            raise UserError(f"{where}: not a picture ({', '.join(FORMATS)})") from None
         # What Pillow raises for damaged files: OSError for most, others from parsing headers.
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"{where}: {error}") from error
