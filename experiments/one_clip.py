@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
 def read_clip(dataset: epath.PathLike, split: str, key: str) -> list[Frame]:
     """All frames of a clip."""
     reader = SplitReader(dataset, split)
-    row = reader.scenes.index_of(key)
+    row = reader.scenes.key.tolist().index(key)
     first = int(reader.scenes.first_frame[row])
     return reader.frames(range(first, first + int(reader.scenes.num_frames[row])))
 

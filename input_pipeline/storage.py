@@ -8,7 +8,7 @@ A frame is a `tf.Example` with the features `image` (the JPEG's bytes, never dec
 `fxfycxcy` (float32[4], fx and cx divided by the image's width, fy and cy by its height), `w2c`
 (float32[3, 4], OpenCV world-to-camera) and `timestamp` (int64, microseconds). Any program can read
 the directory with `tfds.builder_from_directory(directory).as_data_source(split)`; `SplitReader`
-reads the same files with less traffic, knows the scenes, and imports nothing that the files name.
+reads the same files with less traffic, knows the scenes, and needs neither TFDS nor TensorFlow.
 
 A directory may lie in a bucket (`gs://`, `s3://`, …). Writing and small files go through
 `etils.epath`, a shard being written on the local disk and copied up; frames are read through fsspec
@@ -24,7 +24,6 @@ import io
 import json
 import os
 import resource
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +34,7 @@ from jaxtyping import Float32, Int64, Shaped
 
 from input_pipeline.tf_example import Example
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import atomic_write
+from lvsm_jax.common.files import atomic_write, write_text
 
 # A group is what one read costs, and JPEGs do not compress.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -79,15 +78,10 @@ class Shard:
     num_bytes: int  # of all records
 
     @classmethod
-    def from_json(cls, values: Mapping) -> "Shard":
+    def from_json(cls, values: Mapping[str, Any]) -> "Shard":
         """Inverse of `dataclasses.asdict`, also after a passage through JSON."""
-        return cls(
-            file=values["file"],
-            keys=tuple(values["keys"]),
-            urls=tuple(values["urls"]),
-            num_frames=tuple(values["num_frames"]),
-            num_bytes=values["num_bytes"],
-        )
+        tuples = {name: tuple(values[name]) for name in ("keys", "urls", "num_frames")}
+        return cls(**{**values, **tuples})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,16 +95,6 @@ class SceneTable:
 
     def __len__(self) -> int:
         return len(self.key)
-
-    @functools.cached_property
-    def _rows(self) -> dict[str, int]:
-        return {key: row for row, key in enumerate(self.key.tolist())}
-
-    def index_of(self, key: str) -> int:
-        """Row of the scene `key`; ValueError when there is none."""
-        if key not in self._rows:
-            raise UserError(f"no scene {key!r} among the {len(self)} of this split")
-        return self._rows[key]
 
     def locate(self, record: int) -> tuple[int, int]:
         """Row of the scene that holds a record, and the record's position in that clip."""
@@ -160,8 +144,6 @@ def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence
     `splits` maps each split to all its shards in order. Shards are checked to be there under the
     names that TFDS derives, keys to be unique and no split to be empty (DatasetError otherwise).
     """
-    from input_pipeline import tfds_metadata  # imports TFDS, which takes long
-
     directory = epath.Path(directory)
     there = {path.name for path in directory.iterdir()}
     for split, shards in splits.items():
@@ -173,9 +155,44 @@ def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence
         if missing := sorted(set(expected) - there):
             raise DatasetError(f"{directory}: missing shards {missing[:5]}")
         _write_scene_table(directory / f"scenes-{split}.npz", split, shards)
-    lengths = {s: [sum(shard.num_frames) for shard in shards] for s, shards in splits.items()}
-    num_bytes = {s: sum(shard.num_bytes for shard in shards) for s, shards in splits.items()}
-    tfds_metadata.write(directory, name, lengths, num_bytes)
+    # As TFDS writes them, to the byte.
+    write_text(directory / "features.json", json.dumps(_FEATURES, indent=4))
+    info = {
+        "description": "Clips of static scenes: one record is one JPEG frame with its camera.",
+        "fileFormat": "array_record",
+        "name": name,
+        "splits": [
+            {
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "name": split,
+                "numBytes": str(sum(shard.num_bytes for shard in shards)),
+                "shardLengths": [str(sum(shard.num_frames)) for shard in shards],
+            }
+            for split, shards in splits.items()
+        ],
+        "version": "1.0.0",
+    }
+    write_text(directory / "dataset_info.json", json.dumps(info, indent=2))
+
+
+def _feature(kind: str, dtype: str, *shape: int) -> dict[str, Any]:
+    tensor = {"dtype": dtype, "encoding": "none", "shape": {}}
+    if shape:
+        tensor["shape"] = {"dimensions": [str(side) for side in shape]}
+    return {"pythonClassName": f"tensorflow_datasets.core.features.{kind}", "tensor": tensor}
+
+
+_FEATURES = {
+    "featuresDict": {
+        "features": {
+            "fxfycxcy": _feature("tensor_feature.Tensor", "float32", 4),
+            "image": _feature("tensor_feature.Tensor", "string"),
+            "timestamp": _feature("scalar.Scalar", "int64"),
+            "w2c": _feature("tensor_feature.Tensor", "float32", 3, 4),
+        }
+    },
+    "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+}
 
 
 def _write_scene_table(path: epath.Path, split: str, shards: Sequence[Shard]) -> None:
@@ -244,12 +261,11 @@ class SplitReader:
         self._start()
 
     def _start(self) -> None:
-        self._lock = threading.Lock()
-        self._readers = collections.OrderedDict()  # by shard, least recently used first
-        self._max_open = _allow_open_files(len(self._files))
+        # Of two threads that open a shard at once one closes its own again.
+        self._reader = functools.lru_cache(_allow_open_files(len(self._files)))(self._open)
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_readers")}
+        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -290,15 +306,6 @@ class SplitReader:
                 f"cannot read records {positions.tolist()} of {self._files[shard]}: {error}"
             ) from error
 
-    def _reader(self, shard: int) -> Any:
-        reader = self._readers.get(shard) or self._open(shard)
-        with self._lock:
-            reader = self._readers.setdefault(shard, reader)  # another thread may have been first
-            self._readers.move_to_end(shard)
-            if len(self._readers) > self._max_open:
-                self._readers.popitem(last=False)  # closes when no thread reads from it
-            return reader
-
     def _open(self, shard: int) -> Any:
         """An ArrayRecordReader, or what reads alike in a bucket."""
         file, expected = self._files[shard], self._lengths[shard]
@@ -320,8 +327,7 @@ class SplitReader:
 
     def close(self) -> None:
         """Closes the open shards; the next read opens what it needs."""
-        with self._lock:
-            self._readers.clear()
+        self._reader.cache_clear()
 
     def describe(self, index: int) -> str:
         """Where a record lies, for error messages: dataset, shard, scene, frame."""

@@ -96,9 +96,6 @@ def test_scene_table_and_descriptions(dataset):
     assert scenes.url[3] == "https://example.com/t20"
     assert scenes.num_frames.tolist() == [5, 6, 7, 5, 6]
     assert scenes.first_frame.tolist() == [0, 5, 11, 18, 23]
-    assert scenes.index_of("t20") == 3
-    with pytest.raises(ValueError, match="no scene 'nope' among the 5"):
-        scenes.index_of("nope")
     assert [scenes.locate(i) for i in (0, 4, 5, 28)] == [(0, 0), (0, 4), (1, 0), (4, 5)]
     assert reader.describe(20) == (
         f"dataset {dataset}, shard tiny-train.array_record-00002-of-00003, scene t20, frame 2"

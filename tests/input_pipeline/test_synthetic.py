@@ -113,7 +113,7 @@ def test_records_are_readable_by_tfds_and_hold_what_was_rendered(small):
         assert record["timestamp"] == frame.timestamp == position * 100_000
         assert Image.open(io.BytesIO(frame.jpeg)).size == (24, 16)
     reader = storage.SplitReader(small, "test")
-    assert reader.scenes.index_of(clip.key) == 1
+    assert reader.scenes.key[1] == clip.key
     assert reader.frames([7])[0].jpeg == clip.frames[1].jpeg
     train = storage.SplitReader(small, "train").frames(range(120))
     assert not {f.jpeg for f in train} & {f.jpeg for f in reader.frames(range(18))}
