@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.scenes.photograph import ResizeCrop, resized_side
+from lvsm_jax.scenes.photograph import PICTURE_ERRORS, ResizeCrop, resized_side
 
 ImageAndIntrinsics = tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "4"]]
 
@@ -110,8 +110,7 @@ def decode_jpeg(jpeg: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(jpeg), formats=("JPEG",))
         image.load()
-    # What Pillow raises for damaged files: OSError for most, the others from parsing headers.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except PICTURE_ERRORS as error:
         reason = "not a JPEG" if isinstance(error, Image.UnidentifiedImageError) else error
         raise FrameError(f"cannot be decoded ({len(jpeg)} bytes): {reason}") from error
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -20,24 +20,19 @@ _MAX_FILE = 256 * 2**20  # bytes
 
 
 def read_camera_path(file: str | os.PathLike) -> list[PosedCamera]:
-    """The cameras of a file `{"frames": [{"w", "h", "fxfycxcy", "c2w" or "w2c"}, ...]}`.
+    """The cameras of a file; other fields are allowed, so that a `cameras.json` is a path too.
 
-    Axes are OpenCV's, intrinsics in pixels of a picture of w × h; other fields are allowed, so that
-    a `cameras.json` is a path too.
-
-    Raises:
-        OSError: no such file.
-        ValueError: not such a file; names the frame and the field.
+    UserError names the frame and the field.
     """
     content = read_json(file)
     if "camera_path" in content:
         raise UserError(
-            f"{os.fspath(file)}: a camera path of nerfstudio's viewer, whose world is moved and "
+            f"{file}: a camera path of nerfstudio's viewer, whose world is moved and "
             "scaled from that of the photographs; write its cameras as "
             '{"frames": [{"w", "h", "fxfycxcy", "c2w"}]} in the photographs\' world'
         )
     frames = frames_of(content, file)
-    return [camera_of(frame, f"{os.fspath(file)}: frames[{i}]") for i, frame in enumerate(frames)]
+    return [camera_of(frame, f"{file}: frames[{i}]") for i, frame in enumerate(frames)]
 
 
 def write_camera_path(file: str | os.PathLike, cameras: Sequence[PosedCamera]) -> None:
@@ -60,20 +55,15 @@ def as_json(cameras: Sequence[PosedCamera]) -> dict[str, Any]:
 
 
 def read_json(file: str | os.PathLike) -> dict[str, Any]:
-    """A JSON object from a file that may hold anything.
-
-    Raises:
-        OSError: no such file.
-        ValueError: not a JSON object, or far too large.
-    """
-    path, name = pathlib.Path(file), os.fspath(file)
+    """A JSON object from a file; UserError if it holds none, or is far too large."""
+    path = pathlib.Path(file)
     if path.stat().st_size > _MAX_FILE:
-        raise UserError(f"{name}: more than {_MAX_FILE >> 20} MiB, no file of cameras")
-    return parse_json(path.read_bytes(), name)
+        raise UserError(f"{file}: more than {_MAX_FILE >> 20} MiB, no file of cameras")
+    return parse_json(path.read_bytes(), os.fspath(file))
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
-    """The same from bytes; ValueError if they are not a JSON object, with this name for them."""
+    """The same from bytes, which messages call by this name."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:  # ValueError: also of UTF-8
@@ -84,27 +74,21 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
 
 
 def frames_of(content: Mapping[str, Any], file: str | os.PathLike) -> list[dict[str, Any]]:
-    """The list of objects `frames` of a file's content, not empty; ValueError otherwise."""
+    """The list of objects `frames` of a file's content, not empty; UserError otherwise."""
     frames = content.get("frames")
     if not isinstance(frames, list) or not frames:
-        raise UserError(f"{os.fspath(file)}: 'frames' must be a list of one object a camera")
+        raise UserError(f"{file}: 'frames' must be a list of one object a camera")
     for i, frame in enumerate(frames):
         if not isinstance(frame, dict):
-            raise UserError(
-                f"{os.fspath(file)}: frames[{i}] is a {type(frame).__name__}, expected an object"
-            )
+            kind = type(frame).__name__
+            raise UserError(f"{file}: frames[{i}] is a {kind}, expected an object")
     return frames
 
 
 def camera_of(frame: Mapping[str, Any], where: str) -> PosedCamera:
     """The camera of an object with `w`, `h`, `fxfycxcy` and either `c2w` or `w2c`.
 
-    Args:
-        frame: read from JSON, not to be trusted.
-        where: file and place, for error messages.
-
-    Raises:
-        ValueError: names the field.
+    UserError names the field, after the file and place `where`.
     """
     given = [field for field in ("c2w", "w2c") if field in frame]
     if len(given) != 1:
@@ -121,11 +105,7 @@ def camera_of(frame: Mapping[str, Any], where: str) -> PosedCamera:
 def numbers(
     values: Mapping[str, Any], field: str, shape: tuple[int, ...], where: str
 ) -> np.ndarray:
-    """A field of nested lists of finite numbers; `[4, 4]` may also be `[3, 4]`.
-
-    Raises:
-        ValueError: the field is missing or something else.
-    """
+    """A field of nested lists of finite numbers; `[4, 4]` may also be `[3, 4]`."""
     value = values.get(field)
     shapes = [shape, (3, 4)] if shape == (4, 4) else [shape]
     if any(_has_shape(value, allowed) for allowed in shapes):
@@ -137,7 +117,7 @@ def numbers(
 
 
 def whole_number(values: Mapping[str, Any], field: str, where: str) -> int:
-    """A positive whole number, as 640 or 640.0; ValueError otherwise."""
+    """A positive whole number, as 640 or 640.0."""
     value = float(numbers(values, field, (), where))
     if not 1 <= value < 2**31 or value != int(value):
         raise UserError(f"{where}: {field!r} is {value:g}, expected a positive whole number")

@@ -1,8 +1,8 @@
 """Camera paths through photographs or around them. NumPy and SciPy only.
 
-A path is a list of `PosedCamera` in the world frame and the unit of the cameras it is made from.
-Its pictures have the size of the first of these, to which the others are cropped, and also its
-intrinsics unless they are interpolated.
+A path has `frames` cameras in the world frame and the unit of the cameras it is made from (one or
+more). Its pictures have the size of the first of these, to which the others are cropped, and also
+its intrinsics unless they are interpolated. The middle camera is the nearest to the mean position.
 """
 
 import dataclasses
@@ -31,13 +31,8 @@ def interpolate(
     Positions follow a cubic spline and rotations its counterpart on the sphere, both without jumps
     in velocity or acceleration; focal lengths and principal points change without overshooting.
 
-    Args:
-        cameras: two or more; the path starts at the first and, unless closed, ends at the last.
-        frames: cameras of the path.
-        closed: whether the path goes on to the first camera, ready to be repeated.
-
-    Raises:
-        ValueError: fewer than two cameras, or no frames.
+    The path starts at the first camera and ends at the last or, if closed, goes on to the first,
+    ready to be repeated. UserError for fewer than two cameras.
     """
     cameras, frames = _alike(cameras, 2), _positive("frames", frames)
     c2w, fxfycxcy = _poses(cameras), np.stack([camera.fxfycxcy for camera in cameras])
@@ -77,7 +72,7 @@ def orbit(
             cameras' viewing axes meet.
 
     Raises:
-        ValueError: the axes do not meet in front of the cameras and no distance is given, or the
+        UserError: the axes do not meet in front of the cameras and no distance is given, or the
             cameras look straight down at the point.
     """
     cameras, frames = _alike(cameras, 1), _positive("frames", frames)
@@ -128,7 +123,7 @@ def spiral(
             viewing axes meet, and where they do not it keeps its direction.
 
     Raises:
-        ValueError: all cameras stand in one place and no radius is given.
+        UserError: all cameras stand in one place and no radius is given.
     """
     cameras, frames = _alike(cameras, 1), _positive("frames", frames)
     c2w = _poses(cameras)
@@ -150,14 +145,8 @@ def dolly(
 ) -> list[PosedCamera]:
     """Straight ahead along the middle camera's viewing axis, from behind it to before it.
 
-    Args:
-        cameras: one or more.
-        frames: cameras of the path.
-        travel: length of the way, negative to go backwards; by default twice as far as the cameras
-            stand from their mean at most.
-
-    Raises:
-        ValueError: all cameras stand in one place and no travel is given.
+    The way is `travel` long, negative to go backwards; by default twice as long as the cameras
+    stand from their mean at most. UserError if that is 0.
     """
     cameras, frames = _alike(cameras, 1), _positive("frames", frames)
     c2w = _poses(cameras)
@@ -241,12 +230,8 @@ def meeting_point(
 ) -> Float64[np.ndarray, "3"] | None:
     """The point that the cameras look at, or None where their axes do not meet before them.
 
-    Args:
-        c2w: one or more.
-        distance: of the point from the middle camera, if that is known.
-
-    Raises:
-        ValueError: a distance that is not positive.
+    Where its `distance` from the middle camera is known, it is on that camera's axis. UserError
+    for a distance that is not positive.
     """
     if distance is not None:
         if not (math.isfinite(distance) and distance > 0):

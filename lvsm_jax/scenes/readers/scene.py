@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.scenes.photograph import FORMATS, Photograph, PosedCamera
+from lvsm_jax.scenes.photograph import FORMATS, PICTURE_ERRORS, Photograph, PosedCamera
 
 # Those that are a pinhole camera when their other parameters are zero.
 PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
@@ -183,9 +183,7 @@ def picture_size_of(image: pathlib.Path | io.BytesIO) -> tuple[int, int]:
     try:
         with Image.open(image, formats=FORMATS) as picture:
             return picture.size
-    except Image.DecompressionBombError as error:
-        raise SceneError(f"{image}: {error}") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except PICTURE_ERRORS as error:
         what = image if isinstance(image, pathlib.Path) else "the image"
         damaged = not isinstance(error, Image.UnidentifiedImageError)
         raise SceneError(f"{what}: {error if damaged else 'not a picture'}") from None
