@@ -77,8 +77,8 @@ class ExampleLoader:
             views: positions in the clip.
             crop: the part of the frames that is shown; None for the published preprocessing.
             reframing: turns and scales the scene frame.
-            valid: see `Batch`, as for `replaced`.
-            replaced: samples drawn in vain.
+            valid: see `Batch`.
+            replaced: see `Batch`.
 
         Raises:
             FrameError: a frame cannot be used; names dataset, shard, scene and frame.
@@ -146,17 +146,11 @@ class ExampleLoader:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingDraw:
-    """A training sample before it is loaded; a few bytes that any worker process can be sent.
+    """A training sample before it is loaded; a few bytes that any worker process can be sent."""
 
-    Attributes:
-        step: that the sample is for.
-        choice: which of the usable rows of the scene table it is from.
-        rng: of what is the sample's own.
-    """
-
-    step: int
-    choice: int
-    rng: np.random.Generator
+    step: int  # that the sample is for
+    choice: int  # which of the usable rows of the scene table it is from
+    rng: np.random.Generator  # of what is the sample's own
 
 
 def training_example(
@@ -164,11 +158,7 @@ def training_example(
 ) -> dict[str, Any]:
     """Loads views of a clip, and of others instead while frames are bad and that is allowed.
 
-    Args:
-        loader: loads them.
-        rows: usable rows of the scene table.
-        seed: of what the samples of a step have in common.
-        draw: which sample.
+    Clips are from the usable `rows` of the scene table; `seed` is that of `step_choices`.
     """
     config, rng, row = loader.config, draw.rng, int(rows[draw.choice])
     common = step_choices(config, seed, draw.step)

@@ -100,32 +100,19 @@ class EvalSet:
     """The clips of an evaluation index, in its order; iterating gives all batches, once.
 
     Rows that fill up the last batch repeat the last clip and have `valid` False.
-
-    Attributes:
-        scenes: the scene table, whose rows `Batch.scene` names.
-        rows: rows of the evaluated clips.
-        views: the views of each.
-        num_skipped_null: entries of the index that are null, as published.
-        num_missing: entries whose clips the dataset lacks (only where that was allowed).
-        config: where the dataset is and how frames are prepared.
-        batch_size: clips of a batch, over all processes.
-        process_index: which share of each batch iterating gives.
-        process_count: number of shares.
-        crop_share: see `EvalConfig`.
-        crop_place: see `EvalConfig`.
     """
 
-    scenes: SceneTable
-    rows: Int64[np.ndarray, " n"]
-    views: tuple[ViewSample, ...]
-    num_skipped_null: int
-    num_missing: int
-    config: DataConfig
-    batch_size: int
-    process_index: int
-    process_count: int
-    crop_share: float = 1.0
-    crop_place: tuple[float, float] = (0.5, 0.5)
+    scenes: SceneTable  # the scene table, whose rows `Batch.scene` names
+    rows: Int64[np.ndarray, " n"]  # rows of the evaluated clips
+    views: tuple[ViewSample, ...]  # the views of each
+    num_skipped_null: int  # entries of the index that are null, as published
+    num_missing: int  # entries whose clips the dataset lacks (only where that was allowed)
+    config: DataConfig  # where the dataset is and how frames are prepared
+    batch_size: int  # clips of a batch, over all processes
+    process_index: int  # which share of each batch iterating gives
+    process_count: int  # number of shares
+    crop_share: float = 1.0  # see `EvalConfig`
+    crop_place: tuple[float, float] = (0.5, 0.5)  # see `EvalConfig`
 
     @property
     def num_scenes(self) -> int:

@@ -28,19 +28,12 @@ class FrameError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """Which part of a photograph becomes the image; by default the largest, in the middle.
+    """Which part of a photograph becomes the image; by default the largest, in the middle."""
 
-    Attributes:
-        height: of the image in pixels.
-        width: of the image in pixels.
-        share: sides of what is kept over those of the largest part of that shape.
-        place: where it lies between left and right, and between top and bottom, each in [0, 1].
-    """
-
-    height: int
-    width: int
-    share: float = 1.0
-    place: tuple[float, float] = (0.5, 0.5)
+    height: int  # of the image in pixels
+    width: int  # of the image in pixels
+    share: float = 1.0  # sides of what is kept over those of the largest part of that shape
+    place: tuple[float, float] = (0.5, 0.5)  # between left and right, top and bottom, in [0, 1]
 
 
 def preprocess_frame(

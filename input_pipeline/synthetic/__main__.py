@@ -43,25 +43,15 @@ FRAME_INTERVAL = 100_000  # microseconds
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All that the dataset depends on.
+    """All that the dataset depends on."""
 
-    Attributes:
-        train_scenes: clips of the train split.
-        test_scenes: clips of the test split.
-        frames: frames of a clip.
-        height: of the pictures, in pixels.
-        width: of the pictures, in pixels.
-        seed: another seed gives other rooms.
-        scene: how hard the rooms are.
-    """
-
-    train_scenes: int = 1200
-    test_scenes: int = 64
-    frames: int = 12
-    height: int = 64
-    width: int = 64
-    seed: int = 0
-    scene: SceneConfig = dataclasses.field(default_factory=SceneConfig)
+    train_scenes: int = 1200  # clips of the train split
+    test_scenes: int = 64  # clips of the test split
+    frames: int = 12  # frames of a clip
+    height: int = 64  # of the pictures, in pixels
+    width: int = 64  # of the pictures, in pixels
+    seed: int = 0  # another seed gives other rooms
+    scene: SceneConfig = dataclasses.field(default_factory=SceneConfig)  # how hard the rooms are
 
     def __post_init__(self):
         ones = dict.fromkeys(("train_scenes", "test_scenes", "height", "width"), 1)
@@ -153,16 +143,13 @@ def evaluation_index(settings: Settings) -> dict[str, dict[str, list[int]]]:
 def generate(
     directory: str, settings: Settings, workers: int | None = None, overwrite: bool = False
 ) -> bool:
-    """Writes the dataset, or what is missing of it.
+    """Writes the dataset, or what is missing of it; False when it was already complete.
 
     Args:
         directory: where; created if need be.
         settings: what the set is to hold.
         workers: processes; as many as the machine has cores by default.
         overwrite: replace a set that was made with other settings.
-
-    Returns:
-        Whether anything was written; False when the set was already complete.
 
     Raises:
         DatasetError: the directory holds something else, or a set made with other settings.

@@ -22,19 +22,12 @@ CEILING, FLOOR = 2, 3
 
 @dataclasses.dataclass(frozen=True)
 class Texture:
-    """Two colours mixed by two plane waves through space: a pattern carved out of the solid.
+    """Two colours mixed by two plane waves through space: a pattern carved out of the solid."""
 
-    Attributes:
-        colors: the two colours.
-        waves: for each wave the radians per metre along x, y, z, and the phase.
-        mix: weights of the first wave, the second, and their product (a checker).
-        sharpness: how quickly one colour gives way to the other.
-    """
-
-    colors: Float32[np.ndarray, "2 3"]
-    waves: Float32[np.ndarray, "2 4"]
-    mix: Vector
-    sharpness: float
+    colors: Float32[np.ndarray, "2 3"]  # the two colours
+    waves: Float32[np.ndarray, "2 4"]  # radians per metre along x, y, z, and phase, of each
+    mix: Vector  # weights of the first wave, the second, and their product (a checker)
+    sharpness: float  # how quickly one colour gives way to the other
 
     def __call__(self, points: Points) -> Points:
         """Colours at points, given in the axes of the solid."""
@@ -118,44 +111,26 @@ SHAPES = {"box": _slabs, "ball": _ball, "cylinder": _cylinder}
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """A picture, window, door or rug: an upright rectangle, with a frame, on one face of the room.
+    """A picture, window, door or rug: an upright, framed rectangle on one face of the room."""
 
-    Attributes:
-        face: number of the face that it lies on.
-        center: its middle, in the room's axes.
-        half: half its sides; infinite along the face's normal.
-        texture: what it shows.
-        frame: colour of the frame, and of the bars of a window.
-        border: width of the frame, in metres.
-        window: has crossed bars, and shines by itself.
-    """
-
-    face: int
-    center: Vector
-    half: Vector
-    texture: Texture
-    frame: Vector
-    border: float
-    window: bool = False
+    face: int  # number of the face that it lies on
+    center: Vector  # its middle, in the room's axes
+    half: Vector  # half its sides; infinite along the face's normal
+    texture: Texture  # what it shows
+    frame: Vector  # colour of the frame, and of the bars of a window
+    border: float  # width of the frame, in metres
+    window: bool = False  # has crossed bars, and shines by itself
 
 
 @dataclasses.dataclass(frozen=True)
 class Room:
-    """Everything that can be seen.
+    """Everything that can be seen."""
 
-    Attributes:
-        half: half the width, height and depth; the room is centred at the origin.
-        faces: textures of the six faces, in the order of the face numbers.
-        panels: rectangles on the faces.
-        solids: the furniture.
-        lamp: position of the light.
-    """
-
-    half: Vector
-    faces: tuple[Texture, ...]
-    panels: tuple[Panel, ...]
-    solids: tuple[Solid, ...]
-    lamp: Vector
+    half: Vector  # half the width, height and depth; the room is centred at the origin
+    faces: tuple[Texture, ...]  # textures of the six faces, in the order of the face numbers
+    panels: tuple[Panel, ...]  # rectangles on the faces
+    solids: tuple[Solid, ...]  # the furniture
+    lamp: Vector  # position of the light
 
 
 def cast(

@@ -32,17 +32,11 @@ class SceneError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class ScenePhotograph:
-    """A photograph of a scene that is not yet decoded.
+    """A photograph of a scene that is not yet decoded."""
 
-    Attributes:
-        name: the image as the scene calls it.
-        camera: that took it.
-        source: the image file, or the JPEG itself.
-    """
-
-    name: str
-    camera: PosedCamera
-    source: pathlib.Path | bytes
+    name: str  # the image as the scene calls it
+    camera: PosedCamera  # that took it
+    source: pathlib.Path | bytes  # the image file, or the JPEG itself
 
     def load(self) -> Photograph:
         """Decodes it; UserError when that cannot be done."""
