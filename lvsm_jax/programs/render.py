@@ -80,7 +80,7 @@ def render(given: argparse.Namespace) -> None:
 
     from lvsm_jax.rendering import frames
     from lvsm_jax.rendering.session import Session
-    from lvsm_jax.scenes.trajectories import write_camera_path
+    from lvsm_jax.scenes.camera_json import write_camera_path
     from lvsm_jax.weights import exports
 
     height, width = picture_size(given.size, exports.describe(given.export))
@@ -123,7 +123,7 @@ def _record(
     """What the frames depend on. The speed of the video is none of it."""
     from etils import epath
 
-    from lvsm_jax.scenes.trajectories import as_json
+    from lvsm_jax.scenes.camera_json import as_json
 
     export = epath.Path(given.export)
     of_export = [export / "config.json", *sorted((export / "weights").glob("_*"))]  # with dates

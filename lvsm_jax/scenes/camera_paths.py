@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.scenes import trajectories
+from lvsm_jax.scenes import camera_json, trajectories
 from lvsm_jax.scenes.photograph import PosedCamera
 
 # Each name's function, and the options that it takes beside the number of frames.
@@ -43,5 +43,5 @@ def make_path(
     if wrong := sorted(given.keys() - set(allowed)):
         raise UserError(f"--{wrong[0]} does not go with --path={kind}")
     if function is None:
-        return trajectories.read_camera_path(file)
+        return camera_json.read_camera_path(file)
     return function(cameras, FRAMES if frames is None else frames, **given)

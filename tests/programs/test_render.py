@@ -19,7 +19,7 @@ from lvsm_jax.programs import render as program
 from lvsm_jax.programs.scene_options import choose_inputs
 from lvsm_jax.rendering.frames import write_video
 from lvsm_jax.rendering.session import Session
-from lvsm_jax.scenes import trajectories
+from lvsm_jax.scenes import camera_json, trajectories
 from lvsm_jax.weights import exports
 
 needs_ffmpeg = pytest.mark.skipif(
@@ -83,7 +83,7 @@ def test_frames_are_what_a_session_renders(export, scene, tmp_path, capsys):
     photographs = open_scene(scene).photographs
     chosen = [photographs[i] for i in (0, 2, 5)]
     cameras = trajectories.interpolate([photograph.camera for photograph in chosen], 10)
-    written = trajectories.read_camera_path(tmp_path / "out" / "path.json")
+    written = camera_json.read_camera_path(tmp_path / "out" / "path.json")
     np.testing.assert_array_equal([c.c2w for c in written], [c.c2w for c in cameras])
     model = lvsm_jax.load(export)
     with Session(model, image_height=16, image_width=24, max_views=3) as session:
