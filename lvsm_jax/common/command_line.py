@@ -1,6 +1,7 @@
 """The command line: arguments, config files, and errors of one line."""
 
 import argparse
+import difflib
 import os
 import sys
 import traceback
@@ -53,6 +54,30 @@ def path(text: str) -> str:
     return os.path.expanduser(text)
 
 
+def parse_with_config(
+    parser: argparse.ArgumentParser, arguments: Sequence[str]
+) -> "tuple[argparse.Namespace, ml_collections.ConfigDict]":
+    """The parser's arguments, and the config file of `--config` with the fields that are set.
+
+    Raises:
+        UserError: an argument that there is not, with the one that is nearest; see also
+            `read_config_file`.
+    """
+    given, rest = parser.parse_known_args(arguments)
+    for before, argument in zip(["", *rest], rest, strict=False):
+        is_field = argument.startswith(("--config.", "--noconfig."))
+        is_value = not argument.startswith("-") and before.startswith("--config.")
+        if not is_field and not (is_value and "=" not in before):
+            known = [flag for action in parser._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(argument.partition("=")[0], known, 1)
+            raise UserError(
+                f"there is no argument {argument}"
+                + (f"; did you mean {near[0]}?" if near else "")
+                + f" See {parser.prog} --help; config fields are --config.SECTION.FIELD=VALUE"
+            )
+    return given, read_config_file(given.config, rest)
+
+
 def read_config_file(path: str, overrides: Sequence[str] = ()) -> "ml_collections.ConfigDict":
     """A config file (`FILE` or `FILE:ARGUMENT`) with fields set by `--config.SECTION.FIELD=VALUE`.
 
@@ -88,14 +113,3 @@ def _told_in_a_line(arguments: Sequence[str]) -> Iterator[None]:
         fields = " ".join(a for a in arguments if a.startswith(("--config.", "--noconfig.")))
         reason = str(error).strip("\"'").replace("\\n", " ").replace("\\", "")
         raise UserError(f"the config lacks a field of {fields}: {reason}") from error
-
-
-def parse_flags(arguments: list[str]) -> list[str]:
-    """Parses the flags of a program for `app.run(main, flags_parser=parse_flags)`."""
-    from absl import flags
-
-    try:
-        with _told_in_a_line(arguments[1:]):
-            return flags.FLAGS(arguments)
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")

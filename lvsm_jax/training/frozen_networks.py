@@ -13,7 +13,6 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lvsm_jax.common.errors import UserError
 from lvsm_jax.frozen import vgg
 from lvsm_jax.frozen.dino import TEACHERS, Dino
 from lvsm_jax.frozen.dino_weights import find_teacher, load_teacher
@@ -22,10 +21,6 @@ from lvsm_jax.frozen.perceptual import PLAN, Perceptual, find_vgg19, load_percep
 from lvsm_jax.parallel.mesh import replicate
 from lvsm_jax.training.losses import LossConfig
 from lvsm_jax.training.repa import RepaConfig
-
-
-class FrozenWeightsError(UserError):
-    """A file that does not hold the weights it should."""
 
 
 @jax.tree_util.register_dataclass
@@ -58,7 +53,7 @@ def find_frozen(loss: LossConfig, repa: RepaConfig) -> dict[str, Any]:
     if loss.perceptual:
         files["perceptual"] = find_vgg19(loss.vgg_weights)
     if loss.lpips:
-        field, without = "loss.lpips_weights", "loss.lpips=0"
+        field, without = "loss.lpips_weights", "--config.loss.lpips=0"
         files["lpips"] = find_weights(loss.lpips_weights, field=field, without=without)
     if repa.weight:
         files["teacher"] = find_teacher(repa.teacher_weights, repa.teacher)
@@ -68,31 +63,23 @@ def find_frozen(loss: LossConfig, repa: RepaConfig) -> dict[str, Any]:
 def load_frozen(loss: LossConfig, repa: RepaConfig, *, dtype: str, mesh: Mesh) -> Frozen:
     """Reads the networks that these losses need onto every device.
 
-    Args:
-        loss: says whether VGG and LPIPS are needed, and where they are.
-        repa: the same of the teacher.
-        dtype: the model's, in which they are held and computed.
-        mesh: devices.
+    They are held and computed in `dtype`, the model's.
 
     Raises:
         MissingWeightsError: as `find_frozen`.
-        FrozenWeightsError: a file with other contents; names it and what is wrong.
+        UserError: a file with other contents; names it and what is wrong.
     """
     files = find_frozen(loss, repa)
-    load = {
-        "perceptual": lambda path: _cast(load_perceptual(path), dtype),
-        "lpips": lambda path: _cast(load_lpips(path), dtype),
+    networks = Frozen(
+        perceptual=_cast(load_perceptual(files["perceptual"]), dtype) if loss.perceptual else None,
+        lpips=_cast(load_lpips(files["lpips"]), dtype) if loss.lpips else None,
         # It keeps its norms in float32, and has no blocks that nobody reads.
-        "teacher": lambda path: load_teacher(
-            path, repa.teacher, num_blocks=_depth(repa), dtype=dtype
-        ),
-    }
-    try:
-        networks = Frozen(**{name: load[name](path) for name, path in files.items()})
-    except ValueError as error:
-        raise FrozenWeightsError(str(error)) from error
+        teacher=load_teacher(files["teacher"], repa.teacher, num_blocks=_depth(repa), dtype=dtype)
+        if repa.weight
+        else None,
+    )
     # They have neither gradient nor optimizer state, and in bfloat16 the largest of them takes a
-    # fifth of what the trained weights take; cut, they would be gathered in every step.
+    # fifth of what the trained weights take; sharded, they would be gathered in every step.
     return replicate(mesh, networks)
 
 

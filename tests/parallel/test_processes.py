@@ -188,8 +188,8 @@ def test_two_processes_evaluate_as_one(rooms, alone, tmp_path):
 TWO = """
 import pathlib, sys
 import jax, numpy as np
-from lvsm_jax import processes
-from lvsm_jax.mesh import make_mesh
+from lvsm_jax.parallel import processes
+from lvsm_jax.parallel.mesh import make_mesh
 
 index, directory = int(sys.argv[1]), pathlib.Path(sys.argv[2])
 jax.config.update("jax_num_cpu_devices", 2)

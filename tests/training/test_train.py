@@ -105,7 +105,7 @@ def test_what_a_run_leaves(undisturbed):
     assert "orbax" not in output
     model = lvsm_jax.load(workdir / "export")
     assert model.config.width == 32
-    assert lvsm_jax.checkpoint.describe(workdir / "export")["step"] == 120
+    assert describe(workdir / "export")["step"] == 120
 
 
 def test_killed_and_stopped_and_resumed_is_bit_identical(undisturbed, rooms, tmp_path):
@@ -145,9 +145,7 @@ def test_the_baselines_train(rooms, tmp_path, architecture, sizes):
     finish(start(rooms, tmp_path, config, **changes, **sizes))
     model = lvsm_jax.load(tmp_path / "export")
     assert type(model).__name__ == architecture
-    assert (
-        lvsm_jax.checkpoint.describe(tmp_path / "export")["config"]["architecture"] == architecture
-    )
+    assert describe(tmp_path / "export")["config"]["architecture"] == architecture
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     process = start(rooms, tmp_path, **changes)
@@ -270,7 +268,7 @@ def test_errors_name_the_field(rooms, tmp_path, changes, message):
 def test_save_refuses_to_overwrite_and_load_names_what_is_missing(undisturbed, tmp_path):
     model = lvsm_jax.load(undisturbed[0] / "export")
     lvsm_jax.save(model, tmp_path / "export", about={"note": "mine"})
-    assert lvsm_jax.checkpoint.describe(tmp_path / "export")["note"] == "mine"
+    assert describe(tmp_path / "export")["note"] == "mine"
     again = lvsm_jax.load(tmp_path / "export", dtype="bfloat16")
     assert again.config.dtype == "bfloat16"
     np.testing.assert_array_equal(again.head.kernel[...], model.head.kernel[...])
@@ -286,7 +284,7 @@ def test_export_by_command(undisturbed, tmp_path, capsys):
     workdir, _ = undisturbed
     export.main([str(workdir), str(tmp_path / "early"), "--step=110"])
     assert "exported step 110" in capsys.readouterr().out
-    assert lvsm_jax.checkpoint.describe(tmp_path / "early")["step"] == 110
+    assert describe(tmp_path / "early")["step"] == 110
     export.main([str(workdir), str(tmp_path / "last")])
     last, end = (lvsm_jax.load(path) for path in (tmp_path / "last", workdir / "export"))
     np.testing.assert_array_equal(last.head.kernel[...], end.head.kernel[...])
