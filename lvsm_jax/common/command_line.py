@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import itertools
 import os
 import sys
 import traceback
@@ -63,17 +64,20 @@ def parse_with_config(
         UserError: an argument that there is not, with the one that is nearest; see also
             `read_config_file`.
     """
+    is_field = ("--config.", "--noconfig.")
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and not flag.startswith(is_field) and flag not in known:
+            near = difflib.get_close_matches(flag, known, 1)
+            hint = f", did you mean {near[0]}?" if near else ""
+            raise UserError(f"there is no argument {flag}{hint} See {parser.prog} --help")
     given, rest = parser.parse_known_args(arguments)
-    for before, argument in zip(["", *rest], rest, strict=False):
-        is_field = argument.startswith(("--config.", "--noconfig."))
-        is_value = not argument.startswith("-") and before.startswith("--config.")
-        if not is_field and not (is_value and "=" not in before):
-            known = [flag for action in parser._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(argument.partition("=")[0], known, 1)
+    for before, argument in itertools.pairwise(["", *rest]):
+        is_value = before.startswith("--config.") and "=" not in before
+        if not argument.startswith("-") and not is_value:
             raise UserError(
-                f"there is no argument {argument}"
-                + (f"; did you mean {near[0]}?" if near else "")
-                + f" See {parser.prog} --help; config fields are --config.SECTION.FIELD=VALUE"
+                f"unexpected argument {argument}; fields are --config.SECTION.FIELD=VALUE"
             )
     return given, read_config_file(given.config, rest)
 

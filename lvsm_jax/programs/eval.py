@@ -1,4 +1,4 @@
-"""Scores a model on held-out views, beside two baselines, and shows what it renders.
+r"""Scores a model on held-out views, beside two baselines, and shows what it renders.
 
     lvsm eval --config=configs/quickstart.py --checkpoint=runs/quickstart/export
     lvsm eval --config=configs/re10k_256.py --checkpoint=runs/re10k_256/export \
@@ -15,6 +15,7 @@ and of `model` how to compute: `dtype`, `attention` and `targets_at_once`. Any f
 """
 
 import shlex
+from typing import Any
 
 from lvsm_jax.common.command_line import argument_parser, parse_with_config, path, program
 

@@ -1,4 +1,4 @@
-"""Trains a view synthesis model, or goes on with a run that was stopped or killed.
+r"""Trains a view synthesis model, or goes on with a run that was stopped or killed.
 
     lvsm train --config=configs/quickstart.py --workdir=runs/quickstart
     lvsm train --config=configs/re10k_256.py --workdir=runs/re10k \

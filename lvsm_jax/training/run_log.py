@@ -32,6 +32,8 @@ def log_to_file(path: epath.PathLike | None) -> None:
     """
     terminal = _Terminal(python_logging.ERROR if path is None else python_logging.WARNING)
     terminal.setFormatter(python_logging.Formatter("%(levelname)s: %(message)s"))
+    # What fails in Orbax is raised as well, and told then.
+    terminal.addFilter(lambda record: "orbax" not in record.pathname)
     handlers: list[python_logging.Handler] = [terminal]
     if path is not None and "://" not in os.fspath(path):
         handlers.append(python_logging.FileHandler(path))
@@ -39,6 +41,7 @@ def log_to_file(path: epath.PathLike | None) -> None:
     for handler in handlers:
         handler.addFilter(_is_not_chatter)
     python_logging.basicConfig(handlers=handlers, force=True)
+    python_logging.raiseExceptions = False  # where the disk is full, the run's own error says so
     logging.set_verbosity(logging.INFO)
 
 
