@@ -213,7 +213,7 @@ def _by_layer(state: TrainState, batch: Batch, means: Mapping[str, Any]) -> dict
     values = diagnostics.token_statistics(
         state.model, to_unit(inputs.images), inputs.cameras, first.targets.cameras
     )
-    norms = {name: value for name, value in means.items() if np.ndim(value)}
+    norms = {name: jnp.asarray(value) for name, value in means.items() if np.ndim(value)}
     # By the number of views, which may differ from step to step.
     views = f"{inputs.images.shape[1]}_views"
     names = {name: f"{name}/{views}" if name == "attention_entropy" else name for name in values}

@@ -274,7 +274,7 @@ def train_step(
     return new, metrics
 
 
-def to_unit(images: Array | np.ndarray) -> Float[Array, "*shape"]:
+def to_unit(images: Array | np.ndarray) -> Float[Array | np.ndarray, "*shape"]:
     """8-bit images as float32 in [0, 1]."""
     return images.astype(jnp.float32) / 255
 

@@ -18,6 +18,7 @@ from PIL import Image
 import lvsm_jax
 from lvsm_jax.common.tree import named_leaves
 from lvsm_jax.programs import convert, export
+from lvsm_jax.weights.exports import describe
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -100,9 +101,16 @@ def test_what_a_run_leaves(undisturbed):
     kept = {path.name for path in (workdir / "checkpoints").iterdir() if path.is_dir()}
     assert kept == {"110", "120", max(scores, key=scores.get)}
     assert any((workdir / "tensorboard").iterdir())
-    assert "ETA" in (workdir / "log.txt").read_text()
-    assert "decoder/mlp/up/kernel" in output
-    assert "orbax" not in output
+    lines = output.splitlines()
+    assert [line.partition(" ·")[0] for line in lines[:4]] == [
+        *(f"step {step}/120" for step in (10, 20, 30, 40))
+    ]
+    assert all(line.endswith(" left") for line in lines[:4])
+    assert lines[4] == f"step 40: PSNR {scores['40']:.2f} dB on 3 held-out scenes"
+    assert lines[-1] == f"exported the weights to {os.path.relpath(workdir / 'export', REPOSITORY)}"
+    log = (workdir / "log.txt").read_text()
+    assert "decoder/mlp/up/kernel" in log
+    assert "orbax" not in output + log
     model = lvsm_jax.load(workdir / "export")
     assert model.config.width == 32
     assert describe(workdir / "export")["step"] == 120
@@ -164,7 +172,8 @@ def test_steps_with_other_numbers_of_inputs_resume_bit_identical(rooms, tmp_path
     output = finish(start(rooms, tmp_path / "straight", **changes))
     assert len(re.findall("Finished XLA compilation of .*train_step", output)) == 3
     for count in (1, 2, 3):
-        assert f"for {count} × 32×32 pixels of inputs" in output
+        log = (tmp_path / "straight" / "log.txt").read_text()
+        assert f"for {count} × 32×32 pixels of inputs" in log
     rows = list(csv.DictReader((tmp_path / "straight" / "metrics.csv").open()))
     assert rows[-1]["programs"] == "3"
     # What is left where the run is killed after the first checkpoint.
