@@ -69,14 +69,14 @@ class OtherProcessError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Launcher:
-    """What started this process among others.
+    """What started this process among others; JAX finds out what is None.
 
     Attributes:
         name: for people.
-        method: JAX's name of it, or None where JAX is to look by itself.
-        count: number of processes, or None where JAX knows.
-        index: which of them this is, or None where JAX knows.
-        local_index: which of those on its host this is, or None where it is the only one.
+        method: JAX's name of it.
+        count: number of processes.
+        index: which of them this is.
+        local_index: which of those on its host this is; None where it is the only one.
     """
 
     name: str
@@ -89,23 +89,26 @@ class Launcher:
 def recognise(environment: Mapping[str, str], platforms: str | None) -> Launcher | None:
     """The launcher of several processes that the environment tells of, or None.
 
-    Args:
-        environment: of this process.
-        platforms: `jax.config.jax_platforms`, in which JAX writes `tpu` on a TPU's host.
+    `platforms` is `jax.config.jax_platforms`, in which JAX writes `tpu` on a TPU's host.
     """
+
+    def launcher(
+        name: str, method: str, count: str, rank: str, local: str, alone: bool
+    ) -> Launcher:
+        local_index = None if alone else int(environment[local])
+        return Launcher(name, method, int(environment[count]), int(environment[rank]), local_index)
+
+    def number(variable: str) -> int:
+        return int(environment.get(variable, 1))
+
     # Of a step of srun, for inside sbatch and salloc the number of tasks is that of the future.
-    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in environment:
-        count = int(environment["SLURM_STEP_NUM_TASKS"])
-        alone = count == int(environment.get("SLURM_STEP_NUM_NODES", 1))
-        local_index = None if alone else int(environment["SLURM_LOCALID"])
-        return Launcher("SLURM", "slurm", count, int(environment["SLURM_PROCID"]), local_index)
-    if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
-        count = int(environment["OMPI_COMM_WORLD_SIZE"])
-        alone = int(environment["OMPI_COMM_WORLD_LOCAL_SIZE"]) == 1
-        local_index = None if alone else int(environment["OMPI_COMM_WORLD_LOCAL_RANK"])
-        return Launcher(
-            "Open MPI", "ompi", count, int(environment["OMPI_COMM_WORLD_RANK"]), local_index
-        )
+    if number("SLURM_STEP_NUM_TASKS") > 1 and "SLURM_STEP_NODELIST" in environment:
+        alone = number("SLURM_STEP_NUM_TASKS") == number("SLURM_STEP_NUM_NODES")
+        names = "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"
+        return launcher("SLURM", "slurm", *names, alone)
+    if number("OMPI_COMM_WORLD_SIZE") > 1:
+        names = (f"OMPI_COMM_WORLD_{part}" for part in ("SIZE", "RANK", "LOCAL_RANK"))
+        return launcher("Open MPI", "ompi", *names, number("OMPI_COMM_WORLD_LOCAL_SIZE") == 1)
     if "tpu" in (platforms or "").split(","):
         return Launcher("Cloud TPU", None, None, None, None)
     return None
@@ -233,10 +236,7 @@ def gather_texts(text: str) -> list[str]:
 
 
 def any_process(mesh: Mesh, flag: bool) -> Any:
-    """Whether any process says so: a value that all read alike, computed in the background.
-
-    Nobody waits for it before it is read, so a loop can ask at every step and read a step later.
-    """
+    """Whether any process says so, computed in the background: a loop reads it a step later."""
     if jax.process_count() == 1:
         return flag
     flags = np.full(len(mesh.local_devices), flag, np.int32)
@@ -251,17 +251,14 @@ def _largest(values: jax.Array) -> jax.Array:
 
 @contextmanager
 def error_of_any() -> Iterator[None]:
-    """Raises on all processes what the block raises on some, naming the process.
-
-    Raises:
-        OtherProcessError: the block failed on other processes, not on this one.
-    """
+    """Raises on all processes what the block raises on some, as OtherProcessError on the others."""
     error = None
     try:
         yield
     except Exception as caught:
         error = caught
-    told = gather_texts("" if error is None else f"{type(error).__name__}: {error}")
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    told = gather_texts("" if error is None else f"{kind}{error}")
     if error is not None:
         raise error
     for index, text in enumerate(told):

@@ -28,10 +28,7 @@ from lvsm_jax.training.repa import RepaConfig
 class Frozen:
     """The frozen networks of a training step, None where no loss asks for one.
 
-    Attributes:
-        perceptual: `lvsm_jax.frozen.perceptual.Perceptual`.
-        lpips: `lvsm_jax.frozen.lpips.LPIPS`.
-        teacher: `lvsm_jax.frozen.dino.Dino`.
+    They are a `Perceptual`, an `LPIPS` and REPA's `Dino`, or shapes or shardings of them.
     """
 
     perceptual: Any = None
@@ -46,8 +43,7 @@ def find_frozen(loss: LossConfig, repa: RepaConfig) -> dict[str, Any]:
     """The file of each network that these losses need, by the names of `Frozen`'s fields.
 
     Raises:
-        MissingWeightsError: naming the first file that is missing, where to get it, and where to
-            put it.
+        MissingWeightsError: the first that is missing, with where to get it and put it.
     """
     files = {}
     if loss.perceptual:
@@ -86,25 +82,14 @@ def load_frozen(loss: LossConfig, repa: RepaConfig, *, dtype: str, mesh: Mesh) -
 def abstract_frozen(loss: LossConfig, repa: RepaConfig, *, dtype: str, mesh: Mesh) -> Frozen:
     """Shapes, types and shardings of what `load_frozen` returns; needs no files."""
 
-    def convolutions(plan: vgg.Plan) -> vgg.Weights:
-        channels = [c for block in plan for c in block]
-        pairs = zip([3, *channels], channels, strict=False)
-        layers = [
-            {"kernel": jnp.zeros((3, 3, c_in, c_out), dtype), "bias": jnp.zeros(c_out, dtype)}
-            for c_in, c_out in pairs
-        ]
-        return vgg.from_layers(plan, layers, "VGG")
-
-    def teacher() -> Dino:
-        sizes = {"num_layers": _depth(repa), "dtype": dtype}
-        return Dino(dataclasses.replace(TEACHERS[repa.teacher], **sizes), rngs=nnx.Rngs(0))
-
     def networks() -> Frozen:
         linear = tuple(jnp.zeros(block[-1], dtype) for block in vgg.VGG16)
+        sizes = {"num_layers": _depth(repa), "dtype": dtype}
+        teacher = dataclasses.replace(TEACHERS[repa.teacher], **sizes)
         return Frozen(
-            perceptual=Perceptual(convolutions(PLAN)) if loss.perceptual else None,
-            lpips=LPIPS(convolutions(vgg.VGG16), linear) if loss.lpips else None,
-            teacher=teacher() if repa.weight else None,
+            perceptual=Perceptual(vgg.zeros(PLAN, dtype)) if loss.perceptual else None,
+            lpips=LPIPS(vgg.zeros(vgg.VGG16, dtype), linear) if loss.lpips else None,
+            teacher=Dino(teacher, rngs=nnx.Rngs(0)) if repa.weight else None,
         )
 
     everywhere = NamedSharding(mesh, P())
