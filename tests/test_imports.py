@@ -32,8 +32,11 @@ ALLOWED = {
     "cost": {"batch", "common", "frozen", "models", "parallel", "training"},
     "viewer": {"common", "input_pipeline", "programs", "rendering", "scenes", "weights"},
     "programs": {
+        "batch",
         "common",
         "cost",
+        "evaluation",
+        "frozen",
         "input_pipeline",
         "models",
         "parallel",

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import itertools
 import os
 import sys
 import traceback
@@ -76,17 +77,20 @@ def parse_with_config(
         UserError: an argument that there is not, with the one that is nearest; see also
             `read_config_file`.
     """
+    is_field = ("--config.", "--noconfig.")
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and not flag.startswith(is_field) and flag not in known:
+            near = difflib.get_close_matches(flag, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"there is no argument {argument}{hint} See {parser.prog} --help")
     given, rest = parser.parse_known_args(arguments)
-    for before, argument in zip(["", *rest], rest, strict=False):
-        is_field = argument.startswith(("--config.", "--noconfig."))
-        is_value = not argument.startswith("-") and before.startswith("--config.")
-        if not is_field and not (is_value and "=" not in before):
-            known = [flag for action in parser._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(argument.partition("=")[0], known, 1)
+    for before, argument in itertools.pairwise(["", *rest]):
+        is_value = before.startswith("--config.") and "=" not in before
+        if not argument.startswith("-") and not is_value:
             raise UserError(
-                f"there is no argument {argument}"
-                + (f"; did you mean {near[0]}?" if near else "")
-                + f" See {parser.prog} --help; config fields are --config.SECTION.FIELD=VALUE"
+                f"unexpected argument {argument}; fields are --config.SECTION.FIELD=VALUE"
             )
     if given.config is None:
         if rest:
@@ -150,14 +154,3 @@ def _told_in_a_line(overrides: Sequence[str]) -> Iterator[None]:
         reason = str(error).strip("\"'").replace("\\n", " ").replace("\\", "")
         message = f"the config lacks a field of {' '.join(overrides)}: {reason}"
         raise UserError(message) from error
-
-
-def parse_flags(arguments: list[str]) -> list[str]:
-    """Parses the flags of a program for `app.run(main, flags_parser=parse_flags)`."""
-    from absl import flags
-
-    try:
-        with _told_in_a_line(arguments[1:]):
-            return flags.FLAGS(arguments)
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
