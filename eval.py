@@ -46,8 +46,8 @@ from lvsm_jax.parallel import processes
 from lvsm_jax.parallel.mesh import (
     MeshConfig,
     check_batch,
+    data_shard,
     make_mesh,
-    reader,
     replicate,
     simulate_cpu_devices,
 )
@@ -96,7 +96,7 @@ def run(
         mesh = make_mesh(section(config, "mesh", MeshConfig))
         check_batch(mesh, "section eval", settings.batch_size, settings.num_inputs)
         exported.check_spread(mesh.shape["view"])
-        process_index, process_count = reader(mesh)
+        process_index, process_count = data_shard(mesh)
         eval_set = open_eval_set(
             data, settings, process_index=process_index, process_count=process_count
         )

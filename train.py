@@ -39,7 +39,7 @@ from lvsm_jax.common.config import RunConfig
 from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.evaluation.scoring import evaluate
 from lvsm_jax.parallel import processes
-from lvsm_jax.parallel.mesh import make_mesh, reader, simulate_cpu_devices
+from lvsm_jax.parallel.mesh import data_shard, make_mesh, simulate_cpu_devices
 from lvsm_jax.training.checkpoints import CheckpointError, Checkpoints
 from lvsm_jax.training.diagnostics import rows, token_statistics
 from lvsm_jax.training.frozen_networks import FrozenWeightsError, load_frozen
@@ -63,7 +63,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     settings, workdir = Settings.of(config), epath.Path(workdir)
     run = settings.run
     mesh = make_mesh(settings.mesh)
-    process_index, process_count = reader(mesh)
+    process_index, process_count = data_shard(mesh)
     eval_set = None
     if run.eval_every:
         with processes.error_of_any():
@@ -119,7 +119,7 @@ def train_steps(
     """The training loop; ends at the last step or, with a checkpoint, when asked to stop."""
     run, training = settings.run, settings.training
     step_function = compiled_step(training, mesh)
-    process_index, process_count = reader(mesh)
+    process_index, process_count = data_shard(mesh)
     with processes.error_of_any():
         frozen = load_frozen(training.loss, training.repa, dtype=training.model.dtype, mesh=mesh)
         batches = train_batches(
