@@ -5,8 +5,8 @@
     python eval.py --config=configs/beyond_256.py --checkpoint=runs/beyond_256/export \
         --config.eval.num_inputs=8
 
-What differs, and why, in small models on synthetic rooms (docs/experiments.md; nobody has trained
-it at this size):
+What differs, and why, in small models on synthetic rooms (experiments/reports/arms.md; nobody has
+trained it at this size):
 
 - `input_counts`, 1, 2, 4 or 8 inputs a step, with `camera_encoding="plucker_prope"`, rays in the
   tokens and relative cameras in the attention: together they rise by 1.7 to 2.9 dB from 2 inputs to

@@ -6,7 +6,7 @@
 
 A model that has seen one clip for long should render it well, and should not where the cameras have
 changed places between the frames: then no geometry explains the pictures. Both are trained with
-`train.py`; docs/real_clips.md has the commands and what came of them.
+`train.py`; experiments/reports/real_clips.md has the commands and what came of them.
 """
 
 import argparse
