@@ -169,10 +169,10 @@ def train_steps(
                     # First the step's row: killed in between, a resumed run would not write it.
                     stopping |= fetch(run, log, *previous)
                     previous = None
-                    exports.save(step, state, score)
+                    checkpoints.save(step, state, score)
         if previous is not None:
             fetch(run, log, *previous)
-            exports.save(step, state)
+            checkpoints.save(step, state)
     return state
 
 

@@ -145,7 +145,7 @@ def test_it_trains_the_projectors_and_stops_and_resumes(step, tmp_path):
     assert metrics["loss"] == metrics["loss/mse"]
 
     mesh, checkpoints = make_mesh(), Checkpoints(tmp_path, keep_last=1)
-    exports.save(10, last)
+    checkpoints.save(10, last)
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path, keep_last=None)
     restored = checkpoints.restore(abstract_state(config, mesh), 10)
