@@ -1,7 +1,7 @@
 """LVSM decoder-only on RealEstate10K at 256 px, the published recipe (arXiv 2410.17242).
 
-MSE and half of the perceptual loss, which needs VGG-19's weights (docs/training.md says where from);
-`--config.loss.perceptual=0` goes without.
+MSE and half of the perceptual loss, which needs VGG-19's weights (docs/training.md says where
+from); `--config.loss.perceptual=0` goes without.
 
     python train.py --config=configs/lvsm_decoder_only_256.py --workdir=runs/lvsm_decoder_only \
         --config.data.path=data/re10k

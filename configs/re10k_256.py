@@ -1,8 +1,8 @@
 """Efficient-LVSM on RealEstate10K at 256 px, the published recipe without REPA (arXiv 2602.06478).
 
-MSE and half of the perceptual loss, which needs VGG-19's weights (docs/training.md says where from);
-`--config.loss.perceptual=0` goes without. `re10k_256_repa.py` has REPA besides, as the published
-model had; `re10k_512.py` is the second stage.
+MSE and half of the perceptual loss, which needs VGG-19's weights (docs/training.md says where
+from); `--config.loss.perceptual=0` goes without. `re10k_256_repa.py` has REPA besides, as the
+published model had; `re10k_512.py` is the second stage.
 
     python train.py --config=configs/re10k_256.py --workdir=runs/re10k_256 \
         --config.data.path=data/re10k
