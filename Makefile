@@ -44,10 +44,13 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 
-docs: $(INSTALLED)
-	@echo "==> the site, into site/"
+$(VENV)/.docs: $(INSTALLED)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
-	$(PY) -m mkdocs build --strict --quiet
+	@touch $@
+
+docs: $(VENV)/.docs
+	@echo "==> the site, into site/"
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 	@echo "==> look at site/index.html"
 
 clean:
