@@ -2,37 +2,24 @@
 
 - Files that a page links to outside of docs/ become part of the site, at their place in the
   repository; links to Python files show the file.
-- The page of the config gets the fields of the sections' dataclasses, from their docstrings.
+- The page of the config gets what `lvsm config --markdown` prints.
 """
 
-import dataclasses
-import importlib
-import inspect
 import pathlib
 import posixpath
 import re
 
-import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from lvsm_jax.common.command_line import read_config_file
+from lvsm_jax.programs.config import as_markdown, explain
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#\s]+)([^)\s]*\))")
-SECTIONS_MARK = "<!-- sections: on the site, the fields of the dataclasses -->"
-SECTIONS = {
-    "run": "lvsm_jax.common.config.RunConfig",
-    "data": "lvsm_jax.common.config.DataConfig",
-    "eval": "lvsm_jax.common.config.EvalConfig",
-    "optimizer": "lvsm_jax.training.optimizer.OptimizerConfig",
-    "loss": "lvsm_jax.training.losses.LossConfig",
-    "repa": "lvsm_jax.training.repa.RepaConfig",
-    "mesh": "lvsm_jax.parallel.mesh.MeshConfig",
-    "processes": "lvsm_jax.parallel.processes.ProcessesConfig",
-    "model": "lvsm_jax.models.efficient_lvsm.EfficientLVSMConfig",
-    "model of LVSMDecoderOnly": "lvsm_jax.models.lvsm.LVSMDecoderOnlyConfig",
-    "model of LVSMEncoderDecoder": "lvsm_jax.models.lvsm.LVSMEncoderDecoderConfig",
-}
+FIELDS_MARK = "<!-- fields: on the site, what `lvsm config --markdown` prints -->"
+OTHER_MODELS = ("LVSMDecoderOnly", "LVSMEncoderDecoder")
 
 
 def source_of(file: File) -> str:
@@ -80,40 +67,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return match[1] + posixpath.relpath(in_site(path), here or ".") + match[3]
 
     markdown = LINK.sub(linked, markdown)
-    if SECTIONS_MARK in markdown:
-        markdown = markdown.replace(SECTIONS_MARK, config_reference())
+    if FIELDS_MARK in markdown:
+        markdown = markdown.replace(FIELDS_MARK, config_reference())
     return markdown
 
 
 def config_reference() -> str:
-    """A table of fields for each section of a config."""
-    tables = []
-    for section, path in SECTIONS.items():
-        module, _, name = path.rpartition(".")
-        dataclass = getattr(importlib.import_module(module), name)
-        sentences = {}
-        for cls in reversed(dataclass.mro()):  # the subclass has the last word
-            sentences |= _sentences(cls)
-        rows = [
-            f"| `{field.name}` | {_default(field)} | {sentences[field.name]} |"
-            for field in dataclasses.fields(dataclass)
-        ]
-        summary = inspect.getdoc(dataclass).partition("\n\n")[0].replace("\n", " ")
-        table = ["| field | default | |", "|---|---|---|", *rows]
-        tables.append("\n".join([f"## {section}", "", summary, "", *table, ""]))
-    return "\n".join(tables)
-
-
-def _default(field: dataclasses.Field) -> str:
-    return "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
-
-
-def _sentences(cls: type) -> dict[str, str]:
-    """What the `Attributes:` section of a dataclass says of each field."""
-    sections = griffe.Docstring(inspect.cleandoc(cls.__doc__ or "")).parse("google", warnings=False)
-    return {
-        attribute.name: attribute.description.replace("\n", " ").replace("|", "\\|")
-        for part in sections
-        if part.kind is griffe.DocstringSectionKind.attributes
-        for attribute in part.value
-    }
+    """What `lvsm config --markdown` prints, and the fields of the other models."""
+    fields = explain(read_config_file("configs/base.py"))
+    for name in OTHER_MODELS:
+        of_other = explain(read_config_file(f"configs/base.py:{name}"))
+        fields += [f._replace(section=f"model of {name}") for f in of_other if f.section == "model"]
+    return as_markdown(fields)

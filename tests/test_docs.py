@@ -1,9 +1,11 @@
-"""Docs: every relative link leads to a file and a heading, and named files exist."""
+"""Docs: links lead to files and headings, named files exist, and so do commands."""
 
 import pathlib
 import re
 
 import pytest
+
+from lvsm_jax.__main__ import COMMANDS
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 PLACES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "experiments/**/*.md")
@@ -16,6 +18,7 @@ HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 NAMED = re.compile(
     r"`((?:lvsm_jax|input_pipeline|configs|benchmarks|experiments|tests|docs|examples)/[\w./]+\.\w+)`"
 )
+COMMAND = re.compile(r"(?:^|`|bin/)lvsm ([a-z][\w-]*)", re.MULTILINE)
 
 
 def anchors(page: pathlib.Path) -> set[str]:
@@ -38,3 +41,8 @@ def test_links_lead_somewhere(page):
             wrong.append(link)
     assert not wrong
     assert not [name for name in NAMED.findall(text) if not (REPOSITORY / name).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_commands_exist(page):
+    assert set(COMMAND.findall(page.read_text())) <= COMMANDS.keys()
