@@ -64,6 +64,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         path = target_of(source, match[2])
         if ":" in match[2] or not (REPOSITORY / path).exists():
             return match[0]
+        if (REPOSITORY / path).is_dir():
+            return match[1][1:-2]  # a folder of code, which the site does not show
         return match[1] + posixpath.relpath(in_site(path), here or ".") + match[3]
 
     markdown = LINK.sub(linked, markdown)

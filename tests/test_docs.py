@@ -14,7 +14,7 @@ PAGES = sorted(page for place in PLACES for page in REPOSITORY.glob(place))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
-# A file in backticks, by its path from the top of the repository.
+# A file in backticks, by its path from the top of the repository or from the page.
 NAMED = re.compile(
     r"`((?:lvsm_jax|input_pipeline|configs|benchmarks|experiments|tests|docs|examples)/[\w./]+\.\w+)`"
 )
@@ -40,7 +40,8 @@ def test_links_lead_somewhere(page):
         if not target.exists() or (anchor and anchor not in anchors(target)):
             wrong.append(link)
     assert not wrong
-    assert not [name for name in NAMED.findall(text) if not (REPOSITORY / name).exists()]
+    names = NAMED.findall(text)
+    assert not [n for n in names if not (REPOSITORY / n).exists() | (page.parent / n).exists()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
