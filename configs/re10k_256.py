@@ -4,9 +4,9 @@ MSE and half of the perceptual loss, which needs VGG-19's weights (docs/training
 from); `--config.loss.perceptual=0` goes without. `re10k_256_repa.py` has REPA besides, as the
 published model had; `re10k_512.py` is the second stage.
 
-    python train.py --config=configs/re10k_256.py --workdir=runs/re10k_256 \
+    lvsm train --config=configs/re10k_256.py --workdir=runs/re10k_256 \
         --config.data.path=data/re10k
-    python eval.py --config=configs/re10k_256.py --checkpoint=runs/re10k_256/export
+    lvsm eval --config=configs/re10k_256.py --checkpoint=runs/re10k_256/export
 
 Hardware: one process with all its devices. The published batch of 512 scenes wants 64 A100s, as
 LVSM's; on one, `--config.run.batch_size=8`, or the whole batch with
