@@ -87,7 +87,7 @@ def topology_mesh(topology: str, config: MeshConfig) -> Mesh:
         if "INVALID_ARGUMENT" in str(error):
             raise UserError(f"topology {topology!r}: {str(error).splitlines()[0]}") from error
         raise UserError(
-            "the TPU compiler is not here: pip install -c constraints.txt -e '.[tpu]' "
+            "the TPU compiler is not here: pip install 'lvsm_jax[tpu]' "
             f"({str(error).splitlines()[0]})"
         ) from error
     return make_mesh(config, found.devices)

@@ -1,19 +1,19 @@
 """Training losses: a weighted sum of named terms."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from lvsm_jax.common.checks import check_at_least
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.layers import recomputed
-from lvsm_jax.parallel.mesh import on_own_part
-
-# Terms that compare what a frozen network sees in the images; fields of `Frozen`.
-NETWORK_TERMS = ("perceptual", "lpips")
+from lvsm_jax.parallel.mesh import axes_of, per_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +39,10 @@ class LossConfig:
     lpips_weights: str = ""
 
     def __post_init__(self):
-        weights = {"mse": self.mse, **{name: getattr(self, name) for name in NETWORK_TERMS}}
+        weights = {"mse": self.mse, "perceptual": self.perceptual, "lpips": self.lpips}
         if not min(weights.values()) >= 0 or max(weights.values()) == 0:
             raise UserError(f"loss weights {weights}: expected none below and one above zero")
-        for name in NETWORK_TERMS:
-            if self.start(name) < 0:
-                raise UserError(f"loss.{name}_start is {self.start(name)}, expected 0 or more")
-
-    def start(self, name: str) -> int:
-        """First step of a term of `NETWORK_TERMS`."""
-        return getattr(self, f"{name}_start")
+        check_at_least("loss", self, perceptual_start=0, lpips_start=0)
 
 
 def total_loss(
@@ -74,12 +68,14 @@ def total_loss(
     if config.mse:
         terms["mse"] = mse(render, target)
         total += config.mse * terms["mse"]
-    for name in NETWORK_TERMS:
-        weight, start, network = getattr(config, name), config.start(name), getattr(frozen, name)
+    for name, weight, start, network in (
+        ("perceptual", config.perceptual, config.perceptual_start, frozen.perceptual),
+        ("lpips", config.lpips, config.lpips_start, frozen.lpips),
+    ):
         if weight:
             terms[name] = where_due(
                 step >= start if start else None,
-                lambda network=network: distance(network, render, target, remat=remat),
+                functools.partial(distance, network, render, target, remat=remat),
             )
             total += weight * terms[name]
     return total, terms
@@ -111,15 +107,12 @@ def distance(
         images = render.swapaxes(0, 1), target.swapaxes(0, 1)
         return jax.lax.map(recomputed(one, remat, prevent_cse=False), images).swapaxes(0, 1)
 
-    return on_own_part(own, network, render, target).mean()
+    views = P(*axes_of(render)[:2])
+    return per_device(own, (P(), views, views), views)(network, render, target).mean()
 
 
 def where_due(due: Array | None, term: Callable[[], Array]) -> Float[Array, ""]:
-    """The term, or 0 at no cost in steps where it is not due; None is always.
-
-    A branch of the one program, not a weight of 0: before its start, or after its end, a term takes
-    no time, and the step is not compiled twice.
-    """
+    """`lax.cond(due, term, 0)`: where it is not due, the term takes no time; None: always due."""
     if due is None:
         return term()
     return jax.lax.cond(due, term, lambda: jnp.zeros(()))

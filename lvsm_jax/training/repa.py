@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from lvsm_jax.common.checks import check_at_least, check_choice
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.frozen.dino import TEACHERS, Dino
 from lvsm_jax.models.base import ModelConfig
 from lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
 from lvsm_jax.models.layers import Linear, recomputed, stack_layers
-from lvsm_jax.parallel.mesh import on_own_part
+from lvsm_jax.parallel.mesh import axes_of, per_device
 
 # A student's layer and a teacher's block, each counted from 1.
 Pair = tuple[int, int]
@@ -54,18 +56,9 @@ class RepaConfig:
     teacher_weights: str = ""
 
     def __post_init__(self):
-        if not self.weight >= 0:
-            raise UserError(f"repa.weight is {self.weight}, expected 0 or more")
-        for field, least in {"hidden": 1, "stop_step": 0}.items():
-            if getattr(self, field) < least:
-                raise UserError(
-                    f"repa.{field} is {getattr(self, field)}, expected at least {least}"
-                )
-        for field, known in {"distance": DISTANCES, "teacher": TEACHERS}.items():
-            if getattr(self, field) not in known:
-                raise UserError(
-                    f"repa.{field} is {getattr(self, field)!r}, expected one of {tuple(known)}"
-                )
+        check_at_least("repa", self, weight=0, hidden=1, stop_step=0)
+        check_choice("repa.distance", self.distance, DISTANCES)
+        check_choice("repa.teacher", self.teacher, TEACHERS)
         blocks = TEACHERS[self.teacher].num_layers
         for field in ("encoder", "decoder"):
             if any(block > blocks for _, block in _pairs(field, getattr(self, field))):
@@ -216,7 +209,8 @@ def teacher_features(
         stacked = jnp.stack(teacher.features(flat, blocks, grid), axis=1)
         return stacked.reshape(*images.shape[:2], len(blocks), -1, stacked.shape[-1])
 
-    return jax.lax.stop_gradient(on_own_part(own, teacher, images))
+    views = P(*axes_of(images)[:2])
+    return jax.lax.stop_gradient(per_device(own, (P(), views), views)(teacher, images))
 
 
 def _smooth_l1(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, ""]:

@@ -34,7 +34,12 @@ from tqdm import tqdm
 
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.programs.render import INPUTS, add_scene_options, choose_inputs, picture_size
+from lvsm_jax.programs.scene_options import (
+    INPUTS,
+    add_scene_options,
+    choose_inputs,
+    picture_size,
+)
 
 if TYPE_CHECKING:
     from lvsm_jax.rendering.session import Session

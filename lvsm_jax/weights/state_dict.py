@@ -11,6 +11,7 @@ from etils import epath
 from jaxtyping import Shaped
 
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.files import expand
 from lvsm_jax.weights import torch_file
 
 StateDict = Mapping[str, Shaped[np.ndarray, "..."]]
@@ -37,7 +38,8 @@ def read_checkpoint(path: epath.PathLike) -> Checkpoint:
         OSError: no such file.
         ValueError: another kind of file, a damaged one, or one without a state dict.
     """
-    with epath.Path(path).open("rb") as file:
+    path = expand(path)
+    with path.open("rb") as file:
         start = file.read(9)
     if start.startswith((b"PK", b"\x80\x02")):  # a zip; or a file from before torch 1.6, refused
         return _from_torch(path, torch_file.load(path))
@@ -71,20 +73,10 @@ def _from_torch(path: epath.PathLike, content: Any) -> Checkpoint:
     return Checkpoint(weights, counters)
 
 
-_SAFETENSORS_DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U64": np.uint64,
-    "U32": np.uint32,
-    "U16": np.uint16,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
+_SAFETENSORS_DTYPES = {"BF16": np.dtype(ml_dtypes.bfloat16), "BOOL": np.dtype(bool)} | {
+    f"{letter}{8 * size}": np.dtype(f"{letter.lower()}{size}")
+    for letter, sizes in {"F": (2, 4, 8), "I": (1, 2, 4, 8), "U": (1, 2, 4, 8)}.items()
+    for size in sizes
 }
 
 
