@@ -23,7 +23,7 @@ def open_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = No
         UserError: names the file, the place in it, and what was expected.
         OSError: a file that cannot be read.
     """
-    path = os.fspath(path)
+    path = os.path.expanduser(os.fspath(path))
     if os.path.exists(path):
         return read_scene(path, images=images)
     directory, _, clip = path.rpartition("/")

@@ -34,7 +34,7 @@ from jaxtyping import Float32, Int64, Shaped
 
 from input_pipeline.tf_example import Example
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import atomic_write, write_text
+from lvsm_jax.common.files import atomic_write, expand, write_text
 
 # A group is what one read costs, and JPEGs do not compress.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -245,7 +245,7 @@ class SplitReader:
     scenes: SceneTable
 
     def __init__(self, directory: epath.PathLike, split: str):
-        self.directory = epath.Path(directory)
+        self.directory = expand(directory)
         self.split = split
         name, lengths = _read_info(self.directory)
         if split not in lengths:

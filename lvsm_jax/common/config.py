@@ -26,19 +26,18 @@ class RunConfig:
         seed: of the initial weights and of the order of the data.
         num_steps: steps of the run.
         batch_size: scenes of a step, over all devices.
-        grad_accumulation: parts of the batch that are computed one after the other.
-        cpu_devices: on the CPU, simulated devices that share the batch, for one alone does not
-            keep several cores busy; 0 takes one a core, as far as they divide the batch. Sums
-            are rounded differently on another number of devices.
-        log_every: steps between two lines of metrics.
-        layers_every: steps between two rows of what tells layer by layer whether training is
-            stable, see `lvsm_jax.training.diagnostics`; 0 for none.
+        grad_accumulation: microbatches whose gradients are computed one after the other.
+        cpu_devices: CPU only: number of simulated devices; 0 is one per core, as far as they
+            divide the batch. Another number rounds sums differently.
+        log_every: steps between two rows of metrics; a row has the means since the row before.
+        layers_every: steps between two rows with the diagnostics of each layer, see
+            `lvsm_jax.training.diagnostics`; 0 for none.
         image_every: steps between two pictures of input, target and render; 0 for none.
         eval_every: steps between two quick evaluations; 0 for none.
         eval_scenes: scenes of a quick evaluation.
         checkpoint_every: steps between two checkpoints.
-        keep_last: newest checkpoints that stay.
-        keep_best: checkpoints with the best PSNR in a quick evaluation that stay besides.
+        keep_last: how many of the newest checkpoints stay.
+        keep_best: how many checkpoints with the best PSNR of a quick evaluation stay besides.
         max_skipped_in_a_row: the run stops with an error after so many skipped steps.
     """
 
@@ -58,19 +57,16 @@ class RunConfig:
     max_skipped_in_a_row: int = 100
 
     def __post_init__(self):
-        smallest = {
-            "seed": 0,
-            "cpu_devices": 0,
-            "layers_every": 0,
-            "image_every": 0,
-            "eval_every": 0,
-            "keep_best": 0,
-        }
-        for field in dataclasses.fields(self):
-            least = smallest.get(field.name, 1)
-            if getattr(self, field.name) < least:
-                value = getattr(self, field.name)
-                raise UserError(f"run.{field.name} is {value}, expected at least {least}")
+        fields = [field.name for field in dataclasses.fields(self)]
+        may_be_zero = (
+            "seed",
+            "cpu_devices",
+            "layers_every",
+            "image_every",
+            "eval_every",
+            "keep_best",
+        )
+        check_at_least("run", self, **{name: int(name not in may_be_zero) for name in fields})
         if self.batch_size % self.grad_accumulation:
             raise UserError(
                 f"run.batch_size {self.batch_size} is not a multiple of run.grad_accumulation "
@@ -248,11 +244,7 @@ class EvalConfig:
     lpips_weights: str = ""
 
     def __post_init__(self):
-        for field, least in {"batch_size": 1, "num_inputs": 1, "max_scenes": 0}.items():
-            if getattr(self, field) < least:
-                raise UserError(
-                    f"eval.{field} is {getattr(self, field)}, expected at least {least}"
-                )
+        check_at_least("eval", self, batch_size=1, num_inputs=1, max_scenes=0)
         if not 0 < self.crop_share <= 1:
             raise UserError(f"eval.crop_share is {self.crop_share}, expected above 0, at most 1")
         if len(self.crop_place) != 2 or not all(0 <= at <= 1 for at in self.crop_place):
@@ -308,8 +300,9 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
     kinds = typing.get_args(expected) or (expected,)
     if float in kinds and type(value) is int:
         return float(value)
-    # type(), for a bool is an int to isinstance.
-    if type(value) not in kinds:
+    # To isinstance, a bool is an int.
+    if not isinstance(value, kinds) or isinstance(value, bool) != (bool in kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(f"config.{name} is {value!r}, expected {names}")
-    return value
+    # Of a string only a path begins so.
+    return os.path.expanduser(value) if isinstance(value, str) and value[:2] == "~/" else value

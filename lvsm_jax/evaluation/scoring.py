@@ -5,8 +5,9 @@ pixels, `k` methods.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from tqdm import tqdm
 
+from lvsm_jax.batch import Batch
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.evaluation.metrics import psnr, ssim
 from lvsm_jax.parallel import processes
@@ -32,22 +34,20 @@ METRICS: Metrics = {"psnr": psnr, "ssim": ssim}
 
 @runtime_checkable
 class EvalSet(Protocol):
-    """What is evaluated on, see `input_pipeline.loading.EvalSet`."""
+    """Held-out scenes in batches, as `input_pipeline.loading.EvalSet` gives them.
 
-    @property
-    def scenes(self) -> Any:
-        """Scene table: `key[row]` names the scene in the rows that `Batch.scene` gives."""
+    Attributes:
+        scenes: scene table; `key[row]` names the scene in the rows that `Batch.scene` gives.
+        rows: of the scenes, over all processes, in the order of the evaluation.
+        num_scenes: their number.
+    """
 
-    @property
-    def rows(self) -> Any:
-        """Rows of the table, of the scenes in the order of the evaluation."""
+    scenes: Any
+    rows: Int[np.ndarray, "s"]
+    num_scenes: int
 
-    @property
-    def num_scenes(self) -> int:
-        """Number of scenes in all batches, over all processes."""
-
-    def __iter__(self) -> Iterator[Any]:
-        """Batches (`lvsm_jax.batch.Batch`) of this process, the same at each call."""
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches of this process, the same at each call."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +110,16 @@ class Evaluation:
             "num_context_targets": int(self.is_context.sum()),
         }
 
+    def check_finite(self) -> None:
+        """Raises UserError, naming the first target, if a render holds NaN."""
+        bad = np.argwhere(np.isnan(self.scores[MODEL]["psnr"]))
+        if len(bad):
+            scene, target = bad[0]
+            raise UserError(
+                f"{len(bad)} of {self.frames.size} renders are not finite; the first is frame "
+                f"{self.frames[scene, target]} of scene {self.scenes[scene]}"
+            )
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """One flat record an image, as for a table; a baseline's scores carry its name."""
         for s, t in np.ndindex(*self.frames.shape):
@@ -163,10 +173,9 @@ def evaluate(
         ValueError: an empty set.
     """
     model, metrics = _as_pytree(model), {k: _as_pytree(metric) for k, metric in metrics.items()}
-
     methods = [MODEL, COPY_NEAREST, MEAN_COLOR] if baselines else [MODEL]
 
-    def dispatch(batch: Any) -> dict[str, Any]:
+    def dispatch(batch: Batch) -> dict[str, Any]:
         placed = put(batch)
         predictions = [_render_batch(model, placed)]
         if baselines:
@@ -183,7 +192,9 @@ def evaluate(
     parts = []
     total = eval_set.num_scenes
     with tqdm(total=total, desc="evaluating", unit="scene", disable=not progress) as bar:
-        for rows in _one_late(dispatch(batch) for batch in eval_set):
+        # A batch is fetched after the next one is dispatched: the device computes meanwhile.
+        dispatched = itertools.chain(map(dispatch, eval_set), [None])
+        for rows, _ in itertools.pairwise(dispatched):
             parts.append(_valid_rows(rows))
             bar.update(len(parts[-1]["scene"]))
     if not parts:
@@ -256,7 +267,7 @@ def nearest_input(
 
 
 def _valid_rows(rows: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of the batch of all processes, on every host, without its padding."""
+    """The rows of the batch of all processes, on every host, without its padding."""
     rows = processes.gather(rows)
     valid = rows.pop("valid")
     return jax.tree.map(lambda x: x[valid], rows)
@@ -313,16 +324,6 @@ def _unit_range(images: Array) -> Array:
 
 
 def _as_pytree(function: Callable[..., Array]) -> Any:
-    """Something that `jax.jit` takes as an argument, so that weights are no constants."""
-    is_leaf = jax.tree.structure(function) == jax.tree.structure(0)
+    """An argument for `jax.jit`: weights are no constants, and a plain function is no leaf."""
+    is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(function))
     return jax.tree_util.Partial(function) if is_leaf else function
-
-
-def _one_late(items: Iterable[Any]) -> Iterator[Any]:
-    """Yields each item after the next one was drawn: devices compute while the host fetches."""
-    items = iter(items)
-    for previous in items:
-        for item in items:
-            yield previous
-            previous = item
-        yield previous

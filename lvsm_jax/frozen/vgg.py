@@ -40,18 +40,14 @@ def features(
     pool: Callable[[Array], Array] = max_pool,
     precision: str | None = "highest",
 ) -> list[Float[Array, "b _ _ _"]]:
-    """Activations (after the ReLU) of one convolution of each block.
+    """Activations (after the ReLU) of one convolution of each block, in the type of the weights.
 
     Args:
         weights: of the network, see the module.
         images: normalised as its weights expect.
-        taps: which convolution of each block to return, counted from 0; nothing after the last
-            one is computed.
+        taps: which convolution of each block, counted from 0; none after the last is computed.
         pool: between blocks, `max_pool` or `average_pool`.
         precision: of the convolutions, see `jax.lax.Precision`; None for JAX's default.
-
-    Returns:
-        Activations in the type of the weights, in which all is computed.
     """
     outputs = []
     x = jnp.asarray(images, weights[0][0]["kernel"].dtype)
@@ -71,7 +67,7 @@ def from_layers(plan: Plan, layers: Sequence[Layer], name: str) -> Weights:
     """Groups convolutions, listed from the image on, into the plan's blocks.
 
     Raises:
-        ValueError: naming the layer whose shape, or the number of layers, is not the plan's.
+        UserError: a number of layers or a shape that is not the plan's; `name` is told.
     """
     channels = [c for block in plan for c in block]
     if len(layers) != len(channels):
@@ -83,6 +79,16 @@ def from_layers(plan: Plan, layers: Sequence[Layer], name: str) -> Weights:
             raise UserError(f"{name}, convolution {i}: shapes {found}, expected {expected}")
     rest = iter(layers)
     return tuple(tuple(next(rest) for _ in block) for block in plan)
+
+
+def zeros(plan: Plan, dtype: str) -> Weights:
+    """Weights of zeros."""
+    channels = [c for block in plan for c in block]
+    layers = [
+        {"kernel": jnp.zeros((3, 3, c_in, c_out), dtype), "bias": jnp.zeros(c_out, dtype)}
+        for c_in, c_out in zip([3, *channels], channels, strict=False)
+    ]
+    return from_layers(plan, layers, "VGG")
 
 
 def _convolve(x: Array, weights: Layer, precision: str | None) -> Array:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lvsm_jax.common.checks import check_at_least
 from lvsm_jax.common.errors import UserError
 
 _LONGEST_TEXT = 2000  # bytes that a process can tell the others at a time
@@ -30,7 +32,7 @@ _SHARED_DISK_SECONDS = 30  # after which a file that one host made must be seen 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessesConfig:
-    """How the processes of a run find each other, and when they give each other up.
+    """Coordinator address and timeouts of `jax.distributed`.
 
     Nothing needs to be set under SLURM (`srun`), Open MPI 4, on Cloud TPU and on GKE.
 
@@ -40,8 +42,8 @@ class ProcessesConfig:
             the launcher says.
         process_id: which of them this is, from 0; -1: as the launcher says.
         start_seconds: how long to wait for all processes to come.
-        heartbeat_seconds: when a process was not heard of for so long it counts as dead, and all
-            others end with an error.
+        heartbeat_seconds: a process that is silent for so long counts as dead, and all others end
+            with an error.
         end_seconds: how long a process that is done waits for the others to be done.
     """
 
@@ -53,9 +55,7 @@ class ProcessesConfig:
     end_seconds: int = 300
 
     def __post_init__(self):
-        for name in ("start_seconds", "heartbeat_seconds", "end_seconds"):
-            if getattr(self, name) < 1:
-                raise UserError(f"processes.{name} is {getattr(self, name)}, expected at least 1")
+        check_at_least("processes", self, start_seconds=1, heartbeat_seconds=1, end_seconds=1)
         if self.num_processes > 0 and self.process_id >= self.num_processes:
             raise UserError(
                 f"processes.process_id is {self.process_id}, expected less than "
@@ -69,14 +69,14 @@ class OtherProcessError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Launcher:
-    """What started this process among others.
+    """What started this process among others; JAX finds out what is None.
 
     Attributes:
         name: for people.
-        method: JAX's name of it, or None where JAX is to look by itself.
-        count: number of processes, or None where JAX knows.
-        index: which of them this is, or None where JAX knows.
-        local_index: which of those on its host this is, or None where it is the only one.
+        method: JAX's name of it.
+        count: number of processes.
+        index: which of them this is.
+        local_index: which of those on its host this is; None where it is the only one.
     """
 
     name: str
@@ -89,23 +89,26 @@ class Launcher:
 def recognise(environment: Mapping[str, str], platforms: str | None) -> Launcher | None:
     """The launcher of several processes that the environment tells of, or None.
 
-    Args:
-        environment: of this process.
-        platforms: `jax.config.jax_platforms`, in which JAX writes `tpu` on a TPU's host.
+    `platforms` is `jax.config.jax_platforms`, in which JAX writes `tpu` on a TPU's host.
     """
+
+    def launcher(
+        name: str, method: str, count: str, rank: str, local: str, alone: bool
+    ) -> Launcher:
+        local_index = None if alone else int(environment[local])
+        return Launcher(name, method, int(environment[count]), int(environment[rank]), local_index)
+
+    def number(variable: str) -> int:
+        return int(environment.get(variable, 1))
+
     # Of a step of srun, for inside sbatch and salloc the number of tasks is that of the future.
-    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in environment:
-        count = int(environment["SLURM_STEP_NUM_TASKS"])
-        alone = count == int(environment.get("SLURM_STEP_NUM_NODES", 1))
-        local_index = None if alone else int(environment["SLURM_LOCALID"])
-        return Launcher("SLURM", "slurm", count, int(environment["SLURM_PROCID"]), local_index)
-    if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
-        count = int(environment["OMPI_COMM_WORLD_SIZE"])
-        alone = int(environment["OMPI_COMM_WORLD_LOCAL_SIZE"]) == 1
-        local_index = None if alone else int(environment["OMPI_COMM_WORLD_LOCAL_RANK"])
-        return Launcher(
-            "Open MPI", "ompi", count, int(environment["OMPI_COMM_WORLD_RANK"]), local_index
-        )
+    if number("SLURM_STEP_NUM_TASKS") > 1 and "SLURM_STEP_NODELIST" in environment:
+        alone = number("SLURM_STEP_NUM_TASKS") == number("SLURM_STEP_NUM_NODES")
+        names = "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"
+        return launcher("SLURM", "slurm", *names, alone)
+    if number("OMPI_COMM_WORLD_SIZE") > 1:
+        names = (f"OMPI_COMM_WORLD_{part}" for part in ("SIZE", "RANK", "LOCAL_RANK"))
+        return launcher("Open MPI", "ompi", *names, number("OMPI_COMM_WORLD_LOCAL_SIZE") == 1)
     if "tpu" in (platforms or "").split(","):
         return Launcher("Cloud TPU", None, None, None, None)
     return None
@@ -118,25 +121,44 @@ def start(config: ProcessesConfig) -> int:
         How many there are, as far as it is known before JAX is used: on Cloud TPU it says 1.
 
     Raises:
-        ValueError: it is not known who the others are, or they did not all come in time.
+        UserError: it is not known who the others are, or they did not all come in time.
     """
-    launcher = None
-    if config.num_processes != 1:
-        launcher = recognise(os.environ, jax.config.jax_platforms)
-    count = config.num_processes or (launcher.count if launcher else None)
-    index = config.process_id
-    if index < 0:
-        index = launcher.index if launcher else None
-    if count == 1 or (launcher is None and not config.coordinator and not config.num_processes):
-        return 1
-    if launcher is None and (not config.coordinator or index is None or not count):
-        raise UserError(
-            "no launcher is recognised: set all of processes.coordinator, "
-            "processes.num_processes and processes.process_id"
-        )
-    nameless = launcher and launcher.method == "ompi" and "OMPI_MCA_orte_hnp_uri" not in os.environ
+    launcher = who(config, os.environ, jax.config.jax_platforms)
+    return 1 if launcher is None else join(config, launcher)
+
+
+def who(
+    config: ProcessesConfig, environment: Mapping[str, str], platforms: str | None
+) -> Launcher | None:
+    """Which of several processes this is, by the config, then by `recognise`; None if alone.
+
+    Raises:
+        UserError: neither says enough.
+    """
+    if config.num_processes == 1:
+        return None
+    launcher = recognise(environment, platforms)
+    if launcher is None:
+        if not config.coordinator and not config.num_processes:
+            return None
+        if not config.coordinator or not config.num_processes or config.process_id < 0:
+            raise UserError(
+                "no launcher is recognised: set all of processes.coordinator, "
+                "processes.num_processes and processes.process_id"
+            )
+        return Launcher("the config", None, config.num_processes, config.process_id, None)
+    nameless = launcher.method == "ompi" and "OMPI_MCA_orte_hnp_uri" not in environment
     if nameless and not config.coordinator:
         raise UserError("Open MPI 5 names no host: set processes.coordinator to HOST:PORT")
+    return dataclasses.replace(
+        launcher,
+        count=config.num_processes or launcher.count,
+        index=config.process_id if config.process_id >= 0 else launcher.index,
+    )
+
+
+def join(config: ProcessesConfig, launcher: Launcher) -> int:
+    """Meets the others, and returns their number as `start` does."""
     # The loop asks the processes itself whether to stop, and handles SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     where = config.coordinator or f"the host that {launcher.name} names"
@@ -144,21 +166,21 @@ def start(config: ProcessesConfig) -> int:
     try:
         jax.distributed.initialize(
             config.coordinator or None,
-            count,
-            index,
+            launcher.count,
+            launcher.index,
             local_device_ids=_local_devices(launcher, os.environ),
-            cluster_detection_method=launcher.method if launcher else None,
+            cluster_detection_method=launcher.method,
             initialization_timeout=config.start_seconds,
             heartbeat_timeout_seconds=config.heartbeat_seconds,
             shutdown_timeout_seconds=config.end_seconds,
         )
     except ValueError:
-        if launcher and launcher.name == "Cloud TPU" and not config.coordinator:
+        if launcher.name == "Cloud TPU" and not config.coordinator:
             return 1  # the one host of a machine whose metadata names no others
         raise
     except RuntimeError as error:
         raise UserError(f"the processes did not find each other: {error}") from error
-    return count or 1
+    return launcher.count or 1
 
 
 def _local_devices(launcher: Launcher | None, environment: Mapping[str, str]) -> list[int] | None:
@@ -214,10 +236,7 @@ def gather_texts(text: str) -> list[str]:
 
 
 def any_process(mesh: Mesh, flag: bool) -> Any:
-    """Whether any process says so: a value that all read alike, computed in the background.
-
-    Nobody waits for it before it is read, so a loop can ask at every step and read a step later.
-    """
+    """Whether any process says so, computed in the background: a loop reads it a step later."""
     if jax.process_count() == 1:
         return flag
     flags = np.full(len(mesh.local_devices), flag, np.int32)
@@ -232,17 +251,14 @@ def _largest(values: jax.Array) -> jax.Array:
 
 @contextmanager
 def error_of_any() -> Iterator[None]:
-    """Raises on all processes what the block raises on some, naming the process.
-
-    Raises:
-        OtherProcessError: the block failed on other processes, not on this one.
-    """
+    """Raises on all processes what the block raises on some, as OtherProcessError on the others."""
     error = None
     try:
         yield
     except Exception as caught:
         error = caught
-    told = gather_texts("" if error is None else f"{type(error).__name__}: {error}")
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    told = gather_texts("" if error is None else f"{kind}{error}")
     if error is not None:
         raise error
     for index, text in enumerate(told):
@@ -259,10 +275,12 @@ def ending_at_once() -> Iterator[None]:
     """
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         if jax.process_count() == 1:
             raise
-        logging.error("process %d fails, and ends at once", jax.process_index(), exc_info=True)
+        told = isinstance(error, UserError | OSError)
+        reason = f": {error}" if told else ", and ends at once"
+        logging.error("process %d fails%s", jax.process_index(), reason, exc_info=not told)
         logging.flush()
         sys.stdout.flush()
         os._exit(1)
@@ -277,6 +295,23 @@ def check_same_config(config: Mapping[str, Any]) -> None:
     with error_of_any():
         if digest != first:
             raise UserError("the config is another than that of process 0")
+
+
+def check_writable(flag: str, directory: epath.PathLike) -> None:
+    """Raises UserError, naming the flag, unless files can be made in a directory; makes none.
+
+    The directory need not be there; one in a bucket is not looked at.
+    """
+    folder = epath.Path(directory)
+    if not is_main() or "://" in os.fspath(directory):
+        return
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 16))  # of a disk that is full, some bytes may be left
+    except OSError as error:
+        raise UserError(f"{flag}={directory} cannot be written: {error.strerror}") from error
 
 
 def check_shared(directory: epath.PathLike) -> None:

@@ -143,7 +143,7 @@ class Photograph:
             UserError: it is no picture, damaged, refused, or of more than `max_pixels`, which are
                 not decoded; names the file.
         """
-        with open(path, "rb") as file:
+        with open(os.path.expanduser(path), "rb") as file:
             return cls._decode(file, os.fspath(path), camera, name, max_pixels)
 
     @classmethod

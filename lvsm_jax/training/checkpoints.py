@@ -4,8 +4,13 @@ All processes take part in writing; each reads its own part alone, and then all 
 good.
 """
 
+import contextlib
+import errno
 import json
 import math
+import os
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +26,7 @@ from lvsm_jax.training.train_state import TrainState
 from lvsm_jax.weights.exports import absolute, checksums, read_arrays
 
 _CHECKSUMS = "checksums"
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 class CheckpointError(UserError):
@@ -68,15 +74,40 @@ class Checkpoints:
         """Steps of all checkpoints that are there."""
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
-    def save(self, step: int, state: TrainState, psnr: float | None = None) -> None:
-        """Starts to save; `state` may be donated as soon as this returns. All processes call it."""
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        psnr: float | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        """Starts to save; `state` may be donated as soon as this returns. All processes call it.
+
+        Args:
+            step: steps done; nothing is written where it is saved already.
+            state: arrays on the mesh in use.
+            psnr: of the quick evaluation, by which the best are kept.
+            extra: small JSON values to keep beside the state.
+
+        Raises:
+            CheckpointError: the disk does not take this checkpoint, or the one before.
+        """
         if step == self.latest_step:
             return
         leaves = named_leaves(state)
         # Orbax would rank NaN, and might keep it as the best.
         metrics = {"psnr": psnr} if psnr is not None and math.isfinite(psnr) else None
         leaves[_CHECKSUMS] = checksums(leaves)
-        self._checkpointer.save_async(step, leaves, force=True, metrics=metrics)
+        with self._disk_errors_in_a_line():
+            self._checkpointer.save_async(
+                step, leaves, force=True, metrics=metrics, custom_metadata=extra
+            )
+
+    def extra(self, step: int) -> dict[str, Any]:
+        """What was saved beside the state of a step; nothing where there is no such checkpoint."""
+        if step not in self.steps:
+            return {}
+        return self._checkpointer.metadata(step).custom_metadata or {}
 
     def restore(self, abstract_state: TrainState, step: int) -> TrainState:
         """The state of a step, with the shardings of `abstract_state`, wherever it was saved.
@@ -145,5 +176,25 @@ class Checkpoints:
         self._checkpointer.reload()
 
     def close(self) -> None:
-        """Waits until all is written."""
-        self._checkpointer.close()
+        """Waits until all is written.
+
+        Raises:
+            CheckpointError: the disk does not take it.
+        """
+        with self._disk_errors_in_a_line():
+            self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _disk_errors_in_a_line(self) -> Iterator[None]:
+        """TensorStore tells those of a disk as ValueError, with their message inside of its own."""
+        try:
+            yield
+        except Exception as error:
+            reasons = [
+                os.strerror(number) for number in _DISK_ERRORS if os.strerror(number) in str(error)
+            ]
+            if not reasons:
+                raise
+            raise CheckpointError(
+                f"a checkpoint in {self._directory} cannot be written: {reasons[0]}"
+            ) from error

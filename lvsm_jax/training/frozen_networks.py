@@ -13,7 +13,6 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lvsm_jax.common.errors import UserError
 from lvsm_jax.frozen import vgg
 from lvsm_jax.frozen.dino import TEACHERS, Dino
 from lvsm_jax.frozen.dino_weights import find_teacher, load_teacher
@@ -24,19 +23,12 @@ from lvsm_jax.training.losses import LossConfig
 from lvsm_jax.training.repa import RepaConfig
 
 
-class FrozenWeightsError(UserError):
-    """A file that does not hold the weights it should."""
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Frozen:
     """The frozen networks of a training step, None where no loss asks for one.
 
-    Attributes:
-        perceptual: `lvsm_jax.frozen.perceptual.Perceptual`.
-        lpips: `lvsm_jax.frozen.lpips.LPIPS`.
-        teacher: `lvsm_jax.frozen.dino.Dino`.
+    They are a `Perceptual`, an `LPIPS` and REPA's `Dino`, or shapes or shardings of them.
     """
 
     perceptual: Any = None
@@ -51,14 +43,13 @@ def find_frozen(loss: LossConfig, repa: RepaConfig) -> dict[str, Any]:
     """The file of each network that these losses need, by the names of `Frozen`'s fields.
 
     Raises:
-        MissingWeightsError: naming the first file that is missing, where to get it, and where to
-            put it.
+        MissingWeightsError: the first that is missing, with where to get it and put it.
     """
     files = {}
     if loss.perceptual:
         files["perceptual"] = find_vgg19(loss.vgg_weights)
     if loss.lpips:
-        field, without = "loss.lpips_weights", "loss.lpips=0"
+        field, without = "loss.lpips_weights", "--config.loss.lpips=0"
         files["lpips"] = find_weights(loss.lpips_weights, field=field, without=without)
     if repa.weight:
         files["teacher"] = find_teacher(repa.teacher_weights, repa.teacher)
@@ -68,56 +59,37 @@ def find_frozen(loss: LossConfig, repa: RepaConfig) -> dict[str, Any]:
 def load_frozen(loss: LossConfig, repa: RepaConfig, *, dtype: str, mesh: Mesh) -> Frozen:
     """Reads the networks that these losses need onto every device.
 
-    Args:
-        loss: says whether VGG and LPIPS are needed, and where they are.
-        repa: the same of the teacher.
-        dtype: the model's, in which they are held and computed.
-        mesh: devices.
+    They are held and computed in `dtype`, the model's.
 
     Raises:
         MissingWeightsError: as `find_frozen`.
-        FrozenWeightsError: a file with other contents; names it and what is wrong.
+        UserError: a file with other contents; names it and what is wrong.
     """
     files = find_frozen(loss, repa)
-    load = {
-        "perceptual": lambda path: _cast(load_perceptual(path), dtype),
-        "lpips": lambda path: _cast(load_lpips(path), dtype),
+    networks = Frozen(
+        perceptual=_cast(load_perceptual(files["perceptual"]), dtype) if loss.perceptual else None,
+        lpips=_cast(load_lpips(files["lpips"]), dtype) if loss.lpips else None,
         # It keeps its norms in float32, and has no blocks that nobody reads.
-        "teacher": lambda path: load_teacher(
-            path, repa.teacher, num_blocks=_depth(repa), dtype=dtype
-        ),
-    }
-    try:
-        networks = Frozen(**{name: load[name](path) for name, path in files.items()})
-    except ValueError as error:
-        raise FrozenWeightsError(str(error)) from error
+        teacher=load_teacher(files["teacher"], repa.teacher, num_blocks=_depth(repa), dtype=dtype)
+        if repa.weight
+        else None,
+    )
     # They have neither gradient nor optimizer state, and in bfloat16 the largest of them takes a
-    # fifth of what the trained weights take; cut, they would be gathered in every step.
+    # fifth of what the trained weights take; sharded, they would be gathered in every step.
     return replicate(mesh, networks)
 
 
 def abstract_frozen(loss: LossConfig, repa: RepaConfig, *, dtype: str, mesh: Mesh) -> Frozen:
     """Shapes, types and shardings of what `load_frozen` returns; needs no files."""
 
-    def convolutions(plan: vgg.Plan) -> vgg.Weights:
-        channels = [c for block in plan for c in block]
-        pairs = zip([3, *channels], channels, strict=False)
-        layers = [
-            {"kernel": jnp.zeros((3, 3, c_in, c_out), dtype), "bias": jnp.zeros(c_out, dtype)}
-            for c_in, c_out in pairs
-        ]
-        return vgg.from_layers(plan, layers, "VGG")
-
-    def teacher() -> Dino:
-        sizes = {"num_layers": _depth(repa), "dtype": dtype}
-        return Dino(dataclasses.replace(TEACHERS[repa.teacher], **sizes), rngs=nnx.Rngs(0))
-
     def networks() -> Frozen:
         linear = tuple(jnp.zeros(block[-1], dtype) for block in vgg.VGG16)
+        sizes = {"num_layers": _depth(repa), "dtype": dtype}
+        teacher = dataclasses.replace(TEACHERS[repa.teacher], **sizes)
         return Frozen(
-            perceptual=Perceptual(convolutions(PLAN)) if loss.perceptual else None,
-            lpips=LPIPS(convolutions(vgg.VGG16), linear) if loss.lpips else None,
-            teacher=teacher() if repa.weight else None,
+            perceptual=Perceptual(vgg.zeros(PLAN, dtype)) if loss.perceptual else None,
+            lpips=LPIPS(vgg.zeros(vgg.VGG16, dtype), linear) if loss.lpips else None,
+            teacher=Dino(teacher, rngs=nnx.Rngs(0)) if repa.weight else None,
         )
 
     everywhere = NamedSharding(mesh, P())

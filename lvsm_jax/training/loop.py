@@ -1,82 +1,37 @@
-"""What a training loop keeps beside its state: the time, and whether it was asked to stop."""
+"""The training loop: steps, and at some of them a row of metrics, pictures, a checkpoint."""
 
+import functools
+import itertools
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
-
-class Clock:
-    """Time a step takes, and the share of it spent waiting for data."""
-
-    def __init__(self):
-        self._start = self._lap_start = time.monotonic()
-        self._waited, self._stopped, self._steps, self._replaced = 0.0, 0.0, 0, 0
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the beginning."""
-        return time.monotonic() - self._start
-
-    @contextmanager
-    def waiting_for_data(self) -> Iterator[None]:
-        """Counts the time inside as waiting."""
-        start = time.monotonic()
-        yield
-        self._waited += time.monotonic() - start
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Leaves the time inside out: it is no part of a step."""
-        start = time.monotonic()
-        yield
-        self._stopped += time.monotonic() - start
-
-    def count_step(self, replaced: int) -> None:
-        """Counts a step, and the samples that were replaced in its batch."""
-        self._steps += 1
-        self._replaced += replaced
-
-    def lap(self) -> dict[str, float]:
-        """The means since the last lap."""
-        now = time.monotonic()
-        elapsed = now - self._lap_start - self._stopped
-        timing = {
-            "step_seconds": elapsed / self._steps,
-            "data_wait_share": self._waited / elapsed,
-            "replaced_samples": self._replaced,
-        }
-        self._lap_start, self._waited, self._stopped, self._steps = now, 0.0, 0.0, 0
-        return timing
-
-
-class Programs:
-    """Counts the programs of a training step: each shape of a batch's inputs compiles one."""
-
-    def __init__(self):
-        self._shapes: set[tuple[int, ...]] = set()
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-    @contextmanager
-    def called(self, shape: tuple[int, ...], clock: Clock) -> Iterator[None]:
-        """Tells when the call inside is a shape's first, and leaves its time out of the steps'."""
-        if shape in self._shapes:
-            yield
-            return
-        self._shapes.add(shape)
-        start = time.monotonic()
-        with clock.stopped():
-            yield
-        _, views, height, width, _ = shape
-        logging.info(
-            "program %d, for %d × %d×%d pixels of inputs, compiled in %.0f s",
-            *(len(self), views, width, height, time.monotonic() - start),
-        )
+from lvsm_jax.batch import Batch, shard_batch
+from lvsm_jax.common.config import RunConfig
+from lvsm_jax.common.errors import UserError
+from lvsm_jax.evaluation.metrics import psnr
+from lvsm_jax.evaluation.scoring import EvalSet, evaluate
+from lvsm_jax.parallel import processes
+from lvsm_jax.training import diagnostics
+from lvsm_jax.training.checkpoints import Checkpoints
+from lvsm_jax.training.frozen_networks import Frozen
+from lvsm_jax.training.interval import Clock, Sums, add_step, from_json, means, to_json
+from lvsm_jax.training.run_log import RunLog, say
+from lvsm_jax.training.train_state import (
+    Metrics,
+    TrainingConfig,
+    TrainState,
+    compiled_step,
+    to_unit,
+)
 
 
 class StopSignals:
@@ -86,9 +41,9 @@ class StopSignals:
 
     def __call__(self, number: int, frame: Any) -> None:
         """The signal handler."""
-        logging.info("%s: stopping after the next step", signal.Signals(number).name)
         self.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+        say(f"{signal.Signals(number).name}: stopping after the next step")
 
 
 @contextmanager
@@ -102,3 +57,175 @@ def stop_signals() -> Iterator[StopSignals]:
     finally:
         for number, old in zip(numbers, before, strict=True):
             signal.signal(number, old)
+
+
+class Done(NamedTuple):
+    """A step that was dispatched; the device may still compute it.
+
+    Attributes:
+        step: its number, from 1.
+        metrics: of `train_step`, and `stop`, whether any process was asked to stop.
+        sums: of the interval that its row covers, or None where no row is due.
+    """
+
+    step: int
+    metrics: Metrics
+    sums: Sums | None
+
+
+def train_steps(
+    run: RunConfig,
+    training: TrainingConfig,
+    mesh: Mesh,
+    state: TrainState,
+    frozen: Frozen,
+    batches: Iterator[Batch],
+    *,
+    checkpoints: Checkpoints,
+    log: RunLog,
+    eval_set: EvalSet | None,
+    stop: StopSignals,
+) -> TrainState:
+    """Trains to the last step, or until a process is asked to stop; the last state is saved.
+
+    Args:
+        run: when what is due.
+        training: what a step is.
+        mesh: the devices, in use.
+        state: to begin with.
+        frozen: networks that the losses look through.
+        batches: of this process, from the state's step on.
+        checkpoints: where the state is saved, and the sums of an interval that is not complete.
+        log: takes the metrics.
+        eval_set: of the quick evaluations, or None for none.
+        stop: of this process.
+
+    Raises:
+        UserError: too many steps in a row were skipped.
+    """
+    step = int(state.step)
+    if step >= run.num_steps:
+        return state
+    sums = from_json(checkpoints.extra(step))
+    step_function, programs = compiled_step(training, mesh), {}
+    batches = itertools.chain([next(batches)], batches)  # workers start: no step waits for that
+    clock, pending, stopping = Clock(step), None, False
+
+    def fetch(done: Done | None) -> bool:
+        return done is not None and _fetch(run, log, clock, len(programs), done)
+
+    while step < run.num_steps and not stopping:
+        with clock.waiting_for_data():
+            batch = next(batches)
+        shape, sharded = batch.inputs.images.shape, shard_batch(mesh, batch)
+        if shape not in programs:
+            stopping, pending = stopping | fetch(pending), None
+            with clock.aside():
+                programs[shape] = _compile(step_function, len(programs), state, sharded, frozen)
+        state, metrics = programs[shape](state, sharded, frozen)
+        sums = add_step(sums, metrics, sharded.replaced)
+        metrics["stop"] = processes.any_process(mesh, stop.requested)
+        step += 1
+        log.advance()
+        # Metrics are fetched one step late: the device computes while the host waits.
+        stopping |= fetch(pending)
+        last = step == run.num_steps
+        evaluates = eval_set is not None and (last or due(step, run.eval_every))
+        shows_layers, shows_picture = due(step, run.layers_every), due(step, run.image_every)
+        ends_row = last or evaluates or shows_layers or due(step, run.log_every)
+        pending = Done(step, metrics, sums if ends_row else None)
+        saves = last or evaluates or due(step, run.checkpoint_every)
+        if saves or shows_layers or shows_picture:
+            # The step's row comes first: killed in between, a resumed run would not write it.
+            stopping, pending = stopping | fetch(pending), None
+            with clock.aside():
+                score = None
+                if evaluates:
+                    score = _quick_evaluation(state, eval_set, mesh)
+                    log.scalars(step, {"eval/psnr": score})
+                    say(
+                        f"step {step}: PSNR {score:.2f} dB on {eval_set.num_scenes} held-out scenes"
+                    )
+                if shows_layers:
+                    log.scalars(step, _by_layer(state, batch, means(sums)))
+                if shows_picture:
+                    log.picture(step, "train", _picture(state, batch))
+                if saves:  # before the next batch is drawn, so that what is scored is saved too
+                    checkpoints.save(step, state, score, None if ends_row else to_json(sums))
+        if ends_row:
+            sums = None
+    fetch(pending)
+    checkpoints.save(step, state, extra=to_json(sums))
+    return state
+
+
+def _compile(
+    step_function: Any, number: int, state: TrainState, batch: Batch, frozen: Frozen
+) -> jax.stages.Compiled:
+    """The program of a step for batches of this shape."""
+    start = time.monotonic()
+    program = step_function.lower(state, batch, frozen).compile()
+    _, views, height, width, _ = batch.inputs.images.shape
+    logging.info(
+        "program %d, for %d × %d×%d pixels of inputs, compiled in %.1f s",
+        *(number + 1, views, width, height, time.monotonic() - start),
+    )
+    return program
+
+
+def _fetch(run: RunConfig, log: RunLog, clock: Clock, programs: int, done: Done) -> bool:
+    """Waits until a step is done, writes its row if one is due, and says whether to stop."""
+    names = ("stop", "loss", "grad_norm", "learning_rate", "skipped_steps", "skipped_in_a_row")
+    last = jax.device_get({name: done.metrics[name] for name in names})
+    if done.sums is not None:
+        row = {name: value for name, value in means(done.sums).items() if np.ndim(value) == 0}
+        row |= {name: last[name] for name in ("learning_rate", "skipped_steps", "skipped_in_a_row")}
+        log.row(done.step, row | clock.lap(done.step) | {"programs": programs})
+    if last["skipped_in_a_row"] >= run.max_skipped_in_a_row:
+        raise UserError(
+            f"{last['skipped_in_a_row']} steps in a row up to step {done.step} were skipped, as "
+            f"their gradients were not finite or too long (norm {last['grad_norm']:.3g}, loss "
+            f"{last['loss']:.3g}): lower --config.optimizer.learning_rate or look at the data"
+        )
+    return bool(last["stop"])
+
+
+def _quick_evaluation(state: TrainState, eval_set: EvalSet, mesh: Mesh) -> float:
+    """PSNR on the quick evaluation's scenes."""
+    put = functools.partial(shard_batch, mesh)
+    quick = {"metrics": {"psnr": psnr}, "baselines": False, "progress": False}
+    return evaluate(state.best_weights, eval_set, put=put, **quick).mean("psnr")
+
+
+def _picture(state: TrainState, batch: Batch) -> np.ndarray:
+    """The inputs of the batch's first scene, then target and render of its first target."""
+    first = processes.of_main(jax.tree.map(lambda x: x[:1], batch))
+    targets = jax.tree.map(lambda x: x[:, :1], first.targets)
+    render = _render_first(state.best_weights, first.inputs, targets.cameras)
+    render = (processes.gather(render)[0, 0] * 255).round().astype(np.uint8)
+    return np.concatenate([*first.inputs.images[0], targets.images[0, 0], render], axis=1)
+
+
+def _by_layer(state: TrainState, batch: Batch, means: Mapping[str, Any]) -> dict[str, float]:
+    """Diagnostics of each layer: gradients of the interval, tokens of the batch's first scene."""
+    first = processes.of_main(jax.tree.map(lambda x: x[:1], batch))
+    inputs = first.inputs
+    values = diagnostics.token_statistics(
+        state.model, to_unit(inputs.images), inputs.cameras, first.targets.cameras
+    )
+    norms = {name: jnp.asarray(value) for name, value in means.items() if np.ndim(value)}
+    # By the number of views, which may differ from step to step.
+    views = f"{inputs.images.shape[1]}_views"
+    names = {name: f"{name}/{views}" if name == "attention_entropy" else name for name in values}
+    return diagnostics.rows(norms | {names[name]: value for name, value in values.items()})
+
+
+@jax.jit
+def _render_first(model: Any, inputs: Any, cameras: Any) -> jax.Array:
+    """One scene, rendered on every device alike."""
+    return model(to_unit(jnp.asarray(inputs.images)), inputs.cameras, cameras)
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something done every so many steps (0: never) is due."""
+    return every > 0 and step % every == 0

@@ -1,6 +1,7 @@
 """Training losses: a weighted sum of named terms."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,12 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lvsm_jax.common.checks import check_at_least
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.layers import recomputed
 from lvsm_jax.parallel.mesh import on_own_part
-
-# Terms that compare what a frozen network sees in the images; fields of `Frozen`.
-NETWORK_TERMS = ("perceptual", "lpips")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +38,10 @@ class LossConfig:
     lpips_weights: str = ""
 
     def __post_init__(self):
-        weights = {"mse": self.mse, **{name: getattr(self, name) for name in NETWORK_TERMS}}
+        weights = {"mse": self.mse, "perceptual": self.perceptual, "lpips": self.lpips}
         if not min(weights.values()) >= 0 or max(weights.values()) == 0:
             raise UserError(f"loss weights {weights}: expected none below and one above zero")
-        for name in NETWORK_TERMS:
-            if self.start(name) < 0:
-                raise UserError(f"loss.{name}_start is {self.start(name)}, expected 0 or more")
-
-    def start(self, name: str) -> int:
-        """First step of a term of `NETWORK_TERMS`."""
-        return getattr(self, f"{name}_start")
+        check_at_least("loss", self, perceptual_start=0, lpips_start=0)
 
 
 def total_loss(
@@ -74,12 +67,14 @@ def total_loss(
     if config.mse:
         terms["mse"] = mse(render, target)
         total += config.mse * terms["mse"]
-    for name in NETWORK_TERMS:
-        weight, start, network = getattr(config, name), config.start(name), getattr(frozen, name)
+    for name, weight, start, network in (
+        ("perceptual", config.perceptual, config.perceptual_start, frozen.perceptual),
+        ("lpips", config.lpips, config.lpips_start, frozen.lpips),
+    ):
         if weight:
             terms[name] = where_due(
                 step >= start if start else None,
-                lambda network=network: distance(network, render, target, remat=remat),
+                functools.partial(distance, network, render, target, remat=remat),
             )
             total += weight * terms[name]
     return total, terms
@@ -115,11 +110,7 @@ def distance(
 
 
 def where_due(due: Array | None, term: Callable[[], Array]) -> Float[Array, ""]:
-    """The term, or 0 at no cost in steps where it is not due; None is always.
-
-    A branch of the one program, not a weight of 0: before its start, or after its end, a term takes
-    no time, and the step is not compiled twice.
-    """
+    """`lax.cond(due, term, 0)`: where it is not due, the term takes no time; None: always due."""
     if due is None:
         return term()
     return jax.lax.cond(due, term, lambda: jnp.zeros(()))

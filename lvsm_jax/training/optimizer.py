@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from lvsm_jax.common.checks import check_at_least, check_choice
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.tree import map_named
 
@@ -49,14 +50,13 @@ class OptimizerConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"optimizer.schedule is {self.schedule!r}, expected one of {SCHEDULES}")
+        check_choice("optimizer.schedule", self.schedule, SCHEDULES)
         for field in ("learning_rate", "eps", "clip_norm"):
             if not getattr(self, field) > 0:
                 raise UserError(f"optimizer.{field} is {getattr(self, field)}, expected above 0")
-        for field in ("warmup_steps", "weight_decay", "skip_factor", "skip_after"):
-            if not getattr(self, field) >= 0:
-                raise UserError(f"optimizer.{field} is {getattr(self, field)}, expected 0 or more")
+        check_at_least(
+            "optimizer", self, warmup_steps=0, weight_decay=0, skip_factor=0, skip_after=0
+        )
         for field in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"optimizer.{field} is {getattr(self, field)}, expected in [0, 1)")
@@ -65,13 +65,14 @@ class OptimizerConfig:
 def learning_rate(
     config: OptimizerConfig, num_steps: int, step: Int[Array, ""] | int
 ) -> Float[Array, ""]:
-    """The rate of a step, counted from 0."""
+    """The rate of a step, counted from 0.
+
+    Optax's schedules warm up by `(0 - peak) * (1 - share) + peak`, which cancels digits.
+    """
     step = jnp.asarray(step, jnp.float32)
-    warmup = jnp.minimum(1.0, step / max(1, config.warmup_steps))
-    if config.warmup_steps == 0:
-        warmup = jnp.ones(())
+    warmup = jnp.minimum(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "constant":
-        return config.learning_rate * warmup
+        return jnp.asarray(config.learning_rate * warmup)
     progress = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
     cosine = 0.5 * (1 + jnp.cos(math.pi * jnp.clip(progress, 0, 1)))
     return config.learning_rate * warmup * cosine

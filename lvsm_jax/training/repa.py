@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lvsm_jax.common.checks import check_at_least, check_choice
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.frozen.dino import TEACHERS, Dino
 from lvsm_jax.models.base import ModelConfig
@@ -54,18 +55,9 @@ class RepaConfig:
     teacher_weights: str = ""
 
     def __post_init__(self):
-        if not self.weight >= 0:
-            raise UserError(f"repa.weight is {self.weight}, expected 0 or more")
-        for field, least in {"hidden": 1, "stop_step": 0}.items():
-            if getattr(self, field) < least:
-                raise UserError(
-                    f"repa.{field} is {getattr(self, field)}, expected at least {least}"
-                )
-        for field, known in {"distance": DISTANCES, "teacher": TEACHERS}.items():
-            if getattr(self, field) not in known:
-                raise UserError(
-                    f"repa.{field} is {getattr(self, field)!r}, expected one of {tuple(known)}"
-                )
+        check_at_least("repa", self, weight=0, hidden=1, stop_step=0)
+        check_choice("repa.distance", self.distance, DISTANCES)
+        check_choice("repa.teacher", self.teacher, TEACHERS)
         blocks = TEACHERS[self.teacher].num_layers
         for field in ("encoder", "decoder"):
             if any(block > blocks for _, block in _pairs(field, getattr(self, field))):

@@ -1,56 +1,74 @@
-"""What a training run tells: TensorBoard, a text log, a CSV table, pictures and progress.
-
-All of it lies in the run's directory. Writers come from clu; the table, which clu lacks, is
-written by the same interface.
-"""
+"""What a run tells: a line of progress for who watches, and all else in files of its directory."""
 
 import csv
+import datetime
 import io
-import logging as stdlib_logging
+import logging as python_logging
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from absl import logging
-
-# TensorFlow, which clu writes TensorBoard files with and nothing is computed with, greets at length
-# otherwise.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
-from clu import metric_writers, parameter_overview, periodic_actions
+from clu import parameter_overview
 from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
+from tqdm import tqdm
 
 from lvsm_jax.common.config import flat
 from lvsm_jax.common.files import atomic_write, write_text
 from lvsm_jax.common.tree import named_leaves
+from lvsm_jax.parallel import processes
 
 
-def log_to_file(path: epath.PathLike) -> None:
-    """Logs to a local file besides stderr (a bucket has no appending), and at readable length."""
-    logging.set_verbosity(logging.INFO)
-    handlers: list[stdlib_logging.Handler] = [logging.get_absl_handler()]
-    if not os.fspath(path).startswith(("gs://", "s3://")):
-        handlers.append(stdlib_logging.FileHandler(path))
+def log_to_file(path: epath.PathLike | None) -> None:
+    """Sends all that is logged to a local file, and warnings to the terminal as well.
+
+    Args:
+        path: of the file; none is written in a bucket, which has no appending, or for None, as in
+            all processes but the main one: those tell errors alone.
+    """
+    terminal = _Terminal(python_logging.ERROR if path is None else python_logging.WARNING)
+    terminal.setFormatter(python_logging.Formatter("%(levelname)s: %(message)s"))
+    # What fails in Orbax is raised as well, and told then.
+    terminal.addFilter(lambda record: "orbax" not in record.pathname)
+    handlers: list[python_logging.Handler] = [terminal]
+    if path is not None and "://" not in os.fspath(path):
+        handlers.append(python_logging.FileHandler(path))
         handlers[-1].setFormatter(logging.PythonFormatter())
-        logging.get_absl_logger().addHandler(handlers[-1])
     for handler in handlers:
         handler.addFilter(_is_not_chatter)
+    python_logging.basicConfig(handlers=handlers, force=True)
+    python_logging.raiseExceptions = False  # where the disk is full, the run's own error says so
+    logging.set_verbosity(logging.INFO)
 
 
-def _is_not_chatter(record: stdlib_logging.LogRecord) -> bool:
+class _Terminal(python_logging.Handler):
+    """Prints above the line of progress."""
+
+    def emit(self, record: python_logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _is_not_chatter(record: python_logging.LogRecord) -> bool:
     """Orbax tells some fifty lines about each checkpoint, TFDS what it reads; warnings stay."""
     chatty = any(name in record.pathname for name in ("orbax", "tensorflow_datasets"))
-    return record.levelno > stdlib_logging.INFO or not chatty
+    return record.levelno > python_logging.INFO or not chatty
 
 
-class CsvWriter(metric_writers.MetricWriter):
-    """Appends scalars to a table with one row a step; columns may join later.
+def say(text: str) -> None:
+    """Prints a line above that of progress, in the main process, and logs it."""
+    logging.info("%s", text)
+    if processes.is_main():
+        tqdm.write(text)
 
-    Rows at or after `start_step` are dropped first: a resumed run writes them again.
+
+class CsvWriter:
+    """A table of scalars with one row a step; columns may join later.
+
+    Rows after `start_step` are dropped first: a resumed run writes them again.
     """
 
     def __init__(self, path: epath.PathLike, start_step: int = 0):
@@ -63,12 +81,9 @@ class CsvWriter(metric_writers.MetricWriter):
                     self._rows[int(row["step"])] = values
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Adds the scalars to the step's row."""
+        """Adds the scalars to the step's row, and writes the table."""
         values = {name: f"{float(value):.7g}" for name, value in scalars.items()}
         self._rows.setdefault(step, {}).update(values)
-
-    def flush(self) -> None:
-        """Writes the whole table."""
         columns = list(dict.fromkeys(name for row in self._rows.values() for name in row))
         text = io.StringIO()
         table = csv.DictWriter(text, ["step", *columns], lineterminator="\n")
@@ -77,68 +92,93 @@ class CsvWriter(metric_writers.MetricWriter):
             table.writerow({"step": step, **self._rows[step]})
         write_text(self._path, text.getvalue())
 
-    close = flush
-
-    def _ignore(self, *args: Any, **kwargs: Any) -> None:
-        """A table holds scalars alone."""
-
-    write_images = write_texts = write_histograms = write_audios = write_videos = _ignore
-    write_hparams = write_summaries = _ignore
-
 
 class RunLog:
-    """Writes metrics, pictures and progress of a run.
+    """Writes metrics, pictures and progress of a run; only the main process writes.
 
     Args:
-        directory: the run's.
-        num_steps: steps of the run, for the time left.
+        directory: of the run.
+        num_steps: steps of the run.
         start_step: steps that are done already.
-        is_main: False on all processes but the first, which then write nothing.
     """
 
-    def __init__(
-        self, directory: epath.PathLike, num_steps: int, start_step: int, *, is_main: bool = True
-    ):
-        self._images = epath.Path(directory) / "images"
-        self._is_main = is_main
-        writers: list[metric_writers.MetricWriter] = []
-        if is_main:
+    def __init__(self, directory: epath.PathLike, num_steps: int, start_step: int):
+        self._images, self._num_steps = epath.Path(directory) / "images", num_steps
+        self._is_main = processes.is_main()
+        self._tensorboard = self._table = None
+        if self._is_main:
             self._images.mkdir(parents=True, exist_ok=True)
-            writers = [
-                metric_writers.LoggingWriter(),
-                metric_writers.SummaryWriter(os.fspath(epath.Path(directory) / "tensorboard")),
-                CsvWriter(epath.Path(directory) / "metrics.csv", start_step),
-            ]
-        self._writer = metric_writers.MultiWriter(writers)
-        self._report = periodic_actions.ReportProgress(
-            num_train_steps=num_steps, every_steps=None, every_secs=20.0
+            self._table = CsvWriter(epath.Path(directory) / "metrics.csv", start_step)
+            self._tensorboard = _tensorboard(epath.Path(directory) / "tensorboard")
+        self._on_terminal = self._is_main and sys.stderr.isatty()
+        self._progress = tqdm(
+            total=num_steps,
+            initial=start_step,
+            desc="compiling",
+            bar_format="step {n_fmt}/{total_fmt} · {desc} · {remaining} left",
+            disable=not self._on_terminal,
         )
 
     def start(self, config: Mapping[str, Any], model: Any) -> None:
-        """Records the resolved config, and the table of all weights."""
-        self._writer.write_hparams(flat(config))
-        if self._is_main:
-            leaves = {name.replace(".", "/"): leaf for name, leaf in named_leaves(model).items()}
-            table = parameter_overview.get_parameter_overview(leaves, include_stats=False)
-            logging.info("weights:\n%s", table)
+        """Logs the resolved config and the table of all weights."""
+        if not self._is_main:
+            return
+        if self._tensorboard:
+            self._tensorboard.write_hparams(flat(config))
+        logging.info("config: %s", "\n".join(f"{k} = {v!r}" for k, v in flat(config).items()))
+        leaves = {name.replace(".", "/"): leaf for name, leaf in named_leaves(model).items()}
+        table = parameter_overview.get_parameter_overview(leaves, include_stats=False)
+        logging.info("weights:\n%s", table)
 
-    def progress(self, step: int) -> None:
-        """Reports speed and time left now and then."""
-        if self._is_main:
-            self._report(step)
+    def advance(self) -> None:
+        """One step more is done."""
+        self._progress.update()
+
+    def row(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes a row of metrics, and shows how far the run is."""
+        self.scalars(step, values)
+        psnr = f"PSNR {values['psnr']:.2f} dB"
+        self._progress.set_description_str(psnr)
+        if self._is_main and not self._on_terminal:
+            seconds = round((self._num_steps - step) * values["step_seconds"])
+            left = datetime.timedelta(seconds=seconds)
+            print(f"step {step}/{self._num_steps} · {psnr} · {left} left", flush=True)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes one row of metrics."""
-        self._writer.write_scalars(step, dict(values))
-        self._writer.flush()
+        """Adds to a row of metrics."""
+        logging.info("step %d: %s", step, ", ".join(f"{k} {v:.5g}" for k, v in values.items()))
+        if self._table:
+            self._table.write_scalars(step, values)
+        if self._tensorboard:
+            self._tensorboard.write_scalars(step, dict(values))
+            self._tensorboard.flush()
 
     def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Writes a picture to TensorBoard and as `images/<name>_<step>.png`."""
-        self._writer.write_images(step, {name: image[None]})
+        """Writes a picture as `images/<name>_<step>.png` and to TensorBoard."""
         if self._is_main:
             with atomic_write(self._images / f"{name}_{step:07d}.png") as local:
                 Image.fromarray(image).save(local, "PNG")
+        if self._tensorboard:
+            self._tensorboard.write_images(step, {name: image[None]})
 
     def close(self) -> None:
-        """Writes what is left."""
-        self._writer.close()
+        """Ends the line of progress, and writes what is left."""
+        self._progress.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+
+
+def _tensorboard(directory: epath.Path) -> Any:
+    """The writer of clu for TensorBoard, or None without TensorFlow (the extra `tensorboard`).
+
+    clu writes with TensorFlow; nothing is computed with it.
+    """
+    # It greets at length otherwise.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    try:
+        from clu import metric_writers
+    except ImportError:
+        logging.info("no files for TensorBoard: pip install 'lvsm_jax[tensorboard]' brings them")
+        return None
+    return metric_writers.SummaryWriter(os.fspath(directory))

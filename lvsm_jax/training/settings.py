@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import ml_collections
 from absl import logging
@@ -35,7 +36,7 @@ class Settings:
 
     @property
     def batch_sizes(self) -> tuple[int, int]:
-        """Scenes that are computed at a time, in training and in evaluation."""
+        """Scenes of a microbatch, in training and in evaluation."""
         return self.run.batch_size // self.run.grad_accumulation, self.evaluation.batch_size
 
     @classmethod
@@ -50,7 +51,7 @@ class Settings:
             data=data,
             evaluation=section(config, "eval", EvalConfig),
             training=TrainingConfig.of(config),
-            init_from=config.init_from,
+            init_from=os.path.expanduser(config.init_from),
         )
 
 
@@ -70,10 +71,9 @@ def _check_batch_sizes(settings: Settings, mesh: Mesh) -> None:
     """Raises ValueError unless the mesh divides the batches, and the model takes such a mesh."""
     settings.training.model.check_spread(settings.mesh.view)
     run, evaluation = settings.run, settings.evaluation
-    part = run.batch_size // run.grad_accumulation
     name = f"run.batch_size {run.batch_size} / run.grad_accumulation {run.grad_accumulation}"
     for inputs in settings.data.possible_inputs:
-        check_batch(mesh, name, part, inputs)
+        check_batch(mesh, name, settings.batch_sizes[0], inputs)
     if run.eval_every:
         check_batch(mesh, "section eval", evaluation.batch_size, evaluation.num_inputs)
 
@@ -115,19 +115,19 @@ def _check_resumable(settings: Settings, workdir: epath.Path) -> None:
 
 def record_config(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Saves the resolved config; tells what a resumed run changes, and keeps the old file."""
-    workdir = epath.Path(workdir)
     if not processes.is_main():
         return
+    workdir = epath.Path(workdir)
     file, new = workdir / "config.json", json.loads(json.dumps(config.to_dict()))
     if file.exists():
         old = json.loads(file.read_text())
         if old == new:
             return
-        fields_before, fields_after = flat(old), flat(new)
-        for name in sorted(fields_before.keys() | fields_after.keys()):
-            before, after = fields_before.get(name), fields_after.get(name)
-            if before != after:
-                logging.warning("resuming with %s = %r, was %r", name, after, before)
+        before, after = flat(old), flat(new)
+        for name in sorted(before.keys() | after.keys()):
+            if before.get(name) != after.get(name):
+                was, now = before.get(name), after.get(name)
+                logging.warning("resuming with %s = %r, was %r", name, now, was)
         number = len(list(workdir.glob("config.*.json")))
         file.rename(workdir / f"config.{number}.json")
     write_text(file, json.dumps(new, indent=2) + "\n")

@@ -12,9 +12,10 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lvsm_jax.batch import Batch
+from lvsm_jax.common.checks import check_at_least
 from lvsm_jax.common.config import RunConfig, section
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.tree import from_named, named_leaves
@@ -46,7 +47,7 @@ class TrainingConfig:
         optimizer: AdamW and its surroundings.
         loss: weights of the loss terms.
         num_steps: length of the run, which the schedule needs.
-        grad_accumulation: parts of a batch whose gradients are taken one after the other.
+        grad_accumulation: microbatches whose gradients are taken one after the other.
         repa: alignment of tokens with a frozen teacher's.
     """
 
@@ -72,10 +73,30 @@ class TrainingConfig:
         )
 
     def __post_init__(self):
-        for field in ("num_steps", "grad_accumulation"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field} is {getattr(self, field)}, expected at least 1")
+        check_at_least("run", self, num_steps=1, grad_accumulation=1)
         self.repa.check_fits(self.model)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What the optimizer moves.
+
+    Attributes:
+        model: the weights that are evaluated and exported.
+        projectors: weights that REPA trains beside them, or None.
+    """
+
+    # Any, for leaves may also be gradients, shapes or shardings.
+    model: Any
+    projectors: Any = None
+
+    @property
+    def named_for_optimizer(self) -> Any:
+        """The tree whose names the arrays of the optimizer's state have in checkpoints."""
+        if self.projectors is None:
+            return self.model
+        return {"model": self.model, "projectors": self.projectors}
 
 
 @jax.tree_util.register_dataclass
@@ -103,11 +124,9 @@ class TrainState:
     projectors: Any = None
 
     @property
-    def trained(self) -> Any:
-        """What the optimizer moves: the model alone where nothing else is trained."""
-        if self.projectors is None:
-            return self.model
-        return {"model": self.model, "projectors": self.projectors}
+    def trained(self) -> Trained:
+        """What the optimizer moves."""
+        return Trained(self.model, self.projectors)
 
     @property
     def best_weights(self) -> ViewSynthesisModel:
@@ -134,7 +153,8 @@ def new_state(
         projectors=new_projectors(config.repa, config.model, nnx.Rngs(key)),
     )
     optimizer = make_optimizer(config.optimizer, config.num_steps)
-    return dataclasses.replace(state, opt_state=optimizer.init(state.trained))
+    opt_state = optimizer.init(state.trained.named_for_optimizer)
+    return dataclasses.replace(state, opt_state=opt_state)
 
 
 def abstract_state(config: TrainingConfig, mesh: Mesh) -> TrainState:
@@ -214,39 +234,37 @@ def train_step(
     grad_norm = optax.global_norm(grads)
     sound = step_is_sound(config.optimizer, state.step, loss, grad_norm)
     optimizer = make_optimizer(config.optimizer, config.num_steps)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
+    updates, opt_state = optimizer.update(
+        grads.named_for_optimizer, state.opt_state, state.trained.named_for_optimizer
+    )
+    updates = jax.tree.unflatten(jax.tree.structure(grads), jax.tree.leaves(updates))
     trained = optax.apply_updates(state.trained, updates)
 
     def keep(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda new, old: jnp.where(sound, new, old), new, old)
 
     trained, opt_state = keep(trained, state.trained), keep(opt_state, state.opt_state)
-    model, projectors = _model_and_projectors(trained)
     ema = state.ema
     if ema is not None:
         decay = jnp.where(sound, config.optimizer.ema_decay, 1.0)
-        ema = jax.tree.map(lambda ema, new: decay * ema + (1 - decay) * new, ema, model)
+        ema = jax.tree.map(lambda ema, new: decay * ema + (1 - decay) * new, ema, trained.model)
     skip = (~sound).astype(jnp.int32)
     new = TrainState(
         step=state.step + 1,
         skipped=state.skipped + skip,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
-        model=model,
+        model=trained.model,
         opt_state=opt_state,
         ema=ema,
-        projectors=projectors,
+        projectors=trained.projectors,
     )
+    norms = norms_by_layer(type(state.model).stacks, grads.model)
     metrics = {
         "loss": loss,
         **{f"loss/{name}": term for name, term in terms.items()},
         "psnr": mean_psnr,
         "grad_norm": grad_norm,
-        **{
-            f"grad_norm/{stack}": norms
-            for stack, norms in norms_by_layer(
-                type(model).stacks, _model_and_projectors(grads)[0]
-            ).items()
-        },
+        **{f"grad_norm/{stack}": norms for stack, norms in norms.items()},
         "learning_rate": learning_rate(
             config.optimizer, config.num_steps, state.step - state.skipped
         ),
@@ -256,81 +274,81 @@ def train_step(
     return new, metrics
 
 
-def to_unit(images: Array | np.ndarray) -> Float[Array, "*shape"]:
+def to_unit(images: Array | np.ndarray) -> Float[Array | np.ndarray, "*shape"]:
     """8-bit images as float32 in [0, 1]."""
     return images.astype(jnp.float32) / 255
 
 
 def _gradients(config: TrainingConfig, state: TrainState, batch: Batch, frozen: Frozen) -> tuple:
-    """Loss, its terms, PSNR and gradient, averaged over the parts of the batch."""
+    """Loss, its terms, PSNR and gradient, averaged over the microbatches."""
 
-    def loss(trained: Any, part: Batch) -> tuple:
-        model, projectors = _model_and_projectors(trained)
-        target = to_unit(part.targets.images)
-        render, aligned = _render(config, model, projectors, part, frozen, state.step)
+    def loss(trained: Trained, batch: Batch) -> tuple:
+        target = to_unit(batch.targets.images)
+        render, streams = _render(config, trained, batch)
         total, terms = total_loss(
             config.loss, frozen, render, target, state.step, remat=config.model.remat
         )
-        if aligned is not None:
-            total, terms["repa"] = total + config.repa.weight * aligned, aligned
+        if streams:
+            terms["repa"] = _align(config, trained.projectors, frozen, streams, state.step)
+            total += config.repa.weight * terms["repa"]
         return total, (terms, jax.vmap(psnr, 1)(render, target).mean())
 
-    def part_gradients(part: Batch) -> tuple:
+    def gradients(batch: Batch) -> tuple:
         (total, (terms, quality)), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.trained, part
+            state.trained, batch
         )
         return total, terms, quality, grads
 
-    parts = config.grad_accumulation
-    if parts == 1:
-        return part_gradients(batch)
-    split = jax.tree.map(lambda x: _strided_parts(x, parts), batch)
-    first = jax.tree.map(lambda x: x[0], split)
-    zeros = jax.tree.map(lambda x: jnp.zeros_like(x), jax.eval_shape(part_gradients, first))
+    count = config.grad_accumulation
+    if count == 1:
+        return gradients(batch)
+    microbatches = jax.tree.map(lambda x: _microbatches(x, count), batch)
+    first = jax.tree.map(lambda x: x[0], microbatches)
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x), jax.eval_shape(gradients, first))
 
-    def add(total: Any, part: Batch) -> tuple:
-        new = part_gradients(part)
-        return jax.tree.map(lambda a, b: a + b / parts, total, new), None
+    def add(total: Any, microbatch: Batch) -> tuple:
+        return jax.tree.map(lambda a, b: a + b / count, total, gradients(microbatch)), None
 
-    return jax.lax.scan(add, zeros, split)[0]
-
-
-def _model_and_projectors(trained: Any) -> tuple[ViewSynthesisModel, Any]:
-    """The parts of `TrainState.trained`."""
-    if isinstance(trained, dict):
-        return trained["model"], trained["projectors"]
-    return trained, None
+    return jax.lax.scan(add, zeros, microbatches)[0]
 
 
 def _render(
-    config: TrainingConfig, model: Any, projectors: Any, part: Batch, frozen: Frozen, step: Array
-) -> tuple[Float[Array, "b t h w 3"], Float[Array, ""] | None]:
-    """The targets as the model sees them, and REPA's loss where there is one."""
-    images, repa = to_unit(part.inputs.images), config.repa
-    cameras = part.inputs.cameras, part.targets.cameras
-    if projectors is None:
-        return model(images, *cameras), None
-    encoder, decoder = repa.encoder_pairs, repa.decoder_pairs
-    layers = ([layer for layer, _ in pairs] for pairs in (encoder, decoder))
-    render, inputs, targets = model.render_with_features(images, *cameras, *layers)
-
-    def align() -> Array:
-        wanted = to_unit(part.targets.images)
-        streams = Stream(encoder, images, inputs), Stream(decoder, wanted, targets)
-        how = {"patch_size": config.model.patch_size, "remat": config.model.remat}
-        return repa_loss(repa, projectors, frozen.teacher, streams, **how)
-
-    return render, where_due(step < repa.stop_step if repa.stop_step else None, align)
+    config: TrainingConfig, trained: Trained, batch: Batch
+) -> tuple[Float[Array, "b t h w 3"], tuple[Stream, ...]]:
+    """The targets as the model sees them, and the tokens that REPA aligns."""
+    images, cameras = to_unit(batch.inputs.images), (batch.inputs.cameras, batch.targets.cameras)
+    if trained.projectors is None:
+        return trained.model(images, *cameras), ()
+    pairs = config.repa.encoder_pairs, config.repa.decoder_pairs
+    layers = ([layer for layer, _ in stream] for stream in pairs)
+    render, *tokens = trained.model.render_with_features(images, *cameras, *layers)
+    shown = images, to_unit(batch.targets.images)
+    return render, tuple(map(Stream, pairs, shown, tokens))
 
 
-def _strided_parts(rows: Array | np.ndarray, parts: int) -> Array:
-    """`[b, ...] -> [parts, b / parts, ...]`, each part with rows of every device."""
-    if rows.shape[0] % parts:
-        raise UserError(
-            f"a batch of {rows.shape[0]} scenes does not divide into grad_accumulation={parts}"
-        )
-    name = f"{rows.shape[0]} scenes / grad_accumulation={parts}"
-    check_batch(jax.sharding.get_abstract_mesh(), name, rows.shape[0] // parts, 0)
-    return jnp.moveaxis(
-        jnp.asarray(rows).reshape(rows.shape[0] // parts, parts, *rows.shape[1:]), 1, 0
+def _align(
+    config: TrainingConfig,
+    projectors: Any,
+    frozen: Frozen,
+    streams: tuple[Stream, ...],
+    step: Int[Array, ""],
+) -> Float[Array, ""]:
+    """REPA's loss, 0 from its last step on."""
+    stop_step = config.repa.stop_step
+    sizes = {"patch_size": config.model.patch_size, "remat": config.model.remat}
+    return where_due(
+        step < stop_step if stop_step else None,
+        lambda: repa_loss(config.repa, projectors, frozen.teacher, streams, **sizes),
     )
+
+
+def _microbatches(rows: Array | np.ndarray, count: int) -> Array:
+    """`[b, ...] -> [count, b / count, ...]`, each microbatch with rows of every device."""
+    if rows.shape[0] % count:
+        raise UserError(
+            f"a batch of {rows.shape[0]} scenes does not divide into grad_accumulation={count}"
+        )
+    name = f"{rows.shape[0]} scenes / grad_accumulation={count}"
+    check_batch(jax.sharding.get_abstract_mesh(), name, rows.shape[0] // count, 0)
+    rows = jnp.asarray(rows)
+    return jnp.moveaxis(rows.reshape(rows.shape[0] // count, count, *rows.shape[1:]), 1, 0)

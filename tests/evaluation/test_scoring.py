@@ -19,7 +19,7 @@ from flax import nnx
 
 import lvsm_jax
 from lvsm_jax.batch import Batch, Views, shard_batch
-from lvsm_jax.common.errors import MissingWeightsError
+from lvsm_jax.common.errors import MissingWeightsError, UserError
 from lvsm_jax.evaluation import report, scoring
 from lvsm_jax.evaluation.scoring import (
     COPY_NEAREST,
@@ -33,7 +33,7 @@ from lvsm_jax.frozen.lpips import load_lpips
 from lvsm_jax.models.architectures import new_model
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.parallel.mesh import MeshConfig, make_mesh
-from tests.helpers.programs import load_program
+from lvsm_jax.programs.evaluation_run import evaluate_export
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -281,11 +281,6 @@ def export(tmp_path_factory):
 
 
 @pytest.fixture
-def program():
-    return load_program("eval")
-
-
-@pytest.fixture
 def config(monkeypatch, rooms):
     monkeypatch.syspath_prepend(REPOSITORY)
     from configs import quickstart
@@ -347,19 +342,19 @@ def test_program_writes_summary_table_and_page(rooms, export, tmp_path):
     ],
     ids=["decoder_only", "encoder_decoder"],
 )
-def test_program_takes_the_baselines(program, config, tmp_path, model_config):
+def test_program_takes_the_baselines(config, tmp_path, model_config):
     lvsm_jax.save(new_model(model_config, nnx.Rngs(0)), tmp_path / "export")
-    summary = program.run(config, tmp_path / "export", tmp_path / "output")
+    summary = evaluate_export(config, tmp_path / "export", tmp_path / "output")
     assert summary["architecture"].startswith("LVSM")
     assert summary["num_images"] == 12
     assert 3 < summary["psnr"] < 30
 
 
-def test_program_needs_a_free_place(program, config, export, tmp_path):
+def test_program_needs_a_free_place(config, export, tmp_path):
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(FileExistsError, match="--overwrite"):
-        program.run(config, export, tmp_path)
-    summary = program.run(config, export, tmp_path, overwrite=True)
+        evaluate_export(config, export, tmp_path)
+    summary = evaluate_export(config, export, tmp_path, overwrite=True)
     assert json.loads((tmp_path / "summary.json").read_text())["psnr"] == summary["psnr"]
 
 
@@ -383,26 +378,26 @@ def test_program_needs_a_free_place(program, config, export, tmp_path):
     ],
 )
 def test_program_says_what_is_wrong_before_it_starts(
-    program, config, export, tmp_path, field, value, message
+    config, export, tmp_path, field, value, message
 ):
     section, name = field.split(".")
     config.eval.lpips = name == "lpips_weights"
     config[section][name] = value
     with pytest.raises((ValueError, OSError), match=message):
-        program.run(config, export, tmp_path / "output")
+        evaluate_export(config, export, tmp_path / "output")
     assert not (tmp_path / "output").exists()
 
 
-def test_program_needs_an_export(program, config, tmp_path):
+def test_program_needs_an_export(config, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none is no export: .*config\.json is missing"):
-        program.run(config, tmp_path / "none", tmp_path / "output")
+        evaluate_export(config, tmp_path / "none", tmp_path / "output")
 
 
-def test_program_names_a_render_that_is_not_finite(program, config, tmp_path):
+def test_program_names_a_render_that_is_not_finite(config, tmp_path):
     model_config = lvsm_jax.EfficientLVSMConfig(num_layers=1, width=16, head_dim=8)
     model = lvsm_jax.EfficientLVSM(model_config, rngs=nnx.Rngs(0))
     broken = jax.tree.map(lambda x: x * jnp.nan, model)
     lvsm_jax.save(broken, tmp_path / "broken")
-    with pytest.raises(FloatingPointError, match=r"12 of 12 renders .* of scene room-test-000000"):
-        program.run(config, tmp_path / "broken", tmp_path / "output")
+    with pytest.raises(UserError, match=r"12 of 12 renders .* of scene room-test-000000"):
+        evaluate_export(config, tmp_path / "broken", tmp_path / "output")
     assert not (tmp_path / "output").exists()

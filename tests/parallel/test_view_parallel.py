@@ -180,7 +180,7 @@ def test_a_run_goes_on_on_another_mesh(model, one_device, step, tmp_path):
     with jax.set_mesh(mesh), closing(Checkpoints(tmp_path, keep_last=2)) as checkpoints:
         state = init_state(training(), mesh, 0, model)
         state, _ = steps(training(), [shard_batch(mesh, batches[0])], state, step)
-        exports.save(1, state)
+        checkpoints.save(1, state)
     checkpoints = Checkpoints(tmp_path, keep_last=None)
     for sizes, parts in [((1, 8, 1), 1), ((2, 2, 2), 2)]:
         mesh, config = make_mesh(MeshConfig(*sizes)), training(parts)

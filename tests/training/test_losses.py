@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lvsm_jax.common.errors import MissingWeightsError
+from lvsm_jax.common.errors import MissingWeightsError, UserError
 from lvsm_jax.frozen.perceptual import load_perceptual
 from lvsm_jax.parallel.mesh import MeshConfig, make_mesh, replicate
-from lvsm_jax.training.frozen_networks import Frozen, FrozenWeightsError, find_frozen, load_frozen
+from lvsm_jax.training.frozen_networks import Frozen, find_frozen, load_frozen
 from lvsm_jax.training.losses import LossConfig, distance, total_loss
 from lvsm_jax.training.repa import RepaConfig
 from tests.helpers.frozen_networks import (
@@ -74,7 +74,7 @@ def test_files_with_other_contents_are_refused_by_name(tmp_path):
         ("nan", r"nan\.mat, convolution 3: values that are not finite"),
     ):
         config = LossConfig(perceptual=1.0, vgg_weights=str(tmp_path / f"{name}.mat"))
-        with pytest.raises(FrozenWeightsError, match=message):
+        with pytest.raises(UserError, match=message):
             load_frozen(config, RepaConfig(), dtype="float32", mesh=make_mesh())
 
 
@@ -85,7 +85,8 @@ def test_files_with_other_contents_are_refused_by_name(tmp_path):
             {"perceptual": 0.5, "vgg_weights": "nowhere/vgg.mat"},
             {},
             r"nowhere/vgg\.mat is missing: get imagenet-vgg-verydeep-19\.mat .*vlfeat\.org.* put "
-            r"it there or name its place in loss\.vgg_weights; or go without by loss\.perceptual=0",
+            r"it there or name its place in --config\.loss\.vgg_weights; or go without by "
+            r"--config\.loss\.perceptual=0",
         ),
         (
             {"lpips": 0.5, "lpips_weights": "nowhere/lpips.ckpt"},
@@ -96,7 +97,7 @@ def test_files_with_other_contents_are_refused_by_name(tmp_path):
             {},
             {"weight": 0.5},
             r"teacher dinov3_vitb16, and weights/dinov3_vitb16_pretrain.*\.pth is missing: get .* "
-            r"put it there or name its place in repa\.teacher_weights; .*repa\.weight=0",
+            r"put it there or name its place in --config\.repa\.teacher_weights; .*repa\.weight=0",
         ),
     ],
     ids=["vgg", "lpips", "teacher"],
@@ -191,7 +192,7 @@ def test_small_images_are_refused():
         ({"perceptual": -0.5}, "expected none below"),
         ({"mse": 0.0}, "one above zero"),
         ({"mse": float("nan")}, "expected none below"),
-        ({"lpips_start": -1}, "loss.lpips_start is -1, expected 0 or more"),
+        ({"lpips_start": -1}, "loss.lpips_start is -1, expected at least 0"),
     ],
 )
 def test_impossible_weights(changes, message):

@@ -12,11 +12,12 @@ from lvsm_jax.common.errors import MissingWeightsError
 from lvsm_jax.common.tree import named_leaves
 from lvsm_jax.frozen import dino
 from lvsm_jax.parallel.mesh import make_mesh
+from lvsm_jax.programs.training_run import train
+from lvsm_jax.training import frozen_networks
 from lvsm_jax.training.checkpoints import Checkpoints
 from lvsm_jax.training.settings import Settings, check_start
 from lvsm_jax.training.train_state import TrainingConfig, abstract_state
 from tests.helpers.frozen_networks import narrow_perceptual
-from tests.helpers.programs import load_program
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def config(rooms, goldens, tmp_path, monkeypatch):
     save_file(weights, tmp_path / "teacher.safetensors")
     tiny = dino.DinoConfig(num_layers=3, width=96, head_dim=32, image_size=32)
     monkeypatch.setitem(dino.TEACHERS, "dinov3_vits16", tiny)
-    monkeypatch.setattr(frozen, "load_perceptual", lambda path: narrow_perceptual())
+    monkeypatch.setattr(frozen_networks, "load_perceptual", lambda path: narrow_perceptual())
     (tmp_path / "vgg.mat").touch()
 
     config = quickstart.get_config()
@@ -45,7 +46,7 @@ def config(rooms, goldens, tmp_path, monkeypatch):
 def test_a_run_with_all_losses(config, tmp_path):
     settings = Settings.of(config)
     check_start(settings, tmp_path / "run")
-    load_program("train").train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
     perceptual, repa = ([float(row[f"loss/{x}"]) for row in rows] for x in ("perceptual", "repa"))
     assert perceptual[0] == 0 and perceptual[1] > 0

@@ -145,7 +145,7 @@ def test_it_trains_the_projectors_and_stops_and_resumes(step, tmp_path):
     assert metrics["loss"] == metrics["loss/mse"]
 
     mesh, checkpoints = make_mesh(), Checkpoints(tmp_path, keep_last=1)
-    exports.save(10, last)
+    checkpoints.save(10, last)
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path, keep_last=None)
     restored = checkpoints.restore(abstract_state(config, mesh), 10)
@@ -229,7 +229,7 @@ def test_types_in_bfloat16(frozen, grad_accumulation):
         ({"encoder": "", "decoder": ""}, "repa.encoder and repa.decoder are empty"),
         ({"distance": "l1"}, "repa.distance is 'l1', expected one of .*'cosine'"),
         ({"teacher": "clip"}, "repa.teacher is 'clip', expected one of .*dinov2_vitb14"),
-        ({"weight": -1.0}, "repa.weight is -1.0, expected 0 or more"),
+        ({"weight": -1.0}, "repa.weight is -1.0, expected at least 0"),
         ({"hidden": 0}, "repa.hidden is 0, expected at least 1"),
     ],
 )

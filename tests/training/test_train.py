@@ -18,6 +18,7 @@ from PIL import Image
 import lvsm_jax
 from lvsm_jax.common.tree import named_leaves
 from lvsm_jax.programs import convert, export
+from lvsm_jax.weights.exports import describe
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -100,12 +101,19 @@ def test_what_a_run_leaves(undisturbed):
     kept = {path.name for path in (workdir / "checkpoints").iterdir() if path.is_dir()}
     assert kept == {"110", "120", max(scores, key=scores.get)}
     assert any((workdir / "tensorboard").iterdir())
-    assert "ETA" in (workdir / "log.txt").read_text()
-    assert "decoder/mlp/up/kernel" in output
-    assert "orbax" not in output
+    lines = output.splitlines()
+    assert [line.partition(" ·")[0] for line in lines[:4]] == [
+        *(f"step {step}/120" for step in (10, 20, 30, 40))
+    ]
+    assert all(line.endswith(" left") for line in lines[:4])
+    assert lines[4] == f"step 40: PSNR {scores['40']:.2f} dB on 3 held-out scenes"
+    assert lines[-1] == f"exported the weights to {os.path.relpath(workdir / 'export', REPOSITORY)}"
+    log = (workdir / "log.txt").read_text()
+    assert "decoder/mlp/up/kernel" in log
+    assert "orbax" not in output + log
     model = lvsm_jax.load(workdir / "export")
     assert model.config.width == 32
-    assert lvsm_jax.checkpoint.describe(workdir / "export")["step"] == 120
+    assert describe(workdir / "export")["step"] == 120
 
 
 def test_killed_and_stopped_and_resumed_is_bit_identical(undisturbed, rooms, tmp_path):
@@ -145,9 +153,7 @@ def test_the_baselines_train(rooms, tmp_path, architecture, sizes):
     finish(start(rooms, tmp_path, config, **changes, **sizes))
     model = lvsm_jax.load(tmp_path / "export")
     assert type(model).__name__ == architecture
-    assert (
-        lvsm_jax.checkpoint.describe(tmp_path / "export")["config"]["architecture"] == architecture
-    )
+    assert describe(tmp_path / "export")["config"]["architecture"] == architecture
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     process = start(rooms, tmp_path, **changes)
@@ -166,7 +172,8 @@ def test_steps_with_other_numbers_of_inputs_resume_bit_identical(rooms, tmp_path
     output = finish(start(rooms, tmp_path / "straight", **changes))
     assert len(re.findall("Finished XLA compilation of .*train_step", output)) == 3
     for count in (1, 2, 3):
-        assert f"for {count} × 32×32 pixels of inputs" in output
+        log = (tmp_path / "straight" / "log.txt").read_text()
+        assert f"for {count} × 32×32 pixels of inputs" in log
     rows = list(csv.DictReader((tmp_path / "straight" / "metrics.csv").open()))
     assert rows[-1]["programs"] == "3"
     # What is left where the run is killed after the first checkpoint.
@@ -270,7 +277,7 @@ def test_errors_name_the_field(rooms, tmp_path, changes, message):
 def test_save_refuses_to_overwrite_and_load_names_what_is_missing(undisturbed, tmp_path):
     model = lvsm_jax.load(undisturbed[0] / "export")
     lvsm_jax.save(model, tmp_path / "export", about={"note": "mine"})
-    assert lvsm_jax.checkpoint.describe(tmp_path / "export")["note"] == "mine"
+    assert describe(tmp_path / "export")["note"] == "mine"
     again = lvsm_jax.load(tmp_path / "export", dtype="bfloat16")
     assert again.config.dtype == "bfloat16"
     np.testing.assert_array_equal(again.head.kernel[...], model.head.kernel[...])
@@ -286,7 +293,7 @@ def test_export_by_command(undisturbed, tmp_path, capsys):
     workdir, _ = undisturbed
     export.main([str(workdir), str(tmp_path / "early"), "--step=110"])
     assert "exported step 110" in capsys.readouterr().out
-    assert lvsm_jax.checkpoint.describe(tmp_path / "early")["step"] == 110
+    assert describe(tmp_path / "early")["step"] == 110
     export.main([str(workdir), str(tmp_path / "last")])
     last, end = (lvsm_jax.load(path) for path in (tmp_path / "last", workdir / "export"))
     np.testing.assert_array_equal(last.head.kernel[...], end.head.kernel[...])

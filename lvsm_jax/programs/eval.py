@@ -1,0 +1,92 @@
+r"""Scores a model on held-out views, beside two baselines, and shows what it renders.
+
+    lvsm eval --config=configs/quickstart.py --checkpoint=runs/quickstart/export
+    lvsm eval --config=configs/re10k_256.py --checkpoint=runs/re10k_256/export \
+        --config.eval.num_inputs=4 --output=results/four_inputs
+
+The protocol is RealEstate10K's published one: the targets of an evaluation index, PSNR, SSIM and
+LPIPS in float32, every image counted. Of the config are used `data`, `eval`, `mesh`, `processes`,
+and of `model` how to compute: `dtype`, `attention` and `targets_at_once`. Any field can be set with
+--config.SECTION.FIELD=VALUE; `lvsm config` explains each. The output directory holds
+
+    index.html      table, distribution, best, median and worst scenes
+    summary.json    the means, with and without targets that are input views
+    per_image.csv   one row for each target
+"""
+
+import shlex
+from typing import Any
+
+from lvsm_jax.common.command_line import (
+    add_config_option,
+    argument_parser,
+    parse_with_config,
+    path,
+    program,
+)
+
+
+@program
+def main(arguments: list[str]) -> None:
+    """Reads the command line, and evaluates."""
+    parser = argument_parser("eval", __doc__)
+    add_config_option(parser)
+    parser.add_argument(
+        "--checkpoint", type=path, required=True, help="directory of an export of lvsm train"
+    )
+    parser.add_argument("--output", type=path, help="directory to write (CHECKPOINT_evaluation)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an evaluation that is there"
+    )
+    given, config = parse_with_config(parser, arguments)
+
+    # Only now, so that --help comes at once.
+    from absl import logging
+
+    from lvsm_jax.common.config import EvalConfig, RunConfig, section
+    from lvsm_jax.parallel import processes
+    from lvsm_jax.parallel.mesh import MeshConfig, simulate_cpu_devices
+    from lvsm_jax.parallel.processes import ProcessesConfig
+    from lvsm_jax.programs.evaluation_run import evaluate_export
+
+    logging.set_verbosity(logging.WARNING)
+    batch_size = section(config, "eval", EvalConfig).batch_size
+    output = given.output or f"{given.checkpoint.rstrip('/')}_evaluation"
+    count = processes.start(section(config, "processes", ProcessesConfig))
+    simulate_cpu_devices(
+        section(config, "run", RunConfig).cpu_devices,
+        section(config, "mesh", MeshConfig),
+        batch_size,
+        processes=count,
+    )
+    processes.check_same_config(config.to_dict())
+    summary = evaluate_export(
+        config,
+        given.checkpoint,
+        output,
+        overwrite=given.overwrite,
+        command=shlex.join(["lvsm", "eval", *arguments]),
+    )
+    if processes.is_main():
+        print(table(summary))
+        print(f"\nPictures and all: {output}/index.html")
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The means, for a terminal."""
+    methods = {"model": summary} | summary["baselines"]
+    metrics = [metric for metric in ("psnr", "ssim", "lpips") if summary[metric] is not None]
+
+    def lines(title: str, scores: dict[str, dict[str, float | None]]) -> list[str]:
+        rows = ["", f"{title:<42}" + "".join(f"{metric.upper():>9}" for metric in metrics)]
+        for method, means in scores.items():
+            values = (f"{means[m]:.{2 if m == 'psnr' else 3}f}" for m in metrics)
+            rows.append(f"  {method.replace('_', ' '):<40}" + "".join(f"{v:>9}" for v in values))
+        return rows
+
+    text = lines(f"{summary['num_images']:,} targets", methods)
+    context = summary["num_context_targets"]
+    if 0 < context < summary["num_images"]:
+        others = {method: means["without_context_targets"] for method, means in methods.items()}
+        text += lines(f"without the {context:,} that are input views", others)
+    return "\n".join(text)

@@ -1,0 +1,80 @@
+"""A training run from its config to the export: what `lvsm train` runs."""
+
+import contextlib
+import platform
+
+import flax
+import jax
+import ml_collections
+from absl import logging
+from etils import epath
+
+import lvsm_jax
+from input_pipeline.loading import open_eval_set, train_batches
+from lvsm_jax.parallel import processes
+from lvsm_jax.parallel.mesh import make_mesh, reader
+from lvsm_jax.training.checkpoints import Checkpoints
+from lvsm_jax.training.frozen_networks import load_frozen
+from lvsm_jax.training.loop import stop_signals, train_steps
+from lvsm_jax.training.run_log import RunLog, say
+from lvsm_jax.training.settings import Settings, record_config, starting_weights
+from lvsm_jax.training.train_state import abstract_state, init_state
+
+
+def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
+    """Runs or resumes a training run to its end, then exports the weights."""
+    settings, workdir = Settings.of(config), epath.Path(workdir)
+    run, training, mesh = settings.run, settings.training, make_mesh(settings.mesh)
+    index, count = reader(mesh)
+    share = {"process_index": index, "process_count": count}
+    versions = f"Python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}"
+    logging.info("%s, on %s", versions, processes.describe())
+    eval_set = None
+    with processes.error_of_any():
+        if run.eval_every:
+            eval_set = open_eval_set(
+                settings.data, settings.evaluation, max_scenes=run.eval_scenes, **share
+            )
+        frozen = load_frozen(training.loss, training.repa, dtype=training.model.dtype, mesh=mesh)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", keep_last=run.keep_last, keep_best=run.keep_best
+    )
+    with (
+        jax.set_mesh(mesh),
+        contextlib.closing(checkpoints),
+        stop_signals() as stop,
+        processes.ending_at_once(),
+    ):
+        restored = checkpoints.restore_newest(abstract_state(training, mesh))
+        start, state = restored or (0, None)
+        del restored  # it would hold a second state
+        with contextlib.closing(RunLog(workdir, run.num_steps, start)) as log:
+            if state is None:
+                state = init_state(training, mesh, run.seed, starting_weights(settings))
+                log.start(config.to_dict(), state.model)
+            else:
+                say(f"resuming from step {start}")
+            record_config(config, workdir)
+            with processes.error_of_any():
+                batches = train_batches(
+                    settings.data,
+                    batch_size=run.batch_size,
+                    seed=run.seed,
+                    start_step=start,
+                    **share,
+                )
+            with contextlib.closing(batches):
+                state = train_steps(
+                    *(run, training, mesh, state, frozen, batches),
+                    checkpoints=checkpoints,
+                    log=log,
+                    eval_set=eval_set,
+                    stop=stop,
+                )
+        step = int(state.step)
+        if step < run.num_steps:
+            say(f"stopped at step {step}; the same command goes on from there")
+            return
+        about = {"step": step, "config": config.to_dict()}
+        lvsm_jax.save(state.best_weights, workdir / "export", about=about, overwrite=True)
+        say(f"exported the weights to {workdir / 'export'}")

@@ -1,0 +1,86 @@
+"""What a row of metrics says of the steps since the row before: their means, and their time."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+# What is no mean: a row has these as they are after its last step.
+_LAST = ("learning_rate", "skipped_steps", "skipped_in_a_row")
+
+Sums = dict[str, Any]
+
+
+@jax.jit
+def add_step(sums: Sums | None, metrics: Mapping[str, Array], replaced: Int[Array, "b"]) -> Sums:
+    """Adds a step's metrics to the sums of an interval, on the device; None begins one.
+
+    Of a step that was skipped only the replaced samples count: its loss may be NaN.
+    """
+    taken = metrics["skipped_in_a_row"] == 0
+    step = {name: jnp.where(taken, x, 0) for name, x in metrics.items() if name not in _LAST}
+    step |= {"steps": taken.astype(jnp.int32), "replaced_samples": replaced.sum()}
+    return step if sums is None else jax.tree.map(jnp.add, sums, step)
+
+
+def means(sums: Sums) -> dict[str, Any]:
+    """The means over the steps of an interval that were taken, NaN if none was."""
+    sums = jax.device_get(sums)
+    steps, replaced = int(sums.pop("steps")), float(sums.pop("replaced_samples"))
+    count = np.float32(steps or np.nan)
+    return {name: value / count for name, value in sums.items()} | {"replaced_samples": replaced}
+
+
+def to_json(sums: Sums | None) -> dict[str, Any]:
+    """Sums as JSON keeps them exactly, for a checkpoint inside an interval."""
+    return {name: np.asarray(x).tolist() for name, x in jax.device_get(sums or {}).items()}
+
+
+def from_json(values: Mapping[str, Any]) -> Sums | None:
+    """The sums that `to_json` wrote."""
+    sums = {name: np.asarray(value) for name, value in values.items()}
+    kinds = {name: np.int32 if x.dtype.kind == "i" else np.float32 for name, x in sums.items()}
+    return {name: x.astype(kinds[name]) for name, x in sums.items()} or None
+
+
+class Clock:
+    """Seconds of the steps between two rows, without what is done beside them."""
+
+    def __init__(self, step: int):
+        self._restart(step)
+
+    def _restart(self, step: int) -> None:
+        self._step, self._start = step, time.monotonic()
+        self._waited = self._aside = 0.0
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts the time inside as waiting for data."""
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leaves the time inside out: compiling, evaluating, saving are no part of a step.
+
+        Only where no step is still computed: its time would be left out too.
+        """
+        start = time.monotonic()
+        yield
+        self._aside += time.monotonic() - start
+
+    def lap(self, step: int) -> dict[str, float]:
+        """Seconds a step and the share of them spent waiting for data; called when `step` ends."""
+        seconds = time.monotonic() - self._start - self._aside
+        row = {
+            "step_seconds": seconds / (step - self._step),
+            "data_wait_share": self._waited / seconds,
+        }
+        self._restart(step)
+        return row
