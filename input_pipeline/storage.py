@@ -108,7 +108,7 @@ def shard_path(
     """Path of shard `index` of `count`, named as TFDS expects it."""
     if not name.isidentifier() or not split.isidentifier():
         raise UserError(f"name {name!r} and split {split!r} must be letters, digits and _")
-    return epath.Path(directory) / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
+    return expand(directory) / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
 
 
 def write_shard(path: epath.PathLike, clips: Iterable[Clip]) -> Shard:
@@ -144,7 +144,7 @@ def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence
     `splits` maps each split to all its shards in order. Shards are checked to be there under the
     names that TFDS derives, keys to be unique and no split to be empty (DatasetError otherwise).
     """
-    directory = epath.Path(directory)
+    directory = expand(directory)
     there = {path.name for path in directory.iterdir()}
     for split, shards in splits.items():
         expected = [

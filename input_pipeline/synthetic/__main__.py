@@ -29,7 +29,7 @@ from input_pipeline.synthetic import raycast
 from input_pipeline.synthetic.rooms import SceneConfig, sample_scene
 from lvsm_jax.common.checks import check_at_least
 from lvsm_jax.common.command_line import argument_parser, path, program
-from lvsm_jax.common.files import write_text
+from lvsm_jax.common.files import expand, write_text
 
 NAME = "rooms"
 VERSION = 1  # of the pictures: raise it when the same settings come to give others
@@ -90,7 +90,7 @@ class Task:
     @property
     def note(self) -> epath.Path:
         """File that remembers, until the set is complete, that this shard is."""
-        return epath.Path(self.directory) / PROGRESS_FOLDER / f"{self.path.name}.json"
+        return self.path.parent / PROGRESS_FOLDER / f"{self.path.name}.json"
 
 
 def scene_key(split: str, number: int) -> str:
@@ -154,7 +154,7 @@ def generate(
     Raises:
         DatasetError: the directory holds something else, or a set made with other settings.
     """
-    folder = epath.Path(directory)
+    folder = expand(directory)
     if _prepare(folder, settings, overwrite):
         _tidy(folder)
         return False
