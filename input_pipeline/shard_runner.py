@@ -59,7 +59,7 @@ def run_jobs(
         initial=total - sum(map(size, left)),
         desc=label,
         unit=unit,
-        unit_scale=True,
+        unit_scale=unit == "B",
         mininterval=0.5,
     ) as progress:
         for job, result in _written(left, write, min(workers, len(left))):
