@@ -24,8 +24,8 @@ PICTURE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError
 # Largest difference of RᵀR from the identity: that of a matrix written with three decimals.
 ROTATION_TOLERANCE = 2e-3
 
-# Intrinsics that are all below this are no pixels, except of a tiny picture.
-_SHARES = 4
+_SHORTEST_FOCAL = 1e-3  # of a side: a field of view of 179.9°
+_SHARES = 4  # intrinsics all below are no pixels, except of a picture of less than 8 times this
 
 _MULTIPLE = 8  # of resized sides, fixed by the published protocol, whatever the model's patch
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
@@ -48,8 +48,8 @@ class PosedCamera:
 
     Raises:
         UserError: a value that is not finite, a rotation that is none (RᵀR differs from the
-            identity by more than `ROTATION_TOLERANCE`, or R mirrors), a focal length or size that
-            is not positive, intrinsics in shares of the picture.
+            identity by more than `ROTATION_TOLERANCE`, or R mirrors), a size that is not positive,
+            a focal length that is not or hardly is, intrinsics in shares of the picture.
     """
 
     # Any: what is given is converted, and checked with errors that say what is wrong.
@@ -310,8 +310,11 @@ def _intrinsics(fxfycxcy: Any, width: int, height: int) -> Float64[np.ndarray, "
         raise UserError(f"fxfycxcy has shape {values.shape}, expected [4]")
     if not np.isfinite(values).all():
         raise UserError("fxfycxcy is not finite")
-    if not (values[:2] > 0).all():
-        raise UserError(f"fxfycxcy has focal lengths {values[:2].tolist()}, expected positive ones")
+    if (values[:2] < _SHORTEST_FOCAL * np.array([width, height])).any():
+        raise UserError(
+            f"fxfycxcy has focal lengths {values[:2].tolist()}, expected positive ones, in pixels "
+            f"of a picture of {width}×{height}"
+        )
     if values.max() < _SHARES and min(width, height) >= 8 * _SHARES:
         raise UserError(
             f"fxfycxcy is {values.tolist()} for a picture of {width}×{height}: expected pixels, "
