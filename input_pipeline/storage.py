@@ -17,14 +17,14 @@ TensorFlow's file systems where TensorFlow is installed: set EPATH_USE_TF=0 to h
 """
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import io
 import json
 import os
 import resource
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -114,9 +114,9 @@ def shard_path(
 def write_shard(path: epath.PathLike, clips: Iterable[Clip]) -> Shard:
     """Writes the clips' frames, one record each; the file appears under `path` when it is whole."""
     keys, urls, num_frames, num_bytes = [], [], [], 0
-    with _told_of(path), atomic_write(path) as local:
-        writer = array_record_module.ArrayRecordWriter(local, _WRITER_OPTIONS)
-        try:
+    open_writer = array_record_module.ArrayRecordWriter
+    try:
+        with atomic_write(path) as local, closing(open_writer(local, _WRITER_OPTIONS)) as writer:
             for clip in clips:
                 for frame in clip.frames:
                     record = _encode(frame)
@@ -125,17 +125,9 @@ def write_shard(path: epath.PathLike, clips: Iterable[Clip]) -> Shard:
                 keys.append(clip.key)
                 urls.append(clip.url)
                 num_frames.append(len(clip.frames))
-        finally:
-            writer.close()
-    return Shard(epath.Path(path).name, tuple(keys), tuple(urls), tuple(num_frames), num_bytes)
-
-
-@contextlib.contextmanager
-def _told_of(path: epath.PathLike) -> Iterator[None]:
-    try:
-        yield
     except RuntimeError as error:  # ArrayRecord's, for a full disk and the like
         raise DatasetError(f"cannot write {path}: {error}") from error
+    return Shard(epath.Path(path).name, tuple(keys), tuple(urls), tuple(num_frames), num_bytes)
 
 
 def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence[Shard]]) -> None:
