@@ -32,11 +32,11 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: epath.PathLike) -> Checkpoint:
-    """Reads a state dict from a file of `torch.save` or of safetensors, told by their content.
+    """Reads a state dict from a file of `torch.save` or safetensors, recognised by their content.
 
     Raises:
         OSError: no such file.
-        ValueError: another kind of file, a damaged one, or one without a state dict.
+        UserError: another kind of file, a damaged one, or one without a state dict.
     """
     path = expand(path)
     with path.open("rb") as file:
@@ -73,20 +73,10 @@ def _from_torch(path: epath.PathLike, content: Any) -> Checkpoint:
     return Checkpoint(weights, counters)
 
 
-_SAFETENSORS_DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U64": np.uint64,
-    "U32": np.uint32,
-    "U16": np.uint16,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
+_SAFETENSORS_DTYPES = {"BF16": np.dtype(ml_dtypes.bfloat16), "BOOL": np.dtype(bool)} | {
+    f"{letter}{8 * size}": np.dtype(f"{letter.lower()}{size}")
+    for letter, sizes in {"F": (2, 4, 8), "I": (1, 2, 4, 8), "U": (1, 2, 4, 8)}.items()
+    for size in sizes
 }
 
 
@@ -114,12 +104,12 @@ def _read_safetensors(path: epath.PathLike) -> dict[str, np.ndarray]:
 def problems(
     arrays: Mapping[str, np.ndarray], names: list[str], expected: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """What is wrong with weights, in a line each; nothing where all is well.
+    """What is wrong with a state dict, a line each.
 
     Args:
         arrays: the state dict.
-        names: all weights that there have to be.
-        expected: their shapes; those that are not in it are not judged.
+        names: of all weights that it must have.
+        expected: shapes by name; weights without one may have any.
     """
     there = [name for name in names if name in arrays]
     known = set(names)
