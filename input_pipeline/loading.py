@@ -37,6 +37,7 @@ from input_pipeline.storage import SceneTable, SplitReader
 from lvsm_jax.batch import Batch
 from lvsm_jax.common.config import DataConfig, EvalConfig
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.files import expand
 
 
 def train_batches(
@@ -82,7 +83,7 @@ def train_batches(
         .shuffle()
         .repeat()
         .map_with_index(lambda index, choice: (index // batch_size, choice))
-        # grain uses its generators again.
+        # Copied, for grain uses its generators again.
         .random_map(lambda draw, rng: TrainingDraw(*draw, copy.deepcopy(rng)), seed=sample_seed)
     )
     return prefetched_batches(
@@ -144,7 +145,7 @@ class EvalSet:
 
 def evaluation_index(evaluation: EvalConfig, dataset: str | os.PathLike) -> epath.Path:
     """The evaluation index: as configured, else the one inside the dataset."""
-    return epath.Path(evaluation.index or epath.Path(dataset) / "evaluation_index.json")
+    return expand(evaluation.index or expand(dataset) / "evaluation_index.json")
 
 
 def open_eval_set(
