@@ -32,12 +32,13 @@ from tqdm import tqdm
 
 from input_pipeline.examples import ExampleLoader
 from input_pipeline.loading import train_batches
-from input_pipeline.preprocess import output_columns, preprocess_frame
+from input_pipeline.preprocess import preprocess_frame
 from input_pipeline.sampling import sample_views, usable_clips
 from input_pipeline.storage import Frame, SplitReader
 from lvsm_jax.batch import Batch
 from lvsm_jax.common.config import DataConfig
 from lvsm_jax.common.files import write_text
+from lvsm_jax.scenes.photograph import ResizeCrop, resized_side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +181,10 @@ def _samples(reader: SplitReader, config: DataConfig, count: int) -> Iterator[tu
     rng = np.random.default_rng(0)
     rows = np.flatnonzero(usable_clips(reader.scenes.num_frames, config))
     for row in rng.choice(rows, count):
-        yield int(row), sample_views(int(reader.scenes.num_frames[row]), config, rng)
+        yield (
+            int(row),
+            sample_views(int(reader.scenes.num_frames[row]), config, config.num_inputs, rng),
+        )
 
 
 def _frames(reader: SplitReader, row: int, positions: np.ndarray) -> list[Frame]:
@@ -201,7 +205,7 @@ def _draw(batches: Iterator[Batch], count: int) -> None:
 
 def _prepare_all(prepare: Callable, frames: Sequence[Frame], config: DataConfig) -> None:
     def one(frame: Frame) -> None:
-        prepare(frame.jpeg, frame.fxfycxcy, config.image_height, config.square_crop)
+        prepare(frame.jpeg, frame.normalized_fxfycxcy, config.image_height, config.square_crop)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(one, frames):
@@ -209,13 +213,14 @@ def _prepare_all(prepare: Callable, frames: Sequence[Frame], config: DataConfig)
 
 
 def _with_pillow(
-    jpeg: bytes, fxfycxcy: np.ndarray, image_height: int, square_crop: bool
+    jpeg: bytes, normalized_fxfycxcy: np.ndarray, image_height: int, square_crop: bool
 ) -> np.ndarray:
-    del fxfycxcy
+    del normalized_fxfycxcy
     image = Image.open(io.BytesIO(jpeg))
-    width, left, right = output_columns(*image.size, image_height, square_crop)
-    resized = image.resize((width, image_height), Image.Resampling.LANCZOS)
-    return np.asarray(resized.crop((left, 0, right, image_height)))
+    width = image_height if square_crop else resized_side(*image.size, image_height)
+    cut = ResizeCrop.cover(image.size, image_height, width)
+    resized = image.resize(cut.resized, Image.Resampling.LANCZOS)
+    return np.asarray(resized.crop(cut.window))
 
 
 def _seconds(work: Callable[[], None]) -> float:

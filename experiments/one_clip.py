@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
 def read_clip(dataset: epath.PathLike, split: str, key: str) -> list[Frame]:
     """All frames of a clip."""
     reader = SplitReader(dataset, split)
-    row = reader.scenes.index_of(key)
+    row = reader.scenes.key.tolist().index(key)
     first = int(reader.scenes.first_frame[row])
     return reader.frames(range(first, first + int(reader.scenes.num_frames[row])))
 
@@ -76,7 +76,11 @@ def shuffle_cameras(frames: list[Frame]) -> list[Frame]:
     order = np.random.default_rng(0).permutation(len(frames))
     givers = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
     return [
-        dataclasses.replace(frame, w2c=frames[givers[i]].w2c, fxfycxcy=frames[givers[i]].fxfycxcy)
+        dataclasses.replace(
+            frame,
+            w2c=frames[givers[i]].w2c,
+            normalized_fxfycxcy=frames[givers[i]].normalized_fxfycxcy,
+        )
         for i, frame in enumerate(frames)
     ]
 

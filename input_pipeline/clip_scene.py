@@ -6,15 +6,10 @@ import os
 
 import numpy as np
 
+from input_pipeline.storage import SplitReader
 from lvsm_jax.scenes.photograph import PosedCamera
-from lvsm_jax.scenes.readers import (
-    Scene,
-    SceneError,
-    ScenePhotograph,
-    picture_size_of,
-    read_scene,
-    some_of,
-)
+from lvsm_jax.scenes.readers import Scene, SceneError, ScenePhotograph, read_scene
+from lvsm_jax.scenes.readers.scene import naming, picture_size_of, some_of
 
 
 def open_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = None) -> Scene:
@@ -28,7 +23,7 @@ def open_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = No
         UserError: names the file, the place in it, and what was expected.
         OSError: a file that cannot be read.
     """
-    path = os.fspath(path)
+    path = os.path.expanduser(os.fspath(path))
     if os.path.exists(path):
         return read_scene(path, images=images)
     directory, _, clip = path.rpartition("/")
@@ -37,8 +32,6 @@ def open_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = No
         raise SceneError(f"no scene {path}: no such file or folder, nor is it DATASET/SPLIT:KEY")
     if images is not None:
         raise SceneError(f"{path} is a clip of a dataset, which holds its images itself")
-    from input_pipeline.storage import SplitReader  # imports TFDS, which takes seconds
-
     photographs = []
     with contextlib.closing(SplitReader(directory, split)) as reader:
         keys = reader.scenes.key.tolist()
@@ -46,15 +39,12 @@ def open_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = No
             raise SceneError(
                 f"{directory} has no clip {key!r} in split {split!r}; it has {some_of(keys)}"
             )
-        row = reader.scenes.index_of(key)
+        row = keys.index(key)
         first, count = int(reader.scenes.first_frame[row]), int(reader.scenes.num_frames[row])
         for i, frame in enumerate(reader.frames(range(first, first + count))):
-            where = reader.describe(first + i)
-            try:
+            with naming(reader.describe(first + i)):
                 size = picture_size_of(io.BytesIO(frame.jpeg))
-                fxfycxcy = frame.fxfycxcy * np.array(size * 2, np.float64)
+                fxfycxcy = frame.normalized_fxfycxcy * np.array(size * 2, np.float64)
                 camera = PosedCamera.from_w2c(frame.w2c, fxfycxcy, *size)
-            except ValueError as error:
-                raise SceneError(f"{where}: {error}") from error
             photographs.append(ScenePhotograph(f"frame-{i}", camera, frame.jpeg))
     return Scene(path, photographs, [])

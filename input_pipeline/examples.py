@@ -22,7 +22,7 @@ from input_pipeline.sampling import (
     sample_crop,
     sample_reframing,
     sample_views,
-    step_config,
+    step_choices,
 )
 from input_pipeline.storage import DatasetError, Frame, SplitReader
 from lvsm_jax.common.config import DataConfig
@@ -34,13 +34,7 @@ _MAX_REPLACED = 100  # bad samples in a row after which the dataset is given up
 
 @dataclasses.dataclass(frozen=True)
 class ExampleLoader:
-    """Loads samples of a split. Picklable, for worker processes.
-
-    Attributes:
-        reader: reads the frames.
-        config: says how to prepare them.
-        image_shape: height and width that every image must have.
-    """
+    """Loads samples of a split, in images of one height and width. Picklable."""
 
     reader: SplitReader
     config: DataConfig
@@ -52,7 +46,7 @@ class ExampleLoader:
 
         Raises:
             FrameError: no frame of the clip can be decoded.
-            ValueError: the width is not a multiple of the patch.
+            UserError: the width is not a multiple of the patch.
         """
         height = config.image_height
         width = height if config.square_crop else _width_in_clip(reader, config, row)
@@ -81,8 +75,8 @@ class ExampleLoader:
         Args:
             row: of the clip in the scene table.
             views: positions in the clip.
-            crop: the part of the frames that is shown, instead of what the configuration says.
-            reframing: what becomes of the scene frame.
+            crop: the part of the frames that is shown; None for the published preprocessing.
+            reframing: turns and scales the scene frame.
             valid: see `Batch`.
             replaced: see `Batch`.
 
@@ -105,7 +99,7 @@ class ExampleLoader:
                     images[slot], fxfycxcy[slot] = self._photograph(frame, crop)
         scene_frame = SceneFrame.fit(c2w[np.searchsorted(positions, fitted)])
         if reframing:
-            scene_frame = reframing.of(scene_frame)
+            scene_frame = reframing.apply(scene_frame)
         c2w = scene_frame.apply(c2w)
 
         def select(chosen: Int64[np.ndarray, " v"]) -> dict[str, np.ndarray]:
@@ -138,9 +132,9 @@ class ExampleLoader:
         self, frame: Frame, crop: Crop | None
     ) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "4"]]:
         if crop:
-            return crop_frame(frame.jpeg, frame.fxfycxcy, crop)
+            return crop_frame(frame.jpeg, frame.normalized_fxfycxcy, crop)
         image, fxfycxcy = preprocess_frame(
-            frame.jpeg, frame.fxfycxcy, self.config.image_height, self.config.square_crop
+            frame.jpeg, frame.normalized_fxfycxcy, self.config.image_height, self.config.square_crop
         )
         if image.shape[:2] != self.image_shape:
             raise FrameError(
@@ -150,39 +144,39 @@ class ExampleLoader:
         return image, fxfycxcy
 
 
-def training_example(
-    loader: ExampleLoader,
-    rows: Int64[np.ndarray, " n"],
-    seed: int,
-    step_and_choice: tuple[int, int],
-    rng: np.random.Generator,
-) -> dict[str, Any]:
-    """Draws views of a clip, and of others instead while frames are bad and that is allowed.
+@dataclasses.dataclass(frozen=True)
+class TrainingDraw:
+    """A training sample before it is loaded; a few bytes that any worker process can be sent."""
 
-    Args:
-        loader: loads them.
-        rows: usable rows of the scene table.
-        seed: of what the samples of a step have in common.
-        step_and_choice: the step that the sample is for, and which of `rows` it is from.
-        rng: of what is the sample's own.
+    step: int  # that the sample is for
+    choice: int  # which of the usable rows of the scene table it is from
+    rng: np.random.Generator  # of what is the sample's own
+
+
+def training_example(
+    loader: ExampleLoader, rows: Int64[np.ndarray, " n"], seed: int, draw: TrainingDraw
+) -> dict[str, Any]:
+    """Loads views of a clip, and of others instead while frames are bad and that is allowed.
+
+    Clips are from the usable `rows` of the scene table; `seed` is that of `step_choices`.
     """
-    step, choice = step_and_choice
-    config = step_config(loader.config, seed, step)
-    row = int(rows[choice])
+    config, rng, row = loader.config, draw.rng, int(rows[draw.choice])
+    common = step_choices(config, seed, draw.step)
     for replaced in range(_MAX_REPLACED):
-        views = sample_views(int(loader.reader.scenes.num_frames[row]), config, rng)
-        crop = sample_crop(loader.image_shape, config, rng)
+        num_frames = int(loader.reader.scenes.num_frames[row])
+        views = sample_views(num_frames, config, common.num_inputs, rng)
+        crop = sample_crop(loader.image_shape, config, common.aspect_ratio, rng)
         reframing = sample_reframing(config, rng)  # drawn last: views and crop stay as without
         try:
             return loader.load(row, views, crop, reframing, replaced=replaced)
         except FrameError as error:
-            if loader.config.on_bad_frame == "error":
+            if config.on_bad_frame == "error":
                 raise
             logging.warning("another sample is drawn instead: %s", error)
             row = int(rows[rng.integers(len(rows))])
     raise FrameError(
-        f"{_MAX_REPLACED} samples in a row had bad frames; split {loader.config.split!r} of "
-        f"{loader.config.path} is unusable"
+        f"{_MAX_REPLACED} samples in a row had bad frames; split {config.split!r} of "
+        f"{config.path} is unusable"
     )
 
 
@@ -213,7 +207,9 @@ def _width_in_clip(reader: SplitReader, config: DataConfig, row: int) -> int:
         try:
             with _naming_the_frame(reader, index):
                 [frame] = reader.frames([index])
-                image, _ = preprocess_frame(frame.jpeg, frame.fxfycxcy, config.image_height, False)
+                image, _ = preprocess_frame(
+                    frame.jpeg, frame.normalized_fxfycxcy, config.image_height, False
+                )
                 return image.shape[1]
         except FrameError as error:
             reason = error

@@ -1,17 +1,16 @@
-"""Batches for training and evaluation, made with grain.
+"""Batches for training and evaluation.
 
-Everything up to the batch runs in threads or in worker processes, in pure NumPy and Pillow. The
-order of samples is a function of the seed alone, and each process takes its share of every global
-batch: the batch at a step is the same set for any number of processes or workers, and resuming is
-starting at a later step.
+Frames are read and prepared in threads or worker processes, in pure NumPy and Pillow. The order of
+samples is a function of the seed alone, and each process takes its share of every global batch: the
+batch at a step is the same set for any number of processes or workers, and resuming is starting at
+a later step.
 """
 
-import contextlib
+import copy
 import dataclasses
 import functools
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import grain
 import numpy as np
@@ -19,18 +18,23 @@ from absl import logging
 from etils import epath
 from jaxtyping import Int64
 
-from input_pipeline.examples import ExampleLoader, evaluation_example, training_example
+from input_pipeline.examples import (
+    ExampleLoader,
+    TrainingDraw,
+    evaluation_example,
+    training_example,
+)
 from input_pipeline.prefetch import prefetched_batches
+from input_pipeline.preprocess import Crop
 from input_pipeline.sampling import (
     IndexEntry,
     ViewSample,
-    evaluation_crop,
     evaluation_views,
     read_index,
     usable_clips,
 )
 from input_pipeline.storage import SceneTable, SplitReader
-from lvsm_jax.batch import Batch, to_batch
+from lvsm_jax.batch import Batch
 from lvsm_jax.common.config import DataConfig, EvalConfig
 from lvsm_jax.common.errors import UserError
 
@@ -61,7 +65,7 @@ def train_batches(
         An iterator with a `close` method, which stops its threads or worker processes.
 
     Raises:
-        ValueError: the arguments do not go together, or no clip of the split is usable.
+        UserError: the arguments do not go together, or no clip of the split is usable.
         FrameError: while iterating; a frame is bad and the configuration says "error".
     """
     config.check_training()
@@ -72,22 +76,23 @@ def train_batches(
     # What grain gives the third transformation after a seed: this one says so itself, as the draws
     # are not to change with its place in the chain.
     sample_seed = int(np.random.SeedSequence([seed, 3]).generate_state(1)[0])
-    samples = (
+    draws = (
         grain.MapDataset.range(len(rows))
         .seed(seed)
         .shuffle()
         .repeat()
-        .map_with_index(functools.partial(_with_step, batch_size))
-        .random_map(functools.partial(training_example, loader, rows, seed), seed=sample_seed)
+        .map_with_index(lambda index, choice: (index // batch_size, choice))
+        # grain uses its generators again.
+        .random_map(lambda draw, rng: TrainingDraw(*draw, copy.deepcopy(rng)), seed=sample_seed)
     )
-    arrays = prefetched_batches(
-        samples[process_index::process_count],
+    return prefetched_batches(
+        draws[process_index::process_count],
+        functools.partial(training_example, loader, rows, seed),
         rows_per_process,
         num_workers=config.num_workers,
         prefetch=config.prefetch,
         start_step=start_step,
     )
-    return _to_batches(arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,32 +100,19 @@ class EvalSet:
     """The clips of an evaluation index, in its order; iterating gives all batches, once.
 
     Rows that fill up the last batch repeat the last clip and have `valid` False.
-
-    Attributes:
-        scenes: the scene table, whose rows `Batch.scene` names.
-        rows: rows of the evaluated clips.
-        views: the views of each.
-        num_skipped_null: entries of the index that are null, as published.
-        num_missing: entries whose clips the dataset lacks (only where that was allowed).
-        config: where the dataset is and how frames are prepared.
-        batch_size: clips of a batch, over all processes.
-        process_index: which share of each batch iterating gives.
-        process_count: number of shares.
-        crop_share: see `EvalConfig`.
-        crop_place: see `EvalConfig`.
     """
 
-    scenes: SceneTable
-    rows: Int64[np.ndarray, " n"]
-    views: tuple[ViewSample, ...]
-    num_skipped_null: int
-    num_missing: int
-    config: DataConfig
-    batch_size: int
-    process_index: int
-    process_count: int
-    crop_share: float = 1.0
-    crop_place: tuple[float, float] = (0.5, 0.5)
+    scenes: SceneTable  # the scene table, whose rows `Batch.scene` names
+    rows: Int64[np.ndarray, " n"]  # rows of the evaluated clips
+    views: tuple[ViewSample, ...]  # the views of each
+    num_skipped_null: int  # entries of the index that are null, as published
+    num_missing: int  # entries whose clips the dataset lacks (only where that was allowed)
+    config: DataConfig  # where the dataset is and how frames are prepared
+    batch_size: int  # clips of a batch, over all processes
+    process_index: int  # which share of each batch iterating gives
+    process_count: int  # number of shares
+    crop_share: float = 1.0  # see `EvalConfig`
+    crop_place: tuple[float, float] = (0.5, 0.5)  # see `EvalConfig`
 
     @property
     def num_scenes(self) -> int:
@@ -138,81 +130,16 @@ class EvalSet:
     def __iter__(self) -> Iterator[Batch]:
         reader = SplitReader(self.config.path, self.config.split)
         loader = ExampleLoader.open(reader, self.config, int(self.rows[0]))
-        crop = evaluation_crop(loader.image_shape, self.crop_share, self.crop_place)
-        samples = grain.MapDataset.range(len(self) * self.batch_size).map(
-            functools.partial(evaluation_example, loader, self.rows, self.views, crop)
-        )
-        arrays = prefetched_batches(
-            samples[self.process_index :: self.process_count],
+        crop = Crop(*loader.image_shape, share=self.crop_share, place=self.crop_place)
+        if crop == Crop(*loader.image_shape):
+            crop = None  # the published preprocessing
+        return prefetched_batches(
+            range(len(self) * self.batch_size)[self.process_index :: self.process_count],
+            functools.partial(evaluation_example, loader, self.rows, self.views, crop),
             self.batch_size // self.process_count,
             num_workers=self.config.num_workers,
             prefetch=self.config.prefetch,
         )
-        return _to_batches(arrays)
-
-
-def eval_batches(
-    config: DataConfig,
-    *,
-    index: str | os.PathLike,
-    batch_size: int,
-    allow_missing: bool = False,
-    max_scenes: int | None = None,
-    crop_share: float = 1.0,
-    crop_place: tuple[float, float] = (0.5, 0.5),
-    process_index: int = 0,
-    process_count: int = 1,
-) -> EvalSet:
-    """The clips that an evaluation index names, with `config.num_inputs` input views.
-
-    Args:
-        config: the dataset; numbers and spans of training views do not matter here.
-        index: path of a JSON file in pixelSplat's format. Null entries are skipped and counted.
-        batch_size: clips of the global batch, over all processes.
-        allow_missing: skip and count clips that the dataset lacks, instead of raising.
-        max_scenes: evaluate only the first so many clips.
-        crop_share: see `EvalConfig`.
-        crop_place: see `EvalConfig`.
-        process_index: which share of each batch is wanted.
-        process_count: number of shares; each has `batch_size // process_count` rows.
-
-    Raises:
-        ValueError: the arguments, the index and the dataset do not go together.
-    """
-    _rows_per_process(batch_size, process_index, process_count)
-    scenes = SplitReader(config.path, config.split).scenes
-    table = read_index(index)
-    entries = {key: entry for key, entry in table.items() if entry is not None}
-    row_of = {str(key): row for row, key in enumerate(scenes.key)}
-    missing = [key for key in entries if key not in row_of]
-    if missing and not allow_missing:
-        raise UserError(
-            f"{len(missing)} of the {len(entries)} clips of index {index} are not in split "
-            f"{config.split!r} of {config.path}: {', '.join(missing[:5])}"
-            + (", …" if len(missing) > 5 else "")
-        )
-    present = [key for key in entries if key in row_of][:max_scenes]
-    if not present:
-        raise UserError(
-            f"index {index} names no clip of split {config.split!r} of {config.path} "
-            f"({len(table) - len(entries)} null entries, {len(missing)} missing clips)"
-        )
-    rows = np.array([row_of[key] for key in present], np.int64)
-    chosen = {key: entries[key] for key in present}
-    _check_entries(chosen, scenes.num_frames[rows], index)
-    return EvalSet(
-        scenes=scenes,
-        rows=rows,
-        views=tuple(_views(key, entry, config, index) for key, entry in chosen.items()),
-        num_skipped_null=len(table) - len(entries),
-        num_missing=len(missing),
-        config=config,
-        batch_size=batch_size,
-        process_index=process_index,
-        process_count=process_count,
-        crop_share=crop_share,
-        crop_place=crop_place,
-    )
 
 
 def evaluation_index(evaluation: EvalConfig, dataset: str | os.PathLike) -> epath.Path:
@@ -228,40 +155,62 @@ def open_eval_set(
     process_index: int = 0,
     process_count: int = 1,
 ) -> EvalSet:
-    """What an experiment is evaluated on: its data, with the changes that `evaluation` makes.
+    """The clips that an evaluation index names, in the split that `evaluation` names.
 
     Args:
-        data: the dataset and how frames are prepared.
-        evaluation: split, index, number of inputs, and what else differs from training.
-        max_scenes: at most so many scenes, if `evaluation` does not ask for fewer.
-        process_index: see `eval_batches`.
-        process_count: see `eval_batches`.
+        data: the dataset and how frames are prepared; numbers and spans of training views do not
+            matter here.
+        evaluation: what differs from training. Null entries of its index are skipped and counted.
+        max_scenes: at most so many clips, if `evaluation` does not ask for fewer.
+        process_index: which share of each batch is wanted.
+        process_count: number of shares; each has `evaluation.batch_size // process_count` rows.
 
     Raises:
-        ValueError: see `eval_batches`.
+        UserError: the arguments, the index and the dataset do not go together.
     """
+    _rows_per_process(evaluation.batch_size, process_index, process_count)
+    config = dataclasses.replace(
+        data,
+        split=evaluation.split,
+        num_inputs=evaluation.num_inputs,
+        camera_normalization=evaluation.camera_normalization,
+    )
+    index = evaluation_index(evaluation, data.path)
+    scenes = SplitReader(config.path, config.split).scenes
+    table = read_index(index)
+    entries = {key: entry for key, entry in table.items() if entry is not None}
+    row_of = {key: row for row, key in enumerate(scenes.key.tolist())}
+    missing = [key for key in entries if key not in row_of]
+    if missing and not evaluation.allow_missing:
+        raise UserError(
+            f"{len(missing)} of the {len(entries)} clips of index {index} are not in split "
+            f"{config.split!r} of {config.path}: {', '.join(missing[:5])}"
+            + (", …" if len(missing) > 5 else "")
+            + "; to leave them out, set --config.eval.allow_missing"
+        )
     limits = [limit for limit in (max_scenes, evaluation.max_scenes) if limit]
-    return eval_batches(
-        dataclasses.replace(
-            data,
-            split=evaluation.split,
-            num_inputs=evaluation.num_inputs,
-            camera_normalization=evaluation.camera_normalization,
-        ),
-        index=evaluation_index(evaluation, data.path),
+    present = [key for key in entries if key in row_of][: min(limits, default=None)]
+    if not present:
+        raise UserError(
+            f"index {index} names no clip of split {config.split!r} of {config.path} "
+            f"({len(table) - len(entries)} null entries, {len(missing)} missing clips)"
+        )
+    chosen = {key: entries[key] for key in present}
+    rows = np.array([row_of[key] for key in present], np.int64)
+    _check_entries(chosen, scenes.num_frames[rows], index)
+    return EvalSet(
+        scenes=scenes,
+        rows=rows,
+        views=tuple(_views(key, entry, config, index) for key, entry in chosen.items()),
+        num_skipped_null=len(table) - len(entries),
+        num_missing=len(missing),
+        config=config,
         batch_size=evaluation.batch_size,
-        allow_missing=evaluation.allow_missing,
-        max_scenes=min(limits, default=None),
-        crop_share=evaluation.crop_share,
-        crop_place=evaluation.crop_place,
         process_index=process_index,
         process_count=process_count,
+        crop_share=evaluation.crop_share,
+        crop_place=evaluation.crop_place,
     )
-
-
-def _with_step(batch_size: int, index: int, choice: int) -> tuple[int, int]:
-    """The step that a sample of the global order is for, beside the sample."""
-    return index // batch_size, choice
 
 
 def _check_entries(
@@ -306,7 +255,7 @@ def _usable_rows(scenes: SceneTable, config: DataConfig) -> Int64[np.ndarray, " 
         longest = max(scenes.num_frames, default=0)
         raise UserError(
             f"split {config.split!r} of {config.path} has no usable clip: none of {len(scenes)} "
-            f"has {needed} (the longest has {longest} frames)"
+            f"has {needed} (the longest has {longest} frames); lower --config.data.min_span"
         )
     if len(rows) < len(scenes):
         logging.info(
@@ -318,9 +267,3 @@ def _usable_rows(scenes: SceneTable, config: DataConfig) -> Int64[np.ndarray, " 
             needed,
         )
     return rows
-
-
-def _to_batches(arrays: Iterator[dict[str, Any]]) -> Iterator[Batch]:
-    with contextlib.closing(arrays):
-        for batch in arrays:
-            yield to_batch(batch)

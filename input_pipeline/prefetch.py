@@ -1,84 +1,92 @@
-"""From a grain dataset of samples to batches prepared ahead, in worker processes or threads."""
+"""Batches that are loaded ahead of their use, by threads or by worker processes without JAX."""
 
 import atexit
+import collections
 import os
 import signal
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
 from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 
-from input_pipeline.workers import end_with_parent
+from input_pipeline.workers import run_task, worker_pool
+from lvsm_jax.batch import Batch, to_batch
+from lvsm_jax.common.errors import UserError
 
 _MAX_THREADS = 16  # beyond this, threads of one Python process mostly wait for each other
 
 
+class WorkerError(UserError):
+    """A worker process was killed, or could not start."""
+
+
 def prefetched_batches(
-    samples: grain.MapDataset,
+    samples: Sequence[Any] | grain.MapDataset,
+    load: Callable[[Any], dict[str, Any]],
     rows: int,
     *,
     num_workers: int,
     prefetch: int,
     start_step: int = 0,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Batch]:
     """Batches of `rows` consecutive samples, from batch `start_step` on.
 
+    Closing the iterator (or dropping it) stops the workers.
+
     Args:
-        samples: gives nested dicts of arrays, the same for the same index in any process.
+        samples: what is to be loaded, each in a few picklable bytes.
+        load: gives the nested dict of arrays of a sample, see `to_batch`. Worker processes import
+            its module, which must not import JAX.
         rows: samples of a batch; left-over samples at the end are dropped.
-        num_workers: processes that make batches in turns, or 0 for threads of this process.
+        num_workers: processes that load, or 0 for threads of this process.
         prefetch: batches kept ready, for each worker process.
         start_step: batches to skip, at no cost.
 
-    Closing the iterator (or dropping it) stops the workers.
+    Raises:
+        WorkerError: while iterating.
     """
-    if num_workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain reads absl flags, in programs without them too
-        options = grain.MultiprocessingOptions(
-            num_workers,
-            per_worker_buffer_size=(prefetch + 1) // 2,  # in the worker and here again
-        )
-        dataset = (
-            samples.batch(rows, drop_remainder=True)[start_step:]
-            .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-            .mp_prefetch(options, _start_worker)
-            .map(_out_of_shared_memory)
-        )
-    else:
-        # Threads share the samples of a batch, so that the first comes early and few are in
-        # memory at a time.
-        threads = min(os.cpu_count() or 1, _MAX_THREADS)
-        options = grain.ReadOptions(threads, prefetch_buffer_size=max(prefetch * rows, threads))
-        dataset = (
-            samples[start_step * rows :].to_iter_dataset(options).batch(rows, drop_remainder=True)
-        )
-    # One more thread copies or stacks the next batch while the last is in use.
-    batches = _closed_at_end(
-        grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=1)
-    )
+    steps = range(start_step, len(samples) // rows)
+    drawn = ([samples[step * rows + row] for row in range(rows)] for step in steps)
+    batches = _batches(drawn, load, num_workers, prefetch * max(num_workers, 1))
     # A program may end without closing: then it is done while Python is still whole.
     atexit.register(_close_if_alive, weakref.ref(batches))
     return batches
 
 
-def _out_of_shared_memory(arrays: dict[str, Any]) -> dict[str, Any]:
-    """Copies of arrays that a worker shares, for those are lost, noisily, when the program ends."""
-    return {
-        name: _out_of_shared_memory(value) if isinstance(value, dict) else np.array(value)
-        for name, value in arrays.items()
-    }
-
-
-def _closed_at_end(dataset: grain.IterDataset) -> Iterator[dict[str, Any]]:
-    iterator = iter(dataset)
+def _batches(
+    samples: Iterable[list[Any]],
+    load: Callable[[Any], dict[str, Any]],
+    num_workers: int,
+    ahead: int,
+) -> Iterator[Batch]:
+    if num_workers:
+        # When the whole process group is interrupted the parent can finish its step and save.
+        pool, task = worker_pool(num_workers, on_interrupt=signal.SIG_IGN, task=load), run_task
+    else:
+        threads = min(os.cpu_count() or 1, _MAX_THREADS)
+        pool, task = futures.ThreadPoolExecutor(threads), load
+    stacking = futures.ThreadPoolExecutor(1)  # while the batch before is in use
+    waiting: collections.deque[futures.Future[Batch]] = collections.deque()
     try:
-        yield from iterator
+        for batch in samples:
+            parts = [pool.submit(task, sample) for sample in batch]
+            waiting.append(stacking.submit(_stacked, parts))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except futures.process.BrokenProcessPool as error:
+        raise WorkerError(
+            "a worker process that loads data was killed (out of memory?) or could not start: "
+            "lower data.num_workers or data.prefetch; scripts must guard what they run by "
+            'if __name__ == "__main__"'
+        ) from error
     finally:
-        iterator.close()
+        pool.shutdown(cancel_futures=True)
+        stacking.shutdown(cancel_futures=True)
 
 
 def _close_if_alive(batches: weakref.ref) -> None:
@@ -86,13 +94,10 @@ def _close_if_alive(batches: weakref.ref) -> None:
         alive.close()
 
 
-def _start_worker(worker_index: int, worker_count: int) -> None:
-    """Ties a worker process to its parent, which alone decides when it ends.
+def _stacked(parts: list[futures.Future[dict[str, Any]]]) -> Batch:
+    def stack(samples: list[Any]) -> Any:
+        if isinstance(samples[0], dict):
+            return {name: stack([sample[name] for sample in samples]) for name in samples[0]}
+        return np.stack(samples)
 
-    When a whole process group is interrupted or terminated the parent can finish its step and
-    save; when the parent is killed no worker is left behind.
-    """
-    del worker_index, worker_count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    end_with_parent()
+    return to_batch(stack([part.result() for part in parts]))

@@ -2,8 +2,11 @@
 
 A frame of W × H pixels is resized to height `s` and width `round(int(s·W/H) / 8)·8` with Pillow's
 Lanczos filter on 8-bit values; then, unless the full width is kept, the middle `s` × `s` pixels
-are cut out. Other shapes, and windows elsewhere in the frame, are a `Crop`. Intrinsics follow
-exactly. Images stay uint8: dividing by 255 is left to the device.
+are cut out. Other shapes, and windows elsewhere in the frame, are a `Crop`. Both are cut by
+`lvsm_jax.scenes.photograph.ResizeCrop`. Images stay uint8: dividing by 255 is left to the device.
+
+Stored intrinsics are shares of the frame's width, height, width and height
+(`normalized_fxfycxcy`); those of an image are in its pixels (`fxfycxcy`).
 """
 
 import dataclasses
@@ -14,7 +17,9 @@ from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.scenes.photograph import ResizeCrop, resized_side
+from lvsm_jax.scenes.photograph import PICTURE_ERRORS, ResizeCrop, resized_side
+
+ImageAndIntrinsics = tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "4"]]
 
 
 class FrameError(UserError):
@@ -23,74 +28,29 @@ class FrameError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """Which part of a photograph becomes the image; by default the largest, in the middle.
+    """Which part of a photograph becomes the image; by default the largest, in the middle."""
 
-    Attributes:
-        height: of the image in pixels.
-        width: of the image in pixels.
-        share: sides of what is kept over those of the largest part of that shape.
-        place: where it lies between left and right, and between top and bottom, each in [0, 1].
-    """
-
-    height: int
-    width: int
-    share: float = 1.0
-    place: tuple[float, float] = (0.5, 0.5)
+    height: int  # of the image in pixels
+    width: int  # of the image in pixels
+    share: float = 1.0  # sides of what is kept over those of the largest part of that shape
+    place: tuple[float, float] = (0.5, 0.5)  # between left and right, top and bottom, in [0, 1]
 
 
 def preprocess_frame(
     jpeg: bytes,
-    fxfycxcy: Float[np.ndarray, "4"],
+    normalized_fxfycxcy: Float[np.ndarray, "4"],
     image_height: int,
     square_crop: bool,
-) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "4"]]:
-    """Pixels and intrinsics (in those pixels) of a frame stored as JPEG.
+) -> ImageAndIntrinsics:
+    """The published preprocessing: pixels, and intrinsics in those pixels, of a stored JPEG.
 
-    Args:
-        jpeg: the bytes of the file. Its own size counts, whatever was announced.
-        fxfycxcy: intrinsics divided by the image's width, height, width, height.
-        image_height: height of the result.
-        square_crop: whether to cut out the middle square.
+    The size that counts is that of the JPEG itself.
 
     Raises:
         FrameError: the JPEG cannot be decoded, or is too narrow for the square.
     """
-    image = decode_jpeg(jpeg)
-    width, left, right = output_columns(*image.size, image_height, square_crop)
-    cut = ResizeCrop(image.size, (width, image_height), (left, 0, right, image_height))
-    return _cut(image, fxfycxcy, cut)
-
-
-def crop_frame(
-    jpeg: bytes, fxfycxcy: Float[np.ndarray, "4"], crop: Crop
-) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "4"]]:
-    """Pixels and intrinsics (in those pixels) of a part of a frame stored as JPEG.
-
-    The middle square is that of `preprocess_frame`, bit for bit. Arguments are as there.
-
-    Raises:
-        FrameError: the JPEG cannot be decoded.
-    """
-    image = decode_jpeg(jpeg)
-    cut = ResizeCrop.cover(image.size, crop.height, crop.width, share=crop.share, place=crop.place)
-    return _cut(image, fxfycxcy, cut)
-
-
-def _cut(
-    image: Image.Image, fxfycxcy: Float[np.ndarray, "4"], cut: ResizeCrop
-) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "4"]]:
-    intrinsics = cut.intrinsics(fxfycxcy * np.array(image.size * 2, np.float64))
-    return cut.pixels(image), intrinsics.astype(np.float32)
-
-
-def output_columns(
-    width: int, height: int, image_height: int, square_crop: bool
-) -> tuple[int, int, int]:
-    """Width to which a frame of `width` × `height` is resized, and its columns [left, right) kept.
-
-    Raises:
-        FrameError: the frame is too narrow for a square crop.
-    """
+    picture = decode_jpeg(jpeg)
+    width, height = picture.size
     resized = resized_side(width, height, image_height)
     kept = image_height if square_crop else resized
     if resized < kept or resized == 0:
@@ -98,8 +58,28 @@ def output_columns(
             f"a frame of {width}×{height} pixels is {resized} pixels wide at height "
             f"{image_height}: too narrow for " + ("a square crop" if square_crop else "an image")
         )
-    left = (resized - kept) // 2
-    return resized, left, left + kept
+    return _cut(picture, normalized_fxfycxcy, Crop(image_height, kept))
+
+
+def crop_frame(
+    jpeg: bytes, normalized_fxfycxcy: Float[np.ndarray, "4"], crop: Crop
+) -> ImageAndIntrinsics:
+    """The same of any part of the frame; its middle square is that of `preprocess_frame`.
+
+    Raises:
+        FrameError: the JPEG cannot be decoded.
+    """
+    return _cut(decode_jpeg(jpeg), normalized_fxfycxcy, crop)
+
+
+def _cut(
+    picture: Image.Image, normalized_fxfycxcy: Float[np.ndarray, "4"], crop: Crop
+) -> ImageAndIntrinsics:
+    cut = ResizeCrop.cover(
+        picture.size, crop.height, crop.width, share=crop.share, place=crop.place
+    )
+    fxfycxcy = cut.intrinsics(normalized_fxfycxcy * np.array(picture.size * 2, np.float64))
+    return cut.pixels(picture), fxfycxcy.astype(np.float32)
 
 
 def camera_to_world(w2c: Float[np.ndarray, "3 4"]) -> Float64[np.ndarray, "4 4"]:
@@ -123,8 +103,7 @@ def decode_jpeg(jpeg: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(jpeg), formats=("JPEG",))
         image.load()
-    # What Pillow raises for damaged files: OSError for most, the others from parsing headers.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except PICTURE_ERRORS as error:
         reason = "not a JPEG" if isinstance(error, Image.UnidentifiedImageError) else error
         raise FrameError(f"cannot be decoded ({len(jpeg)} bytes): {reason}") from error
     return image if image.mode == "RGB" else image.convert("RGB")

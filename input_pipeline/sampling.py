@@ -45,37 +45,39 @@ class IndexEntry:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reframing:
-    """Another scene frame for a sample: that of its cameras, turned about its origin and scaled.
+    """A rotation of all cameras about the origin of their scene frame, and a factor on positions.
 
-    All cameras change alike, so that where they are to one another changes in scale alone.
-
-    Attributes:
-        turn: rotation of the cameras in the frame.
-        scale: factor on their positions.
+    Camera-to-camera transforms change in scale alone.
     """
 
     turn: Float64[np.ndarray, "3 3"]
     scale: float
 
-    def of(self, frame: SceneFrame) -> SceneFrame:
-        """The frame instead of this one."""
+    def apply(self, frame: SceneFrame) -> SceneFrame:
+        """The turned and scaled frame."""
         turn = np.eye(4)
         turn[:3, :3] = self.turn
         return SceneFrame(turn @ frame.world_to_scene, self.scale * frame.scale)
 
 
-def step_config(config: DataConfig, seed: int, step: int) -> DataConfig:
-    """The configuration of one training step: one number of inputs, and at most one aspect ratio.
+@dataclasses.dataclass(frozen=True)
+class StepChoices:
+    """What the samples of a training step have in common; no aspect ratio is the plain shape."""
+
+    num_inputs: int
+    aspect_ratio: float | None = None
+
+
+def step_choices(config: DataConfig, seed: int, step: int) -> StepChoices:
+    """Draws what the samples of a training step have in common.
 
     The draw is a function of seed and step alone: all processes and workers make the same, and a
     resumed run that of the uninterrupted one.
     """
     rng = np.random.default_rng([seed, step])
-    num_inputs = config.possible_inputs[rng.integers(len(config.possible_inputs))]
-    ratios = config.aspect_ratios
-    if ratios:
-        ratios = (ratios[rng.integers(len(ratios))],)
-    return dataclasses.replace(config, num_inputs=num_inputs, input_counts=(), aspect_ratios=ratios)
+    counts, ratios = config.possible_inputs, config.aspect_ratios
+    num_inputs = counts[rng.integers(len(counts))]
+    return StepChoices(num_inputs, ratios[rng.integers(len(ratios))] if ratios else None)
 
 
 def usable_clips(num_frames: Int[np.ndarray, " s"], config: DataConfig) -> Bool[np.ndarray, " s"]:
@@ -83,8 +85,10 @@ def usable_clips(num_frames: Int[np.ndarray, " s"], config: DataConfig) -> Bool[
     return num_frames > max(config.min_span, config.num_views)
 
 
-def sample_views(num_frames: int, config: DataConfig, rng: np.random.Generator) -> ViewSample:
-    """Draws a training sample from a clip of `num_frames` frames.
+def sample_views(
+    num_frames: int, config: DataConfig, num_inputs: int, rng: np.random.Generator
+) -> ViewSample:
+    """Draws a training sample with `num_inputs` inputs from a clip of `num_frames` frames.
 
     The span between the first and last view is uniform in
     `[max(min_span, num_views), min(num_frames - 1, max_span)]`, then the first position is
@@ -103,42 +107,44 @@ def sample_views(num_frames: int, config: DataConfig, rng: np.random.Generator) 
     others = rng.choice(np.arange(1, span), config.num_views - 2, replace=False)
     views = first + np.concatenate([[0, span], others])
     targets = rng.choice(config.num_views, config.num_targets, replace=False)
-    return ViewSample(views[: config.num_inputs], views[targets], views)
+    return ViewSample(views[:num_inputs], views[targets], views)
 
 
 def sample_crop(
-    image_shape: tuple[int, int], config: DataConfig, rng: np.random.Generator
+    image_shape: tuple[int, int],
+    config: DataConfig,
+    aspect_ratio: float | None,
+    rng: np.random.Generator,
 ) -> Crop | None:
     """Draws which part of its photographs a training sample shows; one for all of them.
 
     Args:
-        image_shape: height and width of the images where `config` names no aspect ratio.
-        config: of one step, see `step_config`.
+        image_shape: height and width of the images where there is no aspect ratio.
+        config: says whether windows are random.
+        aspect_ratio: of the step.
         rng: source of the draw.
 
     Returns:
         None for the published preprocessing.
     """
-    if config.aspect_ratios:
-        image_shape = config.image_shape(config.aspect_ratios[0])
-    elif not config.smallest_crop:
-        return None
-    if not config.smallest_crop:
-        return Crop(*image_shape)
-    share = rng.uniform(config.smallest_crop, 1)
-    return Crop(*image_shape, share=share, place=(rng.random(), rng.random()))
+    if aspect_ratio is not None:
+        image_shape = config.image_shape(aspect_ratio)
+    if config.random_windows:
+        share = rng.uniform(config.smallest_crop, 1)
+        return Crop(*image_shape, share=share, place=(rng.random(), rng.random()))
+    return None if aspect_ratio is None else Crop(*image_shape)
 
 
 def sample_reframing(config: DataConfig, rng: np.random.Generator) -> Reframing | None:
-    """Draws how a training sample's cameras are turned and scaled, all of them alike.
+    """Draws how a training sample's scene frame is turned and scaled; None for not at all.
 
-    The same numbers are drawn whether one of the two or both are asked for. None for neither.
+    The same numbers are drawn whether one of the two or both are asked for.
     """
     if config.scale_jitter == 1 and not config.frame_turn:
         return None
     scale = config.scale_jitter ** rng.uniform(-1, 1)
     angle = np.deg2rad(rng.uniform(0, config.frame_turn))
-    axis = rng.normal(size=3)  # in all directions alike
+    axis = rng.normal(size=3)  # of uniform direction
     return Reframing(_rotation(axis / np.linalg.norm(axis), angle), scale)
 
 
@@ -149,17 +155,6 @@ def _rotation(axis: Float64[np.ndarray, "3"], angle: float) -> Float64[np.ndarra
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
-def evaluation_crop(
-    image_shape: tuple[int, int], share: float, place: tuple[float, float]
-) -> Crop | None:
-    """Which part of its photographs an evaluation shows, see `Crop`.
-
-    None for the published preprocessing: the largest part, in the middle.
-    """
-    crop = Crop(*image_shape, share=share, place=place)
-    return None if crop == Crop(*image_shape) else crop
-
-
 def evaluation_views(entry: IndexEntry, num_inputs: int) -> ViewSample:
     """The views of an index entry, with any number of inputs.
 
@@ -167,7 +162,7 @@ def evaluation_views(entry: IndexEntry, num_inputs: int) -> ViewSample:
     the last of two context views, ends exact.
 
     Raises:
-        ValueError: the entry does not say which `num_inputs` views to take.
+        UserError: the entry does not say which `num_inputs` views to take.
     """
     context, targets = np.array(entry.context, np.int64), np.array(entry.target, np.int64)
     if num_inputs == 1:
@@ -193,7 +188,7 @@ def read_index(path: str | os.PathLike) -> dict[str, IndexEntry | None]:
     """Reads an evaluation index: `{scene key: {"context": [...], "target": [...]} or null}`.
 
     Raises:
-        ValueError: the file is not such an index; the message names the scene.
+        UserError: the file is not such an index; the message names the scene.
     """
     try:
         table = json.loads(epath.Path(path).read_text())

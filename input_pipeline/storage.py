@@ -8,7 +8,7 @@ A frame is a `tf.Example` with the features `image` (the JPEG's bytes, never dec
 `fxfycxcy` (float32[4], fx and cx divided by the image's width, fy and cy by its height), `w2c`
 (float32[3, 4], OpenCV world-to-camera) and `timestamp` (int64, microseconds). Any program can read
 the directory with `tfds.builder_from_directory(directory).as_data_source(split)`; `SplitReader`
-reads the same files with less traffic and knows the scenes. TensorFlow is imported by neither.
+reads the same files with less traffic, knows the scenes, and needs neither TFDS nor TensorFlow.
 
 A directory may lie in a bucket (`gs://`, `s3://`, …). Writing and small files go through
 `etils.epath`, a shard being written on the local disk and copied up; frames are read through fsspec
@@ -17,25 +17,24 @@ TensorFlow's file systems where TensorFlow is installed: set EPATH_USE_TF=0 to h
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import io
+import json
 import os
 import resource
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from etils import epath
 from jaxtyping import Float32, Int64, Shaped
-from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
-from input_pipeline import tfds_metadata
-from input_pipeline.bucket_records import BucketRecords
+from input_pipeline.tf_example import Example
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import atomic_write
+from lvsm_jax.common.files import atomic_write, expand, write_text
 
 # A group is what one read costs, and JPEGs do not compress.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -51,10 +50,10 @@ class DatasetError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """One photograph with its camera: intrinsics normalised by the image size, OpenCV axes."""
+    """One photograph with its camera: intrinsics in shares of the image's sides, OpenCV axes."""
 
     jpeg: bytes
-    fxfycxcy: Float32[np.ndarray, "4"]
+    normalized_fxfycxcy: Float32[np.ndarray, "4"]
     w2c: Float32[np.ndarray, "3 4"]
     timestamp: int  # microseconds
 
@@ -79,15 +78,10 @@ class Shard:
     num_bytes: int  # of all records
 
     @classmethod
-    def from_json(cls, values: Mapping) -> "Shard":
+    def from_json(cls, values: Mapping[str, Any]) -> "Shard":
         """Inverse of `dataclasses.asdict`, also after a passage through JSON."""
-        return cls(
-            file=values["file"],
-            keys=tuple(values["keys"]),
-            urls=tuple(values["urls"]),
-            num_frames=tuple(values["num_frames"]),
-            num_bytes=values["num_bytes"],
-        )
+        tuples = {name: tuple(values[name]) for name in ("keys", "urls", "num_frames")}
+        return cls(**{**values, **tuples})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,16 +95,6 @@ class SceneTable:
 
     def __len__(self) -> int:
         return len(self.key)
-
-    @functools.cached_property
-    def _rows(self) -> dict[str, int]:
-        return {key: row for row, key in enumerate(self.key.tolist())}
-
-    def index_of(self, key: str) -> int:
-        """Row of the scene `key`; ValueError when there is none."""
-        if key not in self._rows:
-            raise UserError(f"no scene {key!r} among the {len(self)} of this split")
-        return self._rows[key]
 
     def locate(self, record: int) -> tuple[int, int]:
         """Row of the scene that holds a record, and the record's position in that clip."""
@@ -130,7 +114,7 @@ def shard_path(
 def write_shard(path: epath.PathLike, clips: Iterable[Clip]) -> Shard:
     """Writes the clips' frames, one record each; the file appears under `path` when it is whole."""
     keys, urls, num_frames, num_bytes = [], [], [], 0
-    with atomic_write(path) as local:
+    with _told_of(path), atomic_write(path) as local:
         writer = array_record_module.ArrayRecordWriter(local, _WRITER_OPTIONS)
         try:
             for clip in clips:
@@ -144,6 +128,14 @@ def write_shard(path: epath.PathLike, clips: Iterable[Clip]) -> Shard:
         finally:
             writer.close()
     return Shard(epath.Path(path).name, tuple(keys), tuple(urls), tuple(num_frames), num_bytes)
+
+
+@contextlib.contextmanager
+def _told_of(path: epath.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # ArrayRecord's, for a full disk and the like
+        raise DatasetError(f"cannot write {path}: {error}") from error
 
 
 def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence[Shard]]) -> None:
@@ -163,9 +155,44 @@ def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence
         if missing := sorted(set(expected) - there):
             raise DatasetError(f"{directory}: missing shards {missing[:5]}")
         _write_scene_table(directory / f"scenes-{split}.npz", split, shards)
-    lengths = {s: [sum(shard.num_frames) for shard in shards] for s, shards in splits.items()}
-    num_bytes = {s: sum(shard.num_bytes for shard in shards) for s, shards in splits.items()}
-    tfds_metadata.write(directory, name, lengths, num_bytes)
+    # As TFDS writes them, to the byte.
+    write_text(directory / "features.json", json.dumps(_FEATURES, indent=4))
+    info = {
+        "description": "Clips of static scenes: one record is one JPEG frame with its camera.",
+        "fileFormat": "array_record",
+        "name": name,
+        "splits": [
+            {
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "name": split,
+                "numBytes": str(sum(shard.num_bytes for shard in shards)),
+                "shardLengths": [str(sum(shard.num_frames)) for shard in shards],
+            }
+            for split, shards in splits.items()
+        ],
+        "version": "1.0.0",
+    }
+    write_text(directory / "dataset_info.json", json.dumps(info, indent=2))
+
+
+def _feature(kind: str, dtype: str, *shape: int) -> dict[str, Any]:
+    tensor = {"dtype": dtype, "encoding": "none", "shape": {}}
+    if shape:
+        tensor["shape"] = {"dimensions": [str(side) for side in shape]}
+    return {"pythonClassName": f"tensorflow_datasets.core.features.{kind}", "tensor": tensor}
+
+
+_FEATURES = {
+    "featuresDict": {
+        "features": {
+            "fxfycxcy": _feature("tensor_feature.Tensor", "float32", 4),
+            "image": _feature("tensor_feature.Tensor", "string"),
+            "timestamp": _feature("scalar.Scalar", "int64"),
+            "w2c": _feature("tensor_feature.Tensor", "float32", 3, 4),
+        }
+    },
+    "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+}
 
 
 def _write_scene_table(path: epath.Path, split: str, shards: Sequence[Shard]) -> None:
@@ -187,23 +214,20 @@ def _write_scene_table(path: epath.Path, split: str, shards: Sequence[Shard]) ->
 
 def _encode(frame: Frame) -> bytes:
     """The frame as a serialised `tf.Example`, the same bytes every time."""
-    feature = tf_feature_pb2.Feature
-    floats, integers = tf_feature_pb2.FloatList, tf_feature_pb2.Int64List
-    features = {
-        "image": feature(bytes_list=tf_feature_pb2.BytesList(value=[frame.jpeg])),
-        "fxfycxcy": feature(float_list=floats(value=frame.fxfycxcy.tolist())),
-        "w2c": feature(float_list=floats(value=frame.w2c.ravel().tolist())),
-        "timestamp": feature(int64_list=integers(value=[frame.timestamp])),
-    }
-    example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=features))
+    example = Example()
+    feature = example.features.feature
+    feature["image"].bytes_list.value.append(frame.jpeg)
+    feature["fxfycxcy"].float_list.value.extend(frame.normalized_fxfycxcy.tolist())
+    feature["w2c"].float_list.value.extend(frame.w2c.ravel().tolist())
+    feature["timestamp"].int64_list.value.append(frame.timestamp)
     return example.SerializeToString(deterministic=True)
 
 
 def _decode(record: bytes) -> Frame:
-    feature = tf_example_pb2.Example.FromString(record).features.feature
+    feature = Example.FromString(record).features.feature
     return Frame(
         jpeg=feature["image"].bytes_list.value[0],
-        fxfycxcy=np.array(feature["fxfycxcy"].float_list.value, np.float32),
+        normalized_fxfycxcy=np.array(feature["fxfycxcy"].float_list.value, np.float32),
         w2c=np.array(feature["w2c"].float_list.value, np.float32).reshape(3, 4),
         timestamp=feature["timestamp"].int64_list.value[0],
     )
@@ -221,26 +245,27 @@ class SplitReader:
     scenes: SceneTable
 
     def __init__(self, directory: epath.PathLike, split: str):
-        self.directory = epath.Path(directory)
+        self.directory = expand(directory)
         self.split = split
-        info = _read_info(self.directory)
-        if split not in info.splits:
-            raise DatasetError(
-                f"{self.directory} has no split {split!r}, only {sorted(info.splits)}"
-            )
-        self._files = [os.fspath(path) for path in info.splits[split].filepaths]
-        self._lengths = info.splits[split].shard_lengths
+        name, lengths = _read_info(self.directory)
+        if split not in lengths:
+            raise DatasetError(f"{self.directory} has no split {split!r}, only {sorted(lengths)}")
+        self._lengths = lengths[split]
+        self._files = [
+            os.fspath(shard_path(self.directory, name, split, i, len(self._lengths)))
+            for i in range(len(self._lengths))
+        ]
         self._ends = np.cumsum(self._lengths)
         self.scenes = _read_scene_table(self.directory / f"scenes-{split}.npz")
         self._check_files()
         self._start()
 
     def _start(self) -> None:
-        self._lock = threading.Lock()
-        self._readers = collections.OrderedDict()  # by shard, least recently used first
+        # Of two threads that open a shard at once one closes its own again.
+        self._reader = functools.lru_cache(_allow_open_files(len(self._files)))(self._open)
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_readers")}
+        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -281,18 +306,12 @@ class SplitReader:
                 f"cannot read records {positions.tolist()} of {self._files[shard]}: {error}"
             ) from error
 
-    def _reader(self, shard: int) -> array_record_module.ArrayRecordReader | BucketRecords:
-        reader = self._readers.get(shard) or self._open(shard)
-        with self._lock:
-            reader = self._readers.setdefault(shard, reader)  # another thread may have been first
-            self._readers.move_to_end(shard)
-            if len(self._readers) > _allow_open_files(len(self._files)):
-                self._readers.popitem(last=False)  # closes when no thread reads from it
-            return reader
-
-    def _open(self, shard: int) -> array_record_module.ArrayRecordReader | BucketRecords:
+    def _open(self, shard: int) -> Any:
+        """An ArrayRecordReader, or what reads alike in a bucket."""
         file, expected = self._files[shard], self._lengths[shard]
         if "://" in file:
+            from input_pipeline.bucket_records import BucketRecords
+
             reader = BucketRecords(file)
         else:
             reader = array_record_module.ArrayRecordReader(
@@ -308,8 +327,7 @@ class SplitReader:
 
     def close(self) -> None:
         """Closes the open shards; the next read opens what it needs."""
-        with self._lock:
-            self._readers.clear()
+        self._reader.cache_clear()
 
     def describe(self, index: int) -> str:
         """Where a record lies, for error messages: dataset, shard, scene, frame."""
@@ -320,14 +338,24 @@ class SplitReader:
         )
 
 
-def _read_info(directory: epath.Path):
+def _read_info(directory: epath.Path) -> tuple[str, dict[str, list[int]]]:
+    """The dataset's name, and for each split the number of records of each shard."""
     if not directory.is_dir():
         raise DatasetError(f"no dataset directory {directory}")
-    if not (directory / "dataset_info.json").exists():
+    path = directory / "dataset_info.json"
+    if not path.exists():
         raise DatasetError(
             f"{directory} has no dataset_info.json: not a dataset, or its writing was interrupted"
         )
-    return tfds.builder_from_directory(directory).info
+    try:
+        info = json.loads(path.read_text())
+        lengths = {
+            split["name"]: [int(length) for length in split["shardLengths"]]
+            for split in info["splits"]
+        }
+        return str(info["name"]), lengths
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{path} is damaged: {type(error).__name__} {error}") from error
 
 
 def _read_scene_table(path: epath.Path) -> SceneTable:
@@ -339,7 +367,7 @@ def _read_scene_table(path: epath.Path) -> SceneTable:
 
 
 def _allow_open_files(shards: int) -> int:
-    """How many shards may stay open, after raising the soft limit of open files if that helps."""
+    """How many shards may stay open, after raising this process's limit of open files if needed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * shards + _OTHER_OPEN_FILES  # a second reader may live beside this one
     if soft != resource.RLIM_INFINITY and soft < wanted:

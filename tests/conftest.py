@@ -9,6 +9,9 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
+# Tests compile what they test; programs that they start would keep it in the user's home.
+os.environ["LVSM_COMPILATION_CACHE"] = "off"
+
 # Threads of the simulated devices: a device may wait in several collectives at once, and with one
 # thread for each device all could wait for one that finds no thread.
 os.environ.setdefault("NPROC", "32")

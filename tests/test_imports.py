@@ -64,14 +64,14 @@ def imported(file: pathlib.Path) -> set[str]:
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module == "lvsm_jax":
             modules |= {f"lvsm_jax.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            modules.add(node.module)
+        elif isinstance(node, ast.ImportFrom):  # relative ones are those of the face
+            modules.add(f"lvsm_jax.{node.module}" if node.level else node.module)
     ours = ("lvsm_jax", "input_pipeline", "configs", "benchmarks", "experiments", "tests")
     return {module for module in modules if module.partition(".")[0] in ours}
 
 
 def files_of(package: str) -> list[pathlib.Path]:
-    return sorted((REPOSITORY / package).rglob("*.py"))
+    return sorted(file for file in (REPOSITORY / package).rglob("*.py*") if file.suffix != ".pyc")
 
 
 @pytest.mark.parametrize("package", ["lvsm_jax", "input_pipeline", "configs"])

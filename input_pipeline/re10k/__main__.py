@@ -1,6 +1,6 @@
 """Imports RealEstate10K from pixelSplat chunks into a dataset directory.
 
-    python -m input_pipeline.re10k SOURCE OUTPUT
+    lvsm import-re10k ~/re10k_chunks data/re10k
 
 SOURCE holds a folder for each split (train, test, …) of NNNNNN.torch chunks and an index.json;
 every split found is imported. OUTPUT becomes a dataset directory that training, evaluation and
@@ -13,14 +13,11 @@ Stop it at any time, however rudely, and give the same command again: finished c
 Given once more after the end, it does nothing and says so.
 """
 
-import argparse
 import collections
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from concurrent import futures
 
 from etils import epath
 
@@ -36,6 +33,8 @@ from input_pipeline.re10k.import_chunks import (
     import_chunk,
     other_splits,
 )
+from input_pipeline.shard_runner import remove_unfinished
+from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.files import write_text
 
 _SHOWN = 20  # refusals printed; all are in the file
@@ -135,11 +134,9 @@ def run(
 
 
 def _prepare(output: epath.Path) -> None:
-    """Makes the folders, and removes what an interrupted run was writing."""
     for folder in (output, output / ".import"):
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob(".*.tmp"):
-            path.unlink()
+        remove_unfinished(folder)
 
 
 def _copy_evaluation_index(
@@ -178,67 +175,56 @@ def _report(
                 print(f"  … and {len(group) - _SHOWN} more")
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.re10k",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Example: python -m input_pipeline.re10k ~/re10k_chunks data/re10k",
-    )
-    parser.add_argument("source", metavar="SOURCE", help="folder of the splits' folders of chunks")
-    parser.add_argument("output", metavar="OUTPUT", help="dataset directory to make; may be gs://")
-    parser.add_argument(
-        "--splits", nargs="+", default=(), metavar="SPLIT", help="only these (default: all found)"
-    )
-    parser.add_argument(
+@program
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    parser = argument_parser("import-re10k", __doc__)
+    add = parser.add_argument
+    add("source", metavar="SOURCE", type=path, help="folder of the splits' folders of chunks")
+    add("output", metavar="OUTPUT", type=path, help="dataset directory to make; may be gs://")
+    add("--splits", nargs="+", default=(), metavar="SPLIT", help="only these (default: all found)")
+    add(
         "--workers",
         type=int,
         default=os.cpu_count(),
+        metavar="N",
         help="processes, each with one chunk at a time (default: %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--strict",
         action="store_true",
         help="where anything is refused, exit with 1 and do not declare the dataset complete",
     )
-    parser.add_argument(
+    add(
         "--no-verify",
         action="store_true",
         help="do not decode every JPEG nor compare checksums; headers, ends and cameras still are"
         " checked (faster, but silent damage passes)",
     )
-    parser.add_argument(
+    add(
         "--evaluation-index",
         metavar="FILE",
+        type=path,
         help="pixelSplat's index of context and target frames, to be copied into OUTPUT"
         " (default: SOURCE/evaluation_index.json where there is one)",
     )
-    arguments = parser.parse_args()
-    if arguments.workers < 1:
-        parser.error(f"--workers must be at least 1, not {arguments.workers}")
-    return arguments
-
-
-def main() -> None:
-    """The command line."""
-    arguments = _arguments()
-    again = "the same command goes on from here"
-    try:
-        run(
-            arguments.source,
-            arguments.output,
-            splits=arguments.splits,
-            workers=arguments.workers,
-            verify=not arguments.no_verify,
-            strict=arguments.strict,
-            evaluation_index=arguments.evaluation_index,
-        )
-    except futures.process.BrokenProcessPool:
-        sys.exit(f"error: a worker process was killed (out of memory?); {again}")
-    except (ValueError, OSError, RuntimeError) as error:  # ArrayRecord's are RuntimeErrors
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"interrupted; {again}")
+    given = parser.parse_args(arguments)
+    if given.workers < 1:
+        parser.error(f"--workers must be at least 1, not {given.workers}")
+    run(
+        given.source,
+        given.output,
+        splits=given.splits,
+        workers=given.workers,
+        verify=not given.no_verify,
+        strict=given.strict,
+        evaluation_index=given.evaluation_index,
+    )
+    print(
+        "\nTrain on it (the other configs are in configs/):\n"
+        "  lvsm train --config=configs/re10k_256.py --workdir=runs/re10k_256"
+        f" --config.data.path={given.output}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,24 +1,16 @@
-"""Turns chunks into shards, several at a time, so that it can be stopped at any moment.
-
-Each chunk file becomes one shard, then a record of it in OUTPUT/.import; both appear whole or not
-at all. A chunk with a record is finished, all others are done again from their beginning.
-"""
+"""Turns each chunk file into a shard, and notes in OUTPUT/.import what became of its clips."""
 
 import collections
 import dataclasses
+import functools
 import json
-import multiprocessing
-import signal
 from collections.abc import Iterator, Sequence
-from concurrent import futures
-from typing import Any
 
-import tqdm
 from etils import epath
 
 from input_pipeline import storage
 from input_pipeline.re10k import pixelsplat
-from input_pipeline.workers import end_with_parent
+from input_pipeline.shard_runner import run_jobs
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import write_text
 
@@ -27,7 +19,7 @@ _STATE = ".import"  # inside OUTPUT
 
 
 class ImportFailure(UserError):
-    """Why an import cannot go on, for its user."""
+    """Why an import cannot go on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +48,8 @@ class Chunk:
     modified: int  # seconds since 1970
 
     @property
-    def record(self) -> epath.Path:
-        """Where the result of importing it is kept."""
+    def note(self) -> epath.Path:
+        """File with the result of importing it."""
         return self.shard.parent / _STATE / f"{self.split}-{self.source.name}.json"
 
     def finding(self, key: str | None, reason: str, refused: bool = True) -> Finding:
@@ -91,7 +83,7 @@ class Result:
 
 
 def import_chunk(chunk: Chunk, *, verify: bool, skip: frozenset[str] = frozenset()) -> Result:
-    """Writes a chunk's sound clips to its shard, then the record; `skip` are keys seen before."""
+    """Writes a chunk's sound clips to its shard, then the note; `skip` are keys seen before."""
     findings = []
 
     def clips() -> Iterator[storage.Clip]:
@@ -107,14 +99,14 @@ def import_chunk(chunk: Chunk, *, verify: bool, skip: frozenset[str] = frozenset
                 seen[clip.key] = "this chunk holds it already"
                 yield clip
 
-    chunk.record.unlink(missing_ok=True)  # it never describes another shard than is there
+    chunk.note.unlink(missing_ok=True)  # it never describes another shard than is there
     try:
         shard = storage.write_shard(chunk.shard, clips())
     except pixelsplat.ChunkError as error:
         findings.append(chunk.finding(None, str(error)))
         shard = storage.write_shard(chunk.shard, [])
     result = Result(chunk.split, chunk.num_bytes, chunk.modified, verify, shard, tuple(findings))
-    write_text(chunk.record, json.dumps(dataclasses.asdict(result), indent=1))
+    write_text(chunk.note, json.dumps(dataclasses.asdict(result), indent=1))
     return result
 
 
@@ -150,9 +142,9 @@ def _chunks(split: str, paths: Sequence[epath.Path], output: epath.Path) -> list
 
 def finished(chunk: Chunk, *, verify: bool) -> Result | None:
     """What an earlier run made of the chunk, None if it is still to do; an error if it changed."""
-    if not chunk.record.exists():
+    if not chunk.note.exists():
         return None
-    result = Result.read(chunk.record)
+    result = Result.read(chunk.note)
     if result.shard.file != chunk.shard.name:
         raise ImportFailure(
             f"{chunk.source.parent} held another number of chunks when {result.shard.file} was made"
@@ -161,7 +153,7 @@ def finished(chunk: Chunk, *, verify: bool) -> Result | None:
     if (result.num_bytes, result.modified) != (chunk.num_bytes, chunk.modified):
         raise ImportFailure(
             f"{chunk.source} has changed since it was imported ({result.num_bytes} bytes then,"
-            f" {chunk.num_bytes} now, or another date); delete {chunk.record} to import it again"
+            f" {chunk.num_bytes} now, or another date); delete {chunk.note} to import it again"
         )
     return result if chunk.shard.exists() and (result.verified or not verify) else None
 
@@ -169,38 +161,16 @@ def finished(chunk: Chunk, *, verify: bool) -> Result | None:
 def import_all(chunks: Sequence[Chunk], *, verify: bool, workers: int) -> dict[Chunk, Result]:
     """Imports what is not finished, in worker processes; shows progress on stderr."""
     results = {chunk: finished(chunk, verify=verify) for chunk in chunks}
-    left = [chunk for chunk, result in results.items() if result is None]
-    if not left:
-        return results
-    output = left[0].shard.parent
-    (output / "dataset_info.json").unlink(missing_ok=True)  # not complete until it is again
-    total = sum(chunk.num_bytes for chunk in chunks)
-    done = total - sum(chunk.num_bytes for chunk in left)
-    with (
-        tqdm.tqdm(total=total, initial=done, unit="B", unit_scale=True, desc="importing") as bar,
-        _Pool(workers) as pool,
-    ):
-        jobs = {pool.submit(import_chunk, chunk, verify=verify): chunk for chunk in left}
-        for job in futures.as_completed(jobs):
-            results[jobs[job]] = job.result()
-            bar.update(jobs[job].num_bytes)
-    return results
-
-
-class _Pool(futures.ProcessPoolExecutor):
-    """Workers that end with their parent however it ends, and drop queued work on an error."""
-
-    def __init__(self, workers: int):
-        context = multiprocessing.get_context("spawn")
-        super().__init__(workers, mp_context=context, initializer=_start_worker)
-
-    def __exit__(self, *error: Any) -> None:
-        self.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops after the chunks at work
-    end_with_parent()
+    if None in results.values():  # not complete until it is again
+        (chunks[0].shard.parent / "dataset_info.json").unlink(missing_ok=True)
+    return run_jobs(
+        results,
+        functools.partial(import_chunk, verify=verify),
+        size=lambda chunk: chunk.num_bytes,
+        workers=workers,
+        label="importing",
+        unit="B",
+    )
 
 
 def other_splits(output: epath.Path, splits: Sequence[str]) -> dict[str, list[Result]]:

@@ -1,35 +1,34 @@
-"""Writes a data set of procedural rooms, in the storage and schema of an imported RealEstate10K.
+"""Writes a dataset of procedural rooms, in the format of an imported RealEstate10K.
 
-    python -m input_pipeline.synthetic OUTPUT
+    lvsm synthetic data/synthetic
 
 The defaults make the set of the quickstart: small pictures, so that a small transformer learns
-from lvsm_jax.common.errors import UserError
 from them on a CPU in minutes. Two splits, `train` and `test`, share no room; an evaluation index
 for `test` lies beside them. Every scene depends on the seed and its own number alone, so the files
 are the same, bit for bit, for any number of workers. An interrupted run goes on where it was when
 the same command is given again.
+
+More scenes teach more than more frames: a training sample takes a few frames of one clip. What
+makes the views hard to guess is --motion and --turn (how far apart the ends of a clip are) and
+--objects (how much hides what lies behind).
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
 import io
 import json
-import multiprocessing
 import os
-import signal
-import sys
-from collections.abc import Sequence
 
 import numpy as np
-import tqdm
 from etils import epath
 from PIL import Image
 
 from input_pipeline import storage
+from input_pipeline.shard_runner import remove_unfinished, run_jobs
 from input_pipeline.synthetic import raycast
 from input_pipeline.synthetic.rooms import SceneConfig, sample_scene
-from input_pipeline.workers import end_with_parent
+from lvsm_jax.common.checks import check_at_least
+from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.files import write_text
 
 NAME = "rooms"
@@ -44,31 +43,19 @@ FRAME_INTERVAL = 100_000  # microseconds
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All that the data set depends on.
+    """All that the dataset depends on."""
 
-    Attributes:
-        train_scenes: clips of the train split.
-        test_scenes: clips of the test split.
-        frames: frames of a clip.
-        height: of the pictures, in pixels.
-        width: of the pictures, in pixels.
-        seed: another seed gives other rooms.
-        scene: how hard the rooms are.
-    """
-
-    train_scenes: int = 1200
-    test_scenes: int = 64
-    frames: int = 12
-    height: int = 64
-    width: int = 64
-    seed: int = 0
-    scene: SceneConfig = dataclasses.field(default_factory=SceneConfig)
+    train_scenes: int = 1200  # clips of the train split
+    test_scenes: int = 64  # clips of the test split
+    frames: int = 12  # frames of a clip
+    height: int = 64  # of the pictures, in pixels
+    width: int = 64  # of the pictures, in pixels
+    seed: int = 0  # another seed gives other rooms
+    scene: SceneConfig = dataclasses.field(default_factory=SceneConfig)  # how hard the rooms are
 
     def __post_init__(self):
-        smallest = dict.fromkeys(("train_scenes", "test_scenes", "height", "width"), 1)
-        for field, least in {**smallest, "frames": NUM_TARGETS + 2, "seed": 0}.items():
-            if getattr(self, field) < least:
-                raise UserError(f"{field} is {getattr(self, field)}, expected at least {least}")
+        ones = dict.fromkeys(("train_scenes", "test_scenes", "height", "width"), 1)
+        check_at_least("rooms", self, **ones, frames=NUM_TARGETS + 2, seed=0)
 
     def num_scenes(self, split: str) -> int:
         """Clips of a split."""
@@ -89,18 +76,21 @@ class Task:
     index: int
     count: int
 
+    @property
     def scenes(self) -> range:
         """Numbers of the scenes of this shard."""
         total = self.settings.num_scenes(self.split)
         return range(self.index * total // self.count, (self.index + 1) * total // self.count)
 
+    @property
     def path(self) -> epath.Path:
         """File of this shard."""
         return storage.shard_path(self.directory, NAME, self.split, self.index, self.count)
 
+    @property
     def note(self) -> epath.Path:
         """File that remembers, until the set is complete, that this shard is."""
-        return epath.Path(self.directory) / PROGRESS_FOLDER / f"{self.path().name}.json"
+        return epath.Path(self.directory) / PROGRESS_FOLDER / f"{self.path.name}.json"
 
 
 def scene_key(split: str, number: int) -> str:
@@ -115,9 +105,9 @@ def make_clip(settings: Settings, split: str, number: int) -> storage.Clip:
     scene = sample_scene(rng, settings.scene, settings.frames, aspect=size[1] / size[0])
     frames = []
     for position, w2c in enumerate(scene.w2c):
-        image = raycast.render(scene.room, w2c, scene.fxfycxcy, *size)
+        image = raycast.render(scene.room, w2c, scene.normalized_fxfycxcy, *size)
         timestamp = position * FRAME_INTERVAL
-        frames.append(storage.Frame(_jpeg(image), scene.fxfycxcy, w2c, timestamp))
+        frames.append(storage.Frame(_jpeg(image), scene.normalized_fxfycxcy, w2c, timestamp))
     url = f"synthetic://rooms/seed-{settings.seed}/{split}/{number}"
     return storage.Clip(scene_key(split, number), url, frames)
 
@@ -153,16 +143,13 @@ def evaluation_index(settings: Settings) -> dict[str, dict[str, list[int]]]:
 def generate(
     directory: str, settings: Settings, workers: int | None = None, overwrite: bool = False
 ) -> bool:
-    """Writes the data set, or what is missing of it.
+    """Writes the dataset, or what is missing of it; False when it was already complete.
 
     Args:
         directory: where; created if need be.
         settings: what the set is to hold.
         workers: processes; as many as the machine has cores by default.
         overwrite: replace a set that was made with other settings.
-
-    Returns:
-        Whether anything was written; False when the set was already complete.
 
     Raises:
         DatasetError: the directory holds something else, or a set made with other settings.
@@ -172,7 +159,14 @@ def generate(
         _tidy(folder)
         return False
     tasks = [task for split in SPLITS for task in _tasks(directory, settings, split)]
-    shards = _run(tasks, workers or os.cpu_count() or 1)
+    shards = run_jobs(
+        {task: _finished(task) for task in tasks},
+        _write,
+        size=lambda task: len(task.scenes),
+        workers=workers or os.cpu_count() or 1,
+        label="rooms",
+        unit=" scenes",
+    )
     write_text(folder / INDEX_FILE, json.dumps(evaluation_index(settings), indent=1))
     splits = {split: [shards[task] for task in tasks if task.split == split] for split in SPLITS}
     storage.finalize(directory, NAME, splits)
@@ -210,8 +204,7 @@ def _tidy(folder: epath.Path) -> None:
     """Removes what only an unfinished set needs, and what killed runs left."""
     if (folder / PROGRESS_FOLDER).exists():
         (folder / PROGRESS_FOLDER).rmtree()
-    for path in folder.glob(".*.tmp"):
-        path.unlink()
+    remove_unfinished(folder)
 
 
 def _remove(folder: epath.Path) -> None:
@@ -219,9 +212,9 @@ def _remove(folder: epath.Path) -> None:
     (folder / "dataset_info.json").unlink(missing_ok=True)
     _tidy(folder)
     ours = (INDEX_FILE, "features.json", *(f"scenes-{split}.npz" for split in SPLITS))
-    for path in folder.iterdir():
-        if path.name in ours or path.name.startswith(f"{NAME}-"):
-            path.unlink()
+    for file in folder.iterdir():
+        if file.name in ours or file.name.startswith(f"{NAME}-"):
+            file.unlink()
 
 
 def _tasks(directory: str, settings: Settings, split: str) -> list[Task]:
@@ -231,64 +224,27 @@ def _tasks(directory: str, settings: Settings, split: str) -> list[Task]:
     return [Task(directory, settings, split, index, count) for index in range(count)]
 
 
-def _run(tasks: Sequence[Task], workers: int) -> dict[Task, storage.Shard]:
-    """Writes the shards that are missing, with progress; returns all of them."""
-    shards = {}
-    scenes = sum(len(task.scenes()) for task in tasks)
-    with tqdm.tqdm(total=scenes, unit="scene", desc="rooms", mininterval=0.5) as progress:
-        waiting = []
-        for task in tasks:
-            if task.note().exists() and task.path().exists():
-                shards[task] = storage.Shard.from_json(json.loads(task.note().read_text()))
-                progress.update(len(task.scenes()))
-            else:
-                waiting.append(task)
-        for task, shard in _map(waiting, workers):
-            shards[task] = shard
-            progress.update(len(task.scenes()))
-    return shards
-
-
-def _map(tasks: Sequence[Task], workers: int):
-    """Yields each task with its shard, as they are done."""
-    workers = min(workers, len(tasks))
-    if workers <= 1:
-        yield from ((task, _write(task)) for task in tasks)
-        return
-    # Spawned, not forked: the caller may have threads, JAX's for one.
-    spawn = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, _start_worker)
-    try:
-        pending = {pool.submit(_write, task): task for task in tasks}
-        for future in concurrent.futures.as_completed(pending):
-            yield pending[future], future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Makes a worker end at Ctrl-C without a word, and when its parent is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    end_with_parent()
+def _finished(task: Task) -> storage.Shard | None:
+    if task.note.exists() and task.path.exists():
+        return storage.Shard.from_json(json.loads(task.note.read_text()))
+    return None
 
 
 def _write(task: Task) -> storage.Shard:
-    clips = (make_clip(task.settings, task.split, number) for number in task.scenes())
-    shard = storage.write_shard(task.path(), clips)
-    write_text(task.note(), json.dumps(dataclasses.asdict(shard)))
+    clips = (make_clip(task.settings, task.split, number) for number in task.scenes)
+    shard = storage.write_shard(task.path, clips)
+    write_text(task.note, json.dumps(dataclasses.asdict(shard)))
     return shard
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.synthetic",
-        description="Writes clips filmed in procedural rooms, with exact cameras, to a data set "
-        "directory that training and evaluation read as they read an imported RealEstate10K.",
-        epilog="More scenes teach more than more frames: a training sample takes a few frames of "
-        "one clip. What makes the views hard to guess is --motion and --turn (how far apart the "
-        "ends of a clip are) and --objects (how much hides what lies behind).",
+    parser = argument_parser("synthetic", __doc__)
+    parser.add_argument(
+        "output",
+        metavar="OUTPUT",
+        type=path,
+        help="directory to write to, on a disk or in a bucket",
     )
-    parser.add_argument("output", help="directory to write to, on a disk or in a bucket")
 
     def option(name: str, default, text: str) -> None:
         several = isinstance(default, tuple)
@@ -318,31 +274,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
+@program
+def main(arguments: list[str]) -> None:
+    """The command line."""
     given = _parser().parse_args(arguments)
-    try:
-        settings = Settings(
-            train_scenes=given.train_scenes,
-            test_scenes=given.test_scenes,
-            frames=given.frames,
-            height=given.height,
-            width=given.width,
-            seed=given.seed,
-            scene=SceneConfig(tuple(given.objects), tuple(given.motion), given.turn),
-        )
-        written = generate(given.output, settings, given.workers, given.overwrite)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    scene = SceneConfig(tuple(given.objects), tuple(given.motion), given.turn)
+    sizes = ("train_scenes", "test_scenes", "frames", "height", "width", "seed")
+    settings = Settings(**{name: getattr(given, name) for name in sizes}, scene=scene)
+    written = generate(given.output, settings, given.workers, given.overwrite)
     counts = ", ".join(f"{split} {settings.num_scenes(split)} clips" for split in SPLITS)
     state = "wrote" if written else "already complete, nothing to do:"
     print(f"{state} {given.output}: {counts} of {settings.frames} frames")
-    return 0
+    print(
+        "\nTrain on it, on a CPU in minutes:\n"
+        "  lvsm train --config=configs/quickstart.py --workdir=runs/quickstart"
+        f" --config.data.path={given.output}"
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -22,19 +22,12 @@ CEILING, FLOOR = 2, 3
 
 @dataclasses.dataclass(frozen=True)
 class Texture:
-    """Two colours mixed by two plane waves through space: a pattern carved out of the solid.
+    """Two colours mixed by two plane waves through space: a pattern carved out of the solid."""
 
-    Attributes:
-        colors: the two colours.
-        waves: for each wave the radians per metre along x, y, z, and the phase.
-        mix: weights of the first wave, the second, and their product (a checker).
-        sharpness: how quickly one colour gives way to the other.
-    """
-
-    colors: Float32[np.ndarray, "2 3"]
-    waves: Float32[np.ndarray, "2 4"]
-    mix: Vector
-    sharpness: float
+    colors: Float32[np.ndarray, "2 3"]  # the two colours
+    waves: Float32[np.ndarray, "2 4"]  # radians per metre along x, y, z, and phase, of each
+    mix: Vector  # weights of the first wave, the second, and their product (a checker)
+    sharpness: float  # how quickly one colour gives way to the other
 
     def __call__(self, points: Points) -> Points:
         """Colours at points, given in the axes of the solid."""
@@ -118,44 +111,26 @@ SHAPES = {"box": _slabs, "ball": _ball, "cylinder": _cylinder}
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """A picture, window, door or rug: an upright rectangle, with a frame, on one face of the room.
+    """A picture, window, door or rug: an upright, framed rectangle on one face of the room."""
 
-    Attributes:
-        face: number of the face that it lies on.
-        center: its middle, in the room's axes.
-        half: half its sides; infinite along the face's normal.
-        texture: what it shows.
-        frame: colour of the frame, and of the bars of a window.
-        border: width of the frame, in metres.
-        window: has crossed bars, and shines by itself.
-    """
-
-    face: int
-    center: Vector
-    half: Vector
-    texture: Texture
-    frame: Vector
-    border: float
-    window: bool = False
+    face: int  # number of the face that it lies on
+    center: Vector  # its middle, in the room's axes
+    half: Vector  # half its sides; infinite along the face's normal
+    texture: Texture  # what it shows
+    frame: Vector  # colour of the frame, and of the bars of a window
+    border: float  # width of the frame, in metres
+    window: bool = False  # has crossed bars, and shines by itself
 
 
 @dataclasses.dataclass(frozen=True)
 class Room:
-    """Everything that can be seen.
+    """Everything that can be seen."""
 
-    Attributes:
-        half: half the width, height and depth; the room is centred at the origin.
-        faces: textures of the six faces, in the order of the face numbers.
-        panels: rectangles on the faces.
-        solids: the furniture.
-        lamp: position of the light.
-    """
-
-    half: Vector
-    faces: tuple[Texture, ...]
-    panels: tuple[Panel, ...]
-    solids: tuple[Solid, ...]
-    lamp: Vector
+    half: Vector  # half the width, height and depth; the room is centred at the origin
+    faces: tuple[Texture, ...]  # textures of the six faces, in the order of the face numbers
+    panels: tuple[Panel, ...]  # rectangles on the faces
+    solids: tuple[Solid, ...]  # the furniture
+    lamp: Vector  # position of the light
 
 
 def cast(
@@ -199,17 +174,16 @@ def shade(room: Room, points: Points, surface: Int8[np.ndarray, " n"]) -> Points
 def render(
     room: Room,
     w2c: Float32[np.ndarray, "3 4"],
-    fxfycxcy: Float32[np.ndarray, "4"],
+    normalized_fxfycxcy: Float32[np.ndarray, "4"],
     height: int,
     width: int,
     samples: int = 2,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The picture that a camera in the room takes; each pixel averages `samples`² rays.
 
-    `fxfycxcy` is divided by the image's width, height, width and height, as it is stored. The
-    centre of the upper left pixel is at (0.5, 0.5) pixels.
+    The centre of the upper left pixel is at (0.5, 0.5) pixels.
     """
-    origin, directions = rays(w2c, fxfycxcy, height * samples, width * samples)
+    origin, directions = rays(w2c, normalized_fxfycxcy, height * samples, width * samples)
     distance, surface = cast(room, origin, directions)
     colors = shade(room, origin[:, None] + directions * distance, surface)
     colors = colors.reshape(3, height, samples, width, samples).sum(axis=2).sum(axis=3)
@@ -218,12 +192,15 @@ def render(
 
 
 def rays(
-    w2c: Float32[np.ndarray, "3 4"], fxfycxcy: Float32[np.ndarray, "4"], height: int, width: int
+    w2c: Float32[np.ndarray, "3 4"],
+    normalized_fxfycxcy: Float32[np.ndarray, "4"],
+    height: int,
+    width: int,
 ) -> tuple[Vector, Points]:
     """Camera centre, and directions (of depth 1) through the pixel centres, row by row."""
     rotation, translation = w2c[:, :3].astype(np.float64), w2c[:, 3].astype(np.float64)
     origin = -np.linalg.solve(rotation, translation)
-    fx, fy, cx, cy = fxfycxcy.astype(np.float64)
+    fx, fy, cx, cy = normalized_fxfycxcy.astype(np.float64)
     x = ((np.arange(width) + 0.5) / width - cx) / fx
     y = ((np.arange(height) + 0.5) / height - cy) / fy
     right, down, forward = np.linalg.inv(rotation).T[:, :, None, None].astype(np.float32)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from input_pipeline.synthetic import raycast, walks
+from lvsm_jax.common.checks import check_at_least
 from lvsm_jax.common.errors import UserError
 
 CLEARANCE = 0.4  # metres between any camera and the furniture
@@ -23,42 +24,28 @@ FURNITURE = (
 
 @dataclasses.dataclass(frozen=True)
 class SceneConfig:
-    """How hard the rooms are; lengths in metres, angles in radians or as said.
+    """How hard the rooms are: least and greatest values, in metres, in radians or as said."""
 
-    Attributes:
-        objects: least and greatest number of pieces of furniture (fewer where none fits any more).
-        motion: least and greatest length of the camera's walk.
-        turn: greatest change of the camera's heading.
-        field_of_view: least and greatest horizontal field of view, in degrees.
-    """
-
-    objects: tuple[int, int] = (2, 4)
-    motion: tuple[float, float] = (0.8, 1.4)
-    turn: float = 0.6
-    field_of_view: tuple[float, float] = (60.0, 90.0)
+    objects: tuple[int, int] = (2, 4)  # pieces of furniture; fewer where none fits any more
+    motion: tuple[float, float] = (0.8, 1.4)  # length of the camera's walk
+    turn: float = 0.6  # greatest change of the camera's heading
+    field_of_view: tuple[float, float] = (60.0, 90.0)  # horizontal, in degrees
 
     def __post_init__(self):
         for field in ("objects", "motion", "field_of_view"):
             least, greatest = getattr(self, field)
             if not 0 <= least <= greatest:
                 raise UserError(f"{field} is from {least} to {greatest}, expected 0 <= from <= to")
-        if self.turn < 0:
-            raise UserError(f"turn is {self.turn} radians, expected at least 0")
+        check_at_least("rooms", self, turn=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A room and the cameras of a clip filmed in it.
+    """A room and the cameras of a clip filmed in it."""
 
-    Attributes:
-        room: what there is to see.
-        w2c: OpenCV world-to-camera matrices.
-        fxfycxcy: intrinsics of all frames, divided by the image's width and height.
-    """
-
-    room: raycast.Room
-    w2c: Float32[np.ndarray, "n 3 4"]
-    fxfycxcy: Float32[np.ndarray, "4"]
+    room: raycast.Room  # what there is to see
+    w2c: Float32[np.ndarray, "n 3 4"]  # OpenCV world-to-camera matrices
+    normalized_fxfycxcy: Float32[np.ndarray, "4"]
 
 
 def sample_scene(
@@ -66,11 +53,7 @@ def sample_scene(
 ) -> Scene:
     """Draws a room, a walk through it, and furniture that the camera sees and does not touch.
 
-    Args:
-        rng: the scene's own random numbers; nothing else enters.
-        config: how hard it is to be.
-        num_frames: frames of the clip.
-        aspect: width over height of the images.
+    Nothing random but `rng` enters; `aspect` is the width of the images over their height.
     """
     half = _vector(rng.uniform(1.7, 2.5), rng.uniform(1.25, 1.45), rng.uniform(1.7, 2.5))
     path = walks.sample_path(rng, half, num_frames, config.motion, config.turn)

@@ -18,25 +18,15 @@ MAX_TRIES = 5000
 
 @dataclasses.dataclass(frozen=True)
 class CameraPath:
-    """The cameras of one clip.
+    """The cameras of one clip."""
 
-    Attributes:
-        positions: camera centres, in metres.
-        yaw: headings in radians, 0 along z, positive to the right.
-        pitch: radians, positive downwards.
-    """
-
-    positions: Float[np.ndarray, "n 3"]
-    yaw: Float[np.ndarray, " n"]
-    pitch: Float[np.ndarray, " n"]
-
-    def forward(self) -> Float[np.ndarray, "n 3"]:
-        """Unit viewing directions."""
-        return headings(self.yaw, self.pitch)
+    positions: Float[np.ndarray, "n 3"]  # camera centres, in metres
+    yaw: Float[np.ndarray, " n"]  # headings in radians, 0 along z, positive to the right
+    pitch: Float[np.ndarray, " n"]  # radians, positive downwards
 
     def w2c(self) -> Float32[np.ndarray, "n 3 4"]:
         """OpenCV world-to-camera matrices `[R | t]`, as they are stored."""
-        forward, right = self.forward(), headings(self.yaw + np.pi / 2)
+        forward, right = headings(self.yaw, self.pitch), headings(self.yaw + np.pi / 2)
         rotation = np.stack([right, np.cross(forward, right), forward], axis=1)  # rows x, y, z
         translation = -np.einsum("nij,nj->ni", rotation, self.positions)
         return np.concatenate([rotation, translation[..., None]], axis=2).astype(np.float32)
@@ -67,7 +57,7 @@ def sample_path(
         turn: greatest change of heading over the walk, in radians.
 
     Raises:
-        ValueError: no such walk was found; the motion is too long for the room.
+        UserError: no such walk was found; the motion is too long for the room.
     """
     for _ in range(MAX_TRIES):
         path = _draw_path(rng, half, num_frames, motion, turn)

@@ -6,7 +6,7 @@ from typing import Any
 from lvsm_jax.common.errors import UserError
 
 
-def check_at_least(section: str, config: Any, **least: float | int) -> None:
+def check_at_least(section: str, config: Any, **least: int | float) -> None:
     """Raises UserError unless each field is its least value or more; NaN is less.
 
     Args:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from lvsm_jax.common.compilation import keep_compiled_programs
 from lvsm_jax.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,13 +21,14 @@ TRACEBACK_VARIABLE = "LVSM_TRACEBACK"
 
 
 def program(main: Callable[[list[str]], None]) -> Callable[[list[str] | None], None]:
-    """Makes `main(arguments)` the main function of a program.
+    """Makes `main(arguments)` the main function of a program, whose compiled programs are kept.
 
     What a user did or a disk refuses ends it in one line with status 1, Ctrl-C with status 130.
     Any other exception is a bug and keeps its traceback.
     """
 
     def run(arguments: list[str] | None = None) -> None:
+        keep_compiled_programs()
         try:
             main(sys.argv[1:] if arguments is None else arguments)
         except (UserError, OSError) as error:
@@ -55,9 +57,20 @@ def path(text: str) -> str:
     return os.path.expanduser(text)
 
 
+def add_config_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Adds `--config=FILE`, beside which `parse_with_config` takes fields."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        required=required,
+        help="config file, here or of those installed: configs/*.py; each of its fields can be set "
+        "with --config.SECTION.FIELD=VALUE, see lvsm config",
+    )
+
+
 def parse_with_config(
     parser: argparse.ArgumentParser, arguments: Sequence[str]
-) -> "tuple[argparse.Namespace, ml_collections.ConfigDict]":
+) -> "tuple[argparse.Namespace, ml_collections.ConfigDict | None]":
     """The parser's arguments, and the config file of `--config` with the fields that are set.
 
     Raises:
@@ -70,20 +83,27 @@ def parse_with_config(
         flag = argument.partition("=")[0]
         if flag.startswith("--") and not flag.startswith(is_field) and flag not in known:
             near = difflib.get_close_matches(flag, known, 1)
-            hint = f", did you mean {near[0]}?" if near else ""
+            hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"there is no argument {flag}{hint} See {parser.prog} --help")
     given, rest = parser.parse_known_args(arguments)
     for before, argument in itertools.pairwise(["", *rest]):
         is_value = before.startswith("--config.") and "=" not in before
         if not argument.startswith("-") and not is_value:
             raise UserError(
-                f"unexpected argument {argument}; fields are --config.SECTION.FIELD=VALUE"
+                f"unexpected argument {argument}; config fields are --config.SECTION.FIELD=VALUE"
             )
+    if given.config is None:
+        if rest:
+            raise UserError(f"{rest[0]} sets a field of a config file: give --config=FILE too")
+        return given, None
     return given, read_config_file(given.config, rest)
 
 
 def read_config_file(path: str, overrides: Sequence[str] = ()) -> "ml_collections.ConfigDict":
     """A config file (`FILE` or `FILE:ARGUMENT`) with fields set by `--config.SECTION.FIELD=VALUE`.
+
+    `configs/NAME.py` is looked for in the working directory, then among the installed ones. Of text
+    fields that are paths a leading `~` becomes the home directory.
 
     Raises:
         FileNotFoundError: no such file.
@@ -92,28 +112,45 @@ def read_config_file(path: str, overrides: Sequence[str] = ()) -> "ml_collection
     from absl import flags
     from ml_collections import config_flags
 
-    arguments = ["", f"--config={path}", *overrides]
+    arguments = ["", f"--config={_find_config_file(path)}", *overrides]
     values = flags.FlagValues()
-    with _told_in_a_line(arguments[1:]):
+    with _told_in_a_line(overrides):
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
         values(arguments)
+    _expand_home(values.config)
     return values.config
 
 
+def _find_config_file(path: str) -> str:
+    """The same, as a file that there is; `:ARGUMENT` stays."""
+    file, colon, argument = path.partition(":")
+    file = os.path.expanduser(file)
+    installed = os.path.join(os.path.dirname(__file__), "..", "..", file)
+    if not os.path.isfile(file) and file.startswith("configs/") and os.path.isfile(installed):
+        file = os.path.normpath(installed)
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"there is no config file {file}")
+    return file + colon + argument
+
+
+def _expand_home(config: "ml_collections.ConfigDict") -> None:
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            _expand_home(value)
+        elif isinstance(value, str) and value.startswith("~"):
+            config[name] = os.path.expanduser(value)
+
+
 @contextmanager
-def _told_in_a_line(arguments: Sequence[str]) -> Iterator[None]:
+def _told_in_a_line(overrides: Sequence[str]) -> Iterator[None]:
     from absl import flags
 
-    for argument in arguments:
-        file = argument.removeprefix("--config=").partition(":")[0]
-        if argument.startswith("--config=") and not os.path.isfile(file):
-            raise FileNotFoundError(f"there is no config file {file}")
     try:
         yield
     except flags.Error as error:
         # Of an error inside the config file this is the whole traceback; its end says enough.
         raise UserError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error
     except (AttributeError, KeyError) as error:
-        fields = " ".join(a for a in arguments if a.startswith(("--config.", "--noconfig.")))
         reason = str(error).strip("\"'").replace("\\n", " ").replace("\\", "")
-        raise UserError(f"the config lacks a field of {fields}: {reason}") from error
+        message = f"the config lacks a field of {' '.join(overrides)}: {reason}"
+        raise UserError(message) from error

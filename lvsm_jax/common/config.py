@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import ml_collections
 
-from lvsm_jax.common.checks import check_at_least
+from lvsm_jax.common.checks import check_at_least, check_choice
 from lvsm_jax.common.errors import UserError
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ class DataConfig:
             counted and replaced by another ("replace"). In evaluation it is always an error.
 
     Raises:
-        ValueError: values that are impossible, or do not go together.
+        UserError: values that are impossible, or do not go together.
     """
 
     path: str | os.PathLike
@@ -139,20 +139,10 @@ class DataConfig:
     on_bad_frame: str = "error"
 
     def __post_init__(self):
-        smallest = {
-            "image_height": 1,
-            "patch_size": 1,
-            "num_views": 2,
-            "num_inputs": 1,
-            "num_targets": 1,
-            "min_span": 1,
-            "num_workers": 0,
-            "prefetch": 1,
-        }
-        for field, least in smallest.items():
-            if getattr(self, field) < least:
-                value = getattr(self, field)
-                raise UserError(f"data.{field} is {value}, expected at least {least}")
+        ones = ("image_height", "patch_size", "num_inputs", "num_targets", "min_span", "prefetch")
+        check_at_least("data", self, **dict.fromkeys(ones, 1), num_views=2, num_workers=0)
+        check_choice("data.camera_normalization", self.camera_normalization, CAMERA_NORMALIZATIONS)
+        check_choice("data.on_bad_frame", self.on_bad_frame, BAD_FRAME_POLICIES)
         if self.image_height % self.patch_size:
             raise UserError(
                 f"data.image_height {self.image_height} is not a multiple of patch_size "
@@ -162,12 +152,12 @@ class DataConfig:
             raise UserError(
                 f"data.min_span {self.min_span} is larger than max_span {self.max_span}"
             )
+        if min(self.possible_inputs) < 1:
+            raise UserError(f"data.input_counts is {self.input_counts}, expected at least 1 each")
         self._check_augmentation()
-        _check_choice("camera_normalization", self.camera_normalization, CAMERA_NORMALIZATIONS)
-        _check_choice("on_bad_frame", self.on_bad_frame, BAD_FRAME_POLICIES)
 
     def check_training(self) -> None:
-        """Raises ValueError unless training samples can be drawn with these numbers of views.
+        """Raises UserError unless training samples can be drawn with these numbers of views.
 
         Evaluation takes its views from an index and is free of these limits.
         """
@@ -190,6 +180,11 @@ class DataConfig:
         """Numbers of inputs that a training step may have."""
         return self.input_counts or (self.num_inputs,)
 
+    @property
+    def random_windows(self) -> bool:
+        """Whether training images show a random window of the frame, and not its middle."""
+        return self.smallest_crop > 0
+
     def image_shape(self, aspect_ratio: float) -> tuple[int, int]:
         """Height and width, multiples of the patch, of about image_height² pixels."""
         sides = self.image_height / aspect_ratio**0.5, self.image_height * aspect_ratio**0.5
@@ -197,8 +192,6 @@ class DataConfig:
         return height, width
 
     def _check_augmentation(self) -> None:
-        if min(self.possible_inputs) < 1:
-            raise UserError(f"data.input_counts is {self.input_counts}, expected at least 1 each")
         if not all(0 < ratio < float("inf") for ratio in self.aspect_ratios):
             raise UserError(
                 f"data.aspect_ratios is {self.aspect_ratios}, expected positive widths over heights"
@@ -214,13 +207,6 @@ class DataConfig:
             raise UserError(f"data.scale_jitter is {self.scale_jitter}, expected at least 1")
         if not 0 <= self.frame_turn <= 180:
             raise UserError(f"data.frame_turn is {self.frame_turn}, expected 0 to 180 degrees")
-
-
-def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(
-            f"data.{field} is {value!r}, expected one of {', '.join(map(repr, choices))}"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,5 +304,4 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
     if not isinstance(value, kinds) or isinstance(value, bool) != (bool in kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(f"config.{name} is {value!r}, expected {names}")
-    # Of a string only a path begins so.
-    return os.path.expanduser(value) if isinstance(value, str) and value[:2] == "~/" else value
+    return value

@@ -10,13 +10,18 @@ from collections.abc import Iterator
 from etils import epath
 
 
+def expand(path: epath.PathLike) -> epath.Path:
+    """A path on the local disk or in a bucket; a leading `~` is the home directory."""
+    return epath.Path(path).expanduser()
+
+
 @contextlib.contextmanager
 def atomic_write(path: epath.PathLike) -> Iterator[str]:
     """Yields a local file name to write to; `path` then appears whole, or not at all on an error.
 
     In a bucket the file is written on the local disk and copied up under a temporary name.
     """
-    path = epath.Path(path)
+    path = expand(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     remote = "://" in os.fspath(path)
     folder = tempfile.mkdtemp() if remote else None
@@ -32,6 +37,23 @@ def atomic_write(path: epath.PathLike) -> Iterator[str]:
         temporary.unlink(missing_ok=True)
         if folder:
             shutil.rmtree(folder)
+
+
+def check_new_file(path: epath.PathLike, overwrite: bool) -> None:
+    """Raises FileExistsError unless a file may be written there; asked before work is done."""
+    path = expand(path)
+    if path.is_dir():
+        raise FileExistsError(f"{path} exists and is a directory")
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"{path} exists; choose another path, or ask to overwrite it (--overwrite)"
+        )
+
+
+def check_parent(path: epath.PathLike) -> None:
+    """Raises FileNotFoundError unless the directory is there that a file is to be written to."""
+    if not expand(path).parent.is_dir():
+        raise FileNotFoundError(f"there is no directory for {path}")
 
 
 def write_text(path: epath.PathLike, text: str) -> None:

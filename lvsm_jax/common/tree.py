@@ -9,10 +9,7 @@ from jax.tree_util import KeyPath
 
 def leaf_name(path: KeyPath) -> str:
     """Dotted attribute names; the `value` inside a Flax variable is left out."""
-    keys = [str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", "")))) for key in path]
-    if keys and keys[-1] == "value":
-        keys.pop()
-    return ".".join(keys)
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

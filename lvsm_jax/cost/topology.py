@@ -71,8 +71,8 @@ def topology_mesh(topology: str, config: MeshConfig) -> Mesh:
     """A mesh of chips that need not be here.
 
     Raises:
-        ValueError: a topology that there is not, or that the mesh does not fit.
-        RuntimeError: the TPU compiler is not installed.
+        UserError: a topology that there is not, or that the mesh does not fit; or the TPU compiler
+            is not installed.
     """
     name = topology.partition(":")[0]
     if name not in CHIPS:
@@ -87,8 +87,8 @@ def topology_mesh(topology: str, config: MeshConfig) -> Mesh:
     except Exception as error:  # the plugin's errors have no type of their own
         if "INVALID_ARGUMENT" in str(error):
             raise UserError(f"topology {topology!r}: {str(error).splitlines()[0]}") from error
-        raise RuntimeError(
-            "the TPU compiler is not here: pip install -c constraints.txt -e '.[tpu]' "
+        raise UserError(
+            "the TPU compiler is not here: pip install 'lvsm_jax[tpu]' "
             f"({str(error).splitlines()[0]})"
         ) from error
     return make_mesh(config, found.devices)

@@ -17,14 +17,20 @@ and of `model` how to compute: `dtype`, `attention` and `targets_at_once`. Any f
 import shlex
 from typing import Any
 
-from lvsm_jax.common.command_line import argument_parser, parse_with_config, path, program
+from lvsm_jax.common.command_line import (
+    add_config_option,
+    argument_parser,
+    parse_with_config,
+    path,
+    program,
+)
 
 
 @program
 def main(arguments: list[str]) -> None:
     """Reads the command line, and evaluates."""
     parser = argument_parser("eval", __doc__)
-    parser.add_argument("--config", metavar="FILE", required=True, help="config file, see configs/")
+    add_config_option(parser)
     parser.add_argument(
         "--checkpoint", type=path, required=True, help="directory of an export of lvsm train"
     )

@@ -1,29 +1,38 @@
 """Exports the weights of a training run's checkpoint.
 
-    python -m lvsm_jax.programs.export runs/quickstart runs/quickstart/export_step_500 --step=500
+    lvsm export runs/quickstart runs/quickstart/export_step_500 --step=500
 
-The result is what `lvsm_jax.load` and `eval.py --checkpoint` take. `train.py` makes one by itself
-at the end of a run; this is for the steps between. Averaged weights are taken where the run keeps
-them.
+The result is what `lvsm_jax.load` and `lvsm eval --checkpoint` take. `lvsm train` makes one by
+itself at the end of a run; this is for the steps between. Averaged weights are taken where the run
+keeps them.
 """
 
-import argparse
 import json
-import sys
+import os
 
-import jax
-import ml_collections
-from etils import epath
+from lvsm_jax.common.command_line import argument_parser, path, program
 
-from lvsm_jax.parallel.mesh import make_mesh
-from lvsm_jax.training.checkpoints import Checkpoints
-from lvsm_jax.training.train_state import TrainingConfig, abstract_state
-from lvsm_jax.weights.exports import save
+
+@program
+def main(arguments: list[str]) -> None:
+    """Reads the command line, and exports."""
+    parser = argument_parser("export", __doc__)
+    parser.add_argument("workdir", type=path, help="directory of a run of lvsm train")
+    parser.add_argument("output", type=path, help="directory to make")
+    parser.add_argument("--step", type=int, help="checkpoint to take (the newest)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an export that is there")
+    given = parser.parse_args(arguments)
+    step = export(given.workdir, given.output, step=given.step, overwrite=given.overwrite)
+    print(
+        f"exported step {step} to {given.output}\n"
+        f"What is in it: lvsm describe {given.output}\n"
+        f"Look through it: lvsm view {given.output} SCENE"
+    )
 
 
 def export(
-    workdir: epath.PathLike,
-    output: epath.PathLike,
+    workdir: str | os.PathLike,
+    output: str | os.PathLike,
     *,
     step: int | None = None,
     overwrite: bool = False,
@@ -34,10 +43,20 @@ def export(
         FileNotFoundError: no run, or no checkpoint of that step.
         FileExistsError: something is at `output` already.
     """
-    workdir = epath.Path(workdir)
+    import jax  # only now, so that --help comes at once
+    import ml_collections
+
+    from lvsm_jax.common.files import expand
+    from lvsm_jax.parallel.mesh import make_mesh
+    from lvsm_jax.training.checkpoints import Checkpoints
+    from lvsm_jax.training.train_state import TrainingConfig, abstract_state
+    from lvsm_jax.weights.exports import check_free, save
+
+    workdir = expand(workdir)
     file = workdir / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"{workdir} is no training run: {file} is missing")
+    check_free(output, overwrite)
     config = ml_collections.ConfigDict(json.loads(file.read_text()))
     mesh = make_mesh()
     checkpoints = Checkpoints(workdir / "checkpoints", keep_last=None)
@@ -47,34 +66,10 @@ def export(
             raise FileNotFoundError(
                 f"{workdir} has no checkpoint of step {step}, but of {checkpoints.steps}"
             )
-        training = TrainingConfig.of(config)
         with jax.set_mesh(mesh):
-            state = checkpoints.restore(abstract_state(training, mesh), step)
+            state = checkpoints.restore(abstract_state(TrainingConfig.of(config), mesh), step)
     finally:
         checkpoints.close()
     about = {"step": step, "config": config.to_dict()}
     save(state.best_weights, output, about=about, overwrite=overwrite)
     return step
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Reads the command line, and exports."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lvsm_jax.programs.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("workdir", help="directory of a run of train.py")
-    parser.add_argument("output", help="directory to make")
-    parser.add_argument("--step", type=int, help="checkpoint to take (the newest)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an export that is there")
-    given = parser.parse_args(arguments)
-    try:
-        step = export(given.workdir, given.output, step=given.step, overwrite=given.overwrite)
-    except (FileNotFoundError, FileExistsError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(f"exported step {step} to {given.output}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,10 @@
 """Renders a camera path through a scene of photographs: PNGs and a video.
 
-    python -m lvsm_jax.programs.render EXPORT SCENE OUT
-    python -m lvsm_jax.programs.render runs/quickstart/export photos/ out/ --path=spiral --inputs=8
-    python -m lvsm_jax.programs.render EXPORT data/re10k/test:6b658b1d8562dc85 out/ --frames=60
+    lvsm render EXPORT SCENE OUT
+    lvsm render runs/quickstart/export photos/ out/ --path=spiral --inputs=8
+    lvsm render EXPORT data/re10k/test:6b658b1d8562dc85 out/ --frames=60
 
-EXPORT is a directory that train.py or lvsm_jax.export wrote, of an EfficientLVSM.
+EXPORT is a directory that `lvsm train`, `convert` or `export` wrote, of an EfficientLVSM.
 
 SCENE is a folder with cameras.json, with nerfstudio's transforms.json or with a COLMAP model (text
 or binary, also in sparse/0; needs pip install 'lvsm_jax[colmap]'), one of these JSON files, or a
@@ -28,225 +28,49 @@ import argparse
 import hashlib
 import importlib.util
 import json
-import os
+import math
 import pathlib
-import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from etils import epath
-from jaxtyping import UInt8
-from PIL import Image
-from tqdm import tqdm
-
-from input_pipeline.clip_scene import open_scene
+from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import atomic_write, write_text
-from lvsm_jax.scenes import trajectories
-from lvsm_jax.scenes.photograph import Photograph, PosedCamera
-from lvsm_jax.scenes.readers import Scene, ScenePhotograph
+from lvsm_jax.programs.scene_options import INPUTS, add_scene_options, choose_inputs, picture_size
 
-PATHS = {
-    "interpolate": (trajectories.interpolate, ("closed",)),
-    "orbit": (trajectories.orbit, ("degrees", "distance")),
-    "spiral": (trajectories.spiral, ("turns", "radius", "distance")),
-    "dolly": (trajectories.dolly, ("travel",)),
-}
-_OPTIONS = sorted({option for _, options in PATHS.values() for option in options})
-INPUTS = 4  # where nobody says how many
-_FRAMES = 120
-_VIDEO = "video.mp4"
-_RECORD = "render.json"
-_ALL_FRAMES = "frame_*.png"
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lvsm_jax.scenes.photograph import Photograph, PosedCamera
 
 
-def choose_inputs(scene: Scene, wanted: str | None) -> list[ScenePhotograph]:
-    """Photographs of a scene to render from.
-
-    Args:
-        scene: to choose from.
-        wanted: a number of them, evenly spaced in their order from first to last (one: the middle),
-            or `all`, or names with commas between; None: 4, or all where there are fewer.
-
-    Raises:
-        ValueError: more than there are, none, or a name that there is not.
-    """
-    there = scene.photographs
-    if wanted is None:
-        wanted = str(min(INPUTS, len(there)))
-    if wanted == "all":
-        return list(there)
-    if not wanted.isdecimal():
-        names = wanted.split(",")
-        if len(set(names)) < len(names):
-            raise UserError(f"--inputs={wanted} names a photograph twice")
-        return [scene[name] for name in names]
-    count = int(wanted)
-    if not 1 <= count <= len(there):
-        raise UserError(f"--inputs={count}, but {scene.source} has {len(there)} photographs")
-    if count == 1:
-        return [there[len(there) // 2]]
-    return [there[round(i)] for i in np.linspace(0, len(there) - 1, count)]
-
-
-def make_path(
-    kind: str,
-    cameras: Sequence[PosedCamera],
-    frames: int | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> list[PosedCamera]:
-    """The cameras to render.
-
-    Args:
-        kind: a name of `PATHS`, or a file of cameras.
-        cameras: of the inputs.
-        frames: cameras of the path (120); a file has as many as it has.
-        options: of the function of that name.
-
-    Raises:
-        ValueError: an option that this path does not have, or a path that cannot be.
-    """
-    function, allowed = PATHS.get(kind, (None, ()))
-    if function is None and not os.path.isfile(kind):
-        raise UserError(f"--path={kind}: no such file, nor one of {', '.join(PATHS)}")
-    given = dict(options or {}) | ({} if function or frames is None else {"frames": frames})
-    if wrong := sorted(given.keys() - set(allowed)):
-        raise UserError(f"--{wrong[0]} does not go with --path={kind}")
-    if function is None:
-        return trajectories.read_camera_path(kind)
-    return function(cameras, _FRAMES if frames is None else frames, **given)
-
-
-def save_frames(
-    renders: Iterable[UInt8[np.ndarray, "h w 3"]], files: Sequence[pathlib.Path], total: int
-) -> None:
-    """Writes renders to PNG files one by one, and shows how far it is of so many in total."""
-    with tqdm(total=total, initial=total - len(files), unit="frame") as progress:
-        for file, pixels in zip(files, renders, strict=True):
-            with atomic_write(file) as local:
-                Image.fromarray(pixels).save(local, format="PNG")
-            progress.update()
-
-
-def write_video(folder: pathlib.Path, count: int, fps: float) -> pathlib.Path:
-    """Makes an H.264 MP4 that browsers play of the frames in a folder; odd sizes get a black edge.
-
-    Raises:
-        ModuleNotFoundError: imageio-ffmpeg is not installed.
-        OSError: ffmpeg failed; says how.
-    """
-    import imageio_ffmpeg
-
-    file = folder / _VIDEO
-    with atomic_write(file.absolute()) as local:
-        command = [
-            *(imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error"),
-            *("-framerate", str(fps), "-i", "frame_%05d.png", "-frames:v", str(count)),
-            *("-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix=bt709"),
-            *("-c:v", "libx264", "-crf", "16", "-pix_fmt", "yuv420p", "-colorspace", "bt709"),
-            *("-movflags", "+faststart", "-f", "mp4", local),
-        ]
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise OSError(f"ffmpeg could not write {file}: {done.stderr.strip()[-300:]}")
-    return file
-
-
-def check_folder(folder: pathlib.Path, record: Mapping[str, Any], overwrite: bool) -> None:
-    """Raises FileExistsError unless the frames of a record may be written to a folder.
-
-    They may if it is new or empty, has frames of that record, or frames that are to be overwritten.
-    """
-    file = folder / _RECORD
-    if not folder.exists():
-        return
-    if not folder.is_dir() or (not file.exists() and any(folder.iterdir())):
-        raise FileExistsError(f"{folder} holds something else, no {_RECORD}: choose another folder")
-    there = _read_record(file)
-    if any(folder.glob(_ALL_FRAMES)) and not overwrite and there != record:
-        other = sorted(key for key in record if there.get(key) != record[key])
-        raise FileExistsError(
-            f"{folder} has frames of another command (other {', '.join(other)}): choose another "
-            "folder, or --overwrite them"
-        )
-
-
-def take_folder(folder: pathlib.Path, record: Mapping[str, Any], overwrite: bool) -> None:
-    """Makes a folder that `check_folder` allowed ready; frames of the record stay there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if overwrite or _read_record(folder / _RECORD) != record:
-        for old in (*folder.glob(_ALL_FRAMES), folder / _VIDEO):
-            old.unlink(missing_ok=True)
-    write_text(folder / _RECORD, json.dumps(record, indent=1) + "\n")
-
-
-def _read_record(file: pathlib.Path) -> dict[str, Any]:
+@program
+def main(arguments: list[str]) -> None:
+    """Reads the command line, and renders."""
+    given = _parser().parse_args(arguments)
     try:
-        return trajectories.read_json(file)
-    except (ValueError, FileNotFoundError):
-        return {}
+        render(given)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        raise
 
 
-def _digest(*parts: Any) -> str:
-    """Tells contents apart: arrays, and what JSON can hold."""
-    result = hashlib.sha256()
-    for part in parts:
-        data = part.tobytes() if isinstance(part, np.ndarray) else json.dumps(part).encode()
-        result.update(f"{len(data)} ".encode() + data)
-    return result.hexdigest()[:16]
-
-
-def _export_digest(export: str) -> str:
-    """Changes when another export is put in its place."""
-    folder = epath.Path(export)
-    files = [folder / "config.json", *sorted((folder / "weights").glob("_*"))]  # with dates
-    return _digest(*(file.read_text() for file in files))
-
-
-def _record(
-    given: argparse.Namespace,
-    photographs: Sequence[Photograph],
-    cameras: Sequence[PosedCamera],
-    size: tuple[int, int],
-) -> dict[str, Any]:
-    """What the frames depend on. The speed of the video is none of it."""
-    return {
-        "export": _export_digest(given.export),
-        "scene": given.scene,
-        "inputs": {
-            photograph.name: _digest(photograph.pixels, trajectories.as_json([photograph.camera]))
-            for photograph in photographs
-        },
-        "path": given.path,
-        "frames": len(cameras),
-        "cameras": _digest(trajectories.as_json(cameras)),
-        "height": size[0],
-        "width": size[1],
-        "scale": given.scale,
-    }
-
-
-def run(given: argparse.Namespace) -> str:
-    """Renders as the command line asks, and returns what to tell at the end.
+def render(given: argparse.Namespace) -> None:
+    """Renders as the command line asks, and says what it wrote.
 
     Raises:
-        ValueError, OSError: what is wrong, before anything is rendered.
+        UserError, OSError: what is wrong, before anything is rendered.
     """
-    if not (given.fps > 0 and np.isfinite(given.fps)):
+    if not (given.fps > 0 and math.isfinite(given.fps)):
         raise UserError(f"--fps={given.fps}, expected a positive number")
     if given.video and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise UserError(
             "a video needs imageio-ffmpeg: pip install 'lvsm_jax[video]', or give --no-video"
         )
+    # What takes seconds to import comes after what takes none to refuse.
+    from input_pipeline.clip_scene import open_scene
+    from lvsm_jax.scenes.camera_paths import make_path
+
     scene = open_scene(given.scene, images=given.images)
     for note in scene.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -254,8 +78,10 @@ def run(given: argparse.Namespace) -> str:
     options = {name: getattr(given, name) for name in _OPTIONS if getattr(given, name) is not None}
     cameras = make_path(given.path, [chosen.camera for chosen in inputs], given.frames, options)
 
+    from lvsm_jax.rendering import frames
     from lvsm_jax.rendering.session import Session
-    from lvsm_jax.weights import exports  # imports JAX and Orbax, which takes seconds
+    from lvsm_jax.scenes.camera_json import write_camera_path
+    from lvsm_jax.weights import exports
 
     height, width = picture_size(given.size, exports.describe(given.export))
     photographs = [chosen.load() for chosen in inputs]
@@ -266,7 +92,7 @@ def run(given: argparse.Namespace) -> str:
         f"{', '.join(chosen.name for chosen in inputs)}\n"
         f"{len(cameras)} frames of {width}×{height} pixels along {given.path}"
     )
-    check_folder(folder, record, given.overwrite)
+    frames.check_folder(folder, record, given.overwrite)
     session = Session(
         exports.load(given.export),
         image_height=height,
@@ -276,111 +102,87 @@ def run(given: argparse.Namespace) -> str:
     )
     with session:
         session.add(photographs)
-        take_folder(folder, record, given.overwrite)
-        trajectories.write_camera_path(folder / "path.json", cameras)
+        frames.take_folder(folder, record, given.overwrite)
+        write_camera_path(folder / "path.json", cameras)
         files = {folder / f"frame_{i:05d}.png": camera for i, camera in enumerate(cameras)}
         missing = {file: camera for file, camera in files.items() if not file.exists()}
         renders = session.render_path(list(missing.values()), height=height, width=width)
-        save_frames(renders, list(missing), len(files))
-    if not given.video:
-        return f"wrote {len(cameras)} frames to {folder}"
-    return f"wrote {len(cameras)} frames and {write_video(folder, len(cameras), given.fps)}"
+        frames.save_frames(renders, list(missing), len(files))
+    wrote = f"wrote {len(cameras)} frames to {folder}"
+    if given.video:
+        wrote += f", and {frames.write_video(folder, len(cameras), given.fps)}"
+    print(f"{wrote}\nWalk through the scene: lvsm view {given.export} {given.scene}")
 
 
-def picture_size(given: str | None, description: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of inputs and renders.
+def _record(
+    given: argparse.Namespace,
+    photographs: "Sequence[Photograph]",
+    cameras: "Sequence[PosedCamera]",
+    size: tuple[int, int],
+) -> dict[str, Any]:
+    """What the frames depend on. The speed of the video is none of it."""
+    from etils import epath
 
-    Args:
-        given: `--size`, that is `HEIGHT` of a square or `WIDTHxHEIGHT`; by default as in training.
-        description: of the export, see `checkpoint.describe`.
+    from lvsm_jax.scenes.camera_json import as_json
 
-    Raises:
-        ValueError: a size that is none, or none given where training says none.
-    """
-    if given is None:
-        data = (description.get("config") or {}).get("data", {})
-        if not data.get("square_crop", True):
-            raise UserError("the model was trained on pictures of full width: give --size=WxH")
-        height = data.get("image_height", 256)
-        return height, height
-    width, cross, height = given.lower().partition("x")
-    if not width.isdecimal() or not (height.isdecimal() if cross else True):
-        raise UserError(f"--size={given}, expected HEIGHT or WIDTHxHEIGHT in pixels")
-    return int(height or width), int(width)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line, and renders."""
-    given = _parser().parse_args(arguments)
-    try:
-        print(run(given))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on")
+    export = epath.Path(given.export)
+    of_export = [export / "config.json", *sorted((export / "weights").glob("_*"))]  # with dates
+    return {
+        "export": _digest(*(file.read_text() for file in of_export)),
+        "scene": given.scene,
+        "inputs": {
+            photograph.name: _digest(photograph.pixels, as_json([photograph.camera]))
+            for photograph in photographs
+        },
+        "path": given.path,
+        "frames": len(cameras),
+        "cameras": _digest(as_json(cameras)),
+        "height": size[0],
+        "width": size[1],
+        "scale": given.scale,
+    }
 
 
-def add_scene_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what programs that render a scene ask about it alike."""
-    parser.add_argument(
-        "--images", metavar="FOLDER", help="where the images are, if not where the cameras are"
-    )
-    parser.add_argument(
-        "--size",
-        metavar="H|WxH",
-        help="pixels of inputs and renders, multiples of the patch (as the model was trained)",
-    )
-    parser.add_argument(
-        "--scale",
-        type=float,
-        help="units of the model a unit of the poses, useful with one input (fitted to the inputs)",
-    )
+def _digest(*parts: "np.ndarray | Any") -> str:
+    """Tells contents apart: arrays, and what JSON can hold."""
+    result = hashlib.sha256()
+    for part in parts:
+        data = part.tobytes() if hasattr(part, "tobytes") else json.dumps(part).encode()
+        result.update(f"{len(data)} ".encode() + data)
+    return result.hexdigest()[:16]
+
+
+# The options of paths, see `lvsm_jax.scenes.camera_paths`.
+_OPTIONS = {
+    "closed": "interpolate: back to the first input",
+    "degrees": "orbit: how far, positive to the right (360)",
+    "turns": "spiral: number of circles (2)",
+    "radius": "spiral: of the circles (¼ of the inputs' distance from mean)",
+    "distance": "orbit, spiral: from the middle input to what it looks at",
+    "travel": "dolly: how far (twice the inputs' distance from their mean)",
+}
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lvsm_jax.programs.render",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("export", metavar="EXPORT", help="directory of an export")
-    parser.add_argument("scene", metavar="SCENE", help="photographs with their cameras")
-    parser.add_argument("out", metavar="OUT", help="folder to write to")
+    parser = argument_parser("render", __doc__)
+    parser.add_argument("export", type=path, metavar="EXPORT", help="directory of an export")
+    parser.add_argument("scene", type=path, metavar="SCENE", help="photographs with their cameras")
+    parser.add_argument("out", type=path, metavar="OUT", help="folder to write to")
     parser.add_argument(
         "--inputs",
         metavar="N|NAMES",
         help=f"so many photographs, evenly spaced ({INPUTS}), or all, or names with commas between",
     )
-    parser.add_argument(
-        "--path", default="interpolate", help=f"{', '.join(PATHS)}, or a file (interpolate)"
-    )
-    parser.add_argument("--frames", type=int, help=f"number of frames ({_FRAMES})")
+    parser.add_argument("--path", default="interpolate", help="see above (interpolate)")
+    parser.add_argument("--frames", type=int, help="number of frames (120)")
     parser.add_argument("--fps", type=float, default=30.0, help="frames a second of the video (30)")
     add_scene_options(parser)
     of_paths = parser.add_argument_group("options of paths")
-    of_paths.add_argument(
-        "--closed", action="store_true", default=None, help="interpolate: back to the first input"
-    )
-    of_paths.add_argument(
-        "--degrees", type=float, help="orbit: how far, positive to the right (360)"
-    )
-    of_paths.add_argument("--turns", type=float, help="spiral: number of circles (2)")
-    of_paths.add_argument(
-        "--radius", type=float, help="spiral: of the circles (¼ of the inputs' distance from mean)"
-    )
-    of_paths.add_argument(
-        "--distance", type=float, help="orbit, spiral: from the middle input to what it looks at"
-    )
-    of_paths.add_argument(
-        "--travel", type=float, help="dolly: how far (twice the inputs' distance from their mean)"
-    )
+    for name, text in _OPTIONS.items():
+        kind = {"action": "store_true", "default": None} if name == "closed" else {"type": float}
+        of_paths.add_argument(f"--{name}", help=text, **kind)
     parser.add_argument("--no-video", dest="video", action="store_false", help="write frames alone")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the frames of another command in OUT"
     )
     return parser
-
-
-if __name__ == "__main__":
-    main()

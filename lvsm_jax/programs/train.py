@@ -14,14 +14,20 @@ several hosts each runs this command (docs/pods.md). The working directory holds
     export/       the weights at the end, for lvsm_jax.load and lvsm eval
 """
 
-from lvsm_jax.common.command_line import argument_parser, parse_with_config, path, program
+from lvsm_jax.common.command_line import (
+    add_config_option,
+    argument_parser,
+    parse_with_config,
+    path,
+    program,
+)
 
 
 @program
 def main(arguments: list[str]) -> None:
     """Reads the command line, and trains."""
     parser = argument_parser("train", __doc__)
-    parser.add_argument("--config", metavar="FILE", required=True, help="config file, see configs/")
+    add_config_option(parser)
     parser.add_argument(
         "--workdir", type=path, required=True, help="directory of the run; made, or gone on with"
     )

@@ -18,11 +18,14 @@ from lvsm_jax.common.errors import UserError
 
 MAX_PIXELS = 64_000_000
 
+# What Pillow raises for damaged files: OSError for most, the others from parsing headers.
+PICTURE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
 # Largest difference of RᵀR from the identity: that of a matrix written with three decimals.
 ROTATION_TOLERANCE = 2e-3
 
 _MULTIPLE = 8  # of resized sides, fixed by the published protocol, whatever the model's patch
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
 _COLOUR_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 _ALPHA_MODES = ("LA", "PA", "RGBA")
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright, and 0 what some cameras write for it
@@ -36,13 +39,12 @@ class PosedCamera:
 
     Attributes:
         c2w: `[4, 4]` float64 camera-to-world matrix; `[3, 4]` is completed.
-        fxfycxcy: `[4]` float64 focal lengths and principal point, in pixels of a picture of
-            `width` × `height`.
+        fxfycxcy: `[4]` float64 focal lengths and principal point, in pixels of the picture.
         width: of the picture in pixels.
         height: of the picture in pixels.
 
     Raises:
-        ValueError: a value that is not finite, a rotation that is none (RᵀR differs from the
+        UserError: a value that is not finite, a rotation that is none (RᵀR differs from the
             identity by more than `ROTATION_TOLERANCE`, or R mirrors), a focal length or size that
             is not positive.
     """
@@ -88,7 +90,7 @@ class Photograph:
         name: by which a session knows it.
 
     Raises:
-        ValueError: pixels of another type, or of another size than the camera's.
+        UserError: pixels of another type, or of another size than the camera's.
     """
 
     pixels: Any  # as above
@@ -132,17 +134,12 @@ class Photograph:
         What would have to be guessed is refused: pictures that EXIF says to turn (do the intrinsics
         belong to the turned one?), and transparent ones (on which background?).
 
-        Args:
-            path: of the file.
-            camera: whose width and height must be the picture's.
-            name: see the class.
-            max_pixels: larger pictures are refused before they are decoded.
-
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is no picture, damaged, too large, or refused; names the file.
+            UserError: it is no picture, damaged, refused, or of more than `max_pixels`, which are
+                not decoded; names the file.
         """
-        with open(path, "rb") as file:
+        with open(os.path.expanduser(path), "rb") as file:
             return cls._decode(file, os.fspath(path), camera, name, max_pixels)
 
     @classmethod
@@ -162,21 +159,17 @@ class Photograph:
         max_pixels: int,
     ) -> "Photograph":
         try:
-            image = Image.open(file, formats=_FORMATS)
+            image = Image.open(file, formats=FORMATS)
             _check_picture(image, max_pixels)
             image.load()
             if image.mode in _ALPHA_MODES or "transparency" in image.info:
                 image = _opaque(image)
             pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-        except Image.UnidentifiedImageError:
-            raise UserError(f"{where}: not a picture ({', '.join(_FORMATS)})") from None
-        # What Pillow raises for damaged files: OSError for most, others from parsing headers.
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{where}: {error}") from error
-        try:
             return cls(pixels, camera, name)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+        except Image.UnidentifiedImageError:
+            raise UserError(f"{where}: not a picture ({', '.join(FORMATS)})") from None
+        except PICTURE_ERRORS as error:
+            raise UserError(f"{where}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +254,7 @@ def resized_side(side: int, other: int, other_resized: int) -> int:
 
 
 def _check_picture(image: Image.Image, max_pixels: int) -> None:
-    """Raises ValueError for a picture that is not to be decoded."""
+    """Raises UserError for a picture that is not to be decoded."""
     width, height = image.size
     if width * height > max_pixels:
         raise UserError(f"{width}×{height} pixels are more than {max_pixels}")

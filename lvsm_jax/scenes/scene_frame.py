@@ -21,12 +21,7 @@ _TINY = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class SceneFrame:
-    """A rigid change of coordinates followed by a scaling of positions.
-
-    Attributes:
-        world_to_scene: `[4, 4]` rigid transform, before scaling.
-        scale: factor on camera positions, in scene units a world unit.
-    """
+    """A rigid change of coordinates, then a scaling of positions (scene units a world unit)."""
 
     world_to_scene: Float64[np.ndarray, "4 4"]
     scale: float
@@ -40,8 +35,9 @@ class SceneFrame:
     ) -> "SceneFrame":
         """The frame of these cameras.
 
-        Which cameras to pass is the caller's choice: all views of a sample, targets included, for
-        the published protocol; the input views alone where targets come later.
+        Pass all views of a sample, targets included, for the published protocol; the input views
+        alone where targets come later. Where the mean viewing direction vanishes, or is parallel to
+        the mean y axis (cameras that face opposite ways), the frame takes the axes of the first.
 
         Args:
             c2w: OpenCV camera-to-world matrices of at least one camera.
@@ -49,11 +45,8 @@ class SceneFrame:
             scale: fixes the scale instead. Cameras that all stand in one place (a single input
                 view among them) define no length, and their scale is 1 unless given here.
 
-        Where the mean viewing direction vanishes, or is parallel to the mean y axis (cameras that
-        face opposite ways), the frame takes the axes of the first camera.
-
         Raises:
-            ValueError: there is no camera, or a matrix is not finite.
+            UserError: there is no camera, or a matrix is not finite.
         """
         c2w = np.asarray(c2w, np.float64)
         if len(c2w) == 0:

@@ -1,17 +1,13 @@
-"""Camera paths: through photographs, around them, or from a file. NumPy and SciPy only.
+"""Camera paths through photographs or around them. NumPy and SciPy only.
 
-A path is a list of `PosedCamera` in the world frame and the unit of the cameras it is made from.
-Its pictures have the size of the first of these, to which the others are cropped, and also its
-intrinsics unless they are interpolated.
+A path has `frames` cameras in the world frame and the unit of the cameras it is made from (one or
+more). Its pictures have the size of the first of these, to which the others are cropped, and also
+its intrinsics unless they are interpolated. The middle camera is the nearest to the mean position.
 """
 
 import dataclasses
-import json
 import math
-import os
-import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float64
@@ -19,14 +15,12 @@ from scipy.interpolate import CubicSpline, PchipInterpolator
 from scipy.spatial.transform import Rotation, RotationSpline
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import write_text
 from lvsm_jax.scenes.photograph import PosedCamera
 
 # Below this mean sin² of the angle to their common direction (1.5°) the viewing axes are parallel,
 # and where they meet is noise.
 _PARALLEL = math.sin(math.radians(1.5)) ** 2
 _SHORTEST = 1e-2  # of the mean time between inputs: two in one place do not stop the path
-_MAX_FILE = 256 * 2**20  # bytes
 
 
 def interpolate(
@@ -37,13 +31,8 @@ def interpolate(
     Positions follow a cubic spline and rotations its counterpart on the sphere, both without jumps
     in velocity or acceleration; focal lengths and principal points change without overshooting.
 
-    Args:
-        cameras: two or more; the path starts at the first and, unless closed, ends at the last.
-        frames: cameras of the path.
-        closed: whether the path goes on to the first camera, ready to be repeated.
-
-    Raises:
-        ValueError: fewer than two cameras, or no frames.
+    The path starts at the first camera and ends at the last or, if closed, goes on to the first,
+    ready to be repeated. UserError for fewer than two cameras.
     """
     cameras, frames = _alike(cameras, 2), _positive("frames", frames)
     c2w, fxfycxcy = _poses(cameras), np.stack([camera.fxfycxcy for camera in cameras])
@@ -83,7 +72,7 @@ def orbit(
             cameras' viewing axes meet.
 
     Raises:
-        ValueError: the axes do not meet in front of the cameras and no distance is given, or the
+        UserError: the axes do not meet in front of the cameras and no distance is given, or the
             cameras look straight down at the point.
     """
     cameras, frames = _alike(cameras, 1), _positive("frames", frames)
@@ -134,7 +123,7 @@ def spiral(
             viewing axes meet, and where they do not it keeps its direction.
 
     Raises:
-        ValueError: all cameras stand in one place and no radius is given.
+        UserError: all cameras stand in one place and no radius is given.
     """
     cameras, frames = _alike(cameras, 1), _positive("frames", frames)
     c2w = _poses(cameras)
@@ -156,14 +145,8 @@ def dolly(
 ) -> list[PosedCamera]:
     """Straight ahead along the middle camera's viewing axis, from behind it to before it.
 
-    Args:
-        cameras: one or more.
-        frames: cameras of the path.
-        travel: length of the way, negative to go backwards; by default twice as far as the cameras
-            stand from their mean at most.
-
-    Raises:
-        ValueError: all cameras stand in one place and no travel is given.
+    The way is `travel` long, negative to go backwards; by default twice as long as the cameras
+    stand from their mean at most. UserError if that is 0.
     """
     cameras, frames = _alike(cameras, 1), _positive("frames", frames)
     c2w = _poses(cameras)
@@ -172,153 +155,6 @@ def dolly(
     result = np.tile(middle, (frames, 1, 1))
     result[:, :3, 3] += np.linspace(-travel / 2, travel / 2, frames)[:, None] * middle[:3, 2]
     return _path(result, None, cameras[0])
-
-
-def read_camera_path(file: str | os.PathLike) -> list[PosedCamera]:
-    """The cameras of a file `{"frames": [{"w", "h", "fxfycxcy", "c2w" or "w2c"}, ...]}`.
-
-    Axes are OpenCV's, intrinsics in pixels of a picture of w × h; other fields are allowed, so that
-    a `cameras.json` is a path too.
-
-    Raises:
-        OSError: no such file.
-        ValueError: not such a file; names the frame and the field.
-    """
-    content = read_json(file)
-    if "camera_path" in content:
-        raise UserError(
-            f"{os.fspath(file)}: a camera path of nerfstudio's viewer, whose world is moved and "
-            "scaled from that of the photographs; write its cameras as "
-            '{"frames": [{"w", "h", "fxfycxcy", "c2w"}]} in the photographs\' world'
-        )
-    frames = frames_of(content, file)
-    return [camera_of(frame, f"{os.fspath(file)}: frames[{i}]") for i, frame in enumerate(frames)]
-
-
-def write_camera_path(file: str | os.PathLike, cameras: Sequence[PosedCamera]) -> None:
-    """Writes what `read_camera_path` reads, the same numbers to the last bit."""
-    write_text(file, json.dumps(as_json(cameras), indent=1) + "\n")
-
-
-def as_json(cameras: Sequence[PosedCamera]) -> dict[str, Any]:
-    """What `write_camera_path` writes."""
-    frames = [
-        {
-            "w": camera.width,
-            "h": camera.height,
-            "fxfycxcy": camera.fxfycxcy.tolist(),
-            "c2w": camera.c2w.tolist(),
-        }
-        for camera in cameras
-    ]
-    return {"convention": "OpenCV axes: x right, y down, z forward", "frames": frames}
-
-
-def read_json(file: str | os.PathLike) -> dict[str, Any]:
-    """A JSON object from a file that may hold anything.
-
-    Raises:
-        OSError: no such file.
-        ValueError: not a JSON object, or far too large.
-    """
-    path, name = pathlib.Path(file), os.fspath(file)
-    if path.stat().st_size > _MAX_FILE:
-        raise UserError(f"{name}: more than {_MAX_FILE >> 20} MiB, no file of cameras")
-    return parse_json(path.read_bytes(), name)
-
-
-def parse_json(data: bytes, name: str) -> dict[str, Any]:
-    """The same from bytes; ValueError if they are not a JSON object, with this name for them."""
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:  # ValueError: also of UTF-8
-        raise UserError(f"{name} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{name}: a {type(content).__name__}, expected an object")
-    return content
-
-
-def frames_of(content: Mapping[str, Any], file: str | os.PathLike) -> list[dict[str, Any]]:
-    """The list of objects `frames` of a file's content, not empty; ValueError otherwise."""
-    frames = content.get("frames")
-    if not isinstance(frames, list) or not frames:
-        raise UserError(f"{os.fspath(file)}: 'frames' must be a list of one object a camera")
-    for i, frame in enumerate(frames):
-        if not isinstance(frame, dict):
-            raise UserError(
-                f"{os.fspath(file)}: frames[{i}] is a {type(frame).__name__}, expected an object"
-            )
-    return frames
-
-
-def camera_of(frame: Mapping[str, Any], where: str) -> PosedCamera:
-    """The camera of an object with `w`, `h`, `fxfycxcy` and either `c2w` or `w2c`.
-
-    Args:
-        frame: read from JSON, not to be trusted.
-        where: file and place, for error messages.
-
-    Raises:
-        ValueError: names the field.
-    """
-    given = [field for field in ("c2w", "w2c") if field in frame]
-    if len(given) != 1:
-        raise UserError(f"{where}: {' and '.join(given) or 'no'} pose, expected 'c2w' or 'w2c'")
-    make = PosedCamera if given == ["c2w"] else PosedCamera.from_w2c
-    size = [whole_number(frame, field, where) for field in ("w", "h")]
-    intrinsics = numbers(frame, "fxfycxcy", (4,), where)
-    try:
-        return make(numbers(frame, given[0], (4, 4), where), intrinsics, *size)
-    except (ValueError, np.linalg.LinAlgError) as error:
-        raise UserError(f"{where}: {error}") from None
-
-
-def numbers(
-    values: Mapping[str, Any], field: str, shape: tuple[int, ...], where: str
-) -> np.ndarray:
-    """A field of nested lists of finite numbers; `[4, 4]` may also be `[3, 4]`.
-
-    Raises:
-        ValueError: the field is missing or something else.
-    """
-    value = values.get(field)
-    shapes = [shape, (3, 4)] if shape == (4, 4) else [shape]
-    if any(_has_shape(value, allowed) for allowed in shapes):
-        return np.array(value, np.float64)
-    kinds = " or ".join(str(list(allowed)) for allowed in shapes)
-    what = f"finite numbers of shape {kinds}" if shape else "a finite number"
-    found = "is missing" if field not in values else f"is {_shortened(value)}"
-    raise UserError(f"{where}: {field!r} {found}, expected {what}")
-
-
-def whole_number(values: Mapping[str, Any], field: str, where: str) -> int:
-    """A positive whole number, as 640 or 640.0; ValueError otherwise."""
-    value = float(numbers(values, field, (), where))
-    if not 1 <= value < 2**31 or value != int(value):
-        raise UserError(f"{where}: {field!r} is {value:g}, expected a positive whole number")
-    return int(value)
-
-
-def _has_shape(value: Any, shape: tuple[int, ...]) -> bool:
-    if shape:
-        return (
-            isinstance(value, list)
-            and len(value) == shape[0]
-            and all(_has_shape(part, shape[1:]) for part in value)
-        )
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number of hundreds of digits
-        return False
-
-
-def _shortened(value: Any) -> str:
-    if isinstance(value, list | dict):
-        return f"a {type(value).__name__} of {len(value)}"
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _positive(name: str, value: int) -> int:
@@ -394,12 +230,8 @@ def meeting_point(
 ) -> Float64[np.ndarray, "3"] | None:
     """The point that the cameras look at, or None where their axes do not meet before them.
 
-    Args:
-        c2w: one or more.
-        distance: of the point from the middle camera, if that is known.
-
-    Raises:
-        ValueError: a distance that is not positive.
+    Where its `distance` from the middle camera is known, it is on that camera's axis. UserError
+    for a distance that is not positive.
     """
     if distance is not None:
         if not (math.isfinite(distance) and distance > 0):

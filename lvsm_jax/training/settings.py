@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 
 import ml_collections
 from absl import logging
@@ -51,7 +50,7 @@ class Settings:
             data=data,
             evaluation=section(config, "eval", EvalConfig),
             training=TrainingConfig.of(config),
-            init_from=os.path.expanduser(config.init_from),
+            init_from=config.init_from,
         )
 
 

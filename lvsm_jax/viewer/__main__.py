@@ -33,7 +33,12 @@ from tqdm import tqdm
 
 from input_pipeline.clip_scene import open_scene
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.programs.render import INPUTS, add_scene_options, choose_inputs, picture_size
+from lvsm_jax.programs.scene_options import (
+    INPUTS,
+    add_scene_options,
+    choose_inputs,
+    picture_size,
+)
 from lvsm_jax.scenes.readers import Scene, ScenePhotograph
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ import zlib
 from collections.abc import Iterator
 
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.scenes.camera_json import camera_of, frames_of, parse_json
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera
 from lvsm_jax.scenes.readers import ScenePhotograph
-from lvsm_jax.scenes.trajectories import camera_of, frames_of, parse_json
 
 _MAX_POSES_BYTES = 4 * 2**20
 _MAX_POSES = 10_000  # of one visitor

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.programs.render import PATHS, make_path
+from lvsm_jax.scenes.camera_paths import PATHS, make_path
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.viewer import geometry
 from lvsm_jax.viewer.beside import Beside, code

@@ -17,7 +17,7 @@ from etils import epath
 from jaxtyping import Shaped
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import atomic_write
+from lvsm_jax.common.files import atomic_write, check_new_file, expand
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.models.architectures import CONFIGS, abstract_model, architecture_of
 from lvsm_jax.models.base import ViewSynthesisModel, check_options
@@ -147,7 +147,7 @@ def import_weights(
         OSError: no such file.
         ValueError: see `read_checkpoint` and `from_state_dict`.
     """
-    checkpoint, output = epath.Path(checkpoint), epath.Path(output)
+    checkpoint, output = expand(checkpoint), expand(output)
     if output.suffix in _WEIGHT_FILES:
         raise UserError(
             f"{output}: a file of weights becomes an export, a directory; an export becomes a "
@@ -179,15 +179,10 @@ def export_weights(
         FileNotFoundError: no export.
         ValueError: an output of another name, or a model that no published program has.
     """
-    output = epath.Path(output)
+    output = expand(output)
     if not output.name.endswith(".safetensors"):
         raise UserError(f"{output}: an export becomes a file whose name ends in .safetensors")
-    if output.exists() and not overwrite:
-        raise FileExistsError(
-            f"{output} exists; choose another path, or ask to overwrite it (--overwrite)"
-        )
-    if output.is_dir():
-        raise FileExistsError(f"{output} exists and is a directory")
+    check_new_file(output, overwrite)
     model = load(export)
     arrays = to_state_dict(model)
     metadata = {"format": "pt", "architecture": architecture_of(model.config)}

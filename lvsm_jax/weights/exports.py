@@ -1,27 +1,44 @@
 """Exports: the weights of a model in a directory, with what they are of.
 
-An export has `config.json` (architecture, sizes, and what it was trained on) and `weights/`, an
-Orbax checkpoint with one array for each name of `common.tree.named_leaves`.
+An export has `config.json` (architecture, sizes, what it was trained on, and a checksum of each
+array) and `weights/`, an Orbax checkpoint with one array for each name of
+`common.tree.named_leaves`.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import uuid
-from collections.abc import Mapping
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from absl import logging
 from etils import epath
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, Shaped, UInt32
 from orbax.checkpoint import v1 as ocp
 
+from lvsm_jax import __version__
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.files import expand
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.models.architectures import abstract_model, architecture_of, config_class
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, check_options
 from lvsm_jax.parallel import processes
+
+FORMAT = 1  # raise it when older versions could not read what `save` writes
+
+# Fields of config.json by which `load` verifies; exports from before format 1 have none of them.
+_VERIFIED_BY = ("format", "arrays", "files", "checksum")
+
+
+class DamagedExportError(UserError):
+    """An export that is not what was saved."""
 
 
 def save(
@@ -32,6 +49,8 @@ def save(
     overwrite: bool = False,
 ) -> None:
     """Writes an export that `load` reads; under `path` it is complete or not there at all.
+
+    All of several processes call it.
 
     Args:
         model: the weights.
@@ -51,15 +70,65 @@ def save(
             check_free(path, overwrite)
             temporary.mkdir(parents=True)
     try:
-        ocp.save(temporary / "weights", named_leaves(model))
+        leaves = named_leaves(model)
+        arrays = {name: fingerprint(processes.gather(leaf)) for name, leaf in leaves.items()}
+        ocp.save(temporary / "weights", leaves)
         with processes.error_of_any():
             if main:
-                _describe(model, temporary, about or {})
+                description = {
+                    "format": FORMAT,
+                    "version": __version__,
+                    "architecture": architecture_of(model.config),
+                    "model": dataclasses.asdict(model.config),
+                    **(about or {}),
+                    "arrays": arrays,
+                    "files": {
+                        file.relative_to(temporary).as_posix(): _fingerprint_file(file)
+                        for file in _files(temporary / "weights")
+                    },
+                }
+                description["checksum"] = _checksum(description)
+                (temporary / "config.json").write_text(json.dumps(description, indent=2) + "\n")
                 _replace(path, temporary)
     except BaseException:
         if main and temporary.exists():
             temporary.rmtree()
         raise
+
+
+def fingerprint(array: Shaped[np.ndarray, "..."]) -> str:
+    """Type, shape, and a CRC of the bytes in row-major order, such as `float32[2,16] 0f3e9a71`."""
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    shape = ",".join(map(str, array.shape))
+    return f"{array.dtype}[{shape}] {zlib.crc32(data):08x}"
+
+
+_LARGE_FILE = 2**20  # bytes
+
+
+def _fingerprint_file(file: epath.Path) -> str:
+    """Size and CRC; of large files the size alone.
+
+    Large ones hold arrays, which have their own CRCs. Small ones say where these are, and Orbax
+    would print tracebacks of damage there.
+    """
+    if not file.exists():
+        return "missing"
+    size = file.stat().length
+    if size > _LARGE_FILE:
+        return f"{size} bytes"
+    return f"{size} bytes {zlib.crc32(file.read_bytes()):08x}"
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for part in sorted(folder.iterdir()):
+        yield from _files(part) if part.is_dir() else [part]
+
+
+def _checksum(description: Mapping[str, Any]) -> str:
+    """Of all that config.json says, apart from layout and order."""
+    said = {name: value for name, value in description.items() if name != "checksum"}
+    return f"{zlib.crc32(json.dumps(said, sort_keys=True).encode()):08x}"
 
 
 def check_free(path: epath.PathLike, overwrite: bool) -> None:
@@ -75,15 +144,6 @@ def check_free(path: epath.PathLike, overwrite: bool) -> None:
         raise FileExistsError(f"{path} exists and is no export: it is not overwritten")
 
 
-def _describe(model: ViewSynthesisModel, directory: epath.Path, about: Mapping[str, Any]) -> None:
-    description = {
-        "architecture": architecture_of(model.config),
-        "model": dataclasses.asdict(model.config),
-        **about,
-    }
-    (directory / "config.json").write_text(json.dumps(description, indent=2) + "\n")
-
-
 def _replace(path: epath.Path, temporary: epath.Path) -> None:
     if not path.exists():
         temporary.rename(path)
@@ -94,24 +154,36 @@ def _replace(path: epath.Path, temporary: epath.Path) -> None:
     old.rmtree()
 
 
-def describe(path: epath.PathLike) -> dict[str, Any]:
+def describe(path: epath.PathLike, *, verify: bool = True) -> dict[str, Any]:
     """The `config.json` of an export.
 
     Raises:
         FileNotFoundError: no export there.
-        ValueError: a `config.json` of something else.
+        UserError: a `config.json` of something else, of a later format, or damaged.
     """
-    path = epath.Path(path)
+    path = expand(path)
     for part in ("config.json", "weights"):
         if not (path / part).exists():
             hint = f"; there is one at {path / 'export'}" if (path / "export").exists() else ""
             raise FileNotFoundError(f"{path} is no export: {path / part} is missing{hint}")
+    file = path / "config.json"
     try:
-        description = json.loads((path / "config.json").read_text())
+        description = json.loads(file.read_text())
     except ValueError as error:
-        raise UserError(f"{path / 'config.json'}: {error}") from error
+        raise UserError(f"{file}: {error}") from error
     if not isinstance(description, dict) or not {"architecture", "model"} <= description.keys():
-        raise UserError(f"{path / 'config.json'} does not say which architecture and model it is")
+        raise UserError(f"{file} does not say which architecture and model it is")
+    found = description.get("format", FORMAT)
+    if found != FORMAT:
+        raise UserError(
+            f"{path} is an export of format {found}, written by version "
+            f"{description.get('version')}; version {__version__} reads format {FORMAT}"
+        )
+    if verify and not _is_intact(description):
+        raise DamagedExportError(
+            f"{file} is not what was saved: damaged, or changed by hand; lvsm_jax.load(..., "
+            "verify=False) loads it nonetheless"
+        )
     return description
 
 
@@ -120,10 +192,15 @@ def model_config(path: epath.PathLike, **options: Any) -> ModelConfig:
 
     Raises:
         FileNotFoundError: no export there.
-        ValueError: an architecture or a field that this version does not know, or an option that
+        UserError: an architecture or a field that this version does not know, or an option that
             the weights depend on.
     """
-    description = describe(path)
+    return _model_config(path, describe(path), options)
+
+
+def _model_config(
+    path: epath.PathLike, description: Mapping[str, Any], options: Mapping[str, Any]
+) -> ModelConfig:
     try:
         cls = config_class(description["architecture"])
         config = cls(**description["model"])
@@ -133,36 +210,110 @@ def model_config(path: epath.PathLike, **options: Any) -> ModelConfig:
     return dataclasses.replace(config, **options)
 
 
-def load(path: epath.PathLike, **options: Any) -> ViewSynthesisModel:
+def load(path: epath.PathLike, *, verify: bool = True, **options: Any) -> ViewSynthesisModel:
     """The model of an export.
 
     Args:
         path: directory that `save` wrote.
+        verify: compare all that is read with its checksums, which exports from before format 1
+            do not have.
         **options: fields of the model's configuration to change, of those that say how to
             compute: `dtype`, `attention`, `remat`, `targets_at_once`, `cache_dtype`.
 
     Raises:
         FileNotFoundError: no export there.
-        ValueError: an architecture that this version does not know, or weights that do not fit.
+        UserError: an architecture or format that this version does not know, weights that do not
+            fit, or damage; names the export and the array.
     """
-    template = abstract_model(model_config(path, **options))
+    path = absolute(path)
+    description = describe(path, verify=verify)
+    template = abstract_model(_model_config(path, description, options))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), template
-    )
-    return from_named(template, read_arrays(absolute(path) / "weights", named_leaves(abstract)))
+    abstract = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+        for name, leaf in named_leaves(template).items()
+    }
+    verified = verify and "checksum" in description
+    if verified:
+        found = {name: _fingerprint_file(path / name) for name in description["files"]}
+        _check_same(path, "file", found, description["files"])
+    leaves = _read_export(path, abstract)
+    if verified:
+        found = {name: fingerprint(np.asarray(leaf)) for name, leaf in leaves.items()}
+        _check_same(path, "array", found, description["arrays"])
+    return from_named(template, leaves)
 
 
-def read_arrays(path: epath.Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of a directory that Orbax wrote, without waiting for other processes.
+def _read_export(path: epath.Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays one after the other, which takes no longer, and tells which cannot be read."""
+    weights, leaves = path / "weights", {}
+    context = _alone()
+    context.pytree.loading.partial_load = True
+    with context, _quiet():
+        try:
+            stored = ocp.metadata(weights).metadata
+            shapes = {name: str(array.shape) for name, array in stored.items()}
+        except Exception as error:  # of any type, where Orbax meets a damaged file
+            message = f"{path} is damaged: what is in {weights} cannot be read"
+            raise DamagedExportError(message) from error
+        expected = {name: str(array.shape) for name, array in abstract.items()}
+        _check_same(path, "array", shapes, expected)
+        for name, array in abstract.items():
+            try:
+                leaves |= ocp.load(weights, {name: array})
+            except (MemoryError, jax.errors.JaxRuntimeError):
+                raise
+            except Exception as error:
+                message = f"{path} is damaged: array {name} cannot be read"
+                raise DamagedExportError(message) from error
+    return leaves
 
-    Orbax would have all wait for each other at the end, for ever if one fails before.
-    """
+
+def _is_intact(description: Mapping[str, Any]) -> bool:
+    there = [name in description for name in _VERIFIED_BY]
+    if not any(there):
+        return True  # from before format 1
+    return all(there) and description["checksum"] == _checksum(description)
+
+
+def _check_same(
+    path: epath.Path, part: str, found: Mapping[str, str], expected: Mapping[str, str]
+) -> None:
+    """Raises DamagedExportError, naming the first part that is not as expected."""
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            here, there = found.get(name, "missing"), expected.get(name, "none of that name")
+            raise DamagedExportError(
+                f"{path} is damaged: {part} {name} is {here}, expected {there}; copy or export it "
+                "again"
+            )
+
+
+def _alone() -> ocp.Context:
+    """Orbax works without waiting for other processes: for ever, if one failed before."""
     me = ocp.multihost.process_index()
     context = ocp.Context()
     context.multiprocessing.primary_host = me
     context.multiprocessing.active_processes = {me}
-    with context:
+    return context
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing but an exception tells of a damaged file."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def read_arrays(path: epath.Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of a directory that Orbax wrote, read by this process alone."""
+    with _alone():
         return ocp.load(path, dict(abstract))
 
 
@@ -182,5 +333,5 @@ def checksums(leaves: Mapping[str, Array]) -> UInt32[Array, " n"]:
 
 def absolute(path: epath.PathLike) -> epath.Path:
     """Orbax takes no relative paths."""
-    path = epath.Path(path)
+    path = expand(path)
     return path if "://" in os.fspath(path) else path.resolve()

@@ -11,6 +11,7 @@ from etils import epath
 from jaxtyping import Shaped
 
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.files import expand
 from lvsm_jax.weights import torch_file
 
 StateDict = Mapping[str, Shaped[np.ndarray, "..."]]
@@ -37,7 +38,8 @@ def read_checkpoint(path: epath.PathLike) -> Checkpoint:
         OSError: no such file.
         ValueError: another kind of file, a damaged one, or one without a state dict.
     """
-    with epath.Path(path).open("rb") as file:
+    path = expand(path)
+    with path.open("rb") as file:
         start = file.read(9)
     if start.startswith((b"PK", b"\x80\x02")):  # a zip; or a file from before torch 1.6, refused
         return _from_torch(path, torch_file.load(path))

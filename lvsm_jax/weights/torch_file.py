@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.files import expand
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before version 1.6
 
@@ -153,7 +154,7 @@ def load(path: epath.PathLike, *, verify: bool = False) -> Any:
     every byte. Raises OSError where the file cannot be opened, else TorchFileError, which names
     the file and what is wrong with it.
     """
-    path = epath.Path(path)
+    path = expand(path)
     with _open(path) as file:
         try:
             return _load(file, verify)

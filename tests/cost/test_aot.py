@@ -9,6 +9,7 @@ import pytest
 
 from lvsm_jax.common.config import DataConfig
 from lvsm_jax.cost.chips import CHIPS, Work, estimate
+from lvsm_jax.cost.step_report import advice_text
 from lvsm_jax.cost.topology import Case, advice, least_sent, topology_mesh
 from lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
 from lvsm_jax.parallel.mesh import MeshConfig, make_mesh
@@ -104,7 +105,7 @@ def test_advice_where_nothing_fits():
     asked = case(MeshConfig(), 8, dataclasses.replace(TINY, width=8192, num_layers=48))
     found = advice(asked, make_mesh(asked.mesh))
     assert found["remat"] is None
-    assert "raise mesh.fsdp" in aot.advice_text(found)
+    assert "raise mesh.fsdp" in advice_text(found)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_advice_where_nothing_fits():
         (["--topology=v9:2x2"], "expected one of"),
         (["--topology=v5e:2x2", "--mesh=4"], "expected data,fsdp,view"),
         (["--topology=v5e:2x2", "--batch=0"], "expected at least 1"),
-        (["--topology=v5e:2x2", "--frobnicate"], "unknown arguments"),
+        (["--topology=v5e:2x2", "--frobnicate"], "there is no argument --frobnicate"),
         (["--topology=v5e:2x2", "--output=/nowhere/a.json"], "no directory"),
     ],
 )

@@ -13,8 +13,9 @@ from flax import nnx
 
 import lvsm_jax
 from lvsm_jax.cost import memory
+from lvsm_jax.cost.model_cost import describe, text
 from lvsm_jax.models.architectures import abstract_model, new_model
-from lvsm_jax.programs.describe import describe, main, text
+from lvsm_jax.programs.describe import main
 from lvsm_jax.training.losses import LossConfig
 from lvsm_jax.training.optimizer import OptimizerConfig
 from lvsm_jax.training.train_state import TrainingConfig
@@ -44,7 +45,7 @@ def export(tmp_path_factory):
 def test_the_program_reproduces_the_published_numbers():
     """It loads no TensorFlow, which is slow, and leaves the name of its flag to other programs."""
     program = (
-        "import sys, lvsm_jax.describe; lvsm_jax.describe.main(); from absl import flags; "
+        "import sys; from lvsm_jax.programs.describe import main; main(); from absl import flags; "
         "assert 'tensorflow' not in sys.modules and 'config' not in flags.FLAGS"
     )
     options = ["--config=configs/re10k_256.py", "--views=6", "--targets=7", "--json=-"]
@@ -176,7 +177,7 @@ def test_activations_without_remat_hold_the_scores():
 
 def test_targets_in_turn_keep_as_much_as_at_once(monkeypatch):
     """Which is why they are counted at once, whatever the configuration says."""
-    monkeypatch.setattr(costs, "countable", lambda config, **size: config)
+    monkeypatch.setattr(memory, "countable", lambda config, **size: config)
     config = DECODER_ONLY(num_layers=2, targets_at_once=1, remat="full", **TINY)
     at_once = dataclasses.replace(config, targets_at_once=0)
     in_turn = memory.activation_bytes(config, **SCENE)
@@ -212,10 +213,13 @@ def test_export(export, capsys):
         ([], "give either --config=FILE or an EXPORT directory"),
         ([CONFIG, "some/export"], "give either --config=FILE or an EXPORT directory"),
         (["some/export"], "some/export is no export"),
-        (["some/export", "--config.model.width=64"], "an export's config is fixed"),
+        (
+            ["some/export", "--config.model.width=64"],
+            "--config.model.width=64 sets a field of a config file",
+        ),
         (["--config=no/such.py"], "there is no config file no/such.py"),
         ([f"{BASE}:x"], "architecture is 'x', expected one of"),
-        ([CONFIG, "--viws=2"], r"unknown arguments \['--viws=2'\]"),
+        ([CONFIG, "--viws=2"], r"there is no argument --viws=2; did you mean --views\?"),
         ([CONFIG, "--views=0"], "views is 0, expected at least 1"),
         ([CONFIG, "--height=33"], "33×33 pixels are no multiples of the patch size 8"),
         (

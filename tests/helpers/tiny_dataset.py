@@ -8,10 +8,11 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from input_pipeline.loading import EvalSet, open_eval_set
 from input_pipeline.preprocess import camera_to_world
 from input_pipeline.storage import Clip, Frame, finalize, shard_path, write_shard
 from lvsm_jax.batch import Batch
-from lvsm_jax.common.config import DataConfig
+from lvsm_jax.common.config import DataConfig, EvalConfig
 from lvsm_jax.scenes.scene_frame import SceneFrame
 
 NAME = "tiny"
@@ -46,7 +47,7 @@ def clip_of(number: int, num_frames: int, replaced_jpegs: Mapping[int, bytes] = 
     frames = [
         Frame(
             jpeg=replaced_jpegs.get(position, photograph(number, position)),
-            fxfycxcy=np.array([0.75, 1.125, 0.5, 0.5], np.float32),
+            normalized_fxfycxcy=np.array([0.75, 1.125, 0.5, 0.5], np.float32),
             w2c=camera(number, position),
             timestamp=position * 33_333,
         )
@@ -74,6 +75,18 @@ def write_six_clips(directory: epath.PathLike) -> None:
 
 def config_of(path, **fields) -> DataConfig:
     return DataConfig(path, image_height=16, num_views=5, num_targets=3, **fields)
+
+
+def eval_batches(
+    config: DataConfig, *, index, batch_size: int, process_index=0, process_count=1, **fields
+) -> EvalSet:
+    """The clips of an index, with split, inputs and scene frame of the training configuration."""
+    same = ("split", "num_inputs", "camera_normalization")
+    fields |= {name: getattr(config, name) for name in same}
+    evaluation = EvalConfig(index=str(index), batch_size=batch_size, **fields)
+    return open_eval_set(
+        config, evaluation, process_index=process_index, process_count=process_count
+    )
 
 
 def assert_same(left, right) -> None:

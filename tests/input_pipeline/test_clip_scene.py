@@ -18,7 +18,7 @@ def test_clip_of_a_dataset(rooms):
     camera = scene["frame-1"].camera
     assert (camera.width, camera.height) == (32, 32)
     np.testing.assert_allclose(camera.w2c[:3], frame.w2c, atol=1e-6)
-    np.testing.assert_array_equal(camera.fxfycxcy, frame.fxfycxcy * np.float64(32))
+    np.testing.assert_array_equal(camera.fxfycxcy, frame.normalized_fxfycxcy * np.float64(32))
     assert scene["frame-1"].load().pixels.std() > 5
 
 

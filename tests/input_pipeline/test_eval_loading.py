@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.loading import eval_batches, open_eval_set
+from input_pipeline.loading import open_eval_set
 from input_pipeline.preprocess import FrameError, camera_to_world
 from lvsm_jax.batch import Views
 from lvsm_jax.common.config import EvalConfig
 from lvsm_jax.scenes.scene_frame import SceneFrame
 from tests.helpers import tiny_dataset
-from tests.helpers.tiny_dataset import assert_same, config_of, expected_cameras, rows_of
+from tests.helpers.tiny_dataset import (
+    assert_same,
+    config_of,
+    eval_batches,
+    expected_cameras,
+    rows_of,
+)
 
 
 @pytest.fixture(scope="module")

@@ -341,7 +341,7 @@ def test_real_chunks_are_imported_bit_for_bit(shared_data, tmp_path):
             clip = frames[first : first + count]
             times = np.array([frame.timestamp for frame in clip], np.int64)
             cameras = np.zeros((count, 18), np.float32)
-            cameras[:, :4] = [frame.fxfycxcy for frame in clip]
+            cameras[:, :4] = [frame.normalized_fxfycxcy for frame in clip]
             cameras[:, 6:] = [frame.w2c.ravel() for frame in clip]
             assert {next(others), next(others)} == {times.tobytes(), cameras.tobytes()}
     expected = (source / "evaluation_index.json").read_text()

@@ -12,13 +12,20 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from input_pipeline.loading import eval_batches, train_batches
+from input_pipeline.loading import train_batches
 from input_pipeline.preprocess import FrameError, preprocess_frame
 from input_pipeline.storage import SplitReader
 from lvsm_jax.batch import Batch
 from lvsm_jax.common.config import DataConfig
 from tests.helpers import tiny_dataset
-from tests.helpers.tiny_dataset import LENGTHS, assert_same, config_of, expected_cameras, rows_of
+from tests.helpers.tiny_dataset import (
+    LENGTHS,
+    assert_same,
+    config_of,
+    eval_batches,
+    expected_cameras,
+    rows_of,
+)
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -305,7 +312,7 @@ def test_real_photographs(shared_data, tmp_path):
             assert np.abs(views.cameras.c2w[scene, :, :3, 3]).max() <= 1 / 1.35 + 1e-5
             first = reader.scenes.first_frame[batch.scene[scene]]
             for view, frame in enumerate(reader.frames((first + views.frame[scene]).tolist())):
-                image, fxfycxcy = preprocess_frame(frame.jpeg, frame.fxfycxcy, 64, False)
+                image, fxfycxcy = preprocess_frame(frame.jpeg, frame.normalized_fxfycxcy, 64, False)
                 np.testing.assert_array_equal(views.images[scene, view], image)
                 np.testing.assert_array_equal(views.cameras.fxfycxcy[scene, view], fxfycxcy)
 

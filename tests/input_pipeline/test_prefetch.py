@@ -23,9 +23,9 @@ def tiny(tmp_path_factory):
 
 PROGRAM = """
 import sys
-from input_pipeline.config import DataConfig
-from input_pipeline.loading import train_batches
 if __name__ == "__main__":
+    from input_pipeline.loading import train_batches
+    from lvsm_jax.common.config import DataConfig
     config = DataConfig(sys.argv[1], image_height=16, num_views=5, num_targets=3, num_workers=2)
     batches = train_batches(config, batch_size=2, seed=0)
     for _ in range(3):
@@ -37,10 +37,10 @@ if __name__ == "__main__":
 
 
 def start_program(tmp_path, dataset, then: str) -> subprocess.Popen:
-    """A program without absl flags, whose workers cannot use JAX, in a process group of its own."""
+    """A program without absl flags in a process group of its own."""
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "none_at_all"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
         [sys.executable, str(script), str(dataset), then],
         env=environment,
@@ -81,6 +81,9 @@ def test_workers_outlive_a_signal_to_the_group_but_not_a_killed_parent(tmp_path,
     assert program.stdout.readline() == "ready\n"
     workers = [pid for pid in processes_of_session(program.pid) if pid != program.pid]
     assert len(workers) >= 2
+    for worker in workers:
+        libraries = pathlib.Path(f"/proc/{worker}/maps").read_text()
+        assert "jaxlib" not in libraries and "tensorflow" not in libraries
     for worker in workers:
         os.kill(worker, signal.SIGINT)
     time.sleep(0.3)

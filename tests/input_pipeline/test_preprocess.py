@@ -13,9 +13,9 @@ from input_pipeline.preprocess import (
     FrameError,
     camera_to_world,
     crop_frame,
-    output_columns,
     preprocess_frame,
 )
+from lvsm_jax.scenes.photograph import ResizeCrop, resized_side
 from lvsm_jax.scenes.scene_frame import SceneFrame
 
 
@@ -87,10 +87,11 @@ def test_scene_frame_is_the_references(golden, views, name):
 )
 def test_leaving_out_cropped_columns_changes_no_bit(width, height, size):
     jpeg = encoded(noise(width, height))
-    resized, left, right = output_columns(width, height, size, True)
+    resized = ResizeCrop.cover((width, height), size, size).resized[0]
+    left = (resized - size) // 2
     whole = Image.open(io.BytesIO(jpeg)).resize((resized, size), Image.Resampling.LANCZOS)
     ours, _ = preprocess_frame(jpeg, np.ones(4, np.float32), size, True)
-    np.testing.assert_array_equal(ours, np.asarray(whole)[:, left:right])
+    np.testing.assert_array_equal(ours, np.asarray(whole)[:, left : left + size])
 
 
 @pytest.mark.parametrize("size", [(640, 360), (641, 359), (512, 512)])
@@ -146,8 +147,10 @@ def test_a_point_is_seen_where_the_intrinsics_of_a_crop_project_it(size, crop):
         ((300, 300), 64, True, (64, 0, 64)),
     ],
 )
-def test_output_columns(frame, height, square, expected):
-    assert output_columns(*frame, height, square) == expected
+def test_resized_width_and_kept_columns(frame, height, square, expected):
+    crop = ResizeCrop.cover(frame, height, height if square else resized_side(*frame, height))
+    assert crop.resized[1] == height
+    assert (crop.resized[0], crop.window[0], crop.window[2]) == expected
 
 
 def test_the_size_is_the_images_own_and_colour_is_made_of_grey():
@@ -239,7 +242,14 @@ def test_scene_frames_of_impossible_cameras_are_refused():
         SceneFrame.fit(c2w[:0])
 
 
-def test_what_worker_processes_run_does_not_import_jax():
-    modules = "input_pipeline.examples, input_pipeline.sampling, lvsm_jax.scenes.scene_frame"
-    program = f"import sys, {modules}; sys.exit('jax' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True)
+def test_what_worker_processes_run_imports_no_jax_and_no_tensorflow():
+    """The modules of all functions that workers are sent, and what a use of them imports."""
+    program = """
+import sys
+import input_pipeline.examples, input_pipeline.re10k.import_chunks, input_pipeline.workers
+import input_pipeline.synthetic.__main__ as synthetic
+synthetic.make_clip(synthetic.Settings(height=8, width=8), "train", 0)
+heavy = "jax jaxlib flax optax orbax clu grain tensorflow tensorflow_datasets torch".split()
+print([name for name in heavy if name in sys.modules])
+"""
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "[]\n"

@@ -9,13 +9,13 @@ import pytest
 from input_pipeline.preprocess import Crop
 from input_pipeline.sampling import (
     IndexEntry,
-    evaluation_crop,
+    StepChoices,
     evaluation_views,
     read_index,
     sample_crop,
     sample_reframing,
     sample_views,
-    step_config,
+    step_choices,
     usable_clips,
 )
 from lvsm_jax.common.config import DataConfig
@@ -23,7 +23,7 @@ from lvsm_jax.common.config import DataConfig
 
 def draws(num_frames: int, config: DataConfig, count: int = 2000):
     rng = np.random.default_rng(7)
-    return [sample_views(num_frames, config, rng) for _ in range(count)]
+    return [sample_views(num_frames, config, config.num_inputs, rng) for _ in range(count)]
 
 
 def assert_uniform(values, low: int, high: int) -> None:
@@ -85,9 +85,9 @@ def test_usable_clips_are_those_that_can_be_sampled(config, shortest_clip):
     counts = np.arange(1, 40)
     usable = usable_clips(counts, config)
     np.testing.assert_array_equal(usable, counts >= shortest_clip)
-    sample_views(shortest_clip, config.__class__(**{**vars(config), "num_targets": 2}), rng())
+    sample_views(shortest_clip, dataclasses.replace(config, num_targets=2), 2, rng())
     with pytest.raises(ValueError, match=f"a clip of {shortest_clip - 1} frames"):
-        sample_views(shortest_clip - 1, config, rng())
+        sample_views(shortest_clip - 1, config, 2, rng())
 
 
 def rng() -> np.random.Generator:
@@ -115,8 +115,11 @@ def test_impossible_numbers_of_views_are_refused(fields, message):
         ({"min_span": 30, "max_span": 29}, "min_span 30 is larger than max_span 29"),
         ({"num_views": 1}, "num_views is 1, expected at least 2"),
         ({"num_workers": -1}, "num_workers is -1"),
-        ({"camera_normalization": "none"}, "'none', expected one of 'all_views', 'input_views'"),
-        ({"on_bad_frame": "skip"}, "'skip', expected one of 'error', 'replace'"),
+        (
+            {"camera_normalization": "none"},
+            r"'none', expected one of \('all_views', 'input_views'\)",
+        ),
+        ({"on_bad_frame": "skip"}, r"'skip', expected one of \('error', 'replace'\)"),
         ({"input_counts": (2, 0)}, r"input_counts is \(2, 0\), expected at least 1 each"),
         ({"aspect_ratios": (1.0, -2.0)}, r"aspect_ratios is \(1.0, -2.0\), expected positive"),
         ({"aspect_ratios": (1.0,), "square_crop": False}, "exclude each other"),
@@ -135,10 +138,10 @@ def test_impossible_configurations_are_refused(fields, message):
 
 def test_each_step_draws_inputs_and_shape_by_seed_and_step_alone():
     config = DataConfig("", input_counts=(1, 4, 4, 8), aspect_ratios=(0.75, 1.0))
-    steps = [step_config(config, 3, step) for step in range(2000)]
-    assert steps == [step_config(config, 3, step) for step in range(2000)]
-    assert steps[:40] != [step_config(config, 4, step) for step in range(40)]
-    drawn = [(one.num_inputs, *one.aspect_ratios) for one in steps]
+    steps = [step_choices(config, 3, step) for step in range(2000)]
+    assert steps == [step_choices(config, 3, step) for step in range(2000)]
+    assert steps[:40] != [step_choices(config, 4, step) for step in range(40)]
+    drawn = [(one.num_inputs, one.aspect_ratio) for one in steps]
     expected = {(n, ratio): share for ratio in (0.75, 1.0) for n, share in _SHARES.items()}
     assert set(drawn) == set(expected)
     for kind, share in expected.items():
@@ -146,9 +149,9 @@ def test_each_step_draws_inputs_and_shape_by_seed_and_step_alone():
     # A list more leaves the other's draws as they are.
     alone = dataclasses.replace(config, aspect_ratios=())
     assert [one.num_inputs for one in steps] == [
-        step_config(alone, 3, step).num_inputs for step in range(2000)
+        step_choices(alone, 3, step).num_inputs for step in range(2000)
     ]
-    assert step_config(DataConfig(""), 3, 0) == DataConfig("")
+    assert step_choices(DataConfig(""), 3, 0) == StepChoices(num_inputs=2)
 
 
 _SHARES = {1: 1 / 8, 4: 1 / 4, 8: 1 / 8}  # of the steps, for two aspect ratios
@@ -156,8 +159,7 @@ _SHARES = {1: 1 / 8, 4: 1 / 4, 8: 1 / 8}  # of the steps, for two aspect ratios
 
 def test_the_views_of_a_sample_do_not_depend_on_its_number_of_inputs():
     few, many = (
-        sample_views(100, DataConfig("", num_inputs=count), np.random.default_rng(5))
-        for count in (1, 4)
+        sample_views(100, DataConfig(""), count, np.random.default_rng(5)) for count in (1, 4)
     )
     np.testing.assert_array_equal(few.all_views, many.all_views)
     np.testing.assert_array_equal(few.targets, many.targets)
@@ -173,23 +175,17 @@ def test_shapes_of_an_aspect_ratio_have_about_as_many_pixels(ratio, shape):
 
 
 def test_crops_are_drawn_where_that_is_asked_for():
-    assert sample_crop((16, 24), DataConfig(""), rng()) is None
+    assert sample_crop((16, 24), DataConfig(""), None, rng()) is None
     wide = DataConfig("", image_height=64, aspect_ratios=(2.0,))
-    assert sample_crop((64, 64), wide, rng()) == Crop(wide.image_shape(2.0)[0], 88)
+    assert sample_crop((64, 64), wide, 2.0, rng()) == Crop(wide.image_shape(2.0)[0], 88)
     config, generator = DataConfig("", smallest_crop=0.5), rng()
-    crops = [sample_crop((16, 24), config, generator) for _ in range(2000)]
+    crops = [sample_crop((16, 24), config, None, generator) for _ in range(2000)]
     assert {(crop.height, crop.width) for crop in crops} == {(16, 24)}
     assert_uniform([int((crop.share - 0.5) * 20) for crop in crops], 0, 9)
     for axis in (0, 1):
         assert_uniform([int(crop.place[axis] * 10) for crop in crops], 0, 9)
-    largest = sample_crop((16, 16), DataConfig("", smallest_crop=1.0), rng())
+    largest = sample_crop((16, 16), DataConfig("", smallest_crop=1.0), None, rng())
     assert largest.share == 1 and largest.place != (0.5, 0.5)
-
-
-def test_an_evaluation_crops_where_that_is_asked_for():
-    assert evaluation_crop((16, 24), 1.0, (0.5, 0.5)) is None
-    assert evaluation_crop((16, 24), 0.5, (0.5, 0.5)) == Crop(16, 24, share=0.5)
-    assert evaluation_crop((16, 16), 1.0, (0.0, 0.5)) == Crop(16, 16, place=(0.0, 0.5))
 
 
 def angle_and_axis(turn: np.ndarray) -> tuple[float, np.ndarray]:

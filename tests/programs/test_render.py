@@ -16,8 +16,10 @@ from PIL import Image
 import lvsm_jax
 from input_pipeline.clip_scene import open_scene
 from lvsm_jax.programs import render as program
+from lvsm_jax.programs.scene_options import choose_inputs
+from lvsm_jax.rendering.frames import write_video
 from lvsm_jax.rendering.session import Session
-from lvsm_jax.scenes import trajectories
+from lvsm_jax.scenes import camera_json, trajectories
 from lvsm_jax.weights import exports
 
 needs_ffmpeg = pytest.mark.skipif(
@@ -81,7 +83,7 @@ def test_frames_are_what_a_session_renders(export, scene, tmp_path, capsys):
     photographs = open_scene(scene).photographs
     chosen = [photographs[i] for i in (0, 2, 5)]
     cameras = trajectories.interpolate([photograph.camera for photograph in chosen], 10)
-    written = trajectories.read_camera_path(tmp_path / "out" / "path.json")
+    written = camera_json.read_camera_path(tmp_path / "out" / "path.json")
     np.testing.assert_array_equal([c.c2w for c in written], [c.c2w for c in cameras])
     model = lvsm_jax.load(export)
     with Session(model, image_height=16, image_width=24, max_views=3) as session:
@@ -162,7 +164,7 @@ def test_video_of_odd_size(tmp_path):
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
     for i in range(3):
         Image.new("RGB", (21, 15), (250, 120, 10)).save(tmp_path / f"frame_{i:05d}.png")
-    video = program.write_video(tmp_path, 3, 30.0)
+    video = write_video(tmp_path, 3, 30.0)
     reader = imageio_ffmpeg.read_frames(str(video))
     assert next(reader)["size"] == (22, 16)
     frame = np.frombuffer(next(reader), np.uint8).reshape(16, 22, 3)
@@ -234,7 +236,7 @@ def test_inputs(scene):
     there = open_scene(scene)
 
     def names(wanted):
-        return [photograph.name for photograph in program.choose_inputs(there, wanted)]
+        return [photograph.name for photograph in choose_inputs(there, wanted)]
 
     assert names("4") == ["0.png", "2.png", "3.png", "5.png"]
     assert names(None) == names("4")
@@ -242,14 +244,14 @@ def test_inputs(scene):
     assert names("all") == [f"{i}.png" for i in range(6)]
     assert names("4.png,1.png") == ["4.png", "1.png"]
     few = dataclasses.replace(there, photographs=there.photographs[:3])
-    assert program.choose_inputs(few, None) == few.photographs
+    assert choose_inputs(few, None) == few.photographs
 
 
 def test_program_says_how_to_use_it():
     root = pathlib.Path(lvsm_jax.__file__).parent.parent
-    command = [sys.executable, "-m", "lvsm_jax.programs.render", "--help"]
+    command = [sys.executable, "-m", "lvsm_jax", "render", "--help"]
     told = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
-    assert "python -m lvsm_jax.programs.render EXPORT SCENE OUT" in told
+    assert "lvsm render EXPORT SCENE OUT" in told
 
 
 def test_real_scenes(export, shared_data, tmp_path):

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from lvsm_jax.scenes import readers
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.readers import SceneError, read_scene
+from lvsm_jax.scenes.readers.scene import natural_order
 
 WIDTH, HEIGHT = 48, 32
 POINT = np.array([0.2, -0.1, 0.3])  # that all cameras see
@@ -384,4 +384,4 @@ def test_real_scenes(shared_data):
 
 def test_natural_order():
     names = ["r_10", "r_2", "r_1", "a", "r_02b"]
-    assert sorted(names, key=readers._natural) == ["a", "r_1", "r_2", "r_02b", "r_10"]
+    assert sorted(names, key=natural_order) == ["a", "r_1", "r_2", "r_02b", "r_10"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from lvsm_jax.scenes import trajectories
+from lvsm_jax.scenes import camera_json, trajectories
 from lvsm_jax.scenes.photograph import PosedCamera
 
 UP = np.array([0.0, 0.0, 1.0])  # of the test's world, unlike the cameras' own
@@ -245,8 +245,8 @@ def test_what_a_path_cannot_be_made_from():
 
 def test_file_round_trip_is_exact(tmp_path):
     path = trajectories.interpolate(uneven(), 7)
-    trajectories.write_camera_path(tmp_path / "path.json", path)
-    again = trajectories.read_camera_path(tmp_path / "path.json")
+    camera_json.write_camera_path(tmp_path / "path.json", path)
+    again = camera_json.read_camera_path(tmp_path / "path.json")
     np.testing.assert_array_equal(poses(again), poses(path))
     np.testing.assert_array_equal(intrinsics(again), intrinsics(path))
     assert [(c.width, c.height) for c in again] == [(64, 48)] * 7
@@ -257,7 +257,7 @@ def test_file_with_world_to_camera_matrices(tmp_path):
     frame = {"w": 64, "h": 48.0, "fxfycxcy": camera.fxfycxcy.tolist(), "file": "a.jpg"}
     frame["w2c"] = camera.w2c[:3].tolist()
     (tmp_path / "path.json").write_text(json.dumps({"frames": [frame]}))
-    (read,) = trajectories.read_camera_path(tmp_path / "path.json")
+    (read,) = camera_json.read_camera_path(tmp_path / "path.json")
     np.testing.assert_allclose(read.c2w, camera.c2w, atol=1e-12)
 
 
@@ -294,5 +294,5 @@ def test_bad_files_are_refused_by_field(tmp_path, content, message):
     file = tmp_path / "path.json"
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ValueError, match=message) as error:
-        trajectories.read_camera_path(file)
+        camera_json.read_camera_path(file)
     assert str(file) in str(error.value)

@@ -364,3 +364,15 @@ def test_damage_anywhere_in_a_header_is_refused_or_harmless(tmp_path):
         else:
             assert sum(array.nbytes for array in arrays.values()) <= file.stat().st_size
     assert refused > 100
+
+
+def test_home_directory(efficient, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    safetensors.numpy.save_file(efficient, tmp_path / "x.safetensors")
+    torch_zip.save(tmp_path / "x.pt", efficient)
+    program.main(["~/x.safetensors", "~/deep/export"])
+    program.main(["~/deep/export", "~/deep/back.safetensors"])
+    convert.export_weights("~/deep/export", "~/again.safetensors")
+    for file in ("deep/back.safetensors", "again.safetensors"):
+        assert_same_bits(safetensors.numpy.load_file(tmp_path / file), efficient)
+    assert_same_bits(lvsm_jax.torch_file.load("~/x.pt"), efficient)

@@ -1,4 +1,4 @@
-"""Prints the cameras and poses of a COLMAP model as JSON, for `lvsm_jax.scenes.readers`.
+"""Prints the cameras and poses of a COLMAP model as JSON, for `lvsm_jax.scenes.readers.colmap`.
 
 A program of its own because on some damaged files COLMAP's reader takes all memory or ends the
 process. It must import nothing else of this package.

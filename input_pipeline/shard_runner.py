@@ -1,0 +1,101 @@
+"""Writes the shards of a dataset, several at a time, so that it can be stopped at any moment.
+
+A shard appears whole or not at all, and so does what its maker notes of it; a shard with a note is
+finished. Whatever was not finished is done again from its beginning by the same command.
+"""
+
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import TypeVar
+
+import tqdm
+from etils import epath
+
+from input_pipeline.workers import worker_pool
+from lvsm_jax.common.errors import UserError
+
+Job = TypeVar("Job")  # hashable
+Result = TypeVar("Result")
+
+_AGAIN = "the same command goes on from here"
+
+
+class WorkerError(UserError):
+    """A worker process was killed."""
+
+
+def run_jobs(
+    results: Mapping[Job, Result | None],
+    write: Callable[[Job], Result],
+    *,
+    size: Callable[[Job], int],
+    workers: int,
+    label: str,
+    unit: str,
+) -> dict[Job, Result]:
+    """The results of all jobs, after writing those that are None yet; shows progress on stderr.
+
+    Ctrl-C or an error in one job ends all of them at once.
+
+    Args:
+        results: of each job, or None.
+        write: does a job; picklable, for worker processes.
+        size: of a job, in units of the progress.
+        workers: processes that write; with 1 this one does.
+        label: of the progress.
+        unit: of the progress.
+
+    Raises:
+        WorkerError: a worker process was killed.
+    """
+    results = dict(results)
+    left = [job for job, result in results.items() if result is None]
+    total = sum(map(size, results))
+    with tqdm.tqdm(
+        total=total,
+        initial=total - sum(map(size, left)),
+        desc=label,
+        unit=unit,
+        unit_scale=True,
+        mininterval=0.5,
+    ) as progress:
+        for job, result in _written(left, write, min(workers, len(left))):
+            results[job] = result
+            progress.update(size(job))
+    return results
+
+
+def _written(
+    jobs: Sequence[Job], write: Callable[[Job], Result], workers: int
+) -> Iterator[tuple[Job, Result]]:
+    others = set(multiprocessing.active_children())
+    pool = worker_pool(workers, on_interrupt=signal.SIG_DFL) if workers > 1 else None
+    try:
+        if pool is None:
+            yield from ((job, write(job)) for job in jobs)
+        else:
+            pending = {pool.submit(write, job): job for job in jobs}
+            for future in futures.as_completed(pending):
+                yield pending[future], future.result()
+    except BaseException as error:
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
+        if isinstance(error, futures.process.BrokenProcessPool):
+            raise WorkerError(f"a worker process was killed (out of memory?); {_AGAIN}") from error
+        if isinstance(error, KeyboardInterrupt):
+            print(f"\ninterrupted; {_AGAIN}", file=sys.stderr)
+        raise
+    finally:
+        if pool is not None:
+            pool.shutdown()
+
+
+def remove_unfinished(folder: epath.Path) -> None:
+    """Removes the files that a killed run was writing."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink()

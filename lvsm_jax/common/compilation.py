@@ -1,0 +1,52 @@
+"""Compiled programs are kept between runs, so that a second start compiles little.
+
+They lie in `~/.cache/lvsm_jax/xla` (or under `$XDG_CACHE_HOME`), at most 4 GiB. The variable
+`LVSM_COMPILATION_CACHE` names another directory, or is `off`; `JAX_COMPILATION_CACHE_DIR`, where it
+is set, goes before. Deleting the directory does no harm.
+"""
+
+import importlib.util
+import os
+import pathlib
+import platform
+import zlib
+
+VARIABLE = "LVSM_COMPILATION_CACHE"
+
+_LARGEST = 4 * 2**30  # bytes; the programs used last stay
+_SHORTEST = 0.2  # seconds to compile, of what is kept
+
+
+def keep_compiled_programs() -> None:
+    """Sets the variables that JAX reads when it is imported; where it is already, nothing changes.
+
+    Without a directory that can be written to, nothing is kept.
+    """
+    wanted = os.environ.get(VARIABLE) or _user_cache()
+    if wanted == "off" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = pathlib.Path(wanted).expanduser().absolute() / _processor()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if not os.access(folder, os.W_OK):
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(_SHORTEST))
+    if importlib.util.find_spec("filelock"):  # without which JAX refuses a limit
+        os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_LARGEST))
+
+
+def _user_cache() -> str:
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lvsm_jax", "xla")
+
+
+def _processor() -> str:
+    """A name for each kind of CPU: programs of one may not run on another with the same home."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+    return f"{platform.machine()}-{zlib.crc32(chr(10).join(told).encode()):08x}"

@@ -1,0 +1,173 @@
+r"""Shows every field of a config: its value, its default and what it means.
+
+    lvsm config                                          # the defaults, those of configs/base.py
+    lvsm config configs/re10k_256.py                     # fields that differ are marked with *
+    lvsm config configs/re10k_256.py --config.data.path=data/re10k
+    lvsm config configs/base.py:LVSMDecoderOnly          # of another architecture
+    lvsm config --json                                   # or --markdown: for other programs
+
+Where a command takes --config=FILE, each of these fields can be set beside it with
+--config.SECTION.FIELD=VALUE:
+
+    lvsm train --config=configs/re10k_256.py --workdir=runs/mine --config.run.batch_size=64 \
+        --config.data.path=data/re10k --config.data.aspect_ratios='(1,1.5)'
+
+FILE is a Python file whose `get_config` returns the fields; a copy of one of configs/ is a good
+start for your own.
+"""
+
+import inspect
+import json
+import re
+import shutil
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lvsm_jax.common.command_line import (
+    argument_parser,
+    parse_with_config,
+    path,
+    program,
+    read_config_file,
+)
+
+if TYPE_CHECKING:
+    import ml_collections
+
+_BASE = "configs/base.py"
+
+# Fields outside of the sections, which no dataclass explains.
+_OUTSIDE = {
+    "architecture": "name of the model, see `lvsm_jax.models.architectures`; it decides which "
+    "fields `model` has, and configs/base.py:NAME sets it.",
+    "init_from": "an export whose weights to start from, also at another image size; empty for "
+    "random ones. A run that is resumed does not look at it.",
+}
+
+
+class Field(NamedTuple):
+    """A field of a config; its section is empty where it is in none."""
+
+    section: str
+    name: str
+    value: Any
+    default: Any
+    meaning: str
+
+    @property
+    def changed(self) -> bool:
+        """Whether the value is not the default."""
+        return self.value != self.default
+
+
+@program
+def main(arguments: list[str]) -> None:
+    """Reads the command line, and prints."""
+    parser = argument_parser("config", __doc__)
+    parser.add_argument(
+        "config", type=path, nargs="?", metavar="FILE", default=_BASE, help=f"({_BASE})"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print a list of all fields as JSON")
+    form.add_argument("--markdown", action="store_true", help="print a table for each section")
+    given, config = parse_with_config(parser, arguments)
+    fields = explain(config)
+    if given.json:
+        rows = [field._asdict() | {"changed": field.changed} for field in fields]
+        print(json.dumps(rows, indent=1))
+    elif given.markdown:
+        print(as_markdown(fields))
+    else:
+        print(as_text(fields, min(shutil.get_terminal_size().columns, 100)))
+
+
+def explain(config: "ml_collections.ConfigDict") -> list[Field]:
+    """All fields of a config, in the order of its dataclasses; others come last, unexplained."""
+    values = config.to_dict()
+    defaults = read_config_file(f"{_BASE}:{config.architecture}").to_dict()
+    explained = {name: meanings(cls) for name, cls in _sections(config.architecture).items()}
+    fields = [
+        Field("", name, value, defaults.get(name), _OUTSIDE.get(name, ""))
+        for name, value in values.items()
+        if not isinstance(value, dict)
+    ]
+    for section in [*explained, *sorted(values.keys() - explained.keys())]:
+        if isinstance(here := values.get(section), dict):
+            told, usual = explained.get(section, {}), defaults.get(section, {})
+            names = [*(name for name in told if name in here), *sorted(here.keys() - told.keys())]
+            fields += [
+                Field(section, name, here[name], usual.get(name), told.get(name, ""))
+                for name in names
+            ]
+    return fields
+
+
+def _sections(architecture: str) -> dict[str, type]:
+    """The dataclass whose fields a section has."""
+    from lvsm_jax.common.config import DataConfig, EvalConfig, RunConfig
+    from lvsm_jax.models.architectures import config_class
+    from lvsm_jax.parallel.mesh import MeshConfig
+    from lvsm_jax.parallel.processes import ProcessesConfig
+    from lvsm_jax.training.losses import LossConfig
+    from lvsm_jax.training.optimizer import OptimizerConfig
+    from lvsm_jax.training.repa import RepaConfig
+
+    return {
+        "run": RunConfig,
+        "data": DataConfig,
+        "model": config_class(architecture),
+        "optimizer": OptimizerConfig,
+        "loss": LossConfig,
+        "repa": RepaConfig,
+        "eval": EvalConfig,
+        "mesh": MeshConfig,
+        "processes": ProcessesConfig,
+    }
+
+
+def meanings(cls: type) -> dict[str, str]:
+    """What the `Attributes:` of a dataclass and those that it extends say of each field."""
+    found, name = {}, ""
+    for each in reversed(cls.__mro__):
+        _, _, listed = inspect.cleandoc(each.__doc__ or "").partition("Attributes:\n")
+        for line in listed.splitlines():
+            if line and not line.startswith(" "):
+                break  # another part of the docstring
+            if entry := re.match(r" {4}(\w+): (.*)", line):
+                name, found[entry[1]] = entry[1], entry[2]
+            elif line:
+                found[name] += f" {line.strip()}"
+    return found
+
+
+def as_text(fields: Sequence[Field], width: int) -> str:
+    """For a terminal: a line or more each, in sections."""
+    lines, section = [], None
+    for field in fields:
+        if field.section != section:
+            section = field.section
+            lines += ["", section] if section else []
+        mark = "*" if field.changed else " "
+        default = f" (default: {_shown(field.default)})" if field.changed else ""
+        lines.append(f"{mark} {field.name} = {_shown(field.value)}{default}")
+        lines += textwrap.indent(textwrap.fill(field.meaning, width - 6), " " * 6).splitlines()
+    return "\n".join(lines)
+
+
+def as_markdown(fields: Sequence[Field]) -> str:
+    """A heading and a table for each section."""
+    lines, section = [], None
+    for field in fields:
+        if field.section != section:
+            section = field.section
+            title = f"`{section}`" if section else "Outside of the sections"
+            lines += ["", f"## {title}", "", "| field | value | meaning |", "|---|---|---|"]
+        default = f", default `{_shown(field.default)}`" if field.changed else ""
+        meaning = field.meaning.replace("|", "\\|")
+        lines.append(f"| `{field.name}` | `{_shown(field.value)}`{default} | {meaning} |")
+    return "\n".join(lines).strip()
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else str(value)

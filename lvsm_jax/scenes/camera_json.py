@@ -1,0 +1,146 @@
+"""Cameras as JSON: `{"frames": [{"w", "h", "fxfycxcy", "c2w" or "w2c"}, ...]}`.
+
+Axes are OpenCV's, intrinsics in pixels of a picture of w × h. What is read is not trusted.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.files import write_text
+from lvsm_jax.scenes.photograph import PosedCamera
+
+_MAX_FILE = 256 * 2**20  # bytes
+
+
+def read_camera_path(file: str | os.PathLike) -> list[PosedCamera]:
+    """The cameras of a file; other fields are allowed, so that a `cameras.json` is a path too.
+
+    UserError names the frame and the field.
+    """
+    content = read_json(file)
+    if "camera_path" in content:
+        raise UserError(
+            f"{file}: a camera path of nerfstudio's viewer, whose world is moved and "
+            "scaled from that of the photographs; write its cameras as "
+            '{"frames": [{"w", "h", "fxfycxcy", "c2w"}]} in the photographs\' world'
+        )
+    frames = frames_of(content, file)
+    return [camera_of(frame, f"{file}: frames[{i}]") for i, frame in enumerate(frames)]
+
+
+def write_camera_path(file: str | os.PathLike, cameras: Sequence[PosedCamera]) -> None:
+    """Writes what `read_camera_path` reads, the same numbers to the last bit."""
+    write_text(file, json.dumps(as_json(cameras), indent=1) + "\n")
+
+
+def as_json(cameras: Sequence[PosedCamera]) -> dict[str, Any]:
+    """What `write_camera_path` writes."""
+    frames = [
+        {
+            "w": camera.width,
+            "h": camera.height,
+            "fxfycxcy": camera.fxfycxcy.tolist(),
+            "c2w": camera.c2w.tolist(),
+        }
+        for camera in cameras
+    ]
+    return {"convention": "OpenCV axes: x right, y down, z forward", "frames": frames}
+
+
+def read_json(file: str | os.PathLike) -> dict[str, Any]:
+    """A JSON object from a file; UserError if it holds none, or is far too large."""
+    path = pathlib.Path(file)
+    if path.stat().st_size > _MAX_FILE:
+        raise UserError(f"{file}: more than {_MAX_FILE >> 20} MiB, no file of cameras")
+    return parse_json(path.read_bytes(), os.fspath(file))
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """The same from bytes, which messages call by this name."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:  # ValueError: also of UTF-8
+        raise UserError(f"{name} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{name}: a {type(content).__name__}, expected an object")
+    return content
+
+
+def frames_of(content: Mapping[str, Any], file: str | os.PathLike) -> list[dict[str, Any]]:
+    """The list of objects `frames` of a file's content, not empty; UserError otherwise."""
+    frames = content.get("frames")
+    if not isinstance(frames, list) or not frames:
+        raise UserError(f"{file}: 'frames' must be a list of one object a camera")
+    for i, frame in enumerate(frames):
+        if not isinstance(frame, dict):
+            kind = type(frame).__name__
+            raise UserError(f"{file}: frames[{i}] is a {kind}, expected an object")
+    return frames
+
+
+def camera_of(frame: Mapping[str, Any], where: str) -> PosedCamera:
+    """The camera of an object with `w`, `h`, `fxfycxcy` and either `c2w` or `w2c`.
+
+    UserError names the field, after the file and place `where`.
+    """
+    given = [field for field in ("c2w", "w2c") if field in frame]
+    if len(given) != 1:
+        raise UserError(f"{where}: {' and '.join(given) or 'no'} pose, expected 'c2w' or 'w2c'")
+    make = PosedCamera if given == ["c2w"] else PosedCamera.from_w2c
+    size = [whole_number(frame, field, where) for field in ("w", "h")]
+    intrinsics = numbers(frame, "fxfycxcy", (4,), where)
+    try:
+        return make(numbers(frame, given[0], (4, 4), where), intrinsics, *size)
+    except (ValueError, np.linalg.LinAlgError) as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def numbers(
+    values: Mapping[str, Any], field: str, shape: tuple[int, ...], where: str
+) -> np.ndarray:
+    """A field of nested lists of finite numbers; `[4, 4]` may also be `[3, 4]`."""
+    value = values.get(field)
+    shapes = [shape, (3, 4)] if shape == (4, 4) else [shape]
+    if any(_has_shape(value, allowed) for allowed in shapes):
+        return np.array(value, np.float64)
+    kinds = " or ".join(str(list(allowed)) for allowed in shapes)
+    what = f"finite numbers of shape {kinds}" if shape else "a finite number"
+    found = "is missing" if field not in values else f"is {_shortened(value)}"
+    raise UserError(f"{where}: {field!r} {found}, expected {what}")
+
+
+def whole_number(values: Mapping[str, Any], field: str, where: str) -> int:
+    """A positive whole number, as 640 or 640.0."""
+    value = float(numbers(values, field, (), where))
+    if not 1 <= value < 2**31 or value != int(value):
+        raise UserError(f"{where}: {field!r} is {value:g}, expected a positive whole number")
+    return int(value)
+
+
+def _has_shape(value: Any, shape: tuple[int, ...]) -> bool:
+    if shape:
+        return (
+            isinstance(value, list)
+            and len(value) == shape[0]
+            and all(_has_shape(part, shape[1:]) for part in value)
+        )
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
+
+
+def _shortened(value: Any) -> str:
+    if isinstance(value, list | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,62 @@
+"""Reads posed photographs of one scene, in the formats that people have them in.
+
+Each reader is a function in a module of its own, which says what it reads. Given a file or folder,
+and the folder of images if that is another, it returns the scene, or None where there is nothing of
+its format. To add a format, write such a function and add it to `READERS`.
+"""
+
+import os
+import pathlib
+
+from lvsm_jax.scenes.readers.cameras_json import read_cameras_json
+from lvsm_jax.scenes.readers.colmap import read_colmap
+from lvsm_jax.scenes.readers.nerfstudio import read_transforms_json
+from lvsm_jax.scenes.readers.scene import Scene, SceneError, ScenePhotograph, some_of
+
+__all__ = ["READERS", "Scene", "SceneError", "ScenePhotograph", "read_scene"]
+
+READERS = (read_cameras_json, read_transforms_json, read_colmap)  # the first that finds one reads
+
+
+def read_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = None) -> Scene:
+    """Reads cameras and finds their images, without decoding these.
+
+    Args:
+        path: folder with, or file of, `cameras.json` (`{"frames": [{"file", "w", "h", "fxfycxcy",
+            "w2c" or "c2w"}]}`, OpenCV axes, intrinsics in pixels) or nerfstudio's
+            `transforms.json` (also `transforms_train.json`); or a COLMAP model, text or binary, or
+            a folder with one in `sparse/0` or `sparse` (needs pycolmap).
+        images: folder that the names of images are relative to and must not leave; by default that
+            of the JSON file, or the folder `images` in that of a COLMAP model or up to three above.
+
+    Raises:
+        SceneError: names the file, the place in it, and what was expected.
+        OSError: a file that cannot be read.
+    """
+    path, images = pathlib.Path(path), images if images is None else pathlib.Path(images)
+    if images is not None and not images.is_dir():
+        raise SceneError(f"there is no folder of images {images}")
+    if not path.exists():
+        raise SceneError(f"no scene {path}: no such file or folder")
+    try:
+        for read in READERS:
+            if (scene := read(path, images)) is not None:
+                return scene
+    except SceneError:
+        raise
+    except ValueError as error:
+        raise SceneError(str(error)) from error
+    raise SceneError(_nothing_in(path))
+
+
+def _nothing_in(folder: pathlib.Path) -> str:
+    if (folder / "dataset_info.json").is_file():
+        splits = sorted(file.stem.removeprefix("scenes-") for file in folder.glob("scenes-*.npz"))
+        return f"{folder} is a dataset: name a clip as {folder}/SPLIT:KEY, with SPLIT of {splits}"
+    inner = sorted({file.parent.name for file in folder.glob("*/cameras.json")})
+    inner += sorted({file.parent.name for file in folder.glob("*/transforms.json")} - set(inner))
+    found = f"; it holds the scenes {some_of(inner)}" if inner else ""
+    return (
+        f"no scene in {folder}: expected cameras.json, transforms.json or a COLMAP model "
+        f"(cameras, images and points3D, .bin or .txt; also in sparse/0){found}"
+    )

@@ -1,0 +1,110 @@
+"""Scenes of COLMAP models, text or binary, by pycolmap."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from lvsm_jax.scenes.photograph import PosedCamera
+from lvsm_jax.scenes.readers.scene import (
+    PINHOLES,
+    PosedImage,
+    Scene,
+    SceneError,
+    check_size,
+    find_image,
+    make_scene,
+    naming,
+    refuse_distortion,
+    some_of,
+)
+
+_PLACES = ("", "sparse", "sparse/*", "colmap/sparse/*")  # where COLMAP and its users put models
+
+
+def read_colmap(path: pathlib.Path, images: pathlib.Path | None) -> Scene | None:
+    """Reads the model in a folder, in its `sparse/0` or the like."""
+    models = _models(path)
+    if not models:
+        return None
+    if len(models) > 1:
+        raise SceneError(f"several COLMAP models: name one of {some_of(map(str, models))}")
+    folder = models[0]
+    model = _read_model(folder)
+    root = images or _images_folder(folder)
+    posed = []
+    for image in model["images"]:
+        name, entry = image["file"], model["cameras"][str(image["camera"])]
+        where = f"{folder}: image {name!r}"
+        file = find_image(root, name, where)
+        if image["w2c"] is None:
+            continue  # its file, if there is one, is noted as one without a pose
+        fxfycxcy = _intrinsics(entry, f"{folder}: camera {image['camera']}")
+        with naming(where):
+            camera = PosedCamera.from_w2c(image["w2c"], fxfycxcy, entry["w"], entry["h"])
+        check_size(file, camera, where)
+        posed.append(PosedImage(name, file, camera))
+    return make_scene(folder, root, posed, root.rglob("*"), by_name=True)
+
+
+def _models(folder: pathlib.Path) -> list[pathlib.Path]:
+    for place in _PLACES:
+        candidates = sorted(folder.glob(place)) if place else [folder]
+        models = [
+            path
+            for path in candidates
+            if any((path / f"images{suffix}").is_file() for suffix in (".bin", ".txt"))
+        ]
+        if models:
+            return models
+    return []
+
+
+def _read_model(folder: pathlib.Path) -> dict[str, Any]:
+    if importlib.util.find_spec("pycolmap") is None:
+        raise SceneError(
+            f"{folder} is a COLMAP model, and reading it needs pycolmap: "
+            "pip install 'lvsm_jax[colmap]'"
+        )
+    program = pathlib.Path(__file__).with_name("colmap_model.py")
+    # -P: this package's modules must not stand in for others of the same name.
+    done = subprocess.run(
+        [sys.executable, "-P", os.fspath(program), os.fspath(folder.resolve())],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        reason = lines[-1] if lines and done.returncode == 1 else "its reader broke down"
+        raise SceneError(f"{folder}: no COLMAP model that can be read: {reason}")
+    return json.loads(done.stdout)
+
+
+def _images_folder(folder: pathlib.Path) -> pathlib.Path:
+    folder = folder.resolve()
+    for above in (folder, *folder.parents[:3]):
+        if (above / "images").is_dir():
+            return above / "images"
+    raise SceneError(
+        f"{folder}: no folder 'images' there or up to three folders above: say where the images are"
+    )
+
+
+def _intrinsics(entry: Mapping[str, Any], where: str) -> Float64[np.ndarray, "4"]:
+    if entry["model"] not in PINHOLES:
+        raise SceneError(f"{where}: its model is {entry['model']}, expected one of {PINHOLES}")
+    parameters = dict(entry["parameters"])
+    f = parameters.pop("f", None)
+    fx, fy = parameters.pop("fx", f), parameters.pop("fy", f)
+    centre = parameters.pop("cx"), parameters.pop("cy")
+    refuse_distortion(parameters, where)
+    return np.array([fx, fy, *centre])

@@ -1,0 +1,99 @@
+"""Scenes of nerfstudio's `transforms.json`: OpenGL axes, intrinsics in pixels or by angles."""
+
+import math
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from lvsm_jax.scenes.camera_json import numbers, whole_number
+from lvsm_jax.scenes.photograph import PosedCamera
+from lvsm_jax.scenes.readers.cameras_json import open_scene_json, scene_of_json
+from lvsm_jax.scenes.readers.scene import (
+    PINHOLES,
+    PosedImage,
+    Scene,
+    SceneError,
+    check_size,
+    find_image,
+    naming,
+    picture_size_of,
+    refuse_distortion,
+)
+
+_DISTORTION = re.compile(r"[kps]\d+")
+
+
+def read_transforms_json(path: pathlib.Path, images: pathlib.Path | None) -> Scene | None:
+    """Reads `transforms.json`; what a frame does not say, the top of the file does."""
+    found = open_scene_json(path)
+    if found is None or "transform_matrix" not in found[1]["frames"][0]:
+        return None
+    file, content = found
+    root = images or file.parent
+    posed = [
+        _posed_image(frame, {**content, **frame}, root, f"{file}: frames[{i}]")
+        for i, frame in enumerate(content["frames"])
+    ]
+    return scene_of_json(file, root, posed, by_name=True)
+
+
+def _posed_image(
+    frame: Mapping[str, Any], values: Mapping[str, Any], root: pathlib.Path, where: str
+) -> PosedImage:
+    image = find_image(root, frame.get("file_path"), f"{where}: 'file_path'", [".png"])
+    name = frame["file_path"].removeprefix("./")
+    if "w" in values or "h" in values:
+        size = whole_number(values, "w", where), whole_number(values, "h", where)
+    elif image is None:  # no size that fields of view could refer to
+        return PosedImage(name, None, None)
+    else:
+        size = picture_size_of(image)
+    c2w = numbers(frame, "transform_matrix", (4, 4), where)
+    c2w[:3, 1:3] *= -1  # from OpenGL's axes: y up, z backwards
+    _check_pinhole(values, where)
+    fxfycxcy = _intrinsics(values, *size, where)
+    with naming(where):
+        camera = PosedCamera(c2w, fxfycxcy, *size)
+    check_size(image, camera, where)
+    return PosedImage(name, image, camera)
+
+
+def _intrinsics(
+    values: Mapping[str, Any], width: int, height: int, where: str
+) -> Float64[np.ndarray, "4"]:
+    def focal(field: str, angle: str, side: int) -> float | None:
+        if field in values:
+            return float(numbers(values, field, (), where))
+        if angle not in values:
+            return None
+        radians = float(numbers(values, angle, (), where))
+        if not 1e-6 < radians < math.pi:
+            raise SceneError(f"{where}: {angle!r} is {radians:g}, expected radians from 0 to π")
+        return side / 2 / math.tan(radians / 2)
+
+    fx = focal("fl_x", "camera_angle_x", width)
+    fy = focal("fl_y", "camera_angle_y", height)
+    if fx is None:
+        raise SceneError(f"{where}: neither 'fl_x' nor 'camera_angle_x', expected one of them")
+    centre = [
+        float(numbers(values, field, (), where)) if field in values else side / 2
+        for field, side in (("cx", width), ("cy", height))
+    ]
+    return np.array([fx, fx if fy is None else fy, *centre])
+
+
+def _check_pinhole(values: Mapping[str, Any], where: str) -> None:
+    model = values.get("camera_model", "PINHOLE")
+    if model not in PINHOLES or values.get("is_fisheye"):
+        model = "a fisheye" if values.get("is_fisheye") else repr(model)
+        raise SceneError(f"{where}: 'camera_model' is {model}, expected one of {PINHOLES}")
+    distortion = {
+        field: float(numbers(values, field, (), where))
+        for field in sorted(values)
+        if _DISTORTION.fullmatch(field)
+    }
+    refuse_distortion(distortion, where)
