@@ -86,7 +86,13 @@ def test_workers_load_neither_jax_nor_tensorflow(rooms, tmp_path, program):
 
 WITHOUT_TENSORFLOW = """
 import sys
-sys.modules["tensorflow"] = sys.modules["tensorboard"] = None
+
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("tensorflow", "tensorboard"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Without())
 from lvsm_jax.programs.train import main
 main(sys.argv[1:])
 """
