@@ -1,4 +1,4 @@
-"""What training and evaluation steps are fed: typed pytrees of arrays.
+"""Batches of training and evaluation: typed pytrees of arrays.
 
 Shapes use `b` scenes, `v` input views, `t` target views, `h w` pixels.
 """
@@ -11,9 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lvsm_jax.common.tree import map_named
 from lvsm_jax.models.cameras import Cameras
-from lvsm_jax.parallel.mesh import SCENES, check_batch, cut, reader
+from lvsm_jax.parallel.mesh import SCENES, check_batch, data_shard, spec
 
 # Fields are annotated Any, for a pytree also holds shapes, shardings and specs as leaves.
 
@@ -45,7 +44,7 @@ class Batch:
         targets: the views it is to render.
         scene: int32 `[b]`, rows of the scene table.
         valid: bool `[b]`, False where a row only fills the last batch of an evaluation.
-        replaced: int32 `[b]`, samples with a bad frame that were drawn in vain before this one.
+        replaced: int32 `[b]`, samples with a bad frame that this one stands in for.
     """
 
     inputs: Views
@@ -57,13 +56,8 @@ class Batch:
 
 def to_batch(arrays: Mapping[str, Any]) -> Batch:
     """Makes a Batch of the nested dict of arrays that worker processes send."""
-    return Batch(
-        inputs=_to_views(arrays["inputs"]),
-        targets=_to_views(arrays["targets"]),
-        scene=arrays["scene"],
-        valid=arrays["valid"],
-        replaced=arrays["replaced"],
-    )
+    views = {name: _to_views(arrays[name]) for name in ("inputs", "targets")}
+    return Batch(**{**arrays, **views})
 
 
 def _to_views(arrays: Mapping[str, np.ndarray]) -> Views:
@@ -72,34 +66,44 @@ def _to_views(arrays: Mapping[str, np.ndarray]) -> Views:
 
 
 def batch_shardings(mesh: Mesh, batch: Any) -> Any:
-    """The sharding of each leaf of an `lvsm_jax.batch.Batch`, or of a part of one.
+    """The sharding of each leaf of a Batch, or of any arrays with scenes first.
 
-    Scenes first. Input views go over `view`, and so do targets where it divides them; where it
-    does not, its devices all compute all targets.
+    Scenes are cut first. A Batch's input views are cut along `view`, and so are its targets where
+    their number divides; where it does not, the devices of that axis all compute all targets.
     """
-    views = mesh.shape["view"]
+    by_scene = NamedSharding(mesh, spec(SCENES, mesh=mesh))
+    by_view = NamedSharding(mesh, spec(SCENES, "view", mesh=mesh))
 
-    def sharding(name: str, leaf: Any) -> NamedSharding:
-        part = name.partition(".")[0]
-        spread = part == "inputs" or (part == "targets" and leaf.shape[1] % views == 0)
-        axes = (SCENES, "view") if spread else (SCENES,)
-        return NamedSharding(mesh, cut(*axes, mesh=mesh))
+    def all_of(tree: Any, sharding: NamedSharding) -> Any:
+        return jax.tree.map(lambda _: sharding, tree)
 
-    return map_named(sharding, batch)
+    if not isinstance(batch, Batch):
+        return all_of(batch, by_scene)
+    divides = batch.targets.images.shape[1] % mesh.shape["view"] == 0
+    return dataclasses.replace(
+        all_of(batch, by_scene),
+        inputs=all_of(batch.inputs, by_view),
+        targets=all_of(batch.targets, by_view if divides else by_scene),
+    )
 
 
 def shard_batch(mesh: Mesh, batch: Any) -> Any:
-    """Puts this process's scenes (see `reader`) on its devices, as part of the global batch.
+    """Puts this process's scenes (see `data_shard`) on its devices, as part of the global batch.
+
+    Args:
+        mesh: of the devices.
+        batch: a Batch, or any arrays with scenes first.
 
     Raises:
-        ValueError: scenes or input views that the mesh does not divide.
+        UserError: scenes or input views that the mesh does not divide.
     """
-    _, readers = reader(mesh)
+    shards = data_shard(mesh).count
+    scenes = len(jax.tree.leaves(batch)[0]) * shards
+    input_views = batch.inputs.images.shape[1] if isinstance(batch, Batch) else 0
+    check_batch(mesh, "a batch", scenes, input_views)
 
-    def put(name: str, leaf: np.ndarray, sharding: NamedSharding) -> jax.Array:
-        shape = (leaf.shape[0] * readers, *leaf.shape[1:])
-        is_input = name.startswith("inputs.")
-        check_batch(mesh, "a batch", shape[0], leaf.shape[1] if is_input else 0)
+    def put(leaf: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        shape = (leaf.shape[0] * shards, *leaf.shape[1:])
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf), shape)
 
-    return map_named(put, batch, batch_shardings(mesh, batch))
+    return jax.tree.map(put, batch, batch_shardings(mesh, batch))

@@ -7,6 +7,7 @@ import jax
 import ml_collections
 from flax import nnx
 
+from lvsm_jax.common.checks import check_choice
 from lvsm_jax.common.config import section
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel
@@ -28,13 +29,8 @@ CONFIGS = {model.__name__: config for config, model in _MODELS.items()}
 
 
 def config_class(architecture: Any) -> type[ModelConfig]:
-    """The configuration of an architecture.
-
-    Raises:
-        ValueError: an architecture that there is not.
-    """
-    if architecture not in CONFIGS:
-        raise UserError(f"architecture is {architecture!r}, expected one of {tuple(CONFIGS)}")
+    """The configuration of an architecture; raises UserError for a name that is none."""
+    check_choice("architecture", architecture, CONFIGS)
     return CONFIGS[architecture]
 
 
@@ -42,7 +38,7 @@ def read_config(config: ml_collections.ConfigDict) -> ModelConfig:
     """The model of an experiment's config: its `architecture` and its section `model`.
 
     Raises:
-        ValueError: naming the field that is wrong.
+        UserError: naming the field that is wrong.
     """
     cls = config_class(config.get("architecture"))
     given = config.get("model", {}).keys()

@@ -3,7 +3,6 @@
 Letters: `t` query tokens, `s` key tokens, `m` heads, `c` head size.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +12,15 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from lvsm_jax.common.checks import check_choice
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.parallel.mesh import axes_of, per_device
 
 IMPLEMENTATIONS = ("auto", "xla", "blocked", "cudnn", "splash")
 
-# Scores that one pass of `blocked` may hold: 4 MB, which stays in a CPU's cache.
+# Scores that a block of `blocked` may hold: 4 MB, which stays in a CPU's cache.
 _BLOCK_SCORES = 2**20
-# Name under which remat policies find what the fused kernel's backward pass needs of its forward.
+# Name by which remat policies save what splash attention's backward pass needs of its forward.
 SAVED_ATTENTION = "attention"
 # Splash attention works on tiles of 128 tokens; longer ones are faster while VMEM lasts.
 _SPLASH_BLOCKS = (1024, 512, 256, 128)
@@ -35,7 +36,7 @@ def attention(
     """`softmax(q·kᵀ / √c)·v` for each head, with the softmax in float32.
 
     Args:
-        q: queries.
+        q: queries; keys and values are cut over devices by the same scenes.
         k: keys.
         v: values.
         implementation: `auto` takes the best for the backend and the shapes, else one of
@@ -48,14 +49,20 @@ def attention(
     Raises:
         ValueError: unknown implementation, or shapes that it cannot take.
     """
-    implementation = checked(implementation, q, k)
-    kernel = {
-        "xla": functools.partial(jax.nn.dot_product_attention, implementation="xla"),
-        "blocked": lambda q, k, v: _blocked(q, k, v)[0],
-        "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
-        "splash": lambda q, k, v: _splash(q, k, v)[0],
-    }[implementation]
-    return _on_each_device(kernel, q, k, v)
+    implementation = choose(implementation, q, k)
+
+    def local(q: Array, k: Array, v: Array) -> Array:
+        flat = [x.reshape(-1, *x.shape[-3:]) for x in (q, k, v)]  # leading dimensions made one
+        if implementation == "blocked":
+            out, _ = _blocked(*flat)
+        elif implementation == "splash":
+            out, _ = _splash(*flat)
+        else:
+            out = jax.nn.dot_product_attention(*flat, implementation=implementation)
+        return out.reshape(q.shape)
+
+    scenes = P(*axes_of(q)[:-3])
+    return per_device(local, (scenes,) * 3, scenes)(q, k, v)
 
 
 def attention_with_lse(
@@ -66,21 +73,20 @@ def attention_with_lse(
     lengths: Int[Array, "b"] | None = None,
     implementation: str = "auto",
 ) -> tuple[Float[Array, "b t m c"], Float[Array, "b t m"]]:
-    """Attention to a part of the keys, with what `merge_attention` needs to add other parts.
+    """Attention to some of the keys, and the log-sum-exp by which `merge_attention` joins others.
 
     Args:
         q: queries.
         k: keys.
         v: values.
         lengths: how many keys, from the first, count in each scene; all by default.
-        implementation: as of `attention`; `blocked` and `splash` where there are no lengths, and
-            `cudnn`, else `xla`.
+        implementation: as of `attention`; with lengths, all but `cudnn` are `xla`.
 
     Returns:
-        The attention, and the logarithm of the sum of `exp(q·kᵀ / √c)`, in float32; `cudnn` and
-        `xla` give it as rounded to the dtype of the keys (by `jax.nn.dot_product_attention`).
+        The attention, and `log Σ exp(q·kᵀ / √c)` in float32. `cudnn` and `xla` round it to the
+        dtype of the keys (`jax.nn.dot_product_attention` does).
     """
-    implementation = checked(implementation, q, k)
+    implementation = choose(implementation, q, k)
     if implementation == "blocked" and lengths is None:
         return _blocked(q, k, v)
     if implementation == "splash" and lengths is None:
@@ -98,11 +104,11 @@ def attention_with_lse(
 def attention_entropy(
     q: Float[Array, "b t m c"], k: Float[Array, "b s m c"]
 ) -> Float[Array, "b t m"]:
-    """Entropy of each query's weights, in nats: 0 looks at one key, log(s) at all alike.
+    """Entropy of each query's weights in nats: 0 for a single key, log(s) for uniform weights.
 
-    By `log Σ exp(logits) - Σ weights · logits`, and the second sum is `q` times the attention whose
-    values are the keys: no kernel has to show its weights. In float32, for it is a difference of
-    numbers that are much alike.
+    It is `log Σ exp(logits) - Σ weights · logits`. The second sum is `q` times an attention whose
+    values are the keys, so no kernel has to return its weights. Float32, because the two terms
+    nearly cancel.
     """
     q, k = q.astype(jnp.float32), k.astype(jnp.float32)
     mean_key, lse = attention_with_lse(q, k, k, implementation="blocked")
@@ -110,38 +116,32 @@ def attention_entropy(
 
 
 def skips_by_length(implementation: str, dtype: Any) -> bool:
-    """Whether `attention_with_lse` does no work for keys beyond `lengths`; else it masks them."""
+    """Whether `attention_with_lse` skips keys beyond `lengths`; else it computes and masks them."""
     return implementation == "cudnn" or (implementation == "auto" and _has_cudnn(dtype))
 
 
-Part = tuple[Float[Array, "b t m c"], Float[Array, "b t m"]]
+# Attention to some of the keys, and its log-sum-exp.
+Partial = tuple[Float[Array, "b t m c"], Float[Array, "b t m"]]
 
 
-def merge_attention(a: Part, b: Part) -> Part:
-    """Attention to the keys of two parts from what `attention_with_lse` returned for each.
+def merge_attention(a: Partial, b: Partial) -> Partial:
+    """Attention to two sets of keys from what `attention_with_lse` returned for each.
 
-    Exact, and in float32. A part without keys has the logarithm `-inf`.
+    Exact, and in float32. A set without keys has the log-sum-exp `-inf`.
     """
     (out_a, lse_a), (out_b, lse_b) = a, b
     lse = jnp.logaddexp(lse_a, lse_b)
-    # Of two empty parts, -inf - -inf would be NaN.
+    # Of two empty sets, -inf - -inf would be NaN.
     finite = jnp.where(jnp.isneginf(lse), 0.0, lse)
-    weight_a, weight_b = (jnp.exp(part - finite)[..., None] for part in (lse_a, lse_b))
+    weight_a, weight_b = (jnp.exp(one - finite)[..., None] for one in (lse_a, lse_b))
     return out_a * weight_a + out_b * weight_b, lse
 
 
-def checked(implementation: str, q: Array, k: Array) -> str:
+def choose(implementation: str, q: Array, k: Array) -> str:
     """The implementation, with `auto` resolved; see `attention`."""
-    if implementation not in IMPLEMENTATIONS:
-        raise UserError(f"attention implementation {implementation!r}: not in {IMPLEMENTATIONS}")
-    return _best(q, k) if implementation == "auto" else implementation
-
-
-def _has_cudnn(dtype: Any) -> bool:
-    return jax.default_backend() == "gpu" and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-
-
-def _best(q: Array, k: Array) -> str:
+    check_choice("attention implementation", implementation, IMPLEMENTATIONS)
+    if implementation != "auto":
+        return implementation
     backend = platform(q)
     if backend == "cpu":
         return "blocked"
@@ -152,45 +152,32 @@ def _best(q: Array, k: Array) -> str:
     return "xla"
 
 
-def platform(x: Array) -> str:
-    """The kind of device that the program is for: that of the mesh of `x`, if it lives on one.
+def _has_cudnn(dtype: Any) -> bool:
+    return jax.default_backend() == "gpu" and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
 
-    Programs are also compiled for devices that are not here, see `lvsm_jax.programs.aot`.
+
+def platform(x: Array) -> str:
+    """The platform that the program is compiled for: that of the mesh of `x`, if it has one.
+
+    It need not be here, see `lvsm_jax.programs.aot`.
     """
     mesh = jax.typeof(x).sharding.mesh
     device = None if mesh.empty else mesh.abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
-def _on_each_device(kernel: Callable[..., Array], q: Array, k: Array, v: Array) -> Array:
-    """Runs the kernel on every device's own scenes, with the leading dimensions made one.
-
-    Fused kernels and loops over scenes know nothing of sharding, so they run under `shard_map`.
-    """
-
-    def local(q: Array, k: Array, v: Array) -> Array:
-        flat = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
-        return kernel(*flat).reshape(q.shape)
-
-    sharding = jax.typeof(q).sharding
-    if sharding.mesh.empty or not any(sharding.spec[:-3]):
-        return local(q, k, v)
-    batch = P(*sharding.spec[:-3])
-    return jax.shard_map(local, in_specs=(batch,) * 3, out_specs=batch, check_vma=False)(q, k, v)
-
-
 def _blocked(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    """Attention over a few (scene, head) pairs at a time, and the logarithms of its sums.
+    """Attention of a few (scene, head) pairs at a time, and its log-sum-exp.
 
-    On CPUs the time goes into moving scores through memory: with scores that stay in the cache it
-    is three times as fast as `jax.nn.dot_product_attention` (docs/benchmarks.md).
+    On CPUs the time goes into moving scores through memory: where they stay in the cache, this is
+    three times as fast as `jax.nn.dot_product_attention` (docs/benchmarks.md).
     """
     b, t, m, c = q.shape
     s = k.shape[1]
     q = (q * (1 / math.sqrt(c))).transpose(0, 2, 1, 3).reshape(b * m, t, c)
     k = k.transpose(0, 2, 3, 1).reshape(b * m, c, s)
     v = v.transpose(0, 2, 1, 3).reshape(b * m, s, c)
-    pairs, queries = blocks(b * m, t, s)
+    pairs, queries = block_sizes(b * m, t, s)
 
     def batched(a: Array, b: Array) -> Array:
         # jnp.matmul drops a batch of one, and remat policies would take it for a linear layer.
@@ -208,26 +195,25 @@ def _blocked(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     def some_pairs(qkv: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         q, k, v = qkv
         q = q.reshape(pairs, t // queries, queries, c).swapaxes(0, 1)
-        out, lse = map_parts(lambda q: block(q, k, v), q)
+        out, lse = map_blocks(lambda q: block(q, k, v), q)
         return out.swapaxes(0, 1).reshape(pairs, t, c), lse.swapaxes(0, 1).reshape(pairs, t)
 
-    parts = tuple(x.reshape(-1, pairs, *x.shape[1:]) for x in (q, k, v))
-    out, lse = map_parts(some_pairs, parts)
+    out, lse = map_blocks(some_pairs, tuple(x.reshape(-1, pairs, *x.shape[1:]) for x in (q, k, v)))
     return (
         out.reshape(b, m, t, c).transpose(0, 2, 1, 3),
         lse.reshape(b, m, t).transpose(0, 2, 1),
     )
 
 
-def map_parts(function: Callable[..., Any], xs: Any) -> Any:
+def map_blocks(function: Callable[..., Any], xs: Any) -> Any:
     """`jax.lax.map`, without a loop where there is one element."""
     if len(jax.tree.leaves(xs)[0]) == 1:
         return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], xs)))
     return jax.lax.map(function, xs)
 
 
-def blocks(pairs: int, queries: int, keys: int, scores: int | None = None) -> tuple[int, int]:
-    """How many (scene, head) pairs and queries to take at once, for so many scores at most."""
+def block_sizes(pairs: int, queries: int, keys: int, scores: int | None = None) -> tuple[int, int]:
+    """How many (scene, head) pairs and queries a block takes, to hold at most so many scores."""
     scores = _BLOCK_SCORES if scores is None else scores
     some = _largest_divisor(queries, scores // keys)
     return _largest_divisor(pairs, scores // (some * keys)), some
@@ -239,7 +225,7 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 
 def _splash(q: Array, k: Array, v: Array, *, with_lse: bool = False) -> tuple[Array, Array | None]:
-    """Has no gradient `with_lse`."""
+    """Splash attention, and `with_lse` its log-sum-exp; then it has no gradient."""
     kernel = splash_kernel(q, k, with_lse=with_lse)
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * (1 / math.sqrt(q.shape[-1])), k, v))
     result = jax.vmap(kernel)(q, k, v)
@@ -248,7 +234,7 @@ def _splash(q: Array, k: Array, v: Array, *, with_lse: bool = False) -> tuple[Ar
 
 
 def splash_kernel(q: Array, k: Array, *, with_lse: bool = False) -> Any:
-    """JAX's kernel for these shapes: of queries times 1 / √c, heads before tokens, one scene."""
+    """JAX's kernel for one scene of these shapes: heads first, queries already times 1 / √c."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     (t, m), s = q.shape[1:3], k.shape[1]
@@ -271,8 +257,8 @@ def splash_kernel(q: Array, k: Array, *, with_lse: bool = False) -> Any:
             block_kv_dkv=block_kv,
             block_kv_dkv_compute=min(block_kv, 512),
             use_fused_bwd_kernel=True,
-            # As the norms before leave them: otherwise the compiler copies them, each channel-minor
-            # head padded to twice its size.
+            # As the norms leave them. Otherwise the compiler copies them, each channel-minor head
+            # padded to twice its size.
             q_layout=splash.QKVLayout.SEQ_MINOR,
             k_layout=splash.QKVLayout.SEQ_MINOR,
             v_layout=splash.QKVLayout.SEQ_MINOR,

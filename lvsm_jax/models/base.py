@@ -16,9 +16,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lvsm_jax.common.checks import check_at_least, check_choice
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.attention import IMPLEMENTATIONS
-from lvsm_jax.models.cameras import POSE_CHANNELS, Cameras, pose_conditioning
+from lvsm_jax.models.cameras import POSE_CHANNELS, Cameras, can_read, pose_conditioning
 from lvsm_jax.models.layers import (
     DTYPES,
     REMAT_POLICIES,
@@ -29,8 +30,13 @@ from lvsm_jax.models.layers import (
     unpatchify,
 )
 
-# Fields of a configuration that say how to compute; weights need not agree with them.
-HOW_TO_COMPUTE = ("dtype", "attention", "remat", "targets_at_once", "cache_dtype")
+
+def computation(default: Any) -> Any:
+    """A field of a ModelConfig that says how to compute; weights need not agree with it.
+
+    All other fields are the structure: they decide which weights there are and what they mean.
+    """
+    return dataclasses.field(default=default, metadata={"computation": True})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,42 +61,43 @@ class ModelConfig:
     head_dim: int = 64
     patch_size: int = 8
     mlp_ratio: int = 4
-    dtype: str = "float32"
-    attention: str = "auto"
-    remat: str = "none"
+    dtype: str = computation("float32")
+    attention: str = computation("auto")
+    remat: str = computation("none")
     residual_scaling: bool = False
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name in HOW_TO_COMPUTE else 1
-            if type(value) is int and value < least:
-                raise UserError(f"model.{field.name} is {value}, expected at least {least}")
+        for fields, least in ((self.structure, 1), (self.options, 0)):
+            numbers = {name: least for name, value in fields.items() if type(value) is int}
+            check_at_least("model", self, **numbers)
         if self.width % self.head_dim:
             raise UserError(
                 f"model.width {self.width} is not a multiple of model.head_dim {self.head_dim}"
             )
-        check_choice("dtype", self.dtype, DTYPES)
-        check_choice("attention", self.attention, IMPLEMENTATIONS)
-        check_choice("remat", self.remat, REMAT_POLICIES)
+        check_choice("model.dtype", self.dtype, DTYPES)
+        check_choice("model.attention", self.attention, IMPLEMENTATIONS)
+        check_choice("model.remat", self.remat, REMAT_POLICIES)
 
     # Whether each input view is encoded by itself, so that devices can have some of them each.
     spreads_views: ClassVar[bool] = False
-    # How the model is told of cameras, one of `lvsm_jax.models.cameras.POSE_CHANNELS`.
-    camera_encoding: ClassVar[str] = "plucker"
+
+    @property
+    def pose_encoding(self) -> str:
+        """How tokens encode their camera, of `lvsm_jax.models.cameras.POSE_CHANNELS`."""
+        return "plucker"
 
     @property
     def pose_channels(self) -> int:
-        """What a pixel of a token says of its camera, in numbers."""
-        return POSE_CHANNELS[self.camera_encoding]
+        """Number of pose channels per pixel."""
+        return POSE_CHANNELS[self.pose_encoding]
 
     @property
     def branch_scale(self) -> float:
-        """By what every residual branch is multiplied."""
+        """Factor of every residual branch."""
         return self.num_layers**-0.5 if self.residual_scaling else 1.0
 
     def check_spread(self, devices: int) -> None:
-        """Raises ValueError if input views cannot be spread over so many devices."""
+        """Raises UserError if input views cannot be spread over so many devices."""
         if devices > 1 and not self.spreads_views:
             raise UserError(
                 f"mesh.view is {devices}, but in {type(self).__name__.removesuffix('Config')} the "
@@ -101,27 +108,25 @@ class ModelConfig:
     @property
     def structure(self) -> dict[str, Any]:
         """The fields that decide which weights there are, and what they mean."""
-        fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if name not in HOW_TO_COMPUTE}
+        return {name: getattr(self, name) for name in field_names(type(self), computation=False)}
 
     @property
     def options(self) -> dict[str, Any]:
-        """The other fields, which say how to compute."""
-        fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if name in HOW_TO_COMPUTE}
+        """The fields that say how to compute."""
+        return {name: getattr(self, name) for name in field_names(type(self), computation=True)}
+
+
+def field_names(config_class: type[ModelConfig], *, computation: bool) -> list[str]:
+    """The fields made by `computation`, or all others."""
+    fields = dataclasses.fields(config_class)
+    return [f.name for f in fields if f.metadata.get("computation", False) == computation]
 
 
 def check_options(config_class: type[ModelConfig], options: Mapping[str, Any]) -> None:
-    """Raises ValueError unless the options are fields of how to compute such a model."""
-    known = [f.name for f in dataclasses.fields(config_class) if f.name in HOW_TO_COMPUTE]
+    """Raises UserError unless the options are fields of how to compute such a model."""
+    known = field_names(config_class, computation=True)
     if others := sorted(options.keys() - set(known)):
         raise UserError(f"{others} cannot be chosen for these weights, only {known}")
-
-
-def check_choice(field: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises ValueError unless the value of a field of the configuration is a known one."""
-    if value not in known:
-        raise UserError(f"model.{field} is {value!r}, expected one of {known}")
 
 
 class ViewSynthesisModel(nnx.Module):
@@ -136,7 +141,7 @@ class ViewSynthesisModel(nnx.Module):
 
     head_norm: LayerNorm
     head: Linear
-    # Parts of the model in which layers are stacked first, by name.
+    # Names of the model's stacks of layers.
     stacks: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -157,7 +162,7 @@ class ViewSynthesisModel(nnx.Module):
 
     @abc.abstractmethod
     def encode(self, images: Float[Array, "b v h w 3"], cameras: Cameras) -> Any:
-        """What the model keeps of the input views: all that does not depend on the targets."""
+        """All that the model computes of the input views without knowing the targets."""
 
     @abc.abstractmethod
     def decode(
@@ -179,9 +184,9 @@ class ViewSynthesisModel(nnx.Module):
             target_cameras: cameras to render, `[b, t]`.
 
         Raises:
-            ValueError: shapes that do not agree, a size that is not a multiple of the patch,
-                images that are not float in [0, 1], cameras that are not finite. Values are
-                checked where they are known, not while tracing.
+            UserError: shapes that do not agree, a size that is not a multiple of the patch,
+                images that are not float in [0, 1], cameras that are not finite. Values are not
+                checked while tracing.
         """
         check_images(images, input_cameras, self.config.patch_size, "input_cameras")
         if 0 in images.shape or 0 in target_cameras.shape:
@@ -211,12 +216,12 @@ class ViewSynthesisModel(nnx.Module):
         return self.target_tokenizer(patchify(poses, self.config.patch_size))
 
     def _poses(self, cameras: Cameras, height: int, width: int) -> Float[Array, "b v h w channels"]:
-        return pose_conditioning(self.config.camera_encoding, cameras, height, width)
+        return pose_conditioning(self.config.pose_encoding, cameras, height, width)
 
     def pixels(
         self, tokens: Float[Array, "b t n d"], height: int, width: int
     ) -> Float[Array, "b t {height} {width} 3"]:
-        """The images that the targets' last tokens stand for."""
+        """The images of the targets, from their tokens after the last layer."""
         logits = self.head(self.head_norm(tokens)).astype(jnp.float32)
         return unpatchify(jax.nn.sigmoid(logits), self.config.patch_size, height, width)
 
@@ -228,11 +233,16 @@ def _render(model: ViewSynthesisModel, images: Array, inputs: Cameras, targets: 
 
 
 def check_images(
-    images: Array | np.ndarray, cameras: Cameras, patch: int, name: str = "cameras"
+    images: Array | np.ndarray,
+    cameras: Cameras,
+    patch: int,
+    name: str = "cameras",
+    *,
+    read_device: bool = True,
 ) -> None:
-    """Raises ValueError unless these are posed images that a model can read.
+    """Raises UserError unless these are posed images that a model can read.
 
-    Values are checked where they are known, not while tracing.
+    Values are checked where `can_read` says so.
     """
     if images.ndim != 5 or images.shape[-1] != 3:
         raise UserError(f"images have shape {images.shape}, expected [b, v, h, w, 3]")
@@ -241,10 +251,10 @@ def check_images(
             f"images are {images.dtype}, expected float in [0, 1]: divide 8-bit images by 255"
         )
     check_image_size(*images.shape[2:4], patch)
-    cameras.check(name)
+    cameras.check(name, read_device=read_device)
     if cameras.shape != images.shape[:2]:
         raise UserError(f"images of [b, v] = {images.shape[:2]} with {name} of {cameras.shape}")
-    if images.size and not isinstance(images, jax.core.Tracer):
+    if images.size and can_read(images, read_device):
         low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):  # also false for NaN
             raise UserError(f"images reach from {low} to {high}, expected [0, 1]")

@@ -33,8 +33,11 @@ class Cameras:
         """`(b, v)`."""
         return tuple(self.c2w.shape[:-2])
 
-    def check(self, name: str = "cameras") -> None:
-        """Raises ValueError unless shapes agree and, where values are known, they are finite."""
+    def check(self, name: str = "cameras", *, read_device: bool = True) -> None:
+        """Raises UserError unless shapes agree, values are finite, and focal lengths are not zero.
+
+        Values are checked where `can_read` says so.
+        """
         c2w, fxfycxcy = jnp.shape(self.c2w), jnp.shape(self.fxfycxcy)
         if len(c2w) != 4 or c2w[-2:] != (4, 4):
             raise UserError(f"{name}.c2w has shape {c2w}, expected [scenes, views, 4, 4]")
@@ -45,19 +48,25 @@ class Cameras:
             )
         for field in ("c2w", "fxfycxcy"):
             values = getattr(self, field)
-            if isinstance(values, jax.core.Tracer):
-                continue  # values are unknown while tracing
-            if not np.isfinite(np.asarray(values)).all():
+            if can_read(values, read_device) and not np.isfinite(np.asarray(values)).all():
                 raise UserError(f"{name}.{field} holds values that are not finite")
-        if isinstance(self.fxfycxcy, jax.core.Tracer):
-            return
-        if (np.asarray(self.fxfycxcy)[..., :2] == 0).any():
+        if can_read(values, read_device) and (np.asarray(values)[..., :2] == 0).any():
             raise UserError(f"{name}.fxfycxcy holds a focal length of zero")
 
 
-# How a model is told of cameras, and in how many channels of a token's pixels. `plucker`: by rays
-# in world axes. `prope`: by rays in the camera's own axes, and by `models.prope` in attention;
-# `gta` is the same without intrinsics in attention. `plucker_prope`: by world rays and attention.
+def can_read(x: Any, read_device: bool = True) -> bool:
+    """Whether the values of an array are known: not while tracing.
+
+    Args:
+        x: array.
+        read_device: whether to wait for arrays that are on a device; else they are not read.
+    """
+    return not isinstance(x, jax.core.Tracer) and (read_device or not isinstance(x, jax.Array))
+
+
+# Pose channels per pixel, by camera encoding. `plucker`: rays in world axes. `prope`: rays in the
+# camera's own axes, and `models.prope` in attention; `gta`: the same without intrinsics there.
+# `plucker_prope`: world rays, and attention.
 POSE_CHANNELS = {"plucker": 6, "prope": 3, "gta": 3, "plucker_prope": 6}
 
 
@@ -82,20 +91,13 @@ def rays(
 def pose_conditioning(
     encoding: str, cameras: Cameras, height: int, width: int
 ) -> Float[Array, "b v h w channels"]:
-    """What the tokens of a view say of its camera, for each pixel.
-
-    Args:
-        encoding: of `POSE_CHANNELS`.
-        cameras: of the views.
-        height: in pixels.
-        width: in pixels.
-    """
+    """Pose channels of every pixel; `encoding` is of `POSE_CHANNELS`."""
     conditioning = plucker if encoding.startswith("plucker") else own_rays
     return conditioning(cameras, height, width)
 
 
 def own_rays(cameras: Cameras, height: int, width: int) -> Float[Array, "b v h w 3"]:
-    """Unit directions of the rays in the camera's own axes: they tell intrinsics alone."""
+    """Unit directions of the rays in the camera's own axes: they depend on intrinsics alone."""
     x, y = _columns_and_rows(cameras, height, width)
     x, y = x[..., None, :, :] + 0 * y[..., :, None, :], y[..., :, None, :] + 0 * x[..., None, :, :]
     directions = jnp.concatenate([x, y, jnp.ones_like(x)], axis=-1)
@@ -105,7 +107,7 @@ def own_rays(cameras: Cameras, height: int, width: int) -> Float[Array, "b v h w
 def _columns_and_rows(
     cameras: Cameras, height: int, width: int
 ) -> tuple[Float[Array, "b v w 1"], Float[Array, "b v h 1"]]:
-    """Pixel centres at depth 1: how far to the right and down of the optical axis they are."""
+    """X of the pixels' columns and y of their rows at depth 1, in the camera's axes."""
     fx, fy, cx, cy = jnp.split(jnp.asarray(cameras.fxfycxcy, jnp.float32)[..., None, :], 4, -1)
     x = (jnp.arange(width, dtype=jnp.float32)[:, None] + 0.5 - cx) / fx
     y = (jnp.arange(height, dtype=jnp.float32)[:, None] + 0.5 - cy) / fy

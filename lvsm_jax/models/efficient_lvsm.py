@@ -5,10 +5,9 @@ where targets have another size), `d` width, `l` layers, `m` heads, `c` head siz
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import einops
 import jax
@@ -16,12 +15,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from lvsm_jax.common.checks import check_choice
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, check_choice, check_images
+from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, check_images, computation
 from lvsm_jax.models.cameras import POSE_CHANNELS, Cameras
 from lvsm_jax.models.layers import (
     MLP,
     Attention,
+    DenseKV,
     LayerNorm,
     TransformerBlock,
     residual_init,
@@ -29,7 +30,6 @@ from lvsm_jax.models.layers import (
     stack_layers,
 )
 from lvsm_jax.models.prope import Positions, view_positions
-from lvsm_jax.models.spread_attention import cross_attention
 
 # The reference leaves torch's default initialisation in the encoder.
 _TORCH_DEFAULT_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -40,10 +40,6 @@ ATTENTION_TEMPERATURES = ("constant", "log_views")
 
 # Input views with which both temperatures are the same: the published number.
 _USUAL_VIEWS = 2
-
-# Attention of queries to keys and values that it knows.
-Attend = Callable[[Float[Array, "b t m c"]], Float[Array, "b t m c"]]
-KeysValues = tuple[Float[Array, "b v s m c"], Float[Array, "b v s m c"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +58,12 @@ class EfficientLVSMConfig(ModelConfig):
             see each other. The latter keeps twice as many keys and values of an input view.
         shared_streams: the decoder's self-attention and MLP are the encoder's of the same layer;
             its cross-attention is its own. Needs `self_cross`.
-        camera_encoding: how the model is told of cameras. `plucker`: by rays in the tokens, as
-            published; `prope`: by relative projections in the decoder's cross-attention, with RoPE
-            inside each view (`models.prope`), and rays in the camera's own axes, which tell
-            nothing of its pose, in the tokens; `gta`: the same with relative poses alone in
-            attention; `plucker_prope`: world rays in the tokens, and attention as in `prope`. With
-            `prope` and `gta` no render depends on the world frame, only on its unit of length.
+        camera_encoding: how cameras are encoded. `plucker`: by rays in the tokens, as published;
+            `prope`: by relative projections in the decoder's cross-attention, with RoPE inside each
+            view (`models.prope`), and by rays in the camera's own axes, which do not depend on its
+            pose, in the tokens; `gta`: the same with relative poses alone in attention;
+            `plucker_prope`: world rays in the tokens, and attention as in `prope`. With `prope` and
+            `gta` no render depends on the world frame, only on its unit of length.
         attention_temperature: of the decoder's cross-attention. `constant`, as published;
             `log_views`: logits are multiplied by log(keys of all input views) / log(keys of two),
             so that attention does not flatten as views are added.
@@ -82,20 +78,22 @@ class EfficientLVSMConfig(ModelConfig):
     shared_streams: bool = False
     camera_encoding: str = "plucker"
     attention_temperature: str = "constant"
-    cache_dtype: str = ""
+    cache_dtype: str = computation("")
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice("decoder_attention", self.decoder_attention, DECODER_ATTENTION)
-        check_choice("camera_encoding", self.camera_encoding, tuple(POSE_CHANNELS))
-        check_choice("attention_temperature", self.attention_temperature, ATTENTION_TEMPERATURES)
+        for name, choices in (
+            ("decoder_attention", DECODER_ATTENTION),
+            ("camera_encoding", POSE_CHANNELS),
+            ("attention_temperature", ATTENTION_TEMPERATURES),
+            ("cache_dtype", ("", *CACHE_DTYPES)),
+        ):
+            check_choice(f"model.{name}", getattr(self, name), choices)
         if self.camera_encoding != "plucker" and self.head_dim % 8:
             raise UserError(
                 f"model.head_dim is {self.head_dim}, but model.camera_encoding="
                 f"{self.camera_encoding!r} needs a multiple of 8"
             )
-        if self.cache_dtype:
-            check_choice("cache_dtype", self.cache_dtype, CACHE_DTYPES)
         if self.shared_streams and self.decoder_attention != "self_cross":
             raise UserError(
                 "model.shared_streams shares self-attention, which a decoder with "
@@ -103,29 +101,80 @@ class EfficientLVSMConfig(ModelConfig):
             )
 
     @property
+    def pose_encoding(self) -> str:
+        """How tokens encode their camera."""
+        return self.camera_encoding
+
+    @property
     def num_cross_attentions(self) -> int:
-        """Of a decoder layer: so many pairs of keys and values it reads of an input view."""
+        """Cross-attentions of a decoder layer, each with keys and values of its own."""
         return 2 if self.decoder_attention == "cross" else 1
+
+
+@runtime_checkable
+class InputViews(Protocol):
+    """What the decoder reads of the input views: a `Memory`, or a cache.
+
+    Attributes:
+        size: number of views, of all scenes or `[b]`, and of tokens a view.
+        by_layer: pytree with the layers first, of which each layer gets its own.
+    """
+
+    size: tuple[Any, int]
+    by_layer: Any
+
+    def keys_values(self, block: "DecoderBlock", own: Any) -> tuple[Any, ...]:
+        """What each cross-attention of a layer reads, by its method `attend(q)`."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What the decoder reads of the input views.
+    """The input views after the encoder.
 
     Attributes:
         tokens: `[l, b, v, s, d]` after each layer; without co-refinement, after the last alone.
-        positions: of the views; None where attention is told nothing of cameras.
+        positions: of the views; None where attention does not encode cameras.
     """
 
     tokens: Any
     positions: Positions | None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Number of views, and of tokens a view."""
+        return self.tokens.shape[2:4]
+
+    @property
+    def by_layer(self) -> Float[Array, "l b v s d"] | None:
+        """The tokens that each layer of the decoder reads; None where all read the same."""
+        return self.tokens if len(self.tokens) > 1 else None
+
+    def keys_values(self, block: "DecoderBlock", own: Array | None) -> tuple[DenseKV, ...]:
+        """Keys and values that this layer reads, all views' in one sequence."""
+        return tuple(kv.joined for kv in self.keys_values_by_view(block, own))
+
+    def keys_values_by_view(self, block: "DecoderBlock", own: Array | None) -> tuple[DenseKV, ...]:
+        """The same `[b, v, s, m, c]`: those of a view depend on that view alone."""
+        return block.keys_values(self.tokens[0] if own is None else own, self.positions)
+
+
+class LayerDiagnostics(NamedTuple):
+    """Of a layer of the decoder: root mean square of the tokens after it, entropy of its attention.
+
+    The entropy is of cross-attention, the mean over all queries and heads, as a share of the
+    largest it can be (1: all tokens of all inputs count alike).
+    """
+
+    rms: Any
+    entropy: Any
+
 
 class DecoderBlock(nnx.Module):
     """Self-attention inside each target view, cross-attention to the inputs, then an MLP.
 
-    What an ablation replaces or shares is None.
+    With `decoder_attention="cross"` another cross-attention takes the place of self-attention. With
+    `shared_streams` self-attention and MLP are the encoder's, and None here.
     """
 
     def __init__(self, config: EfficientLVSMConfig, index: Array, *, rngs: nnx.Rngs):
@@ -134,73 +183,77 @@ class DecoderBlock(nnx.Module):
         def attention() -> Attention:
             return Attention(config, init=init, rngs=rngs)
 
-        sees_itself = config.decoder_attention == "self_cross"
-        shared = config.shared_streams
+        self.has_self_attention = config.decoder_attention == "self_cross"
+        own = not config.shared_streams
+        mlp = {"init": init, "dtype": config.dtype, "rngs": rngs}
         self.branch_scale = config.branch_scale
         self.norm = LayerNorm(config.width, scale=False)
-        self.self_attention = attention() if sees_itself and not shared else None
-        self.first_cross_attention = None if sees_itself else attention()
+        self.self_attention = attention() if self.has_self_attention and own else None
+        self.first_cross_attention = None if self.has_self_attention else attention()
         self.cross_attention = attention()
-        self.mlp = (
-            None
-            if shared
-            else MLP(config.width, config.mlp_ratio, init=init, dtype=config.dtype, rngs=rngs)
-        )
+        self.mlp = MLP(config.width, config.mlp_ratio, **mlp) if own else None
+
+    @property
+    def cross_attentions(self) -> tuple[Attention, ...]:
+        """In their order."""
+        if self.has_self_attention:
+            return (self.cross_attention,)
+        return self.first_cross_attention, self.cross_attention
 
     def keys_values(
         self, views: Float[Array, "b v s d"], positions: Positions | None = None
-    ) -> tuple[KeysValues, ...]:
-        """What the targets of this layer read of the input views; each view's is its own.
-
-        One pair for each cross-attention, in their order.
-        """
+    ) -> tuple[DenseKV, ...]:
+        """What each cross-attention reads of the input views; each view's is its own."""
         views = self.norm(views)
-        attentions = (self.first_cross_attention, self.cross_attention)
-        return tuple(a.keys_values(views, positions) for a in attentions if a is not None)
+        return tuple(attention.keys_values(views, positions) for attention in self.cross_attentions)
 
     def __call__(
         self,
         targets: Float[Array, "b t n d"],
-        attends: tuple[Attend, ...],
-        encoder: TransformerBlock | None,
+        inputs: tuple[Any, ...],
         positions: Positions | None = None,
-    ) -> Float[Array, "b t n d"]:
-        """One layer; targets never see each other.
+        temperature: Float[Array, "#b"] | None = None,
+        encoder: TransformerBlock | None = None,
+        diagnose: bool = False,
+    ) -> tuple[Float[Array, "b t n d"], LayerDiagnostics | None]:
+        """One layer; targets do not attend to each other.
 
         Args:
             targets: tokens of the target views.
-            attends: for each cross-attention, attention of all targets' queries to the inputs.
+            inputs: keys and values of the input views, see `InputViews`.
+            positions: of the target views, where attention encodes cameras.
+            temperature: factor of the logits of cross-attention; None is 1.
             encoder: the encoder's block of this layer, where the streams share weights.
-            positions: of the target views, where attention is told.
+            diagnose: whether to return diagnostics too.
         """
-        if self.first_cross_attention is None:
-            within = self.self_attention or encoder.self_attention
-            normed, inside = self.norm(targets), positions and positions.inside
-            branch = within(normed, within.keys_values(normed, inside), inside)
+        stream = self if encoder is None else encoder
+        if self.has_self_attention:
+            normed, inside = self.norm(targets), None if positions is None else positions.inside
+            keys_values = stream.self_attention.keys_values(normed, inside)
+            branch = stream.self_attention(normed, keys_values, inside)
             targets = targets + self.branch_scale * branch
-        else:
-            targets = self._read(self.first_cross_attention, targets, attends[0], positions)
-        targets = self._read(self.cross_attention, targets, attends[-1], positions)
-        mlp = self.mlp or encoder.mlp
-        return targets + self.branch_scale * mlp(self.norm(targets))
-
-    def _read(
-        self,
-        attention: Attention,
-        targets: Float[Array, "b t n d"],
-        attend: Attend,
-        positions: Positions | None,
-    ) -> Float[Array, "b t n d"]:
-        """Residual cross-attention to the tokens of all input views."""
-
-        def attend_as_one(q: Float[Array, "b t n m c"]) -> Float[Array, "b t n m c"]:
+        entropies = []
+        for attention, kv in zip(self.cross_attentions, inputs, strict=True):
+            q = attention.queries(self.norm(targets), positions)
+            if temperature is not None:
+                q = (q * temperature[:, None, None, None, None]).astype(q.dtype)
             # The targets share the inputs, so all their queries are one long sequence.
-            read = attend(einops.rearrange(q, "b t n m c -> b (t n) m c"))
-            return einops.rearrange(read, "b (t n) m c -> b t n m c", t=q.shape[1])
+            queries = einops.rearrange(q, "b t n m c -> b (t n) m c")
+            attended = einops.rearrange(
+                kv.attend(queries), "b (t n) m c -> b t n m c", t=targets.shape[1]
+            )
+            targets = targets + self.branch_scale * attention.outputs(attended, positions)
+            if diagnose:
+                entropies.append(kv.relative_entropy(queries))
+        targets = targets + self.branch_scale * stream.mlp(self.norm(targets))
+        if not diagnose:
+            return targets, None
+        return targets, LayerDiagnostics(rms(targets), jnp.stack(entropies).mean())
 
-        return targets + self.branch_scale * attention.read(
-            self.norm(targets), attend_as_one, positions
-        )
+
+def rms(tokens: Float[Array, "*batch d"]) -> Float[Array, ""]:
+    """Root mean square, in float32."""
+    return jnp.sqrt(jnp.square(tokens.astype(jnp.float32)).mean())
 
 
 class EfficientLVSM(ViewSynthesisModel):
@@ -242,21 +295,22 @@ class EfficientLVSM(ViewSynthesisModel):
         """What `encode` returns, and the tokens after the layers `taps`, counted from 1."""
         every_layer = self.config.co_refinement
         positions = self.positions(cameras, *images.shape[2:4])
-        inside = positions and positions.inside
+        inside = None if positions is None else positions.inside
 
         def layer(views: Array, block: TransformerBlock) -> tuple[Array, Array | None]:
             views = block(views, positions=inside)
             return views, views if every_layer else None
 
         tokens = self.input_tokens(images, cameras)
+        last, every, kept = scan_tapped(
+            layer, tokens, self.encoder, () if every_layer else taps, remat=self.config.remat
+        )
         if every_layer:
-            _, every, _ = scan_tapped(layer, tokens, self.encoder, (), remat=self.config.remat)
             return Memory(every, positions), tuple(every[tap - 1] for tap in taps)
-        last, _, kept = scan_tapped(layer, tokens, self.encoder, taps, remat=self.config.remat)
         return Memory(last[None], positions), kept
 
     def positions(self, cameras: Cameras, height: int, width: int) -> Positions | None:
-        """Of views of this size, where attention is told of them; else None."""
+        """Of views of this size, where attention encodes cameras; else None."""
         config = self.config
         if config.camera_encoding == "plucker":
             return None
@@ -264,10 +318,49 @@ class EfficientLVSM(ViewSynthesisModel):
         return view_positions(config.camera_encoding, cameras, *sizes)
 
     def decode(
-        self, memory: Memory, cameras: Cameras, height: int, width: int
+        self, inputs: InputViews, cameras: Cameras, height: int, width: int
     ) -> Float[Array, "b t {height} {width} 3"]:
-        """Renders the cameras from what `encode` returned."""
-        return self.pixels(self._decode(memory, cameras, height, width, ())[0], height, width)
+        """Renders the cameras from what `encode` returned, or from a cache."""
+        tokens, _, _ = self.decode_tokens(inputs, cameras, height, width)
+        return self.pixels(tokens, height, width)
+
+    def decode_tokens(
+        self,
+        inputs: InputViews,
+        cameras: Cameras,
+        height: int,
+        width: int,
+        *,
+        taps: Sequence[int] = (),
+        diagnose: bool = False,
+    ) -> tuple[Float[Array, "b t n d"], LayerDiagnostics | None, tuple[Array, ...]]:
+        """The targets' tokens after the last layer, and after the layers `taps`, counted from 1.
+
+        In the middle, where asked for, diagnostics of all layers, `[l]`.
+        """
+        positions = self.positions(cameras, height, width)
+        temperature = self.temperature(*inputs.size)
+
+        def layer(targets: Array, xs: tuple) -> tuple[Array, LayerDiagnostics | None]:
+            block, encoder, own = xs
+            keys_values = inputs.keys_values(block, own)
+            return block(targets, keys_values, positions, temperature, encoder, diagnose)
+
+        encoder = self.encoder if self.config.shared_streams else None
+        return scan_tapped(
+            layer,
+            self.target_tokens(cameras, height, width),
+            (self.decoder, encoder, inputs.by_layer),
+            taps,
+            remat=self.config.remat,
+        )
+
+    def temperature(self, views: Int[Array, "b"] | int, tokens: int) -> Float[Array, "#b"] | None:
+        """Factor of the logits of cross-attention to so many views of so many tokens; None is 1."""
+        if self.config.attention_temperature == "constant":
+            return None
+        keys = jnp.maximum(jnp.atleast_1d(views), 1) * tokens
+        return jnp.log(keys) / math.log(_USUAL_VIEWS * tokens)
 
     def render_with_features(
         self,
@@ -293,94 +386,18 @@ class EfficientLVSM(ViewSynthesisModel):
         check_images(images, input_cameras, self.config.patch_size, "input_cameras")
         height, width = images.shape[2:4]
         memory, inputs = self.encode_with_features(images, input_cameras, encoder_layers)
-        tokens, targets = self._decode(memory, target_cameras, height, width, decoder_layers)
+        tokens, _, targets = self.decode_tokens(
+            memory, target_cameras, height, width, taps=decoder_layers
+        )
         return self.pixels(tokens, height, width), inputs, targets
-
-    def _decode(
-        self, memory: Memory, cameras: Cameras, height: int, width: int, taps: Sequence[int]
-    ) -> tuple:
-        """The targets' tokens after the last layer, and after the layers `taps`."""
-
-        def attends(block: DecoderBlock, views: Array | None) -> tuple[Attend, ...]:
-            views = memory.tokens[0] if views is None else views
-            pairs = block.keys_values(views, memory.positions)
-            some = (functools.partial(self.attend, keys_values=pair) for pair in pairs)
-            return tuple(self.sharpened(attend, *views.shape[1:3]) for attend in some)
-
-        xs = memory.tokens if self.config.co_refinement else None
-        return self._decode_tokens(attends, xs, cameras, height, width, taps)
-
-    def sharpened(self, attend: Attend, views: Int[Array, "b"] | int, tokens: int) -> Attend:
-        """Attention to the inputs at the temperature that the configuration says.
-
-        Args:
-            attend: at the constant one.
-            views: input views, of each scene.
-            tokens: of an input view.
-        """
-        if self.config.attention_temperature == "constant":
-            return attend
-        keys = jnp.maximum(jnp.asarray(views), 1) * tokens
-        factor = jnp.log(keys) / math.log(_USUAL_VIEWS * tokens)
-        return lambda q: attend((q * factor.reshape(-1, 1, 1, 1)).astype(q.dtype))
-
-    def decode_from(
-        self,
-        attends: Callable[[DecoderBlock, Any], tuple[Attend, ...]],
-        xs: Any,
-        cameras: Cameras,
-        height: int,
-        width: int,
-    ) -> Float[Array, "b t {height} {width} 3"]:
-        """Renders the cameras, wherever the inputs' keys and values are.
-
-        Args:
-            attends: from a layer's block and its part of `xs`, how that layer reads the inputs.
-            xs: pytree of arrays with the layers first.
-            cameras: `[b, t]` to render.
-            height: of the renders.
-            width: of the renders.
-        """
-        tokens, _ = self._decode_tokens(attends, xs, cameras, height, width, ())
-        return self.pixels(tokens, height, width)
-
-    def _decode_tokens(
-        self,
-        attends: Callable,
-        xs: Any,
-        cameras: Cameras,
-        height: int,
-        width: int,
-        taps: Sequence[int],
-    ) -> tuple[Array, tuple[Array, ...]]:
-        positions = self.positions(cameras, height, width)
-
-        def layer(targets: Array, xs: tuple) -> tuple[Array, None]:
-            block, encoder, x = xs
-            return block(targets, attends(block, x), encoder, positions), None
-
-        layers = (self.decoder, self.encoder if self.config.shared_streams else None, xs)
-        tokens = self.target_tokens(cameras, height, width)
-        last, _, kept = scan_tapped(layer, tokens, layers, taps, remat=self.config.remat)
-        return last, kept
 
     def keys_values(
         self, images: Float[Array, "b v h w 3"], cameras: Cameras
-    ) -> tuple[tuple[Float[Array, "l b v s m c"], Float[Array, "l b v s m c"]], ...]:
-        """All that targets ever read of the input views; each view's is its own."""
+    ) -> tuple[DenseKV, ...]:
+        """All that targets ever read of the input views, `[l, b, v, s, m, c]`."""
         memory = self.encode(images, cameras)
 
-        def layer(_: None, xs: tuple) -> tuple[None, Any]:
-            block, views = xs
-            views = memory.tokens[0] if views is None else views
-            return None, block.keys_values(views, memory.positions)
+        def layer(_: None, xs: tuple) -> tuple[None, tuple[DenseKV, ...]]:
+            return None, memory.keys_values_by_view(*xs)
 
-        xs = (self.decoder, memory.tokens if self.config.co_refinement else None)
-        return jax.lax.scan(layer, None, xs)[1]
-
-    def attend(
-        self, queries: Float[Array, "b t m c"], keys_values: KeysValues
-    ) -> Float[Array, "b t m c"]:
-        """What queries of all targets read of the input views, at the constant temperature."""
-        k, v = (einops.rearrange(x, "b v s m c -> b (v s) m c") for x in keys_values)
-        return cross_attention(queries, k, v, implementation=self.config.attention)
+        return jax.lax.scan(layer, None, (self.decoder, memory.by_layer))[1]

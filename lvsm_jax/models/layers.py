@@ -4,6 +4,7 @@ Modules are Flax NNX modules used as plain pytrees: `jax.jit`, `jax.grad` and `j
 them directly. Nothing has a bias unless it is asked for.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -11,12 +12,13 @@ import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.models.attention import SAVED_ATTENTION, attention
+from lvsm_jax.models.attention import SAVED_ATTENTION, attention_entropy
 from lvsm_jax.models.prope import Positions
+from lvsm_jax.models.sharded_attention import cross_attention
+from lvsm_jax.parallel.mesh import axes_of, reshard, sharded_like
 
 Initializer = Callable[..., Array]
 Module = TypeVar("Module", bound=nnx.Module)
@@ -89,61 +91,77 @@ class Linear(nnx.Module):
 
     def _product(self, x: Array) -> Array:
         kernel, x = self.kernel[...].astype(self.dtype), x.astype(self.dtype)
-        sharding = jax.typeof(x).sharding
-        if not sharding.mesh.empty and any(sharding.spec[1:-1]):
+        *axes, _ = axes_of(x)
+        if any(axes[1:]):
             return _matmul(x, kernel)  # dimensions that are both cut cannot be made one
         # Two dimensions only: on CPUs the gradient of a matmul with more is 2.5 times as slow.
-        return _reshape_like(_matmul(x.reshape(-1, x.shape[-1]), kernel), x)
+        rows = _matmul(x.reshape(-1, x.shape[-1]), kernel)
+        # Left to itself, JAX may hand a mesh axis of size one to another dimension.
+        shape = (*x.shape[:-1], rows.shape[-1])
+        return rows.reshape(shape, out_sharding=sharded_like(x, *axes))
 
 
 @jax.custom_vjp
 def _matmul(x: Float[Array, "*batch d"], kernel: Float[Array, "d e"]) -> Float[Array, "*batch e"]:
-    """`x @ kernel`, where a kernel cut over devices is gathered once a pass.
+    """`x @ kernel`, where a sharded kernel is gathered once a pass.
 
     Left to itself, XLA gathers it for each product: a third time for the gradient of `x`.
     """
-    return x @ _whole(kernel)
+    return x @ reshard(kernel)
 
 
 def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     # Not by calling `_matmul`, in which remat policies would not see the matmul.
-    return x @ _whole(kernel), (x, kernel)
+    return x @ reshard(kernel), (x, kernel)
 
 
 def _matmul_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = saved
     rows = tuple(range(x.ndim - 1))
     # Summed over the devices and cut as the kernel in one step, instead of summed everywhere.
-    sharding = jax.typeof(kernel).sharding
-    out = None if sharding.mesh.empty else sharding.spec
+    out = sharded_like(kernel, *axes_of(kernel))
     to_kernel = jax.lax.dot_general(x, grad, ((rows, rows), ((), ())), out_sharding=out)
-    return grad @ _whole(kernel).T, to_kernel
+    return grad @ reshard(kernel).T, to_kernel
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def _whole(kernel: Float[Array, "d e"]) -> Float[Array, "d e"]:
-    """The kernel on every device."""
-    if jax.typeof(kernel).sharding.mesh.empty:
-        return kernel
-    return jax.sharding.reshard(kernel, P(None, None))
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DenseKV:
+    """Keys and values of all tokens that queries attend to.
 
+    Attributes:
+        k: `[*batch, s, m, c]`, after their norm.
+        v: `[*batch, s, m, c]`.
+        implementation: of attention.
+    """
 
-def _reshape_like(rows: Float[Array, "n e"], x: Array) -> Array:
-    """Gives the rows the leading dimensions of `x`, and their sharding."""
-    shape, sharding = (*x.shape[:-1], rows.shape[-1]), jax.typeof(x).sharding
-    if sharding.mesh.empty:
-        return rows.reshape(shape)
-    # Left to itself, JAX may hand a mesh axis of size one to another dimension.
-    return rows.reshape(shape, out_sharding=P(*sharding.spec[:-1], None))
+    k: Any
+    v: Any
+    implementation: str = dataclasses.field(metadata={"static": True})
+
+    def attend(self, q: Float[Array, "*batch t m c"]) -> Float[Array, "*batch t m c"]:
+        """Attention of queries to these keys and values."""
+        return cross_attention(q, self.k, self.v, implementation=self.implementation)
+
+    def relative_entropy(self, q: Float[Array, "b t m c"]) -> Float[Array, ""]:
+        """Mean entropy of the weights of `attend`, as a share of the largest it can be."""
+        return attention_entropy(q, self.k).mean() / jnp.log(self.k.shape[1])
+
+    @property
+    def joined(self) -> "DenseKV":
+        """Of `[b, v, s, m, c]`: the tokens of all views as one sequence, `[b, v·s, m, c]`."""
+        k, v = (einops.rearrange(x, "b v s m c -> b (v s) m c") for x in (self.k, self.v))
+        return dataclasses.replace(self, k=k, v=v)
 
 
 class Attention(nnx.Module):
     """Multi-head attention with RMS-normalised queries and keys.
 
-    Keys and values come from `keys_values` apart from the queries, because those of an input view
-    depend on nothing else and can be kept.
+    Keys and values are computed apart from the queries, because those of an input view depend on
+    that view alone and can be kept.
 
     Args:
         config: a `lvsm_jax.models.base.ModelConfig`.
@@ -163,45 +181,42 @@ class Attention(nnx.Module):
 
     def keys_values(
         self, tokens: Float[Array, "*batch s d"], positions: Positions | None = None
-    ) -> tuple[Float[Array, "*batch s m c"], Float[Array, "*batch s m c"]]:
-        """Keys after their norm, and values; both as `positions` has them, where it is given."""
+    ) -> DenseKV:
+        """What queries read of the tokens; positions are of the tokens' views."""
         k, v = einops.rearrange(
             self.to_kv(tokens), "... (two m c) -> two ... m c", two=2, c=self.head_dim
         )
         k = self.k_norm(k)
-        return (k, v) if positions is None else (positions.to_keys(k), positions.to_keys(v))
+        if positions is not None:
+            k, v = positions.to_keys(k), positions.to_keys(v)
+        return DenseKV(k, v, self.implementation)
+
+    def queries(
+        self, tokens: Float[Array, "*batch t d"], positions: Positions | None = None
+    ) -> Float[Array, "*batch t m c"]:
+        """Queries of the tokens; positions are of the tokens' views."""
+        q = self.q_norm(
+            einops.rearrange(self.to_q(tokens), "... (m c) -> ... m c", c=self.head_dim)
+        )
+        return q if positions is None else positions.to_queries(q)
+
+    def outputs(
+        self, attended: Float[Array, "*batch t m c"], positions: Positions | None = None
+    ) -> Float[Array, "*batch t d"]:
+        """What the tokens get of what their queries attended to."""
+        if positions is not None:
+            attended = positions.to_outputs(attended)
+        return self.out(einops.rearrange(attended, "... m c -> ... (m c)"))
 
     def __call__(
         self,
         tokens: Float[Array, "*batch t d"],
-        keys_values: tuple[Float[Array, "*batch s m c"], Float[Array, "*batch s m c"]],
+        keys_values: DenseKV,
         positions: Positions | None = None,
     ) -> Float[Array, "*batch t d"]:
         """What `tokens` read from the keys and values."""
-        k, v = keys_values
-        how = {"implementation": self.implementation}
-        return self.read(tokens, lambda q: attention(q, k, v, **how), positions)
-
-    def read(
-        self,
-        tokens: Float[Array, "*batch t d"],
-        attend: Callable[[Float[Array, "*batch t m c"]], Float[Array, "*batch t m c"]],
-        positions: Positions | None = None,
-    ) -> Float[Array, "*batch t d"]:
-        """What `tokens` read from wherever `attend` takes their queries.
-
-        Args:
-            tokens: that read.
-            attend: from queries to what they read.
-            positions: of the tokens, where keys and values have such too.
-        """
-        q = einops.rearrange(self.to_q(tokens), "... (m c) -> ... m c", c=self.head_dim)
-        q = self.q_norm(q)
-        if positions is None:
-            read = attend(q)
-        else:
-            read = positions.to_outputs(attend(positions.to_queries(q)))
-        return self.out(einops.rearrange(read, "... m c -> ... (m c)"))
+        attended = keys_values.attend(self.queries(tokens, positions))
+        return self.outputs(attended, positions)
 
 
 class MLP(nnx.Module):
@@ -254,13 +269,13 @@ class TransformerBlock(nnx.Module):
         """One layer.
 
         Args:
-            tokens: those that go on.
+            tokens: of which the next layer's are computed.
             sequence: all tokens that they attend to, themselves included; `tokens` by default.
-            positions: of the tokens inside their views, where attention is told.
+            positions: of the tokens inside their views, where attention encodes cameras.
         """
         normed = self.norm1(tokens)
-        read = normed if sequence is None else self.norm1(sequence)
-        keys_values = self.self_attention.keys_values(read, positions)
+        attended = normed if sequence is None else self.norm1(sequence)
+        keys_values = self.self_attention.keys_values(attended, positions)
         branch = self.self_attention(normed, keys_values, positions)
         tokens = tokens + self.branch_scale * branch
         return tokens + self.branch_scale * self.mlp(self.norm2(tokens))
@@ -269,8 +284,7 @@ class TransformerBlock(nnx.Module):
 class Transformer(nnx.Module):
     """Self-attention blocks over a sequence of which only some tokens are wanted at the end.
 
-    The last block has weights of its own, outside the stack, because it computes the wanted tokens
-    alone: nobody reads the others after it.
+    The last block is outside the stack, because it computes the wanted tokens alone.
 
     Args:
         config: a `lvsm_jax.models.base.ModelConfig`.
@@ -302,20 +316,18 @@ class Transformer(nnx.Module):
 
 
 def residual_init(index: Array | int) -> Initializer:
-    """The reference's initialisation of layer `index`, counted from 0: narrower with depth."""
+    """The reference's initialisation of layer `index`, from 0 on: narrower with depth."""
     return nnx.initializers.normal(0.02 / jnp.sqrt(2 * (index + 1)))
 
 
 def broadcast_scenes(x: Float[Array, "n d"], like: Float[Array, "b ..."]) -> Float[Array, "b n d"]:
     """The same tokens for every scene of `like`, on the devices where that scene is."""
-    shape, sharding = (like.shape[0], *x.shape), jax.typeof(like).sharding
-    if sharding.mesh.empty:
-        return jnp.broadcast_to(x, shape)
-    return jnp.broadcast_to(x, shape, out_sharding=P(sharding.spec[0], None, None))
+    out = sharded_like(like, axes_of(like)[0], None, None)
+    return jnp.broadcast_to(x, (len(like), *x.shape), out_sharding=out)
 
 
 def check_image_size(height: int, width: int, patch: int) -> None:
-    """Raises ValueError unless the patch divides the image."""
+    """Raises UserError unless the patch divides the image."""
     if height < 1 or width < 1 or height % patch or width % patch:
         raise UserError(
             f"images are {height}×{width} pixels, expected multiples of the patch size {patch}"
@@ -344,22 +356,17 @@ def unpatchify(
 
 
 def stack_layers(make: Callable[..., Module], layers: int, rngs: nnx.Rngs) -> Module:
-    """One module whose arrays hold all layers: `make(index, rngs)` for each, stacked first."""
+    """One module whose arrays hold all layers, stacked first: `make(index, rngs)` of each."""
     return jax.vmap(lambda index, key: make(index, nnx.Rngs(key)))(
         jnp.arange(layers), jax.random.split(rngs.params(), layers)
     )
 
 
 def scan_layers(body: Callable, carry: Any, layers: object, *, remat: str) -> tuple:
-    """Runs `carry, output = body(carry, layer)` over stacked layers.
+    """`jax.lax.scan` over stacked layers, with the backward pass that `remat` names.
 
-    Args:
-        body: one layer.
-        carry: pytree of what goes from layer to layer, such as tokens before the first.
-        layers: pytree of arrays with the layers first.
-        remat: what the backward pass finds saved: `none` recomputes nothing, `dots` all but the
-            results of linear layers and of the TPU's attention kernel, `full` everything but each
-            layer's input.
+    `none` recomputes nothing; `dots` all but the results of linear layers and of the TPU's
+    attention kernel; `full` everything but each layer's input.
     """
     return jax.lax.scan(recomputed(body, remat, prevent_cse=False), carry, layers)
 
@@ -367,10 +374,9 @@ def scan_layers(body: Callable, carry: Any, layers: object, *, remat: str) -> tu
 def scan_tapped(
     body: Callable, carry: Array, layers: object, taps: Sequence[int], *, remat: str
 ) -> tuple[Array, Any, tuple[Array, ...]]:
-    """`scan_layers` over arrays, which also returns the carry after each of the layers `taps`.
+    """`scan_layers`, which also returns the carry after each of the layers `taps`, from 1 on.
 
-    Layers count from 1. Still one program for all layers, and neither the result nor the backward
-    pass holds a copy of any other layer's carry.
+    Still one program for all layers, and no other layer's carry is kept.
     """
     if not taps:
         return *scan_layers(body, carry, layers, remat=remat), ()
@@ -384,14 +390,14 @@ def scan_tapped(
         )
         return (carry, kept), output
 
-    nothing = tuple(jnp.zeros_like(carry) for _ in taps)
+    zeros = tuple(jnp.zeros_like(carry) for _ in taps)
     indices = jnp.arange(1, len(jax.tree.leaves(layers)[0]) + 1)
-    (carry, kept), outputs = scan_layers(tapped, (carry, nothing), (indices, layers), remat=remat)
+    (carry, kept), outputs = scan_layers(tapped, (carry, zeros), (indices, layers), remat=remat)
     return carry, outputs, kept
 
 
 def recomputed(function: Callable, remat: str, *, prevent_cse: bool = True) -> Callable:
-    """The function, whose backward pass finds saved what `remat` says, see `scan_layers`."""
+    """`jax.checkpoint` of the function with the policy that `remat` names, see `scan_layers`."""
     if remat == "none":
         return function
     policy = None

@@ -1,4 +1,4 @@
-"""The two LVSM models (arXiv 2410.17242), which Efficient-LVSM is compared with.
+"""The two LVSM models (arXiv 2410.17242), the baselines of Efficient-LVSM.
 
 Letters: `b` scenes, `v` input views, `t` target views, `n` tokens a view, `k` latent tokens,
 `d` width.
@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel
+from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, computation
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.models.layers import LayerNorm, Transformer, broadcast_scenes
+from lvsm_jax.parallel.mesh import axes_of, view_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +24,13 @@ class LVSMDecoderOnlyConfig(ModelConfig):
     """Sizes of the model and how it is computed; the defaults are the published model.
 
     Attributes:
-        targets_at_once: targets of a scene that go through the layers together, each beside a
-            copy of the inputs' tokens; 0 for all. The others wait, which takes less memory;
-            training keeps them all for the backward pass either way.
+        targets_at_once: targets of a scene that go through the layers together, each with a copy
+            of the inputs' tokens; 0 for all. Fewer take less memory, but in training all are kept
+            for the backward pass either way.
     """
 
     num_layers: int = 24
-    targets_at_once: int = 1
+    targets_at_once: int = computation(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +40,13 @@ class LVSMEncoderDecoderConfig(ModelConfig):
     `num_layers` is the layers of the encoder and of the decoder each.
 
     Attributes:
-        num_latents: tokens that the encoder sums up the scene in.
-        targets_at_once: targets of a scene that go through the decoder together, each beside a
-            copy of the latents; as in `LVSMDecoderOnlyConfig`.
+        num_latents: latent tokens of a scene.
+        targets_at_once: targets of a scene that go through the decoder together, each with a copy
+            of the latents; as in `LVSMDecoderOnlyConfig`.
     """
 
     num_latents: int = 3072
-    targets_at_once: int = 1
+    targets_at_once: int = computation(1)
 
 
 class LVSMDecoderOnly(ViewSynthesisModel):
@@ -78,12 +79,12 @@ class LVSMDecoderOnly(ViewSynthesisModel):
     ) -> Float[Array, "b t {height} {width} 3"]:
         """Renders the cameras from what `encode` returned."""
         tokens = self.norm(self.target_tokens(cameras, height, width))
-        tokens = _each_beside(self.transformer, tokens, memory, self.config.targets_at_once)
+        tokens = _each_with(self.transformer, tokens, memory, self.config.targets_at_once)
         return self.pixels(tokens, height, width)
 
 
 class LVSMEncoderDecoder(ViewSynthesisModel):
-    """The encoder sums up the input views in latent tokens; each target is decoded beside them.
+    """The encoder reads all input views into latent tokens; each target is decoded with them.
 
     Args:
         config: sizes.
@@ -116,18 +117,17 @@ class LVSMEncoderDecoder(ViewSynthesisModel):
         """Renders the cameras from what `encode` returned."""
         tokens = self.decoder_norm(self.target_tokens(cameras, height, width))
         memory = self.decoder_norm(memory)
-        tokens = _each_beside(self.decoder, tokens, memory, self.config.targets_at_once)
+        tokens = _each_with(self.decoder, tokens, memory, self.config.targets_at_once)
         return self.pixels(tokens, height, width)
 
 
 def _check_together(model: ViewSynthesisModel, images: Array) -> None:
-    """Raises ValueError if the views of a scene are spread over devices."""
-    sharding = jax.typeof(images).sharding
-    if not sharding.mesh.empty and sharding.spec[1] is not None:
-        model.config.check_spread(sharding.mesh.shape["view"])
+    """Raises UserError if the views of a scene are spread over devices."""
+    if axes_of(images)[1] is not None:
+        model.config.check_spread(view_devices())
 
 
-def _each_beside(
+def _each_with(
     transformer: Transformer,
     targets: Float[Array, "b t n d"],
     memory: Float[Array, "b s d"],
@@ -135,19 +135,19 @@ def _each_beside(
 ) -> Float[Array, "b t n d"]:
     """The targets' tokens after the layers, each target in a sequence with all of the memory.
 
-    The memory is copied for the targets that are computed at once, not for all.
+    The memory is copied for the targets that are computed at once only.
     """
     t = targets.shape[1]
 
-    def some(targets: Float[Array, "b k n d"]) -> Float[Array, "b k n d"]:
+    def group(targets: Float[Array, "b k n d"]) -> Float[Array, "b k n d"]:
         shape = (*targets.shape[:2], *memory.shape[1:])
         return transformer(targets, jnp.broadcast_to(memory[:, None], shape))
 
     if at_once == 0 or at_once >= t:
-        return some(targets)
+        return group(targets)
     whole = t - t % at_once
     groups = einops.rearrange(targets[:, :whole], "b (r k) n d -> r b k n d", k=at_once)
-    done = einops.rearrange(jax.lax.map(some, groups), "r b k n d -> b (r k) n d")
+    done = einops.rearrange(jax.lax.map(group, groups), "r b k n d -> b (r k) n d")
     if whole == t:
         return done
-    return jnp.concatenate([done, some(targets[:, whole:])], axis=1)
+    return jnp.concatenate([done, group(targets[:, whole:])], axis=1)

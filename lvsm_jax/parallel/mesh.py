@@ -1,7 +1,7 @@
-"""The mesh of devices, and where arrays live on it.
+"""The mesh of devices, and how arrays are sharded over it.
 
-Sharding is decided here and nowhere else. The mesh has explicit axes, so every array's sharding is
-part of its type and JAX carries it through the model by itself. Three axes:
+The mesh has explicit axes: every array's sharding is part of its type, and JAX carries it through
+the model. Three axes:
 
 - `data`: scenes of a batch;
 - `fsdp`: scenes too, and also weights, optimizer state and EMA, cut along their input dimension;
@@ -14,7 +14,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,16 +22,19 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from lvsm_jax.common.checks import check_at_least
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.tree import map_named
 
 AXES = ("data", "fsdp", "view")
 SCENES = ("data", "fsdp")
 
+Axes = str | tuple[str, ...] | None
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many ways the work is cut; the product is the number of devices.
+    """Sizes of the mesh's axes; their product is the number of devices.
 
     Attributes:
         data: replicas of the weights; -1 takes the devices that the others leave.
@@ -45,25 +48,22 @@ class MeshConfig:
     view: int = 1
 
     def __post_init__(self):
-        for name in AXES:
-            value = getattr(self, name)
-            if value < 1 and not (name == "data" and value == -1):
-                raise UserError(f"mesh.{name} is {value}, expected at least 1")
+        check_at_least("mesh", self, data=-1 if self.data == -1 else 1, fsdp=1, view=1)
 
 
 def simulate_cpu_devices(
     wanted: int, config: MeshConfig, *batch_sizes: int, processes: int = 1
 ) -> None:
-    """Splits the CPU into devices, before JAX is first used; other backends are not touched.
+    """Splits the CPU into simulated devices, before JAX is first used; no other backend.
 
     One device alone does not keep several cores busy.
 
     Args:
-        wanted: number of devices; 0 takes what the mesh asks for, and with `data=-1` one a core, as
-            far as they divide the batches.
+        wanted: devices of this process; 0 takes what the mesh needs, and with `data=-1` one for
+            each core, as far as they divide the batches.
         config: of the mesh.
-        batch_sizes: scenes of the batches that will be computed.
-        processes: that share the mesh; the devices are those of each.
+        batch_sizes: scenes of each batch that will be computed.
+        processes: that share the mesh.
     """
     replicas, scenes, inner = config.data, math.gcd(*batch_sizes), config.fsdp * config.view
     if replicas == -1:
@@ -95,51 +95,44 @@ def make_mesh(
     """The mesh of these sizes over the devices; by default over all.
 
     Raises:
-        ValueError: sizes that do not multiply to the number of devices.
+        UserError: sizes that do not multiply to the number of devices.
     """
     count = jax.device_count() if devices is None else len(devices)
     data, inner = config.data, config.fsdp * config.view
     if data == -1 and count % inner == 0:
         data = count // inner
+    name = f"mesh of data={data} × fsdp={config.fsdp} × view={config.view}"
     if data * inner != count:
-        raise UserError(
-            f"mesh of data={data} × fsdp={config.fsdp} × view={config.view} does not fit {count} "
-            "devices"
-        )
-    sizes = (data, config.fsdp, config.view)
+        raise UserError(f"{name} does not fit {count} devices")
+    sizes = data, config.fsdp, config.view
     try:
         return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
     except NotImplementedError as error:
         raise UserError(
-            f"mesh of data={data} × fsdp={config.fsdp} × view={config.view}: on these chips each "
-            f"size has to be a product of sides of their torus ({error})"
+            f"{name}: on these chips each size is a product of sides of their torus ({error})"
         ) from error
 
 
-def in_use() -> bool:
-    """Whether there is a mesh around, set by `jax.set_mesh`."""
-    return not jax.sharding.get_abstract_mesh().empty
+def view_devices() -> int:
+    """Devices along the `view` axis of the mesh that is set; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["view"]
 
 
-def view_parts() -> int:
-    """Devices along the `view` axis of the mesh that is in use; 1 without a mesh."""
-    return jax.sharding.get_abstract_mesh().shape["view"] if in_use() else 1
+def spec(*axes: Axes, mesh: Mesh | AbstractMesh | None = None) -> P | None:
+    """The PartitionSpec of an array whose dimensions these mesh axes cut; None without a mesh.
 
-
-def cut(*axes: Any, mesh: Mesh | AbstractMesh | None = None) -> P | None:
-    """How dimensions are cut by the mesh (default: that in use); None without one.
-
-    Axes of size one are not named: some operations of JAX drop such names and others keep them.
+    Axes of size one are left out: some operations of JAX drop such names and others keep them.
 
     Args:
-        axes: for each dimension an axis, several, or None.
-        mesh: whose axes they are.
+        axes: for each dimension a mesh axis, several, or None.
+        mesh: whose axes they are; by default the one that is set.
     """
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     if mesh.empty:
         return None
 
-    def named(axes: Any) -> Any:
+    def named(axes: Axes) -> Axes:
         several = axes if isinstance(axes, tuple) else (axes,)
         left = tuple(axis for axis in several if axis is not None and mesh.shape[axis] > 1)
         return left if len(left) > 1 else next(iter(left), None)
@@ -147,54 +140,90 @@ def cut(*axes: Any, mesh: Mesh | AbstractMesh | None = None) -> P | None:
     return P(*map(named, axes))
 
 
-def put(tree: Any, *axes: Any) -> Any:
-    """Arrays, inside `jax.jit` too, with these dimensions cut by the mesh that is in use."""
-    spec = cut(*axes)
-    return tree if spec is None else jax.tree.map(lambda x: jax.reshard(x, spec), tree)
+def axes_of(x: Array) -> tuple[Axes, ...]:
+    """For each dimension of an array the mesh axes that cut it; None where none does."""
+    return tuple(jax.typeof(x).sharding.spec)
 
 
-def scene_parts(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts the scenes of a batch are cut."""
+def sharded_like(x: Array, *axes: Axes) -> NamedSharding | None:
+    """On the mesh of `x`, the sharding of an array that these axes cut; None without a mesh."""
+    sharding = jax.typeof(x).sharding
+    return None if sharding.mesh.empty else sharding.update(spec=P(*axes))
+
+
+def reshard(tree: Any, *axes: Axes) -> Any:
+    """Arrays cut along these axes of the mesh that is set, inside `jax.jit` too; see `spec`."""
+    wanted = spec(*axes)
+    return tree if wanted is None else jax.tree.map(lambda x: jax.reshard(x, wanted), tree)
+
+
+def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """The function computed by each device on its own shards, under `jax.shard_map`.
+
+    For fused kernels, convolutions and loops, which know nothing of sharding. Where no axis cuts
+    any argument or result, as without a mesh, it is the function itself.
+
+    Args:
+        function: of shards.
+        in_specs: how each argument is cut, a pytree of PartitionSpecs (or of None, see `spec`).
+        out_specs: the same of the results.
+    """
+    leaves = jax.tree.leaves((in_specs, out_specs), is_leaf=lambda x: isinstance(x, P))
+    if not any(any(leaf) for leaf in leaves):
+        return function
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def scene_shards(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many shards the scenes of a batch are cut."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def check_batch(mesh: Mesh | AbstractMesh, name: str, scenes: int, input_views: int) -> None:
-    """Raises ValueError, with the batch's name, unless the mesh divides a batch of this size."""
+    """Raises UserError, with the batch's name, unless the mesh divides a batch of this size."""
     if mesh.empty:
         return
-    for what, number, axes, parts in (
-        ("scenes", scenes, "mesh.data × mesh.fsdp", scene_parts(mesh)),
+    for what, number, axes, shards in (
+        ("scenes", scenes, "mesh.data × mesh.fsdp", scene_shards(mesh)),
         ("input views", input_views, "mesh.view", mesh.shape["view"]),
     ):
-        if number % parts:
-            raise UserError(f"{name}: {number} {what} do not divide over {axes} = {parts}")
+        if number % shards:
+            raise UserError(f"{name}: {number} {what} do not divide over {axes} = {shards}")
 
 
-def reader(mesh: Mesh) -> tuple[int, int]:
-    """Which part of a batch's scenes this process reads, and of how many.
+class DataShard(NamedTuple):
+    """The scenes of each batch that a process reads: shard `index` of `count` equal ones."""
 
-    Processes whose devices share scenes (the `view` axis goes through all of them) read the same.
+    index: int
+    count: int
+
+
+def data_shard(mesh: Mesh) -> DataShard:
+    """This process's shard of the data.
+
+    Processes whose devices share scenes (the `view` axis goes through all of them) have the same.
 
     Raises:
-        ValueError: processes whose devices share some scenes and not others.
+        UserError: processes whose devices share some scenes and not others.
     """
-    parts: dict[int, set[int]] = {}
-    for place, device in np.ndenumerate(mesh.devices):
-        scenes = place[0] * mesh.shape["fsdp"] + place[1]
-        parts.setdefault(device.process_index, set()).add(scenes)
-    readers = sorted({tuple(sorted(part)) for part in parts.values()})
-    if sum(len(part) for part in readers) != scene_parts(mesh):
+    scenes_of: dict[int, set[int]] = {}
+    for position, device in np.ndenumerate(mesh.devices):
+        scenes = position[0] * mesh.shape["fsdp"] + position[1]
+        scenes_of.setdefault(device.process_index, set()).add(scenes)
+    shards = sorted({tuple(sorted(scenes)) for scenes in scenes_of.values()})
+    if sum(map(len, shards)) != scene_shards(mesh):
         raise UserError(
             f"mesh of {dict(mesh.shape)}: processes share some scenes and not others; choose a "
             "mesh.view that divides the devices of a process, or is divided by them"
         )
-    return readers.index(tuple(sorted(parts[jax.process_index()]))), len(readers)
+    own = tuple(sorted(scenes_of[jax.process_index()]))
+    return DataShard(shards.index(own), len(shards))
 
 
 def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
-    """The sharding of each leaf: kernels along their input dimension, the rest everywhere.
+    """The sharding of each leaf: kernels along their input dimension, the rest replicated.
 
-    Kernels whose input dimension the `fsdp` axis does not divide are held everywhere too.
+    Kernels whose input dimension the `fsdp` axis does not divide are replicated too.
     """
 
     def sharding(name: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -205,8 +234,8 @@ def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
     return map_named(sharding, abstract_state)
 
 
-def place(tree: Any, shardings: Any) -> Any:
-    """Puts arrays that every process has whole where they live on the mesh."""
+def device_put(tree: Any, shardings: Any) -> Any:
+    """Arrays of which every process has the whole, on the devices that the shardings say."""
 
     def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
         whole = np.asarray(leaf)
@@ -216,24 +245,5 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Puts arrays that every process has on every device."""
-    return place(tree, jax.tree.map(lambda _: NamedSharding(mesh, P()), tree))
-
-
-def on_own_part(function: Callable[..., Array], weights: Any, *arrays: Array) -> Array:
-    """`function(weights, *arrays)` computed by each device on its own scenes and views.
-
-    For networks whose operations (convolutions, pooling) know nothing of sharding.
-
-    Args:
-        function: of arrays `[b, v, ...]`, all cut alike, to one `[b, v, ...]`; no scene's or view's
-            result depends on another.
-        weights: pytree that is whole on every device.
-        arrays: of the batch.
-    """
-    sharding = jax.typeof(arrays[0]).sharding
-    if sharding.mesh.empty:
-        return function(weights, *arrays)
-    own = P(*sharding.spec[:2])
-    specs = (P(), *(own for _ in arrays))
-    return jax.shard_map(function, in_specs=specs, out_specs=own, check_vma=False)(weights, *arrays)
+    """Arrays of which every process has the whole, on every device."""
+    return device_put(tree, jax.tree.map(lambda _: NamedSharding(mesh, P()), tree))

@@ -24,7 +24,7 @@ from lvsm_jax.evaluation.report import choose_scenes, render_page
 from lvsm_jax.evaluation.scoring import METRICS, evaluate, render_scenes
 from lvsm_jax.frozen.lpips import find_weights, load_lpips
 from lvsm_jax.parallel import processes
-from lvsm_jax.parallel.mesh import MeshConfig, check_batch, make_mesh, reader, replicate
+from lvsm_jax.parallel.mesh import MeshConfig, check_batch, data_shard, make_mesh, replicate
 from lvsm_jax.weights.exports import describe, model_config
 
 
@@ -66,7 +66,7 @@ def evaluate_export(
         mesh = make_mesh(section(config, "mesh", MeshConfig))
         check_batch(mesh, "section eval", settings.batch_size, settings.num_inputs)
         exported.check_spread(mesh.shape["view"])
-        index, count = reader(mesh)
+        index, count = data_shard(mesh)
         eval_set = open_eval_set(data, settings, process_index=index, process_count=count)
 
     start = time.monotonic()

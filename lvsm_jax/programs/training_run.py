@@ -12,7 +12,7 @@ from etils import epath
 import lvsm_jax
 from input_pipeline.loading import open_eval_set, train_batches
 from lvsm_jax.parallel import processes
-from lvsm_jax.parallel.mesh import make_mesh, reader
+from lvsm_jax.parallel.mesh import data_shard, make_mesh
 from lvsm_jax.training.checkpoints import Checkpoints
 from lvsm_jax.training.frozen_networks import load_frozen
 from lvsm_jax.training.loop import stop_signals, train_steps
@@ -25,7 +25,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Runs or resumes a training run to its end, then exports the weights."""
     settings, workdir = Settings.of(config), epath.Path(workdir)
     run, training, mesh = settings.run, settings.training, make_mesh(settings.mesh)
-    index, count = reader(mesh)
+    index, count = data_shard(mesh)
     share = {"process_index": index, "process_count": count}
     versions = f"Python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}"
     logging.info("%s, on %s", versions, processes.describe())

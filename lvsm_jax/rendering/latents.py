@@ -1,7 +1,6 @@
-"""What LVSM's encoder-decoder keeps of its input views: latents of one size, for any targets.
+"""Latent cache of LVSM's encoder-decoder: tokens of all input views together, for any targets.
 
-They sum up all views together. A view cannot be added to them, replaced or removed: the views are
-encoded again.
+A view cannot be added to them, replaced or removed: all views are encoded again.
 """
 
 import dataclasses
@@ -22,7 +21,7 @@ from lvsm_jax.models.lvsm import LVSMEncoderDecoder
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LatentCache:
-    """The input views of some scenes, summed up in latent tokens.
+    """The input views of some scenes as latent tokens.
 
     Attributes:
         tokens: `[b, k, d]`.
@@ -46,7 +45,7 @@ class LatentCache:
 def latent_cache(
     model: ViewSynthesisModel, images: Array | np.ndarray, cameras: Cameras
 ) -> LatentCache:
-    """Encodes input views for `lvsm_jax.render`.
+    """Encodes input views for `lvsm_jax.render`; as in `ViewCache`, no device is waited for.
 
     Args:
         model: an LVSMEncoderDecoder.
@@ -54,17 +53,17 @@ def latent_cache(
         cameras: `[b, v]`.
 
     Raises:
-        ValueError: a model without latents, or images and cameras that do not go together.
+        UserError: a model without latents, or images and cameras that do not go together.
     """
     _check_model(model)
-    check_images(images, cameras, model.config.patch_size)
+    check_images(images, cameras, model.config.patch_size, read_device=False)
     if 0 in images.shape:
         raise UserError(f"images of shape {images.shape}: no views to encode")
     return LatentCache(_encode(model, jnp.asarray(images), cameras), tuple(images.shape[2:4]))
 
 
 def check_latents_fit(model: ViewSynthesisModel, cache: LatentCache) -> None:
-    """Raises ValueError unless the latents can be of the model."""
+    """Raises UserError unless the latents can be of the model."""
     _check_model(model)
     _, latents, width = cache.tokens.shape
     config = model.config
@@ -92,6 +91,5 @@ def _encode(model: LVSMEncoderDecoder, images: Array, cameras: Cameras) -> Array
 def _check_model(model: Any) -> None:
     if not isinstance(model, LVSMEncoderDecoder):
         raise UserError(
-            f"{type(model).__name__} has no latents that sum up its input views; "
-            "LVSMEncoderDecoder has"
+            f"{type(model).__name__} has no latents of its input views; LVSMEncoderDecoder has"
         )

@@ -1,24 +1,26 @@
-"""Where the views of a cache are, and what is done to them there.
+"""KV-cache slots sharded over the `view` axis: slot i is on device i mod n.
 
-On a mesh the places are spread over the axis `view`: view number i is on device i mod n of it, so
-that no device has two more than another. Every function here is each device's work on its own
-places, under `jax.shard_map`; without a mesh there is one device, and n is 1.
+So no device has two views more than another. The functions here are each device's work on its own
+slots, by `per_device`; without a mesh there is one device.
 
-Letters: `b` scenes, `v` places for views, `k` views at a time, `t` query tokens, `n` tokens a view,
+Letters: `b` scenes, `v` slots for views, `k` views at a time, `t` query tokens, `n` tokens a view,
 `l` layers, `m` heads, `c` head size.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lvsm_jax.models.attention import attention_with_lse, merge_attention
-from lvsm_jax.models.spread_attention import all_tokens, merge_over
-from lvsm_jax.parallel.mesh import SCENES, cut, in_use
+from lvsm_jax.models.attention import Partial, attention_with_lse, merge_attention
+from lvsm_jax.models.sharded_attention import merge_shards
+from lvsm_jax.parallel.mesh import SCENES, axes_of, per_device, spec, view_devices
+
+# Axes that cut arrays with one entry a scene, arrays of views, and the store.
+BY_SCENE, BY_VIEW, STORE = (SCENES,), (SCENES, "view"), (None, SCENES, "view")
 
 
 @jax.tree_util.register_dataclass
@@ -35,12 +37,8 @@ class Stored:
     scale: Any
 
 
-# The axes that cut arrays on a mesh: those with one entry a scene, views, and the store.
-BY_SCENE, BY_VIEW, STORE = (SCENES,), (SCENES, "view"), (None, SCENES, "view")
-
-
-def stored(x: Float[Array, "*batch c"], dtype: str) -> Stored:
-    """Keys or values as a cache of this dtype keeps them."""
+def quantize(x: Float[Array, "*batch c"], dtype: str) -> Stored:
+    """Keys or values as a cache of this dtype stores them."""
     if dtype != "int8":
         return Stored(x.astype(dtype), None)
     x = x.astype(jnp.float32)
@@ -48,15 +46,91 @@ def stored(x: Float[Array, "*batch c"], dtype: str) -> Stored:
     return Stored(jnp.round(x / scale[..., None]).astype(jnp.int8), scale)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CachedKV:
+    """Keys and values of one layer in a cache.
+
+    Attributes:
+        k: keys of all layers, `Stored`.
+        v: values of all layers, `Stored`.
+        layer: number of the layer.
+        num_views: `[b]`, views of each scene.
+        implementation: of attention.
+        slots_at_once: slots that a round of attention reads on each device, a divisor of those
+            there.
+    """
+
+    k: Any
+    v: Any
+    layer: Any
+    num_views: Any
+    implementation: str = dataclasses.field(metadata={"static": True})
+    slots_at_once: int = dataclasses.field(metadata={"static": True})
+
+    def attend(self, q: Float[Array, "b t m c"]) -> Float[Array, "b t m c"]:
+        """Attention of queries to the views that are there, some slots at a time.
+
+        The number of rounds is known only when the program runs: it compiles once, and its time
+        follows the views.
+        """
+        sharded_queries = any(axes_of(q)[1:])  # targets too are spread
+        queries = spec(*(BY_VIEW if sharded_queries else BY_SCENE))
+        own = dataclasses.replace(
+            self, k=spec(*STORE), v=spec(*STORE), layer=spec(), num_views=spec(*BY_SCENE)
+        )
+
+        def local(q: Array, own: CachedKV) -> Array:
+            return merge_shards(own._attend_to_own, q, sharded_queries=sharded_queries)[0]
+
+        return per_device(local, (queries, own), queries)(q, self)
+
+    def _attend_to_own(self, q: Float[Array, "b t m c"]) -> Partial:
+        """Attention to the slots of this device."""
+        at_once, tokens = self.slots_at_once, self.k.data.shape[3]
+        # Of views 0 to num_views - 1, those that are here.
+        own_views = (self.num_views - _device() + view_devices() - 1) // view_devices()
+
+        def load(stored: Stored, first: Array) -> Float[Array, "b s m c"]:
+            def some(x: Array) -> Array:
+                start = (self.layer, 0, first, *[0] * (x.ndim - 3))
+                return jax.lax.dynamic_slice(x, start, (1, x.shape[1], at_once, *x.shape[3:]))[0]
+
+            x = some(stored.data).astype(q.dtype)
+            if stored.scale is not None:
+                x = x * some(stored.scale)[..., None].astype(q.dtype)
+            b, k, n, m, c = x.shape
+            return x.reshape(b, k * n, m, c)
+
+        def attend_to_some(i: Array, done: Partial) -> Partial:
+            first = i * at_once
+            views = jnp.clip(own_views - first, 0, at_once)
+            out, lse = attention_with_lse(
+                q,
+                load(self.k, first),
+                load(self.v, first),
+                lengths=None if at_once == 1 else views * tokens,
+                implementation=self.implementation,
+            )
+            some = (views > 0)[:, None, None]
+            # Kernels make anything of no keys, also NaN, which a weight of zero would not remove.
+            out = jnp.where(some[..., None], out.astype(jnp.float32), 0.0)
+            return merge_attention(done, (out, jnp.where(some, lse, -jnp.inf)))
+
+        rounds = -(-own_views.max() // at_once)
+        nothing = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:-1], -jnp.inf)
+        return jax.lax.fori_loop(0, rounds, attend_to_some, nothing)
+
+
 def pick_own(views: Any, first: Int[Array, "b"]) -> Any:
-    """Of `k` new views with numbers from `first` on, those that each device has places for.
+    """Of `k` new views with numbers from `first` on, those that each device has slots for.
 
     Args:
         views: pytree of `[b, k, ...]`.
         first: number of the first one in each scene.
 
     Returns:
-        The same of `[b, n * ceil(k / n), ...]`, cut by `view`; where a device has places for fewer
+        The same of `[b, n * ceil(k / n), ...]`, cut by `view`; where a device has slots for fewer
         than others, another view fills up.
     """
     k = jax.tree.leaves(views)[0].shape[1]
@@ -66,25 +140,27 @@ def pick_own(views: Any, first: Int[Array, "b"]) -> Any:
         scenes = jnp.arange(len(first))[:, None]
         return jax.tree.map(lambda x: x[scenes, own], views)
 
-    return _on_devices(local, [BY_SCENE, BY_SCENE], [BY_VIEW])(views, first)
+    by_scene = spec(*BY_SCENE)
+    return per_device(local, (by_scene, by_scene), spec(*BY_VIEW))(views, first)
 
 
 def write_own(store: Any, new: Any, first: Int[Array, "b"], k: int) -> Any:
-    """The store with the `k` new views that `pick_own` gave; in place where it is donated.
+    """The store with the `k` new views of which `pick_own` gave each device its own.
 
     Args:
-        store: pytree of `[l, b, v, ...]`.
+        store: pytree of `[l, b, v, ...]`; written in place where it is donated.
         new: the same of what `pick_own` returned.
-        first: number of the first one in each scene; numbers that have no place are not written.
+        first: number of the first one in each scene; numbers without a slot are not written.
         k: new views, without those that fill up.
     """
 
     def local(store: Any, new: Any, first: Array) -> Any:
         own = _own(first, k)
-        places = (first[:, None] + own) // _count()
-        return _write(store, jnp.where(own < k, places, -1), new)
+        slots = (first[:, None] + own) // view_devices()
+        return _write(store, jnp.where(own < k, slots, -1), new)
 
-    return _on_devices(local, [STORE, STORE, BY_SCENE], [STORE])(store, new, first)
+    by_slot = spec(*STORE)
+    return per_device(local, (by_slot, by_slot, spec(*BY_SCENE)), by_slot)(store, new, first)
 
 
 def remove(
@@ -92,116 +168,40 @@ def remove(
 ) -> tuple[Any, Int[Array, "b"]]:
     """The store without some views, from the highest number down, and how many are left.
 
-    Each time the last view takes the number of the removed one: it alone goes from device to
-    device. Where the number is -1 nothing is removed.
+    Each time the last view takes the number of the removed one, so one view goes from device to
+    device. For numbers that a scene does not have, such as -1, nothing is removed.
     """
 
     def local(store: Any, num_views: Array, indices: Array) -> tuple[Any, Array]:
-        scenes = jnp.arange(len(num_views))
         for index in indices.T:
-            last = num_views - 1
-
-            def view(x: Array, last: Array = last) -> Array:
-                moved = x[:, scenes, last // _count()]
-                if not _is_spread():
-                    return moved[:, :, None]
-                is_here = (last % _count() == _me()).reshape(-1, *[1] * (moved.ndim - 2))
-                return jax.lax.psum(jnp.where(is_here, moved, 0), "view")[:, :, None]
-
-            here = (index >= 0) & (index % _count() == _me())
-            places = jnp.where(here, index // _count(), -1)
-            store = _write(store, places[:, None], jax.tree.map(view, store))
-            num_views = num_views - (index >= 0)
+            exists = (index >= 0) & (index < num_views)
+            moved = jax.tree.map(functools.partial(_view, number=num_views - 1), store)
+            here = exists & (index % view_devices() == _device())
+            store = _write(store, jnp.where(here, index // view_devices(), -1)[:, None], moved)
+            num_views = num_views - exists
         return store, num_views
 
-    return _on_devices(local, [STORE, BY_SCENE, BY_SCENE], [STORE, BY_SCENE])(
+    by_slot, by_scene = spec(*STORE), spec(*BY_SCENE)
+    return per_device(local, (by_slot, by_scene, by_scene), (by_slot, by_scene))(
         store, num_views, indices
     )
 
 
-def reader(
-    pair: tuple[Stored, Stored],
-    num_views: Int[Array, "b"],
-    layer: Int[Array, ""],
-    implementation: str,
-    at_once: int,
-) -> Callable[[Float[Array, "b t m c"]], Float[Array, "b t m c"]]:
-    """Attention of queries to the views that are there, a few at a time.
-
-    The number of rounds is known only when the program runs: it compiles once, and its time follows
-    the views.
-
-    Args:
-        pair: keys and values.
-        num_views: of each scene.
-        layer: whose keys and values.
-        implementation: of attention.
-        at_once: places that a round takes on each device, a divisor of their number there.
-    """
-
-    def attend(q: Array) -> Array:
-        spec = jax.typeof(q).sharding.spec if in_use() else ()
-        scatter = any(spec[1:])  # targets too are spread
-
-        def local(q: Array, pair: Any, num_views: Array, layer: Array) -> Array:
-            every = all_tokens(q, "view", scatter)
-            views = (num_views - _me() + _count() - 1) // _count()
-            part = _attend_to_own(every, pair, views, layer, implementation, at_once)
-            if _is_spread():
-                return merge_over(part, "view", scatter=scatter, dtype=q.dtype)[0]
-            return part[0].astype(q.dtype)
-
-        queries = BY_VIEW if scatter else BY_SCENE
-        inputs = [queries, STORE, BY_SCENE, ()]
-        return _on_devices(local, inputs, [queries])(q, pair, num_views, layer)
-
-    return attend
+def _view(x: Float[Array, "l b v ..."], number: Int[Array, "b"]) -> Float[Array, "l b 1 ..."]:
+    """One view of each scene, from the device that has it."""
+    view = x[:, jnp.arange(len(number)), number // view_devices()]
+    if view_devices() > 1:
+        is_here = (number % view_devices() == _device()).reshape(-1, *[1] * (view.ndim - 2))
+        view = jax.lax.psum(jnp.where(is_here, view, 0), "view")
+    return view[:, :, None]
 
 
-def _attend_to_own(
-    q: Float[Array, "b t m c"],
-    pair: tuple[Stored, Stored],
-    num_views: Int[Array, "b"],
-    layer: Int[Array, ""],
-    implementation: str,
-    at_once: int,
-) -> tuple[Float[Array, "b t m c"], Float[Array, "b t m"]]:
-    """Attention to the first `num_views` places of one device, and its logarithms of sums."""
-    tokens = pair[0].data.shape[3]
-
-    def load(stored: Stored, first: Array) -> Array:
-        def part(x: Array) -> Array:
-            start = (layer, 0, first, *[0] * (x.ndim - 3))
-            return jax.lax.dynamic_slice(x, start, (1, x.shape[1], at_once, *x.shape[3:]))[0]
-
-        x = part(stored.data).astype(q.dtype)
-        if stored.scale is not None:
-            x = x * part(stored.scale)[..., None].astype(q.dtype)
-        b, k, n, m, c = x.shape
-        return x.reshape(b, k * n, m, c)
-
-    def round_(i: Array, done: Any) -> Any:
-        first = i * at_once
-        views = jnp.clip(num_views - first, 0, at_once)
-        k, v = (load(stored, first) for stored in pair)
-        lengths = None if at_once == 1 else views * tokens
-        out, lse = attention_with_lse(q, k, v, lengths=lengths, implementation=implementation)
-        some = (views > 0)[:, None, None]
-        # Kernels make anything of no keys, also NaN, which a weight of zero would not remove.
-        out = jnp.where(some[..., None], out.astype(jnp.float32), 0.0)
-        return merge_attention(done, (out, jnp.where(some, lse, -jnp.inf)))
-
-    rounds = -(-num_views.max() // at_once)
-    nothing = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:-1], -jnp.inf)
-    return jax.lax.fori_loop(0, rounds, round_, nothing)
-
-
-def _write(store: Any, places: Int[Array, "b k"], new: Any) -> Any:
-    """The store with new views in these places of each scene; -1 and too high ones are dropped."""
-    scenes = jnp.arange(places.shape[0])[:, None]
+def _write(store: Any, slots: Int[Array, "b k"], new: Any) -> Any:
+    """The store with new views in these slots of each scene; -1 and too high ones are dropped."""
+    scenes = jnp.arange(slots.shape[0])[:, None]
 
     def write(old: Array, new: Array) -> Array:
-        where = jnp.where(places < 0, old.shape[2], places)  # -1 would count from the end
+        where = jnp.where(slots < 0, old.shape[2], slots)  # -1 would count from the end
         return old.at[:, scenes, where].set(new, mode="drop")
 
     return jax.tree.map(write, store, new)
@@ -209,27 +209,10 @@ def _write(store: Any, places: Int[Array, "b k"], new: Any) -> Any:
 
 def _own(first: Int[Array, "b"], k: int) -> Int[Array, "b j"]:
     """Which of `k` views numbered from `first` on are this device's; `k` and more are none."""
-    return (_me() - first)[:, None] % _count() + _count() * jnp.arange(-(-k // _count()))
+    n = view_devices()
+    return (_device() - first)[:, None] % n + n * jnp.arange(-(-k // n))
 
 
-def _on_devices(function: Callable, inputs: list[tuple], outputs: list[tuple]) -> Callable:
-    """The function under `jax.shard_map`, for the axes that cut each argument and result."""
-    if not in_use():
-        return function
-    in_specs, out_specs = (tuple(cut(*axes) for axes in part) for part in (inputs, outputs))
-    out_specs = out_specs if len(out_specs) > 1 else out_specs[0]
-    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-
-
-def _is_spread() -> bool:
-    return in_use() and _count() > 1
-
-
-def _count() -> int:
-    """Devices over which the places are spread."""
-    return jax.lax.axis_size("view") if in_use() else 1
-
-
-def _me() -> Array | int:
-    """Number of this device among them."""
-    return jax.lax.axis_index("view") if in_use() else 0
+def _device() -> Array | int:
+    """Index of this device along `view`."""
+    return jax.lax.axis_index("view") if view_devices() > 1 else 0

@@ -4,14 +4,19 @@ A cache is a pytree and the functions are pure. A view's keys and values depend 
 so adding, replacing and removing one costs the same however many there are, and the order of views
 does not matter. The cache that a function is given is donated: go on with the one it returns.
 
-Letters: `b` scenes, `v` places for views, `k` views at a time, `t` targets, `n` tokens a view,
+No function waits for a device. Shapes are checked, and values that the host has: numbers of views,
+and images and cameras that are NumPy arrays. How many views a scene has is on the device, so what
+does not fit is left out: views beyond `max_views` are not added, and numbers that a scene does not
+have are neither replaced nor removed. `lvsm_jax.Session` knows its views, and raises errors.
+
+Letters: `b` scenes, `v` slots for views, `k` views at a time, `t` targets, `n` tokens a view,
 `l` layers, `m` heads, `c` head size.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,23 +30,24 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.attention import skips_by_length
 from lvsm_jax.models.base import ViewSynthesisModel, check_images
 from lvsm_jax.models.cameras import Cameras
-from lvsm_jax.models.efficient_lvsm import EfficientLVSM
+from lvsm_jax.models.efficient_lvsm import DecoderBlock, EfficientLVSM
 from lvsm_jax.models.layers import check_image_size
 from lvsm_jax.models.lvsm import LVSMEncoderDecoder
-from lvsm_jax.parallel.mesh import check_batch, cut, in_use, put, view_parts
+from lvsm_jax.parallel.mesh import check_batch, reshard, spec, view_devices
 from lvsm_jax.rendering import slots
 from lvsm_jax.rendering.latents import LatentCache, check_latents_fit, render_latents
-from lvsm_jax.rendering.slots import Stored
+from lvsm_jax.rendering.slots import CachedKV, Stored
 
-_PLACES_AT_ONCE = 8
+_SLOTS_AT_ONCE = 8
 
+# Numbers of views, which the host has.
 Numbers = int | np.integer | Sequence[Any] | np.ndarray
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ViewCache:
-    """Keys and values of the input views of some scenes.
+    """Keys and values of the input views of some scenes; the decoder reads them as `InputViews`.
 
     Attributes:
         store: for each cross-attention of a layer (the published model has one) the pair of its
@@ -61,8 +67,13 @@ class ViewCache:
 
     @property
     def max_views(self) -> int:
-        """Places for the views of a scene."""
+        """Slots for the views of a scene."""
         return self.store[0][0].data.shape[2]
+
+    @property
+    def size(self) -> tuple[Int[Array, "b"], int]:
+        """Views of each scene, and tokens of a view."""
+        return self.num_views, self.store[0][0].data.shape[3]
 
     @property
     def dtype(self) -> str:
@@ -74,14 +85,27 @@ class ViewCache:
         """Bytes of keys and values, used or not."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self.store))
 
+    @property
+    def by_layer(self) -> Int[Array, "l"]:
+        """Numbers of the layers."""
+        return jnp.arange(len(self.store[0][0].data))
+
+    def keys_values(self, block: DecoderBlock, own: Int[Array, ""]) -> tuple[CachedKV, ...]:
+        """What this layer of the decoder reads."""
+        implementation = block.cross_attention.implementation
+        at_once = slots_at_once(self, implementation, block.cross_attention.to_kv.dtype)
+        return tuple(
+            CachedKV(k, v, own, self.num_views, implementation, at_once) for k, v in self.store
+        )
+
 
 def init_cache(
     model: ViewSynthesisModel, batch: int, max_views: int, image_size: tuple[int, int]
 ) -> ViewCache:
     """An empty cache: 2 · layers · tokens · width numbers a view, of the model's `cache_dtype`.
 
-    Where a mesh is set (`jax.set_mesh`), scenes are dealt to its devices as in training, and the
-    places of a scene to those of the axis `view`. All other functions then need that mesh too.
+    Where a mesh is set (`jax.set_mesh`), scenes are spread over its devices as in training, and the
+    slots of a scene over the axis `view`. All other functions then need that mesh too.
 
     Args:
         model: whose keys and values it is for.
@@ -90,7 +114,7 @@ def init_cache(
         image_size: height and width of the input views in pixels.
 
     Raises:
-        ValueError: a model that has no such cache, a size that cannot be, or one that the mesh
+        UserError: a model that has no such cache, a size that cannot be, or one that the mesh
             does not divide.
     """
     _check_model(model)
@@ -103,11 +127,11 @@ def init_cache(
     check_batch(jax.sharding.get_abstract_mesh(), "a cache", batch, max_views)
     tokens = image_size[0] * image_size[1] // config.patch_size**2
     shape = (config.num_layers, batch, max_views, tokens, config.width // config.head_dim)
-    by_scene, by_place = cut(*slots.BY_SCENE), cut(*slots.STORE)
+    by_scene, by_slot = spec(*slots.BY_SCENE), spec(*slots.STORE)
 
     def empty() -> Stored:
-        scale = jnp.zeros(shape, jnp.float32, out_sharding=by_place) if dtype == "int8" else None
-        return Stored(jnp.zeros((*shape, config.head_dim), dtype, out_sharding=by_place), scale)
+        scale = jnp.zeros(shape, jnp.float32, out_sharding=by_slot) if dtype == "int8" else None
+        return Stored(jnp.zeros((*shape, config.head_dim), dtype, out_sharding=by_slot), scale)
 
     cache = ViewCache(
         store=tuple((empty(), empty()) for _ in range(config.num_cross_attentions)),
@@ -127,6 +151,8 @@ def add_views(
 ) -> ViewCache:
     """Adds `k` views to every scene, after those that are there; encodes these alone.
 
+    Of views for which a scene has no slot left, none is added: `num_views` stays at `max_views`.
+
     Args:
         model: the weights.
         cache: donated.
@@ -135,23 +161,18 @@ def add_views(
         num_new: how many of them, from the first, each scene takes; all by default.
 
     Raises:
-        ValueError: a scene without so many free places, or what does not fit together; the cache
-            is untouched.
+        UserError: more views than slots, or what does not fit together; the cache is untouched.
     """
     _check_views(model, cache, images, cameras)
-    k, views = images.shape[1], known(cache.num_views)
+    k = images.shape[1]
     if k == 0:
         raise UserError(f"images of shape {images.shape}: no views to add")
     new = _integers(k if num_new is None else num_new)
     if new.ndim > 1 or (new.ndim and len(new) != cache.batch) or (new < 0).any() or (new > k).any():
         raise UserError(f"num_new is {new.tolist()}, expected {cache.batch} numbers from 0 to {k}")
+    if (new > cache.max_views).any():
+        raise UserError(f"{new.max()} more views do not fit: a scene has at most {cache.max_views}")
     new = np.broadcast_to(new, cache.batch)
-    if views is not None and (views + new > cache.max_views).any():
-        scene = int((views + new).argmax())
-        raise UserError(
-            f"{new[scene]} more views do not fit: scene {scene} has {views[scene]} of at most "
-            f"{cache.max_views}"
-        )
     return _add_views(model, cache, jnp.asarray(images), cameras, new)
 
 
@@ -162,18 +183,18 @@ def replace_view(
     images: Array | np.ndarray,
     cameras: Cameras,
 ) -> ViewCache:
-    """Puts another view in the place of one of every scene.
+    """Replaces one view of every scene.
 
     Args:
         model: the weights.
         cache: donated.
-        index: number of the view to replace, one for all scenes or `[b]`.
+        index: number of the view to replace, one for all scenes or `[b]`; a scene without a view of
+            that number stays as it is.
         images: `[b, 1, h, w, 3]`, float in [0, 1].
         cameras: `[b, 1]`.
 
     Raises:
-        ValueError: a number that a scene does not have, or what does not fit together; the cache
-            is untouched.
+        UserError: a number beyond the slots, or what does not fit together; the cache is untouched.
     """
     _check_views(model, cache, images, cameras)
     if images.shape[1] != 1:
@@ -194,11 +215,10 @@ def remove_views(cache: ViewCache, indices: Numbers) -> ViewCache:
     Args:
         cache: donated.
         indices: numbers as they are before the call: one, `[k]` for every scene alike, or `[b, k]`,
-            in which -1 stands for none.
+            in which -1 stands for none. Numbers that a scene does not have remove nothing.
 
     Raises:
-        ValueError: a number that a scene does not have, or that is given twice; the cache is
-            untouched.
+        UserError: a number beyond the slots, or one that is given twice; the cache is untouched.
     """
     indices = np.atleast_1d(_integers(indices))
     if indices.size == 0:
@@ -221,19 +241,19 @@ def render(
 ) -> Float[Array, "b t h w 3"]:
     """Renders cameras from the views of a cache.
 
-    The time follows the views that are there, not the places.
+    The time follows the views that are there, not the slots.
 
     Args:
         model: the weights.
-        cache: of at least one view for each scene, or an LVSMEncoderDecoder's latents
-            (`lvsm_jax.latent_cache`); not donated.
+        cache: of views, or an LVSMEncoderDecoder's latents (`lvsm_jax.latent_cache`); not donated.
+            Renders of a scene without views are finite, and mean nothing.
         cameras: `[b, t]`, any number.
         image_size: height and width of the renders, to which the intrinsics belong; by default
             that of the inputs.
         targets_at_once: more targets are rendered in groups of so many, in constant memory.
 
     Raises:
-        ValueError: a scene without views, or what does not fit together.
+        UserError: what does not fit together.
     """
     groups = list(render_path(model, cache, cameras, image_size, targets_at_once=targets_at_once))
     return groups[0] if len(groups) == 1 else jnp.concatenate(groups, axis=1)
@@ -252,10 +272,7 @@ def render_path(
         check_latents_fit(model, cache)
     else:
         _check_fits(model, cache)
-        views = known(cache.num_views)
-        if views is not None and views.min() < 1:
-            raise UserError(f"nothing to render from: the scenes have {views.tolist()} views")
-    cameras.check("cameras")
+    cameras.check("cameras", read_device=False)
     height, width = cache.image_size if image_size is None else image_size
     check_image_size(height, width, model.config.patch_size)
     if 0 in cameras.shape:
@@ -292,7 +309,8 @@ def _add_views(
 ) -> ViewCache:
     # What is written after the views that count is not read, and is overwritten.
     store = _encode_into(model, cache, cache.num_views, images, cameras)
-    num_views = cache.num_views + put(num_new, *slots.BY_SCENE)
+    num_views = cache.num_views + reshard(num_new, *slots.BY_SCENE)
+    num_views = jnp.minimum(num_views, cache.max_views)
     return dataclasses.replace(cache, store=store, num_views=num_views)
 
 
@@ -300,13 +318,14 @@ def _add_views(
 def _replace_view(
     model: EfficientLVSM, cache: ViewCache, index: Array, images: Array, cameras: Cameras
 ) -> ViewCache:
-    index = put(index, *slots.BY_SCENE)
+    # A view written after those that count is not read.
+    index = reshard(index, *slots.BY_SCENE)
     return dataclasses.replace(cache, store=_encode_into(model, cache, index, images, cameras))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _remove_views(cache: ViewCache, indices: Int[Array, "b k"]) -> ViewCache:
-    indices = put(indices, *slots.BY_SCENE)
+    indices = reshard(indices, *slots.BY_SCENE)
     store, num_views = slots.remove(cache.store, cache.num_views, indices)
     return dataclasses.replace(cache, store=store, num_views=num_views)
 
@@ -316,62 +335,46 @@ def _render(
     model: EfficientLVSM, cache: ViewCache, cameras: Cameras, image_size: tuple[int, int]
 ) -> Float[Array, "b t h w 3"]:
     # As in training: targets are spread where the axis divides them.
-    spread = cameras.shape[1] % view_parts() == 0
-    cameras = put(cameras, *(slots.BY_VIEW if spread else slots.BY_SCENE))
-    implementation = model.config.attention
-    at_once = places_at_once(cache, implementation, model.config.dtype)
-    tokens = cache.store[0][0].data.shape[3]
-
-    def attends(_: Any, layer: Array) -> tuple[Callable[[Array], Array], ...]:
-        readers = (
-            slots.reader(pair, cache.num_views, layer, implementation, at_once)
-            for pair in cache.store
-        )
-        return tuple(model.sharpened(read, cache.num_views, tokens) for read in readers)
-
-    layers = jnp.arange(model.config.num_layers)
+    spread = cameras.shape[1] % view_devices() == 0
+    cameras = reshard(cameras, *(slots.BY_VIEW if spread else slots.BY_SCENE))
     # All targets on all devices of the axis, for the caller takes parts of them.
-    return put(model.decode_from(attends, layers, cameras, *image_size), *slots.BY_SCENE)
+    return reshard(model.decode(cache, cameras, *image_size), *slots.BY_SCENE)
 
 
 def _encode_into(
     model: EfficientLVSM, cache: ViewCache, first: Array, images: Array, cameras: Cameras
 ) -> Any:
     """The store with views under the numbers from `first` on; each device encodes its own."""
-    views = put((images, cameras), *slots.BY_SCENE)
-    own = slots.pick_own(views, first)
-    keep = functools.partial(slots.stored, dtype=cache.dtype)
-    new = jax.tree.map(keep, model.keys_values(*own))
+    views = reshard((images, cameras), *slots.BY_SCENE)
+    keys_values = model.keys_values(*slots.pick_own(views, first))
+    new = tuple(
+        (slots.quantize(kv.k, cache.dtype), slots.quantize(kv.v, cache.dtype)) for kv in keys_values
+    )
     return slots.write_own(cache.store, new, first, images.shape[1])
 
 
-def places_at_once(cache: ViewCache, implementation: str, dtype: str) -> int:
-    """How many places a round of attention takes: a divisor of their number on a device.
+def slots_at_once(cache: ViewCache, implementation: str, dtype: str) -> int:
+    """How many slots a round of attention reads: a divisor of their number on a device.
 
-    Some where the kernel is told the lengths, and skips what is empty by itself: enough to keep it
-    busy, and few beside the views that are there, for a round reads all its places. One elsewhere:
-    other kernels would compute the scores of empty places too.
+    Some where the kernel is told the lengths and skips empty slots by itself: enough to keep it
+    busy, and few beside the views that are there, for a round reads all its slots. One elsewhere:
+    other kernels would compute the scores of empty slots too.
     """
     if not skips_by_length(implementation, dtype):
         return 1
-    here = cache.max_views // view_parts()
-    return max(n for n in range(1, min(here, _PLACES_AT_ONCE) + 1) if here % n == 0)
+    here = cache.max_views // view_devices()
+    return max(n for n in range(1, min(here, _SLOTS_AT_ONCE) + 1) if here % n == 0)
 
 
 def _beside(model: Any, cache: ViewCache) -> ViewCache:
     """The cache on the devices of the weights; elsewhere, the first call would compile twice."""
     weight = jax.tree.leaves(model)[0]
-    if in_use() or not getattr(weight, "committed", False):
+    if spec() is not None or not getattr(weight, "committed", False):
         return cache  # it is on the mesh, or goes wherever it is used
     sharding = weight.sharding
     if isinstance(sharding, NamedSharding):
         sharding = NamedSharding(sharding.mesh, P())
     return jax.device_put(cache, sharding)
-
-
-def known(x: Any) -> np.ndarray | None:
-    """The values of an array, or None while tracing."""
-    return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
 
 
 def _check_model(model: Any) -> None:
@@ -401,7 +404,7 @@ def _check_fits(model: Any, cache: ViewCache) -> None:
 
 def _check_views(model: Any, cache: ViewCache, images: Any, cameras: Cameras) -> None:
     _check_fits(model, cache)
-    check_images(images, cameras, model.config.patch_size, "cameras")
+    check_images(images, cameras, model.config.patch_size, read_device=False)
     if images.shape[2:4] != cache.image_size:
         raise UserError(
             f"images of {images.shape[2]}×{images.shape[3]} pixels, but the cache is for "
@@ -419,15 +422,13 @@ def _integers(indices: Any) -> np.ndarray:
 
 
 def _check_numbers(cache: ViewCache, numbers: Int[np.ndarray, "b k"]) -> None:
-    views = known(cache.num_views)
     for scene, row in enumerate(numbers.tolist()):
-        given = [view for view in row if view != -1]
+        given = [number for number in row if number != -1]
         if len(set(given)) < len(given):
             raise UserError(f"scene {scene}: {given} holds a view twice")
-        if views is None:
-            continue
-        unknown = [view for view in given if not 0 <= view < views[scene]]
+        unknown = [number for number in given if not 0 <= number < cache.max_views]
         if unknown:
             raise UserError(
-                f"scene {scene} has no views {unknown}: its {views[scene]} are numbered from 0"
+                f"scene {scene} has no views {unknown}: at most {cache.max_views} are numbered "
+                "from 0"
             )

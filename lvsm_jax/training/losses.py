@@ -7,12 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from lvsm_jax.common.checks import check_at_least
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.layers import recomputed
-from lvsm_jax.parallel.mesh import on_own_part
+from lvsm_jax.parallel.mesh import axes_of, per_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,8 @@ def distance(
         images = render.swapaxes(0, 1), target.swapaxes(0, 1)
         return jax.lax.map(recomputed(one, remat, prevent_cse=False), images).swapaxes(0, 1)
 
-    return on_own_part(own, network, render, target).mean()
+    views = P(*axes_of(render)[:2])
+    return per_device(own, (P(), views, views), views)(network, render, target).mean()
 
 
 def where_due(due: Array | None, term: Callable[[], Array]) -> Float[Array, ""]:

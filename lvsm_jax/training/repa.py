@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from lvsm_jax.common.checks import check_at_least, check_choice
@@ -18,7 +19,7 @@ from lvsm_jax.frozen.dino import TEACHERS, Dino
 from lvsm_jax.models.base import ModelConfig
 from lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
 from lvsm_jax.models.layers import Linear, recomputed, stack_layers
-from lvsm_jax.parallel.mesh import on_own_part
+from lvsm_jax.parallel.mesh import axes_of, per_device
 
 # A student's layer and a teacher's block, each counted from 1.
 Pair = tuple[int, int]
@@ -208,7 +209,8 @@ def teacher_features(
         stacked = jnp.stack(teacher.features(flat, blocks, grid), axis=1)
         return stacked.reshape(*images.shape[:2], len(blocks), -1, stacked.shape[-1])
 
-    return jax.lax.stop_gradient(on_own_part(own, teacher, images))
+    views = P(*axes_of(images)[:2])
+    return jax.lax.stop_gradient(per_device(own, (P(), views), views)(teacher, images))
 
 
 def _smooth_l1(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, ""]:

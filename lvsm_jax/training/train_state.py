@@ -22,7 +22,7 @@ from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.models.architectures import abstract_model, architecture_of, new_model, read_config
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel
-from lvsm_jax.parallel.mesh import check_batch, place, state_shardings
+from lvsm_jax.parallel.mesh import check_batch, device_put, state_shardings
 from lvsm_jax.training.diagnostics import norms_by_layer
 from lvsm_jax.training.frozen_networks import NO_NETWORKS, Frozen
 from lvsm_jax.training.losses import LossConfig, total_loss, where_due
@@ -187,7 +187,7 @@ def init_state(
     check_weights_fit(model.config, config.model)
     # Under the names of this config's model, which may compute in another way than the given.
     template = abstract_model(config.model)
-    model = place(from_named(template, named_leaves(model)), shardings.model)
+    model = device_put(from_named(template, named_leaves(model)), shardings.model)
     return jax.jit(lambda model: new_state(config, seed, model), out_shardings=shardings)(model)
 
 

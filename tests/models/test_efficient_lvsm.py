@@ -80,8 +80,8 @@ def test_encoder_layer_by_layer(golden, model, inputs):
 def test_keys_and_values_of_the_first_layer(golden, model, inputs):
     first = jax.tree.map(lambda x: x[0], model.decoder)
     views = model.encode(jnp.asarray(inputs[0]), inputs[1]).tokens[0]
-    (pair,) = first.keys_values(views)
-    for ours, name in zip(pair, ("cache_k_layer1", "cache_v_layer1"), strict=True):
+    (kv,) = first.keys_values(views)
+    for ours, name in zip((kv.k, kv.v), ("cache_k_layer1", "cache_v_layer1"), strict=True):
         b, v, n = ours.shape[:3]
         np.testing.assert_allclose(ours.reshape(b, v * n, *ours.shape[3:]), golden[name], atol=1e-4)
 

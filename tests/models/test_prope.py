@@ -82,7 +82,7 @@ def test_the_formula_written_out(encoding):
         d_i,
         attend(
             np.einsum("bidc,bimd->bimc", d_i, flat(q)),
-            np.einsum("bjcd,bjmd->bjmc", inverse, flat(k)),
+            np.einsum("bjcd,bjmd->bjmc", inverse, flat(kv.k)),
             np.einsum("bjcd,bjmd->bjmc", inverse, flat(v)),
         ),
     )
@@ -111,23 +111,23 @@ def test_a_models_attention_is_the_formula_written_out():
     layer = Attention(config, init=nnx.initializers.normal(0.5), rngs=nnx.Rngs(0))
     targets, inputs = cameras(0, 2), cameras(1, 3)
     x, y = (jax.random.normal(jax.random.key(i), (2, n, TOKENS, 32)) for i, n in ((0, 2), (1, 3)))
-    k, v = layer.keys_values(y)
+    kv = layer.keys_values(y)
     d_i, d_j = matrices(targets, "prope"), matrices(inputs, "prope")
     inverse = np.linalg.inv(d_j)
 
     def dense(q):
         read = attend(
             np.einsum("bidc,bimd->bimc", d_i, flat(q)),
-            np.einsum("bjcd,bjmd->bjmc", inverse, flat(k)),
-            np.einsum("bjcd,bjmd->bjmc", inverse, flat(v)),
+            np.einsum("bjcd,bjmd->bjmc", inverse, flat(kv.k)),
+            np.einsum("bjcd,bjmd->bjmc", inverse, flat(kv.v)),
         )
         return jnp.asarray(np.einsum("bicd,bimd->bimc", d_i, read).reshape(q.shape))
 
-    keys, values = (flat(part) for part in layer.keys_values(y, positions(inputs)))
-    ours = layer.read(
-        x, lambda q: attend(flat(q), keys, values).reshape(q.shape), positions(targets)
-    )
-    np.testing.assert_allclose(ours, layer.read(x, dense), atol=2e-4)
+    kv, queries = layer.keys_values(y, positions(inputs)), layer.queries(x, positions(targets))
+    attended = attend(flat(queries), flat(kv.k), flat(kv.v)).reshape(queries.shape)
+    ours = layer.outputs(attended, positions(targets))
+    expected = layer.outputs(dense(layer.queries(x)))
+    np.testing.assert_allclose(ours, expected, atol=2e-4)
 
 
 def test_inside_one_view_the_camera_cancels():

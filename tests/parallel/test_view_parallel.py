@@ -21,10 +21,8 @@ from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.evaluation.scoring import evaluate
 from lvsm_jax.models.attention import attention, attention_with_lse, merge_attention
-from lvsm_jax.models.part_gradients import part_gradients
-from lvsm_jax.models.spread_attention import cross_attention
-from lvsm_jax.parallel.mesh import MeshConfig, make_mesh, reader
-from lvsm_jax.rendering.view_cache import known
+from lvsm_jax.models.sharded_attention import cross_attention, shard_gradients
+from lvsm_jax.parallel.mesh import MeshConfig, data_shard, make_mesh
 from lvsm_jax.training.checkpoints import Checkpoints
 from lvsm_jax.training.losses import LossConfig
 from lvsm_jax.training.optimizer import OptimizerConfig
@@ -165,7 +163,7 @@ def test_gradients_from_a_part_of_the_keys(implementation):
     out, lse = merge_attention(*parts)
     mean = (out * g).sum(axis=-1)
     ours = [
-        part_gradients(q, *half, lse, mean, g, implementation=implementation)
+        shard_gradients(q, *half, lse, mean, g, implementation=implementation)
         for half in zip(*halves, strict=True)
     ]
     np.testing.assert_allclose(sum(part[0] for part in ours), dq, atol=1e-4)
@@ -257,7 +255,7 @@ def test_random_changes_of_a_spread_cache(model):
                     for i in sorted(row, reverse=True):
                         views[i] = views[-1]
                         views.pop()
-            assert known(cache.num_views).tolist() == [len(views) for views in scenes]
+            assert np.asarray(cache.num_views).tolist() == [len(views) for views in scenes]
             if position % 39 == 36 and all(scenes):
                 render = np.asarray(lvsm_jax.render(placed, cache, cameras))
                 seen.append((render, [list(views) for views in scenes]))
@@ -357,9 +355,9 @@ def test_processes_that_share_scenes_read_the_same():
         shape = {"data": data, "fsdp": fsdp, "view": view}
         return mock.Mock(spec=Mesh, devices=devices.reshape(data, fsdp, view), shape=shape)
 
-    assert reader(mesh(1, 2, 2, 2)) == (0, 1)
-    assert reader(mesh(4, 4, 2, 1)) == (0, 4)
-    assert reader(mesh(4, 1, 2, 4)) == (0, 2)
-    assert reader(mesh(8, 1, 1, 8)) == (0, 1)
+    assert data_shard(mesh(1, 2, 2, 2)) == (0, 1)
+    assert data_shard(mesh(4, 4, 2, 1)) == (0, 4)
+    assert data_shard(mesh(4, 1, 2, 4)) == (0, 2)
+    assert data_shard(mesh(8, 1, 1, 8)) == (0, 1)
     with pytest.raises(ValueError, match="share some scenes and not others"):
-        reader(mesh(2, 1, 3, 2))
+        data_shard(mesh(2, 1, 3, 2))

@@ -12,7 +12,7 @@ import lvsm_jax
 import lvsm_jax.models.architectures
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.rendering import view_cache as cache_module
-from lvsm_jax.rendering.view_cache import known, places_at_once
+from lvsm_jax.rendering.view_cache import slots_at_once
 
 SIZE = (16, 24)
 BATCH = 2
@@ -101,7 +101,7 @@ def test_thousands_of_random_changes(model):
                 for i in sorted(row, reverse=True):
                     views[i] = views[-1]
                     views.pop()
-        assert known(cache.num_views).tolist() == [len(views) for views in scenes]
+        assert np.asarray(cache.num_views).tolist() == [len(views) for views in scenes]
         if seed % 100 == 99 and all(scenes):
             ours = lvsm_jax.render(model, cache, TARGETS)
             np.testing.assert_allclose(ours, expected_render(model, scenes), atol=1e-5)
@@ -156,9 +156,9 @@ def test_ablations(fields):
 
 
 @pytest.mark.parametrize(("implementation", "at_once"), [("xla", 4), ("blocked", 2)])
-def test_several_places_at_once(model, monkeypatch, implementation, at_once):
+def test_several_slots_at_once(model, monkeypatch, implementation, at_once):
     """As on GPUs, where the kernel itself skips the empty places."""
-    monkeypatch.setattr("lvsm_jax.rendering.view_cache.places_at_once", lambda *_: at_once)
+    monkeypatch.setattr("lvsm_jax.rendering.view_cache.slots_at_once", lambda *_: at_once)
     other = as_configured(model, attention=implementation)
     cache = add(other, lvsm_jax.init_cache(other, BATCH, 4, SIZE), some_views(0, 1))
     for seed in (1, 2):
@@ -169,11 +169,11 @@ def test_several_places_at_once(model, monkeypatch, implementation, at_once):
 
 def test_only_kernels_that_skip_what_is_empty_take_several_places(model, monkeypatch):
     cache = lvsm_jax.init_cache(model, BATCH, 20, SIZE)
-    assert places_at_once(cache, "auto", "bfloat16") == 1
+    assert slots_at_once(cache, "auto", "bfloat16") == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert places_at_once(cache, "auto", "bfloat16") == 5  # divides 20
-    assert places_at_once(cache, "auto", "float32") == 1  # cuDNN has no float32
-    assert places_at_once(cache, "xla", "bfloat16") == 1
+    assert slots_at_once(cache, "auto", "bfloat16") == 5  # divides 20
+    assert slots_at_once(cache, "auto", "float32") == 1  # cuDNN has no float32
+    assert slots_at_once(cache, "xla", "bfloat16") == 1
 
 
 @pytest.mark.parametrize(
@@ -229,10 +229,10 @@ def test_errors_leave_the_cache_untouched(model):
     baseline = lvsm_jax.LVSMDecoderOnly(baseline, rngs=nnx.Rngs(0))
     images, cameras = one.images, one.cameras
     for wrong, message in (
-        (lambda: add(model, cache, two), "2 more views do not fit: scene 0 has 2 of at most 3"),
+        (lambda: add(model, cache, some_views(1, 4)), "4 more views do not fit: .* at most 3"),
         (lambda: add(model, cache, some_views(1, 0)), "no views to add"),
         (lambda: add(model, cache, one, num_new=[2, 0]), "expected 2 numbers from 0 to 1"),
-        (lambda: lvsm_jax.replace_view(model, cache, 2, images, cameras), r"has no views \[2\]"),
+        (lambda: lvsm_jax.replace_view(model, cache, 3, images, cameras), r"has no views \[3\]"),
         (lambda: lvsm_jax.replace_view(model, cache, -1, images, cameras), "index is -1"),
         (lambda: lvsm_jax.replace_view(model, cache, 0, two.images, two.cameras), "takes one view"),
         (lambda: lvsm_jax.remove_views(cache, [0, 5]), r"has no views \[5\]"),
@@ -241,6 +241,7 @@ def test_errors_leave_the_cache_untouched(model):
         (lambda: lvsm_jax.remove_views(cache, [[0]] * 3), r"expected \[k\] or \[2, k\]"),
         (lambda: add(model, cache, some_views(1, 1, size=(24, 24))), "but the cache is for 16×24"),
         (lambda: add(model, cache, some_views(1, 1, batch=1)), "1 scenes with a cache of 2"),
+        (lambda: lvsm_jax.replace_view(model, cache, 0, images * 2, cameras), r"expected \[0, 1\]"),
         (lambda: add(other, cache, one), "the cache has 2 layers, but the model 3"),
         (lambda: lvsm_jax.render(baseline, cache, TARGETS), "LVSMDecoderOnly has no keys and"),
         (lambda: lvsm_jax.render(model, cache, TARGETS, (12, 8)), "multiples of the patch size"),
@@ -250,11 +251,60 @@ def test_errors_leave_the_cache_untouched(model):
             wrong()
     np.testing.assert_array_equal(lvsm_jax.render(model, cache, TARGETS), before)
     assert lvsm_jax.remove_views(cache, []) is cache
-    empty = lvsm_jax.init_cache(model, BATCH, 3, SIZE)
-    with pytest.raises(ValueError, match="nothing to render from"):
-        lvsm_jax.render(model, empty, TARGETS)
     with pytest.raises(ValueError, match=r"model\.cache_dtype is 'int4'"):
         lvsm_jax.EfficientLVSMConfig(cache_dtype="int4")
+
+
+def test_what_does_not_fit_is_left_out(model):
+    """Numbers of views are on the device, so the functions cannot raise errors about them."""
+    cache = lvsm_jax.init_cache(model, BATCH, 3, SIZE)
+    assert np.isfinite(lvsm_jax.render(model, cache, TARGETS)).all()
+    cache = add(model, cache, some_views(0, 1))
+    cache = add(model, cache, some_views(1, 1), num_new=[1, 0])
+    one, three = some_views(2, 1), some_views(3, 3)
+    cache = lvsm_jax.replace_view(model, cache, [1, 1], one.images, one.cameras)
+    ours = lvsm_jax.render(model, cache, TARGETS)
+    np.testing.assert_allclose(ours, expected_render(model, [[0, 2], [0]]), atol=1e-5)
+    cache = lvsm_jax.remove_views(cache, [[1, 2], [2, 1]])
+    assert np.asarray(cache.num_views).tolist() == [1, 1]
+    ours = lvsm_jax.render(model, cache, TARGETS)
+    np.testing.assert_allclose(ours, expected_render(model, [[0], [0]]), atol=1e-5)
+    cache = add(model, cache, three)  # of which two fit
+    assert np.asarray(cache.num_views).tolist() == [3, 3]
+    ours = lvsm_jax.render(model, cache, TARGETS)
+    images, cameras = some_views(0, 1), jax.tree.map(lambda x: x[:, :2], three.cameras)
+    whole = np.concatenate([images.images, three.images[:, :2]], axis=1)
+    cameras = jax.tree.map(lambda *x: np.concatenate(x, axis=1), images.cameras, cameras)
+    np.testing.assert_allclose(ours, model(whole, cameras, TARGETS), atol=1e-5)
+
+
+def test_no_function_waits_for_the_device(model):
+    """They return while the device still computes the images that they were given."""
+
+    @jax.jit
+    def slowly(views, matrix):
+        power = jax.lax.fori_loop(0, 20, lambda _, x: x @ matrix / 1000, matrix)
+        return jax.tree.map(lambda x: x + 0 * power[0, 0], views)
+
+    def change_and_render(views):
+        images, cameras = views
+        cache = lvsm_jax.init_cache(model, BATCH, 3, SIZE)
+        cache = lvsm_jax.add_views(model, cache, images, cameras, num_new=[1, 0])
+        cache = lvsm_jax.replace_view(model, cache, 0, images, cameras)
+        cache = lvsm_jax.remove_views(cache, [[0], [-1]])
+        cache = lvsm_jax.add_views(model, cache, images, cameras)
+        renders = [lvsm_jax.render(model, cache, cameras)]
+        return renders + list(lvsm_jax.render_path(model, cache, cameras, targets_at_once=1))
+
+    views, matrix = some_views(0, 1), jnp.ones((1000, 1000))
+    views = jax.device_put((views.images, views.cameras))
+    expected = change_and_render(jax.block_until_ready(slowly(views, matrix)))  # and compiles
+    with jax.transfer_guard_device_to_host("disallow"):  # which only other backends than CPUs obey
+        late = slowly(views, matrix)
+        ours = change_and_render(late)
+        assert not late[0].is_ready()
+    for a, b in zip(ours, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture(scope="module")

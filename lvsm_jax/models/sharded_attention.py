@@ -1,0 +1,233 @@
+"""Attention to keys and values that are sharded over the mesh axis `view`.
+
+Each device attends to its own keys, and the results are merged by log-sum-exp. What travels is as
+large as queries and outputs, however many keys there are. Sharded queries are gathered for it, and
+each device gets the outputs of its own.
+
+Letters: `b` scenes, `t` query tokens, `s` key tokens, `m` heads, `c` head size.
+"""
+
+import functools
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from lvsm_jax.models.attention import (
+    Partial,
+    attention,
+    attention_with_lse,
+    block_sizes,
+    choose,
+    map_blocks,
+    platform,
+    splash_kernel,
+)
+from lvsm_jax.parallel.mesh import axes_of, per_device, view_devices
+
+# Scores that a block may hold on GPUs and TPUs: 256 MB, a few times.
+_BLOCK_SCORES = 2**26
+
+Gradients = tuple[Float[Array, "b t m c"], Float[Array, "b s m c"], Float[Array, "b s m c"]]
+
+
+def cross_attention(
+    q: Float[Array, "*batch t m c"],
+    k: Float[Array, "*batch s m c"],
+    v: Float[Array, "*batch s m c"],
+    *,
+    implementation: str = "auto",
+) -> Float[Array, "*batch t m c"]:
+    """As `lvsm_jax.models.attention.attention`, also where `view` cuts the keys' tokens.
+
+    The queries' tokens are then cut by `view` too, or not at all.
+    """
+    attend = attention if axes_of(k)[-3] is None else _sharded_attention
+    return attend(q, k, v, implementation=implementation)
+
+
+def merge_shards(
+    attend: Callable[[Float[Array, "b t m c"]], Partial],
+    q: Float[Array, "b own m c"],
+    *,
+    sharded_queries: bool,
+) -> tuple[Float[Array, "b own m c"], Float[Array, "b t m"]]:
+    """Attention to the keys of all devices along `view`; for use under `per_device`.
+
+    Weights are exact in float32; what travels has the dtype of the queries.
+
+    Args:
+        attend: attention of all queries to this device's keys; without any, its log-sum-exp is
+            `-inf`.
+        q: queries of this device, or of all.
+        sharded_queries: whether each device has queries of its own.
+
+    Returns:
+        The attention of `q`, and the log-sum-exp of all queries.
+    """
+    out, lse = attend(_gather_tokens(q, sharded_queries))
+    if view_devices() == 1:
+        return out.astype(q.dtype), lse
+    largest = jax.lax.pmax(lse, "view")
+    # Where no device has keys, -inf - -inf would be NaN.
+    weights = jnp.exp(lse - jnp.where(jnp.isneginf(largest), 0.0, largest))
+    sums = jax.lax.psum(weights, "view")
+    share = weights / jnp.maximum(sums, jnp.finfo(jnp.float32).tiny)
+    out = (out.astype(jnp.float32) * share[..., None]).astype(q.dtype)
+    return _sum_tokens(out, sharded_queries), largest + jnp.log(sums)
+
+
+def _gather_tokens(x: Float[Array, "b own ..."], are_sharded: bool) -> Float[Array, "b t ..."]:
+    return jax.lax.all_gather(x, "view", axis=1, tiled=True) if are_sharded else x
+
+
+def _sum_tokens(x: Float[Array, "b t m c"], are_sharded: bool) -> Float[Array, "b own m c"]:
+    if are_sharded:
+        return jax.lax.psum_scatter(x, "view", scatter_dimension=1, tiled=True)
+    return jax.lax.psum(x, "view")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _sharded_attention(q: Array, k: Array, v: Array, implementation: str) -> Array:
+    return _forward(q, k, v, implementation)[0]
+
+
+def _forward(q: Array, k: Array, v: Array, implementation: str) -> tuple[Array, tuple]:
+    queries, keys, sharded_queries = P(*axes_of(q)), P(*axes_of(k)), axes_of(q)[1] is not None
+
+    def local(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+        attend = functools.partial(attention_with_lse, k=k, v=v, implementation=implementation)
+        return merge_shards(attend, q, sharded_queries=sharded_queries)
+
+    out, lse = per_device(local, (queries, keys, keys), (queries, P(queries[0])))(q, k, v)
+    return out, (q, k, v, out, lse)
+
+
+def _backward(implementation: str, saved: tuple, g: Array) -> tuple[Array, Array, Array]:
+    q, k, *_ = saved
+    queries, keys, sharded_queries = P(*axes_of(q)), P(*axes_of(k)), axes_of(q)[1] is not None
+
+    def local(q: Array, k: Array, v: Array, out: Array, lse: Array, g: Array) -> tuple:
+        mean = (out.astype(jnp.float32) * g.astype(jnp.float32)).sum(axis=-1)
+        q, mean, g = (_gather_tokens(x, sharded_queries) for x in (q, mean, g))
+        dq, dk, dv = shard_gradients(q, k, v, lse, mean, g, implementation=implementation)
+        return _sum_tokens(dq.astype(q.dtype), sharded_queries), dk, dv
+
+    specs = (queries, keys, keys, queries, P(queries[0]), queries)
+    return per_device(local, specs, (queries, keys, keys))(*saved, g)
+
+
+_sharded_attention.defvjp(_forward, _backward)
+
+
+def shard_gradients(
+    q: Float[Array, "b t m c"],
+    k: Float[Array, "b s m c"],
+    v: Float[Array, "b s m c"],
+    lse: Float[Array, "b t m"],
+    mean: Float[Array, "b t m"],
+    g: Float[Array, "b t m c"],
+    *,
+    implementation: str = "auto",
+) -> Gradients:
+    """Backward pass of attention for one shard of the keys, given the global log-sum-exp.
+
+    Args:
+        q: queries.
+        k: keys of the shard.
+        v: values of the shard.
+        lse: log-sum-exp of the scores of all keys.
+        mean: attention to all keys times its gradient `g`, summed over the channels.
+        g: gradient of the attention to all keys.
+        implementation: as of `attention`; all but `splash` go by `blocked`, with larger blocks
+            where there is no CPU's cache to keep them in.
+
+    Returns:
+        The shard's summand of the queries' gradient, in float32, and the gradients of `k` and `v`.
+    """
+    splash = _splash_backward() if choose(implementation, q, k) == "splash" else None
+    function = _blocked if splash is None else functools.partial(_splash, splash)
+    dq, dk, dv = function(q, k, v, lse, mean, g.astype(q.dtype))
+    return dq.astype(jnp.float32), dk.astype(k.dtype), dv.astype(v.dtype)
+
+
+def _splash_backward() -> Callable[..., Any] | None:
+    """The backward pass of JAX's splash attention, whose name is not public; None if it is gone."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+
+    if (function := getattr(splash, "_splash_attention_bwd_dkv", None)) is None:
+        warnings.warn(
+            f"jax {jax.__version__} has no _splash_attention_bwd_dkv: where mesh.view is above 1, "
+            "the backward pass of attention is slower than with the version that pyproject names",
+            stacklevel=2,
+        )
+    return function
+
+
+def _splash(
+    backward: Callable, q: Array, k: Array, v: Array, lse: Array, mean: Array, g: Array
+) -> Gradients:
+    kernel, scale = splash_kernel(q, k), 1 / math.sqrt(q.shape[-1])
+    blocks = kernel.kwargs["block_sizes"]
+    names = ("is_mqa", "mask_value", "attn_logits_soft_cap", "mask_function", "interpret")
+    options = {
+        "bq": blocks.block_q_dkv,
+        "bkv": blocks.block_kv_dkv,
+        "bkv_compute": blocks.block_kv_dkv_compute,
+        "q_layout": blocks.q_layout,
+        "k_layout": blocks.k_layout,
+        "v_layout": blocks.v_layout,
+        "use_fused_bwd_kernel": True,
+        "mask_info": kernel.dkv_mask_info,
+    } | {name: kernel.kwargs[name] for name in names}
+
+    def one_scene(q: Array, k: Array, v: Array, lse: Array, mean: Array, g: Array) -> tuple:
+        return backward(q, k, v, None, None, lse, g, mean, **options)
+
+    arrays = (jnp.moveaxis(x, 2, 1) for x in (q * scale, k, v, lse, mean, g))
+    dq, dk, dv = (jnp.moveaxis(x, 1, 2) for x in jax.vmap(one_scene)(*arrays))
+    return dq * scale, dk, dv
+
+
+def _blocked(q: Array, k: Array, v: Array, lse: Array, mean: Array, g: Array) -> Gradients:
+    (b, t, m, c), s = q.shape, k.shape[1]
+    limit = () if platform(q) == "cpu" else (_BLOCK_SCORES,)
+    pairs, queries = block_sizes(b * m, t, s, *limit)
+    scale = 1 / math.sqrt(c)
+
+    def product(a: Array, b: Array, contract: tuple[int, int]) -> Array:
+        dimensions = (((contract[0],), (contract[1],)), ((0,), (0,)))
+        return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
+    def some_pairs(xs: tuple) -> tuple:
+        by_query, (k, v) = xs
+
+        def some_queries(done: tuple, xs: tuple) -> tuple[tuple, Array]:
+            q, g, lse, mean = xs
+            weights = jnp.exp(product(q, k, (2, 2)) * scale - lse[..., None])
+            d_scores = weights * (product(g, v, (2, 2)) - mean[..., None]) * scale
+            weights, d_scores = weights.astype(v.dtype), d_scores.astype(k.dtype)
+            new = product(d_scores, q, (1, 1)), product(weights, g, (1, 1))
+            return jax.tree.map(jnp.add, done, new), product(d_scores, k, (2, 1))
+
+        by_query = jax.tree.map(
+            lambda x: x.reshape(pairs, t // queries, queries, *x.shape[2:]).swapaxes(0, 1),
+            by_query,
+        )
+        zeros = (jnp.zeros(k.shape, jnp.float32),) * 2
+        (dk, dv), dq = jax.lax.scan(some_queries, zeros, by_query)
+        return dq.swapaxes(0, 1).reshape(pairs, t, c), dk.astype(k.dtype), dv.astype(v.dtype)
+
+    def by_pairs(x: Array) -> Array:
+        x = jnp.moveaxis(x, 2, 1)
+        return x.reshape(b * m // pairs, pairs, *x.shape[2:])
+
+    xs = jax.tree.map(by_pairs, ((q, g, lse, mean), (k, v)))
+    return tuple(
+        jnp.moveaxis(x.reshape(b, m, *x.shape[2:]), 1, 2) for x in map_blocks(some_pairs, xs)
+    )
