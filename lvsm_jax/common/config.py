@@ -271,7 +271,7 @@ def section(config: ml_collections.ConfigDict, name: str, cls: type[T]) -> T:
     """Reads a section into its dataclass.
 
     Raises:
-        ValueError: a field that is unknown or missing, or has another type than the dataclass's,
+        UserError: a field that is unknown or missing, or has another type than the dataclass's,
             or a value that the dataclass refuses; the field is named.
     """
     if name not in config:

@@ -45,14 +45,7 @@ def render_page(
     pictures: Mapping[str, SceneImages],
     groups: Mapping[str, list[int]],
 ) -> str:
-    """The page's HTML.
-
-    Args:
-        evaluation: all scores.
-        summary: what `eval.py` writes to summary.json.
-        pictures: of the scenes in `groups`, by key.
-        groups: from `choose_scenes`.
-    """
+    """The page's HTML, with pictures by scene of the `groups` that `choose_scenes` chose."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lvsm_jax.evaluation"),
         autoescape=True,

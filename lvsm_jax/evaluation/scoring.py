@@ -170,7 +170,7 @@ def evaluate(
         progress: whether to show scenes done and time left, on stderr.
 
     Raises:
-        ValueError: an empty set.
+        UserError: an empty set.
     """
     model, metrics = _as_pytree(model), {k: _as_pytree(metric) for k, metric in metrics.items()}
     methods = [MODEL, COPY_NEAREST, MEAN_COLOR] if baselines else [MODEL]
@@ -189,8 +189,7 @@ def evaluate(
             "scores": _score(metrics, placed.targets.images, predictions),
         }
 
-    parts = []
-    total = eval_set.num_scenes
+    parts, total = [], eval_set.num_scenes
     with tqdm(total=total, desc="evaluating", unit="scene", disable=not progress) as bar:
         # A batch is fetched after the next one is dispatched: the device computes meanwhile.
         dispatched = itertools.chain(map(dispatch, eval_set), [None])

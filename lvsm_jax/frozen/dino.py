@@ -159,7 +159,7 @@ class Dino(nnx.Module):
             blocks: counted from 1, in any order. What comes after the last is not computed.
 
         Raises:
-            ValueError: no such block, or a size that is no multiple of the patch.
+            UserError: no such block, or a size that is no multiple of the patch.
         """
         depth, patch = self.config.num_layers, self.config.patch_size
         if not blocks or not all(1 <= block <= depth for block in blocks):

@@ -87,13 +87,13 @@ def load_teacher(
 
     Raises:
         MissingWeightsError: no such file.
-        ValueError: weights that are not exactly this teacher's, all named.
+        UserError: weights that are not exactly this teacher's, all named.
     """
     config = dataclasses.replace(TEACHERS[name], **options)
     path = find_teacher(path, name)
     try:
         return from_state_dict(read_checkpoint(path).arrays, config, num_blocks=num_blocks)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path} as {name}: {error}") from error
 
 

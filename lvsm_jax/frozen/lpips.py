@@ -100,7 +100,7 @@ def load_lpips(path: epath.PathLike | None = None) -> LPIPS:
 
     Raises:
         MissingWeightsError: no such file.
-        ValueError: the file holds something else than these weights.
+        UserError: the file holds something else than these weights.
     """
     path = find_weights(path)
     tree = read_tree(path)
@@ -126,7 +126,7 @@ def read_tree(path: epath.PathLike) -> dict:
     need stand for inert classes made for this one reading, and any other is refused.
 
     Raises:
-        ValueError: naming the file and what in it was refused.
+        UserError: naming the file and what in it was refused.
     """
     with epath.Path(path).open("rb") as file:
         try:

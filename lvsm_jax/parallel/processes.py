@@ -287,7 +287,7 @@ def ending_at_once() -> Iterator[None]:
 
 
 def check_same_config(config: Mapping[str, Any]) -> None:
-    """Raises ValueError unless all processes have the same config; who they are may differ."""
+    """Raises UserError unless all processes have the same config; who they are may differ."""
     mine = {name: values for name, values in config.items() if name != "processes"}
     text = json.dumps(mine, sort_keys=True, default=str)
     digest = uuid.uuid5(uuid.NAMESPACE_OID, text).hex
@@ -315,7 +315,7 @@ def check_writable(flag: str, directory: epath.PathLike) -> None:
 
 
 def check_shared(directory: epath.PathLike) -> None:
-    """Makes a directory, and raises ValueError unless all processes see the same one."""
+    """Makes a directory, and raises UserError unless all processes see the same one."""
     directory = epath.Path(directory)
     if is_main():
         directory.mkdir(parents=True, exist_ok=True)

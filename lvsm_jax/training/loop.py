@@ -60,12 +60,9 @@ def stop_signals() -> Iterator[StopSignals]:
 
 
 class Done(NamedTuple):
-    """A step that was dispatched; the device may still compute it.
+    """A step that was dispatched, with the sums of its row's interval if a row is due.
 
-    Attributes:
-        step: its number, from 1.
-        metrics: of `train_step`, and `stop`, whether any process was asked to stop.
-        sums: of the interval that its row covers, or None where no row is due.
+    Its metrics have `stop` beside those of `train_step`: whether any process was asked to stop.
     """
 
     step: int
@@ -88,17 +85,8 @@ def train_steps(
 ) -> TrainState:
     """Trains to the last step, or until a process is asked to stop; the last state is saved.
 
-    Args:
-        run: when what is due.
-        training: what a step is.
-        mesh: the devices, in use.
-        state: to begin with.
-        frozen: networks that the losses look through.
-        batches: of this process, from the state's step on.
-        checkpoints: where the state is saved, and the sums of an interval that is not complete.
-        log: takes the metrics.
-        eval_set: of the quick evaluations, or None for none.
-        stop: of this process.
+    `batches` are those of this process from the state's step on. A checkpoint inside an interval
+    has its sums beside the state.
 
     Raises:
         UserError: too many steps in a row were skipped.

@@ -40,7 +40,7 @@ class Settings:
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "Settings":
-        """Reads a config, or raises ValueError naming a field."""
+        """Reads a config, or raises UserError naming a field."""
         data = section(config, "data", DataConfig)
         data.check_training()
         return cls(
@@ -55,7 +55,7 @@ class Settings:
 
 
 def check_start(settings: Settings, workdir: epath.PathLike) -> None:
-    """Raises ValueError or FileNotFoundError for what cannot start, before anything is made."""
+    """Raises UserError or FileNotFoundError for what cannot start, before anything is made."""
     workdir = epath.Path(workdir)
     _check_batch_sizes(settings, make_mesh(settings.mesh))
     find_frozen(settings.training.loss, settings.training.repa)
@@ -67,7 +67,7 @@ def check_start(settings: Settings, workdir: epath.PathLike) -> None:
 
 
 def _check_batch_sizes(settings: Settings, mesh: Mesh) -> None:
-    """Raises ValueError unless the mesh divides the batches, and the model takes such a mesh."""
+    """Raises UserError unless the mesh divides the batches, and the model takes such a mesh."""
     settings.training.model.check_spread(settings.mesh.view)
     run, evaluation = settings.run, settings.evaluation
     name = f"run.batch_size {run.batch_size} / run.grad_accumulation {run.grad_accumulation}"
@@ -85,11 +85,11 @@ def starting_weights(settings: Settings) -> ViewSynthesisModel | None:
 
 
 def _check_resumable(settings: Settings, workdir: epath.Path) -> None:
-    """Raises ValueError where a run was begun with other arrays than this config makes."""
+    """Raises UserError where a run was begun with other arrays than this config makes."""
     recorded = ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text()))
     try:
         old = TrainingConfig.of(recorded)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{workdir}/config.json, perhaps of another version: {error}") from error
     new = settings.training
     pairs = [

@@ -86,13 +86,11 @@ def test_workers_load_neither_jax_nor_tensorflow(rooms, tmp_path, program):
 
 WITHOUT_TENSORFLOW = """
 import sys
+from importlib.machinery import PathFinder
 
-class Without:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("tensorflow", "tensorboard"):
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Without())
+find = PathFinder.find_spec
+absent = ("tensorflow", "tensorboard")
+PathFinder.find_spec = lambda name, *r: None if name.split(".")[0] in absent else find(name, *r)
 from lvsm_jax.programs.train import main
 main(sys.argv[1:])
 """
