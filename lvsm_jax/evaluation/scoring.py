@@ -17,9 +17,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from tqdm import tqdm
 
-from lvsm_jax.batch import Batch
+from lvsm_jax.batch import Batch, Views
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.evaluation.metrics import psnr, ssim
+from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.parallel import processes
 
 MODEL, COPY_NEAREST, MEAN_COLOR = "model", "copy_nearest", "mean_color"
@@ -177,7 +178,7 @@ def evaluate(
 
     def dispatch(batch: Batch) -> dict[str, Any]:
         placed = put(batch)
-        predictions = [_render_batch(model, placed)]
+        predictions = [render_views(model, placed.inputs, placed.targets.cameras)]
         if baselines:
             images = baseline_images(batch.inputs, batch.targets)
             predictions += put([images[method] for method in methods[1:]])
@@ -226,7 +227,7 @@ def render_scenes(
     for batch in eval_set:
         placed = put(batch)
         nearest = put(baseline_images(batch.inputs, batch.targets)[COPY_NEAREST])
-        renders = _render_batch(model, placed)
+        renders = render_views(model, placed.inputs, placed.targets.cameras)
         pictures = placed.inputs.images, placed.targets.images, nearest, renders
         valid, scene, pictures = processes.gather((placed.valid, placed.scene, pictures))
         for i in np.flatnonzero(valid):
@@ -272,13 +273,10 @@ def _valid_rows(rows: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(lambda x: x[valid], rows)
 
 
-def _render_batch(model: Any, batch: Any) -> Array:
-    return _render(model, batch.inputs.images, batch.inputs.cameras, batch.targets.cameras)
-
-
 @jax.jit
-def _render(model: Any, images: Array, inputs: Any, targets: Any) -> Array:
-    return model(_unit_range(images), inputs, targets).astype(jnp.float32)
+def render_views(model: Any, inputs: Views, cameras: Cameras) -> Float[Array, "b t h w 3"]:
+    """What the model shows at these cameras, in float32."""
+    return model(_unit_range(inputs.images), inputs.cameras, cameras).astype(jnp.float32)
 
 
 @jax.jit
@@ -318,8 +316,7 @@ def _score_locally(
 
 
 def _unit_range(images: Array) -> Array:
-    images_are_bytes = images.dtype == jnp.uint8
-    return images.astype(jnp.float32) / 255 if images_are_bytes else images
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
 def _as_pytree(function: Callable[..., Array]) -> Any:

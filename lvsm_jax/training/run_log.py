@@ -107,7 +107,7 @@ class RunLog:
         self._progress = tqdm(
             total=num_steps,
             initial=start_step,
-            desc="compiling",
+            desc="starting",
             bar_format="step {n_fmt}/{total_fmt} · {desc} · {remaining} left",
             disable=not self._on_terminal,
         )
