@@ -1,1 +1,1 @@
-"""Measurements; each prints a table and writes JSON."""
+"""Measurements that users run on their machines: each prints tables, and writes JSON and plots."""

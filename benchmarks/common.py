@@ -1,27 +1,33 @@
-"""What the benchmarks of models share: random scenes, timing of a compiled call, tables, plots."""
+"""What benchmarks share: their command line, random scenes, timing of a compiled call, plots."""
 
 import argparse
+import functools
+import json
 import math
-import pathlib
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from lvsm_jax import Cameras
 from lvsm_jax.batch import Batch, Views
+from lvsm_jax.common.command_line import argument_parser, path
+from lvsm_jax.common.files import atomic_write, write_text
+from lvsm_jax.common.table import format_table
 from lvsm_jax.models.base import ViewSynthesisModel
 from lvsm_jax.parallel.mesh import cpu_cores
 from lvsm_jax.training.train_state import to_unit
 
-# How the models are named and coloured (by Okabe and Ito, told apart by colour-blind eyes too).
+# How the models are named and coloured (Okabe and Ito's colours, which colour-blind eyes tell
+# apart too).
 NAMES = {
     "EfficientLVSM": "Efficient-LVSM",
     "LVSMDecoderOnly": "LVSM decoder-only",
@@ -32,21 +38,67 @@ COLORS = {
     "LVSMDecoderOnly": "#D55E00",
     "LVSMEncoderDecoder": "#009E73",
 }
+_FILES = ("output", "plot", "read")
+
+Report = dict[str, Any]
+markdown_table = functools.partial(format_table, markdown=True)
 
 
-def exports_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """Of a program that measures exports on the evaluation of a config, whose fields are flags."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Fields of the config are set by --config.SECTION.FIELD=VALUE.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("exports", nargs="+", metavar="EXPORT", help="directory of an export")
-    parser.add_argument("--config", required=True, help="config file, see configs/")
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
+def benchmark_parser(name: str, doc: str, *, plot: bool = False) -> argparse.ArgumentParser:
+    """The parser of `python -m benchmarks.NAME`, with the options that benchmarks share."""
+    parser = argument_parser(name, doc)
+    parser.prog = f"python -m benchmarks.{name}"
+    parser.add_argument("--output", type=path, metavar="FILE", help="JSON file to write")
+    if plot:
+        parser.add_argument(
+            "--read", type=path, metavar="FILE", help="JSON of an earlier run to show"
+        )
+        parser.add_argument("--plot", type=path, metavar="FILE", help="PNG file to write")
     return parser
+
+
+def parse_with_fields(
+    parser: argparse.ArgumentParser, arguments: Sequence[str]
+) -> argparse.Namespace:
+    """Options, those of the config file (--config.SECTION.FIELD=VALUE) as `fields`."""
+    options, fields = parser.parse_known_args(arguments)
+    return argparse.Namespace(**vars(options), fields=fields)
+
+
+def report_benchmark(
+    options: argparse.Namespace,
+    measure: Callable[[argparse.Namespace], Report],
+    tables: Callable[[Report], str],
+    draw: Callable[[Report], Figure] | None = None,
+) -> None:
+    """Measures, or reads what was measured; prints tables, and writes the files asked for."""
+    if draw and options.read:
+        with open(options.read, encoding="utf-8") as file:
+            report = json.load(file)
+    else:
+        report = measure(options)
+        write_report(options.output, report)
+    print(tables(report))
+    if draw and options.plot:
+        save_figure(options.plot, draw(report))
+
+
+def describe_run(options: argparse.Namespace) -> Report:
+    """The beginning of a report: the machine, the version of JAX, and the options given."""
+    given = {name: value for name, value in vars(options).items() if name not in _FILES}
+    return {"hardware": hardware(), "jax": jax.__version__, "options": given}
+
+
+def write_report(file: str | None, report: Mapping[str, Any]) -> None:
+    """Writes a report as JSON, if there is a file to write it to."""
+    if file:
+        write_text(file, json.dumps(report, indent=2) + "\n")
+
+
+def save_figure(file: str, figure: Figure) -> None:
+    """Writes a figure as PNG."""
+    with atomic_write(file) as local:
+        figure.savefig(local, format="png", dpi=150)
 
 
 def hardware() -> str:
@@ -57,14 +109,7 @@ def hardware() -> str:
 
 
 def random_batch(scenes: int, *, views: int, targets: int, size: int) -> Batch:
-    """Noise seen by cameras that look one way from random places.
-
-    Args:
-        scenes: in the batch.
-        views: input views of each.
-        targets: target views of each.
-        size: height and width of the images in pixels.
-    """
+    """Noise seen by cameras that look one way from random places, in images of size × size px."""
     rng = np.random.default_rng(0)
 
     def some(count: int) -> Views:
@@ -84,17 +129,17 @@ def render(model: ViewSynthesisModel, batch: Batch) -> jax.Array:
     return model(images, batch.inputs.cameras, batch.targets.cameras)
 
 
-def measured(
+def measure_call(
     function: Callable[..., Any],
     args: tuple,
     flops: int,
     repeats: int,
     *,
     enough_seconds: float = math.inf,
-) -> dict[str, Any]:
-    """Time and memory of a compiled call, whose result takes the place of nothing: no donation.
+) -> Report:
+    """Time and memory of a compiled call that donates nothing.
 
-    The first call is not counted, unless it alone takes `enough_seconds` (it does not compile).
+    The first call warms up and is not counted, unless it alone takes `enough_seconds`.
 
     Args:
         function: to compile.
@@ -107,16 +152,11 @@ def measured(
     args = jax.device_put(args, device)
     compiled = jax.jit(function).lower(*args).compile()
     before = device.memory_stats() or {}
-    times = [_seconds(compiled, args)]
+    times = [_seconds(compiled, *args)]
     if times[0] < enough_seconds:
         calls = max(1, int(min(repeats, enough_seconds / times[0])))
-        times = [_seconds(compiled, args) for _ in range(calls)]
-    seconds = statistics.median(times)
-    memory = compiled.memory_analysis()
-    sizes = {
-        name: getattr(memory, f"{field}_size_in_bytes", None)
-        for name, field in (("argument", "argument"), ("output", "output"), ("temporary", "temp"))
-    }
+        times = [_seconds(compiled, *args) for _ in range(calls)]
+    seconds, memory = statistics.median(times), compiled.memory_analysis()
     return {
         "seconds": seconds,
         "seconds_min_max": [min(times), max(times)],
@@ -124,109 +164,64 @@ def measured(
         "flops": flops,
         "flops_by_xla": (compiled.cost_analysis() or {}).get("flops"),
         "flops_per_second": flops / seconds,
-        **{f"{name}_bytes": size for name, size in sizes.items()},
+        "argument_bytes": getattr(memory, "argument_size_in_bytes", None),
+        "output_bytes": getattr(memory, "output_size_in_bytes", None),
+        "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
         "allocated_bytes": _allocated(before, device.memory_stats() or {}),
     }
 
 
-def matmul_peak(dtype: str, sizes: Sequence[int], repeats: int) -> dict[str, Any]:
+def _seconds(call: Callable[..., Any], *args: Any) -> float:
+    """Seconds of a call until its results are ready."""
+    start = time.perf_counter()
+    jax.block_until_ready(call(*args))
+    return time.perf_counter() - start
+
+
+def _allocated(before: Mapping[str, int], after: Mapping[str, int]) -> int | None:
+    """Peak bytes on the device above those in use before; None where they are not known.
+
+    A device remembers the peak of the whole process, and so hides a smaller one.
+    """
+    peak = after.get("peak_bytes_in_use", 0)
+    return peak - before["bytes_in_use"] if peak > before.get("peak_bytes_in_use", 0) else None
+
+
+def matmul_peak(dtype: str, sizes: Sequence[int], repeats: int = 5) -> Report:
     """The best rate of square matmuls, with the `size` that reached it."""
     rates = []
     for size in sizes:
         a = jax.random.normal(jax.random.key(0), (size, size), dtype)
-        rates.append({"size": size, **measured(jnp.matmul, (a, a), 2 * size**3, repeats)})
+        rates.append({"size": size, **measure_call(jnp.matmul, (a, a), 2 * size**3, repeats)})
     return max(rates, key=lambda rate: rate["flops_per_second"])
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table that is also readable as it stands.
-
-    Args:
-        header: of the columns.
-        rows: cells.
-        left: how many of the first columns are text; the others are aligned as numbers.
-    """
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return f"| {' | '.join(padded)} |"
-
-    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return "\n".join([line(header), line(rule), *map(line, rows)])
+def label_lines(axes: Axes) -> None:
+    """A legend at the right of the axes, its names in the order in which the lines end."""
+    named = [line for line in axes.get_lines() if not line.get_label().startswith("_")]
+    named.sort(key=lambda line: line.get_ydata()[-1], reverse=True)
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    axes.legend(handles=named, frameon=False, fontsize=8, **place)
 
 
-def decibels(value: float | None) -> str:
-    """A cell of a table."""
-    return "–" if value is None else f"{value:.2f}"
+def plain_axes(axes: Axes) -> None:
+    """The style of all plots: a light grid, and no frame above and to the right."""
+    axes.grid(True, color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
-def _seconds(compiled: Callable[..., Any], args: tuple) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(compiled(*args))
-    return time.perf_counter() - start
-
-
-def _allocated(before: dict[str, int], after: dict[str, int]) -> int | None:
-    """Bytes the device held at most besides what was there before.
-
-    None where the device does not tell, or has already held more at once: it remembers the most
-    of the whole process.
-    """
-    peak = after.get("peak_bytes_in_use", 0)
-    if peak <= before.get("peak_bytes_in_use", 0):
-        return None
-    return peak - before["bytes_in_use"]
-
-
-def spread(positions: Sequence[float], gap: float) -> list[float]:
-    """Positions at least `gap` apart, in the same order and moved no further than they must.
-
-    Those that would overlap are placed evenly about their mean.
-    """
-    groups: list[list[int]] = []  # of neighbours, from the lowest
-    centers: list[float] = []
-    for index in sorted(range(len(positions)), key=lambda i: positions[i]):
-        groups.append([index])
-        centers.append(positions[index])
-        while len(groups) > 1:
-            apart = gap * (len(groups[-1]) + len(groups[-2])) / 2
-            if centers[-1] - centers[-2] >= apart:
-                break
-            groups[-2:] = [groups[-2] + groups[-1]]
-            centers[-2:] = [statistics.mean(positions[i] for i in groups[-1])]
-    moved = list(positions)
-    for group, center in zip(groups, centers, strict=True):
-        for place, index in enumerate(group):
-            moved[index] = center + gap * (place - (len(group) - 1) / 2)
-    return moved
-
-
-def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], height: float) -> None:
-    """Writes names at the right of the axes, level with where their lines end.
-
-    Args:
-        axes: with all lines drawn.
-        ends: x, y, text and colour of each.
-        height: of a text, as a part of the axes'.
-    """
-    axes.get_ylim()  # settles the limits, which `transData` does not
-    to_axes = axes.transData + axes.transAxes.inverted()
-    levels = [float(to_axes.transform((x, y))[1]) for x, y, _, _ in ends]
-    for (_, _, text, color), level in zip(ends, spread(levels, height), strict=True):
-        axes.text(1.02, level, text, color=color, transform=axes.transAxes, va="center")
+def view_axis(axes: Axes, views: Sequence[int]) -> None:
+    """Makes the scale of the views logarithmic, with a tick for each number of them."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(views, [str(count) for count in views])
+    axes.set_xticks([], minor=True)
+    plain_axes(axes)
 
 
 def log_axes(axes: Axes, views: Sequence[int]) -> None:
-    """Makes both scales logarithmic with plain numbers, a tick for each number of views."""
-    axes.set(xscale="log", yscale="log")
-    axes.set_xticks(views, [str(count) for count in views])
-    axes.set_xticks([], minor=True)
+    """Makes both scales logarithmic with plain numbers, over the views."""
+    view_axis(axes, views)
+    axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
     axes.yaxis.set_minor_formatter("")
-    axes.grid(True, color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)

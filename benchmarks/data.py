@@ -18,11 +18,9 @@ import dataclasses
 import functools
 import io
 import itertools
-import json
 import os
 import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -30,88 +28,45 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.common import Report, benchmark_parser, markdown_table, report_benchmark
 from input_pipeline.examples import ExampleLoader
 from input_pipeline.loading import train_batches
 from input_pipeline.preprocess import preprocess_frame
 from input_pipeline.sampling import sample_views, usable_clips
 from input_pipeline.storage import Frame, SplitReader
 from lvsm_jax.batch import Batch
+from lvsm_jax.common.command_line import path, program
 from lvsm_jax.common.config import DataConfig
-from lvsm_jax.common.files import write_text
 from lvsm_jax.scenes.photograph import ResizeCrop, resized_side
 
 
-@dataclasses.dataclass(frozen=True)
-class Throughput:
-    """Samples a second of the pipeline and of the two bounds."""
-
-    num_workers: int
-    pipeline: float
-    pillow: float
-    prepared: float
-    pipeline_to_pillow: float
-    pipeline_to_prepared: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Traffic:
-    """Bytes a sample reads, and the size of the JPEGs of all its views and of those decoded."""
-
-    read: float
-    views: float
-    decoded: float
-    read_to_views: float
-    read_to_decoded: float
-
-
-def main() -> None:
+@program
+def main(arguments: list[str]) -> None:
     """Prints a table and writes JSON."""
-    options = _parse_arguments()
+    report_benchmark(_parser().parse_args(arguments), measure, table)
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """Throughput by number of worker processes, and bytes that are read."""
     config = DataConfig(options.dataset, split=options.split, image_height=options.image_height)
     traffic = measure_traffic(config, options.samples)
-    throughputs = [
-        measure_throughput(
-            dataclasses.replace(config, num_workers=num_workers),
-            batch_size=options.batch_size,
-            num_samples=options.samples,
-            rounds=options.rounds,
-        )
-        for num_workers in options.workers
-    ]
-    _print_table(throughputs, traffic)
-    report = {
+    speeds = []
+    for num_workers in options.workers:
+        own = dataclasses.replace(config, num_workers=num_workers)
+        speeds.append(measure_throughput(own, options.batch_size, options.samples, options.rounds))
+    return {
         "config": dataclasses.asdict(config),
         "batch_size": options.batch_size,
         "cores": os.cpu_count(),
-        "samples_per_second": [dataclasses.asdict(row) for row in throughputs],
-        "bytes_per_sample": traffic and dataclasses.asdict(traffic),
+        "samples_per_second": speeds,
+        "bytes_per_sample": traffic,
     }
-    if options.output:
-        write_text(options.output, json.dumps(report, indent=2) + "\n")
-
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = functools.partial(parser.add_argument, metavar="N", type=int)
-    add("dataset", metavar="DATASET", type=str, help="dataset directory")
-    add("--split", metavar="NAME", type=str, default="train", help="default: %(default)s")
-    add("--image-height", default=256, help="pixels (default: %(default)s)")
-    add("--batch-size", default=8, help="default: %(default)s")
-    add("--workers", nargs="+", default=[0, 2], help="processes, 0 for threads (default: 0 2)")
-    add("--samples", default=80, help="samples in a round (default: %(default)s)")
-    add("--rounds", default=5, help="default: %(default)s")
-    add("--output", metavar="FILE", type=pathlib.Path, help="JSON file to write")
-    return parser.parse_args()
 
 
 def measure_throughput(
-    config: DataConfig, *, batch_size: int, num_samples: int, rounds: int
-) -> Throughput:
-    """Alternates rounds of the pipeline and of the bounds."""
+    config: DataConfig, batch_size: int, num_samples: int, rounds: int
+) -> dict[str, float]:
+    """Samples a second of the pipeline and of the two bounds, in rounds that alternate."""
     frames = list(_decoded_frames(config, num_samples))
     num_batches = max(1, num_samples // batch_size)
     # Batches made ready while a bound is measured must not count as the pipeline's speed, and
@@ -119,7 +74,7 @@ def measure_throughput(
     ready = (config.prefetch + 3) * max(1, config.num_workers)
     times = []  # seconds a sample
     batches = train_batches(config, batch_size=batch_size, seed=0)
-    for _ in tqdm(range(rounds), f"{config.num_workers} workers", unit="round", file=sys.stderr):
+    for _ in tqdm(range(rounds), f"{config.num_workers} workers", unit="round"):
         _draw(batches, ready)
         pipeline = _seconds(lambda: _draw(batches, num_batches)) / (num_batches * batch_size)
         time.sleep(1.5 * ready * batch_size * pipeline)
@@ -130,18 +85,18 @@ def measure_throughput(
         times.append((pipeline, *bounds))
     batches.close()
     pipeline, pillow, prepared = np.array(times).T
-    return Throughput(
-        num_workers=config.num_workers,
-        pipeline=1 / statistics.median(pipeline),
-        pillow=1 / statistics.median(pillow),
-        prepared=1 / statistics.median(prepared),
-        pipeline_to_pillow=statistics.median(pillow / pipeline),
-        pipeline_to_prepared=statistics.median(prepared / pipeline),
-    )
+    return {
+        "num_workers": config.num_workers,
+        "pipeline": 1 / statistics.median(pipeline),
+        "pillow": 1 / statistics.median(pillow),
+        "prepared": 1 / statistics.median(prepared),
+        "pipeline_to_pillow": statistics.median(pillow / pipeline),
+        "pipeline_to_prepared": statistics.median(prepared / pipeline),
+    }
 
 
-def measure_traffic(config: DataConfig, num_samples: int) -> Traffic | None:
-    """Counts what reading samples with freshly opened shards costs; None where it is unknown."""
+def measure_traffic(config: DataConfig, num_samples: int) -> dict[str, float] | None:
+    """Bytes that a sample reads from shards just opened, against its JPEGs; None if unknown."""
     counters = pathlib.Path("/proc/self/io")
     if not counters.exists():
         return None
@@ -154,26 +109,23 @@ def measure_traffic(config: DataConfig, num_samples: int) -> Traffic | None:
     samples = list(_samples(reader, config, num_samples))
     loader = ExampleLoader.open(reader, config, samples[0][0])
     before = bytes_read()
-    for row, views in tqdm(samples, "bytes read", unit="sample", file=sys.stderr):
+    for row, views in tqdm(samples, "bytes read", unit="sample"):
         loader.load(row, views)
     read = bytes_read() - before
     views = decoded = 0
     for row, sample in samples:
-        sizes = {
-            position: len(frame.jpeg)
-            for position, frame in zip(
-                sample.all_views, _frames(reader, row, sample.all_views), strict=True
-            )
-        }
-        views += sum(sizes.values())
-        decoded += sum(sizes[p] for p in {*sample.inputs, *sample.targets})
-    return Traffic(
-        read / num_samples,
-        views / num_samples,
-        decoded / num_samples,
-        read_to_views=read / views,
-        read_to_decoded=read / decoded,
-    )
+        for position, frame in zip(
+            sample.all_views, _frames(reader, row, sample.all_views), strict=True
+        ):
+            views += len(frame.jpeg)
+            decoded += len(frame.jpeg) * (position in {*sample.inputs, *sample.targets})
+    return {
+        "read": read / num_samples,
+        "views": views / num_samples,
+        "decoded": decoded / num_samples,
+        "read_to_views": read / views,
+        "read_to_decoded": read / decoded,
+    }
 
 
 def _samples(reader: SplitReader, config: DataConfig, count: int) -> Iterator[tuple]:
@@ -192,7 +144,7 @@ def _frames(reader: SplitReader, row: int, positions: np.ndarray) -> list[Frame]
 
 
 def _decoded_frames(config: DataConfig, num_samples: int) -> Iterator[Frame]:
-    """The frames that so many samples decode."""
+    """The frames that `num_samples` samples decode."""
     reader = SplitReader(config.path, config.split)
     for row, views in _samples(reader, config, num_samples):
         yield from _frames(reader, row, np.union1d(views.inputs, views.targets))
@@ -229,20 +181,37 @@ def _seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def _print_table(throughputs: Sequence[Throughput], traffic: Traffic | None) -> None:
-    columns = ("workers", "samples/s", "pillow", "ratio", "prepared", "ratio")
-    print("".join(f"{column:>11}" for column in columns))
-    for row in throughputs:
-        print(
-            f"{row.num_workers:11d}{row.pipeline:11.1f}{row.pillow:11.1f}"
-            f"{row.pipeline_to_pillow:11.2f}{row.prepared:11.1f}{row.pipeline_to_prepared:11.2f}"
+def table(report: Report) -> str:
+    """A row for each number of workers, and bytes that are read."""
+    names = ["pipeline", "pillow", "pipeline_to_pillow", "prepared", "pipeline_to_prepared"]
+    header = ["workers", "samples/s", "pillow", "ratio", "prepared", "ratio"]
+    rows = [
+        [row["num_workers"], *(f"{row[name]:.{2 if '_to_' in name else 1}f}" for name in names)]
+        for row in report["samples_per_second"]
+    ]
+    text = markdown_table(header, rows, text=0)
+    if traffic := report["bytes_per_sample"]:
+        text += (
+            "\n\nbytes read a sample: {read:,.0f} = {read_to_views:.3f} × the JPEGs of its views"
         )
-    if traffic:
-        print(
-            f"\nbytes read a sample: {traffic.read:,.0f} = {traffic.read_to_views:.3f} × the JPEGs "
-            f"of its views = {traffic.read_to_decoded:.3f} × those decoded (the others lend their "
-            "cameras to the scene frame)"
+        text += (
+            " = {read_to_decoded:.3f} × those decoded (the others lend their cameras to the frame)"
         )
+        text = text.format(**traffic)
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = benchmark_parser("data", __doc__)
+    add = functools.partial(parser.add_argument, metavar="N", type=int)
+    add("dataset", metavar="DATASET", type=path, help="dataset directory")
+    add("--split", metavar="NAME", type=str, default="train", help="of the dataset (train)")
+    add("--image-height", default=256, help="pixels (256)")
+    add("--batch-size", default=8, help="samples of a batch (8)")
+    add("--workers", nargs="+", default=[0, 2], help="processes, 0 for threads (0 2)")
+    add("--samples", default=80, help="samples in a round (80)")
+    add("--rounds", default=5, help="of which the median counts (5)")
+    return parser
 
 
 if __name__ == "__main__":

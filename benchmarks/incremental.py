@@ -5,7 +5,7 @@
     python -m benchmarks.incremental --read=cache.json --plot=cache.png  # table and plot once more
     python -m benchmarks.incremental --export=runs/re10k/export --scenes data/re10k/test:KEY ...
 
-Efficient-LVSM, one scene, one cache with places for the most views. At each number of views one
+Efficient-LVSM, one scene, one cache with slots for the most views. At each number of views one
 more is added and removed again, and 1 and 8 targets are rendered. `From scratch` is what that costs
 without a cache, a full pass over all views; so much it always costs LVSM decoder-only, which has
 twice the layers in one stream. The floor of a render is its FLOPs at the largest matmul rate of
@@ -13,110 +13,104 @@ this machine in the same run, or the bytes of the cache that it reads at the lar
 whichever is longer. Medians of --repeats rounds, each over all numbers of views, so that a slow
 moment of the machine does not fall on one of them.
 
-Weights are random, for time does not depend on them, unless --export names some; with --scenes,
-photographs that the `render` program would take, PSNR by number of views and dtype of the
-cache is measured too (benchmarks/cache_quality.py).
+Weights are random, since time does not depend on them, unless --export is given. With --scenes,
+photographs as `lvsm render` takes them, PSNR by number of views and dtype of the cache is measured
+too. Of the photographs in the middle of a scene eight, evenly spaced, are targets; of the others as
+many as asked are inputs, evenly spaced from the first to the last (one: the middle). All goes
+through `lvsm_jax.Session`, as in an application: the inputs alone fix frame and scale.
 """
 
 import argparse
 import dataclasses
-import json
-import os
-import pathlib
+import math
 import statistics
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import lvsm_jax
-from benchmarks import cache_quality
 from benchmarks.common import (
-    hardware,
+    Report,
+    benchmark_parser,
+    describe_run,
+    label_lines,
     log_axes,
     markdown_table,
     matmul_peak,
-    measured,
+    measure_call,
     random_batch,
     render,
+    report_benchmark,
+    view_axis,
 )
-from lvsm_jax.common.files import atomic_write, write_text
+from input_pipeline.clip_scene import open_scene
+from lvsm_jax.common.command_line import path, program
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.cost.flops import forward_macs
+from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.models.base import ViewSynthesisModel
 from lvsm_jax.models.efficient_lvsm import CACHE_DTYPES
 from lvsm_jax.rendering.view_cache import ViewCache
+from lvsm_jax.scenes.readers import Scene, ScenePhotograph
 
 CHANGES = ("add", "remove")
+FULL_PASSES = ("scratch", "decoder_only")
+SPAN = 81  # photographs of a scene that are looked at
+TARGETS = 8  # of them
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Prints a table; writes JSON and a plot."""
-    options = _parser().parse_args(arguments)
-    try:
-        report = json.loads(options.read.read_text()) if options.read else measure(options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(table(report))
-    if options.output and not options.read:
-        write_text(options.output, json.dumps(report, indent=2) + "\n")
-    if options.plot:
-        with atomic_write(options.plot) as local:
-            draw(report).savefig(local, format="png", dpi=150)
+@program
+def main(arguments: list[str]) -> None:
+    """Prints tables; writes JSON and a plot."""
+    report_benchmark(_parser().parse_args(arguments), measure, tables, draw)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> Report:
     """All numbers of views: in the cache, from scratch, and as pictures."""
     if options.scenes and not options.export:
-        raise ValueError("--scenes need --export: random weights have no quality")
+        raise UserError("--scenes need --export: random weights have no quality")
     model = _model(options)
     config = model.config
-    report = {
-        "hardware": hardware(),
-        "jax": jax.__version__,
-        "options": {
-            k: os.fspath(v) if isinstance(v, os.PathLike) else v
-            for k, v in vars(options).items()
-            if k not in ("output", "plot", "read")
-        },
-        "config": dataclasses.asdict(config),
-    }
-    before = peaks(config.dtype, options)
-    report |= cached(model, options)
-    after = peaks(config.dtype, options)
+    report = {**describe_run(options), "config": dataclasses.asdict(config)}
+    before = _peaks(config.dtype, options)
+    report |= measure_cache(model, options)
+    after = _peaks(config.dtype, options)
     # What else the machine does slows some of it: the faster moment says what it can do.
     report |= {name: max(before[name], after[name]) for name in before}
-    for row in report["rows"]:
+    others = {"scratch": model, "decoder_only": _decoder_only(config)}
+    most_views = {"scratch": options.scratch, "decoder_only": options.decoder_only}
+    for row in tqdm(report["rows"], "from scratch"):
         for targets in options.targets:
             row[f"floor_{targets}"] = floor(report, config, row["views"], targets, options)
-    for row in tqdm(report["rows"], "from scratch", file=sys.stderr):
-        if row["views"] <= options.scratch:
-            row |= from_scratch("scratch", model, row["views"], options)
-        if row["views"] <= options.decoder_only:
-            row |= from_scratch("decoder_only", _decoder_only(config), row["views"], options)
+        for name in FULL_PASSES:
+            if row["views"] <= most_views[name]:
+                row |= measure_full_passes(name, others[name], row["views"], options)
     if options.scenes:
-        report["quality"] = cache_quality.measure(
+        report["quality"] = measure_quality(
             options.export, options.scenes, sorted(options.views), size=options.size
         )
     return report
 
 
-def peaks(dtype: str, options: argparse.Namespace) -> dict[str, float]:
-    """The largest rates of this machine, of arithmetic and of memory."""
-    matmul = matmul_peak(dtype, options.matmul_sizes, 5)
+def _peaks(dtype: str, options: argparse.Namespace) -> dict[str, float]:
+    """The largest rates of this machine: of matmuls, and of copying an array beyond caches."""
+    x = jnp.zeros(2**26, jnp.float32)
+    copy = measure_call(lambda x: x + 1, (x,), 0, 5)
     return {
-        "matmul_flops_per_second": matmul["flops_per_second"],
-        "copy_bytes_per_second": copy_rate(),
+        "matmul_flops_per_second": matmul_peak(dtype, options.matmul_sizes)["flops_per_second"],
+        "copy_bytes_per_second": 2 * x.nbytes / copy["seconds"],
     }
 
 
-def cached(model: lvsm_jax.EfficientLVSM, options: argparse.Namespace) -> dict[str, Any]:
+def measure_cache(model: lvsm_jax.EfficientLVSM, options: argparse.Namespace) -> dict[str, Any]:
     """Rows with the times of changes and renders, and what memory they take."""
     counts, size = sorted(options.views), (options.size, options.size)
     cache = lvsm_jax.init_cache(model, 1, counts[-1] + 1, size)
@@ -128,46 +122,47 @@ def cached(model: lvsm_jax.EfficientLVSM, options: argparse.Namespace) -> dict[s
         t: jax.device_put(jax.tree.map(lambda x, t=t: x[:, :t], batch.targets.cameras))
         for t in options.targets
     }
-    times: dict[int, dict[str, list[float]]] = {count: {} for count in counts}
-    for _ in tqdm(range(options.repeats + 1), "rounds", file=sys.stderr):  # the first may compile
+    rounds: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
+    for _ in tqdm(range(options.repeats + 1), "rounds"):  # the first may compile
         for count in counts:
-            # All places hold views: how many of them count is one number.
+            # All slots hold views: how many of them count is one number.
             cache = dataclasses.replace(cache, num_views=jnp.full(1, count, jnp.int32))
-            cache = _one_round(model, cache, one, cameras, times[count])
+            cache, times = _time_round(model, cache, one, cameras)
+            rounds[count].append(times)
     rows = [
         {"views": count}
-        | {name: statistics.median(some[1:]) for name, some in times[count].items()}
-        for count in counts
+        | {name: statistics.median(times[name] for times in timed) for name in timed[0]}
+        for count, (_, *timed) in rounds.items()
     ]
     temporary = {
-        str(t): measured(_render_all, (model, cache, cameras[t]), 0, 1)["temporary_bytes"]
+        str(t): measure_call(_render_all, (model, cache, cameras[t]), 0, 1)["temporary_bytes"]
         for t in options.targets
     }
     bytes_a_view = cache.nbytes // cache.max_views
     return {"bytes_a_view": bytes_a_view, "temporary_bytes": temporary, "rows": rows}
 
 
-def _one_round(
+def _time_round(
     model: lvsm_jax.EfficientLVSM,
     cache: ViewCache,
     one: tuple,
     cameras: dict[int, lvsm_jax.Cameras],
-    times: dict[str, list[float]],
-) -> ViewCache:
-    """Notes the seconds of adding a view, of removing the first, and of renders."""
+) -> tuple[ViewCache, dict[str, float]]:
+    """The cache after adding a view and removing the first; seconds of both and of renders."""
+    times = {}
 
-    def noted(name: str, call: Callable[[], Any]) -> Any:
+    def timed(name: str, call: Callable[..., Any], *args: Any) -> Any:
         start = time.perf_counter()
-        result = jax.block_until_ready(call())
-        times.setdefault(name, []).append(time.perf_counter() - start)
+        result = jax.block_until_ready(call(*args))
+        times[name] = time.perf_counter() - start
         return result
 
     jax.block_until_ready(cache)
-    cache = noted("add", lambda: lvsm_jax.add_views(model, cache, *one))
-    cache = noted("remove", lambda: lvsm_jax.remove_views(cache, 0))
+    cache = timed("add", lvsm_jax.add_views, model, cache, *one)
+    cache = timed("remove", lvsm_jax.remove_views, cache, 0)
     for targets, those in cameras.items():
-        noted(f"render_{targets}", lambda those=those: _render_all(model, cache, those))
-    return cache
+        timed(f"render_{targets}", _render_all, model, cache, those)
+    return cache, times
 
 
 def _render_all(
@@ -176,7 +171,7 @@ def _render_all(
     return lvsm_jax.render(model, cache, cameras, targets_at_once=cameras.shape[1])
 
 
-def from_scratch(
+def measure_full_passes(
     name: str, model: ViewSynthesisModel, views: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Seconds and temporary bytes of full passes."""
@@ -184,7 +179,7 @@ def from_scratch(
     for targets in options.targets:
         batch = random_batch(1, views=views, targets=targets, size=options.size)
         calls = min(options.repeats, 3)
-        one = measured(render, (model, batch), 0, calls, enough_seconds=options.max_seconds)
+        one = measure_call(render, (model, batch), 0, calls, enough_seconds=options.max_seconds)
         row[f"{name}_{targets}"] = one["seconds"]
         row[f"{name}_{targets}_bytes"] = one["temporary_bytes"]
     return row
@@ -192,15 +187,11 @@ def from_scratch(
 
 def _model(options: argparse.Namespace) -> lvsm_jax.EfficientLVSM:
     """The weights of --export, or random ones of the size that is asked for."""
-    if not options.export:
-        config = lvsm_jax.EfficientLVSMConfig(
-            num_layers=options.layers,
-            width=options.width,
-            dtype=options.dtype,
-            cache_dtype=options.cache_dtype,
-        )
-        return lvsm_jax.EfficientLVSM(config, rngs=nnx.Rngs(0))
-    return lvsm_jax.load(options.export, dtype=options.dtype, cache_dtype=options.cache_dtype)
+    dtypes = {"dtype": options.dtype, "cache_dtype": options.cache_dtype}
+    if options.export:
+        return lvsm_jax.load(options.export, **dtypes)
+    sizes = {"num_layers": options.layers, "width": options.width}
+    return lvsm_jax.EfficientLVSM(lvsm_jax.EfficientLVSMConfig(**sizes, **dtypes), rngs=nnx.Rngs(0))
 
 
 def _decoder_only(config: lvsm_jax.EfficientLVSMConfig) -> lvsm_jax.LVSMDecoderOnly:
@@ -211,14 +202,8 @@ def _decoder_only(config: lvsm_jax.EfficientLVSMConfig) -> lvsm_jax.LVSMDecoderO
     return lvsm_jax.LVSMDecoderOnly(other, rngs=nnx.Rngs(0))
 
 
-def copy_rate() -> float:
-    """Bytes a second that an elementwise operation reads and writes, of an array beyond caches."""
-    x = jnp.zeros(2**26, jnp.float32)
-    return 2 * x.nbytes / measured(lambda x: x + 1, (x,), 0, 5)["seconds"]
-
-
 def floor(
-    report: dict[str, Any],
+    report: Report,
     config: lvsm_jax.EfficientLVSMConfig,
     views: int,
     targets: int,
@@ -226,14 +211,81 @@ def floor(
 ) -> float:
     """Seconds that a render cannot do without on this machine."""
     sizes = {"height": options.size, "width": options.size}
-    # Keys and values are there: what the inputs cost alone does not count.
+    # The cache holds keys and values: the cost of the inputs alone does not count.
     whole = forward_macs(config, views=views, targets=targets, **sizes)
     inputs = forward_macs(config, views=views, targets=0, **sizes)
     arithmetic = (whole.flops - inputs.flops) / report["matmul_flops_per_second"]
     return max(arithmetic, views * report["bytes_a_view"] / report["copy_bytes_per_second"])
 
 
-def table(report: dict[str, Any]) -> str:
+def measure_quality(
+    export: str, scenes: Sequence[str], counts: Sequence[int], *, size: int
+) -> dict[str, Any]:
+    """Mean PSNR of all targets by number of input views and dtype of the cache.
+
+    Returns:
+        `rows` with `views`, `dtype`, `psnr` and, where the cache is not float32, `difference`: PSNR
+        of these renders against those of the float32 cache, None if they are equal. Counts for
+        which a scene has too few photographs are in `left_out`.
+    """
+    chosen = [split_photographs(open_scene(scene)) for scene in scenes]
+    fewest = min(len(inputs) for inputs, _ in chosen)
+    possible = [count for count in counts if count <= fewest]
+    if not possible:
+        raise UserError(f"a scene has {fewest} photographs to choose {min(counts)} inputs from")
+    sizes = {"image_height": size, "max_views": max(possible), "targets_at_once": TARGETS}
+    truth = np.concatenate([[_pixels(target, size) for target in targets] for _, targets in chosen])
+    rows, exact = [], {}
+    with tqdm(total=len(possible) * len(CACHE_DTYPES), desc="quality") as progress:
+        for dtype in CACHE_DTYPES:
+            model = lvsm_jax.load(export, cache_dtype=dtype)
+            for count in possible:
+                renders = np.concatenate(
+                    [_render_targets(model, *scene, count, sizes) for scene in chosen]
+                )
+                row = {"views": count, "dtype": dtype, "psnr": float(psnr(truth, renders).mean())}
+                error = float(np.square(renders - exact.setdefault(count, renders)).mean())
+                if dtype != CACHE_DTYPES[0]:
+                    row["difference"] = -10 * math.log10(error) if error else None
+                rows.append(row)
+                progress.update()
+    left_out = [count for count in counts if count > fewest]
+    return {"scenes": list(scenes), "targets": TARGETS, "rows": rows, "left_out": left_out}
+
+
+def split_photographs(scene: Scene) -> tuple[list[ScenePhotograph], list[ScenePhotograph]]:
+    """Photographs to choose inputs from, and targets, which are none of them."""
+    there = scene.photographs
+    first = max(0, (len(there) - SPAN) // 2)
+    span = there[first : first + SPAN]
+    if len(span) < TARGETS + 2:
+        raise UserError(f"{scene.source} has {len(span)} photographs, needed are {TARGETS + 2}")
+    places = np.linspace(0, len(span) - 1, TARGETS + 2).round().astype(int)[1:-1]
+    inputs = [photograph for i, photograph in enumerate(span) if i not in places]
+    return inputs, [span[i] for i in places]
+
+
+def _render_targets(
+    model: lvsm_jax.EfficientLVSM,
+    inputs: Sequence[ScenePhotograph],
+    targets: Sequence[ScenePhotograph],
+    count: int,
+    sizes: dict[str, int],
+) -> np.ndarray:
+    """`[t, h, w, 3]`, float in [0, 1], rounded to 8 bits as pictures are."""
+    places = np.linspace(0, len(inputs) - 1, count) if count > 1 else [len(inputs) // 2]
+    with lvsm_jax.Session(model, **sizes) as session:
+        session.add([inputs[round(i)].load() for i in places])
+        renders = session.render_path([target.camera for target in targets])
+        return np.stack(list(renders)).astype(np.float32) / 255
+
+
+def _pixels(photograph: ScenePhotograph, size: int) -> np.ndarray:
+    """`[h, w, 3]`, float in [0, 1]: the part of a photograph that a render shows."""
+    return photograph.load().cropped_to(size, size).astype(np.float32) / 255
+
+
+def tables(report: Report) -> str:
     """What was measured, as Markdown."""
     rows, targets = report["rows"], report["options"]["targets"]
     header = ["views", "cache, MB", "add", "remove"]
@@ -241,47 +293,42 @@ def table(report: dict[str, Any]) -> str:
         header += [f"render {t}", "over floor", "from scratch", "decoder-only"]
     cells = []
     for row in rows:
-        line = [
-            str(row["views"]),
-            f"{row['views'] * report['bytes_a_view'] / 1e6:.0f}",
-            _ms(row["add"]),
-            _ms(row["remove"]),
-        ]
+        megabytes = f"{row['views'] * report['bytes_a_view'] / 1e6:.0f}"
+        line = [row["views"], megabytes, _ms(row["add"]), _ms(row["remove"])]
         for t in targets:
             ours = row[f"render_{t}"]
             line += [_ms(ours), f"{ours / row[f'floor_{t}']:.2f}×"]
-            for name in ("scratch", "decoder_only"):
+            for name in FULL_PASSES:
                 other = row.get(f"{name}_{t}")
-                gain = f" ({other / (row['add'] + ours):.1f}×)" if other else ""
-                line.append(f"{_ms(other)}{gain}" if other else "–")
+                line.append(other and f"{_ms(other)} ({other / (row['add'] + ours):.1f}×)")
         cells.append(line)
     parts = [
         _title(report),
-        markdown_table(header, cells, left=0),
+        markdown_table(header, cells, text=0),
         "Milliseconds; in brackets, over adding a view and rendering. From the least to the most, "
         + " and ".join(f"{name} varies by {_variation(rows, name):.1%}" for name in CHANGES)
         + ".",
-        memory_table(report),
+        _memory_table(report),
     ]
     if "quality" in report:
-        parts.append(cache_quality.table(report["quality"]))
+        parts.append(_quality_table(report["quality"]))
     return "\n\n".join(parts)
 
 
-def memory_table(report: dict[str, Any]) -> str:
+def _memory_table(report: Report) -> str:
     """Megabytes: what is filled of the cache and a render's temporaries, against full passes."""
     rows, targets = report["rows"], report["options"]["targets"]
     header, cells = ["MB at most: views"], []
     for t in targets:
         header += [f"render {t}", "from scratch", "decoder-only"]
     for row in rows:
-        line = [str(row["views"])]
+        line = [row["views"]]
         for t in targets:
             ours = row["views"] * report["bytes_a_view"] + report["temporary_bytes"][str(t)]
-            others = (row.get(f"{name}_{t}_bytes") for name in ("scratch", "decoder_only"))
-            line += [f"{x / 1e6:.0f}" if x else "–" for x in (ours, *others)]
+            others = (row.get(f"{name}_{t}_bytes") for name in FULL_PASSES)
+            line += [size and f"{size / 1e6:.0f}" for size in (ours, *others)]
         cells.append(line)
-    return markdown_table(header, cells, left=0)
+    return markdown_table(header, cells, text=0)
 
 
 def _variation(rows: list[dict[str, Any]], name: str) -> float:
@@ -289,7 +336,32 @@ def _variation(rows: list[dict[str, Any]], name: str) -> float:
     return max(values) / min(values) - 1
 
 
-def draw(report: dict[str, Any]) -> Figure:
+def _quality_table(quality: dict[str, Any]) -> str:
+    """PSNR by views, and what the smaller dtypes of the cache lose."""
+    rows = {(row["views"], row["dtype"]): row for row in quality["rows"]}
+    exact, *smaller = CACHE_DTYPES
+    header = ["views", f"PSNR, {exact} cache, dB"]
+    for dtype in smaller:
+        header += [f"{dtype}: lost, dB", f"{dtype} against {exact}, dB"]
+    cells = []
+    for count in sorted({views for views, _ in rows}):
+        best = rows[count, exact]["psnr"]
+        line = [count, f"{best:.3f}"]
+        for dtype in smaller:
+            row = rows[count, dtype]
+            difference = row["difference"]
+            line += [
+                f"{best - row['psnr']:.4f}",
+                "equal" if difference is None else f"{difference:.1f}",
+            ]
+        cells.append(line)
+    notes = f"{len(quality['scenes'])} scenes, {quality['targets']} targets each."
+    if quality["left_out"]:
+        notes += f" Too few photographs for {quality['left_out']} views."
+    return f"{markdown_table(header, cells, text=0)}\n\n{notes}"
+
+
+def draw(report: Report) -> Figure:
     """Milliseconds over the views in the cache, and where there are scenes, PSNR."""
     quality = report.get("quality")
     figure = Figure(figsize=(14 if quality else 9.5, 4.8), layout="constrained")
@@ -312,13 +384,25 @@ def draw(report: dict[str, Any]) -> Figure:
     log_axes(axes, [row["views"] for row in rows])
     axes.set(xlabel="views in the cache", ylabel="ms")
     axes.set_title(_title(report), fontsize=10)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    label_lines(axes)
     if quality:
-        cache_quality.draw(quality, rest[0])
+        _draw_quality(quality, rest[0])
     return figure
 
 
-def _title(report: dict[str, Any]) -> str:
+def _draw_quality(quality: dict[str, Any], axes: Axes) -> None:
+    """PSNR over the number of views."""
+    for dtype, style in zip(CACHE_DTYPES, ("o-", "s--", "^:"), strict=True):
+        rows = [row for row in quality["rows"] if row["dtype"] == dtype]
+        x, y = [row["views"] for row in rows], [row["psnr"] for row in rows]
+        axes.plot(x, y, style, label=f"cache in {dtype}")
+    view_axis(axes, sorted({row["views"] for row in quality["rows"]}))
+    axes.set(xlabel="input views", ylabel="PSNR, dB")
+    axes.set_title(f"{len(quality['scenes'])} real scenes", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _title(report: Report) -> str:
     options, config = report["options"], report["config"]
     return (
         f"{report['hardware']}, {options['size']}×{options['size']} px, {config['num_layers']} "
@@ -331,11 +415,7 @@ def _ms(seconds: float) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.incremental",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = benchmark_parser("incremental", __doc__, plot=True)
     add = parser.add_argument
     add("--views", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="in the cache")
     add("--targets", type=int, nargs="+", default=[1, 8], help="rendered at once (1 8)")
@@ -348,16 +428,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--scratch", type=int, default=16, help="most views of a full pass (16)")
     add("--decoder-only", type=int, default=8, help="most views of LVSM decoder-only (8)")
     add("--max-seconds", type=float, default=20.0, help="of full passes; one is always made (20)")
-    add("--export", type=pathlib.Path, help="weights, instead of random ones of --layers, --width")
-    add(
-        "--scenes",
-        nargs="+",
-        help="scenes to measure PSNR on, see the program render",
-    )
+    add("--export", type=path, help="weights, instead of random ones of --layers, --width")
+    add("--scenes", nargs="+", help="scenes to measure PSNR on, as lvsm render takes them")
     add("--matmul-sizes", type=int, nargs="+", default=[1024, 2048], help="sides of the matmuls")
-    add("--output", type=pathlib.Path, help="JSON file to write")
-    add("--plot", type=pathlib.Path, help="PNG file to write")
-    add("--read", type=pathlib.Path, help="JSON file of an earlier run, instead of measuring")
     return parser
 
 

@@ -7,16 +7,12 @@ The model, its images and REPA are those of the config; the losses' networks hav
 and, like the model, random weights: speed does not depend on them. Each row is a whole optimizer
 step on one device, median of --repeats; in the last row the perceptual loss has not started and
 REPA has stopped. FLOPs are counted from the sizes; what is recomputed counts nothing. With --count
-nothing is measured.
+nothing is measured. --config.SECTION.FIELD=VALUE sets a field of the config.
 """
 
 import argparse
 import dataclasses
 import functools
-import json
-import math
-import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -24,9 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.common import hardware, measured, random_batch
-from lvsm_jax.common.command_line import read_config_file
-from lvsm_jax.common.files import write_text
+from benchmarks.common import (
+    Report,
+    benchmark_parser,
+    describe_run,
+    markdown_table,
+    measure_call,
+    parse_with_fields,
+    random_batch,
+    report_benchmark,
+)
+from lvsm_jax.common.command_line import path, program, read_config_file
 from lvsm_jax.cost.flops import Macs, forward_macs, teacher_macs, training_flops, vgg_macs
 from lvsm_jax.frozen import vgg
 from lvsm_jax.frozen.dino import TEACHERS
@@ -37,41 +41,31 @@ from lvsm_jax.training.losses import LossConfig
 from lvsm_jax.training.train_state import TrainingConfig, new_state, train_step
 
 
-def main(arguments: list[str] | None = None) -> None:
+@program
+def main(arguments: list[str]) -> None:
     """Prints a table and writes JSON."""
-    given = _parser().parse_args(arguments)
-    try:
-        config = read_config_file(given.config, given.overrides)
-        training = dataclasses.replace(TrainingConfig.of(config), grad_accumulation=1)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    report_benchmark(parse_with_fields(_parser(), arguments), measure, table)
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """A row for each set of losses; only counted with --count."""
+    config = read_config_file(options.config, options.fields)
+    training = dataclasses.replace(TrainingConfig.of(config), grad_accumulation=1)
     views = {"views": config.data.num_inputs, "targets": config.data.num_targets}
     size = config.data.image_height
-    counts = {
-        name: given.batch * step_flops(losses, **views, size=size)
-        for name, losses in variants(training).items()
-    }
-    if given.count:
-        print(_table({"rows": [{"name": name, "flops": n} for name, n in counts.items()]}))
-        return
-    batch = random_batch(given.batch, **views, size=size)
-    networks, rows = random_networks(training), []
-    for name, losses in tqdm(variants(training).items(), desc="measuring"):
-        # Step 1: where a term starts later or stops at it.
-        state = dataclasses.replace(new_state(losses, 0), step=jnp.int32(1))
-        frozen = Frozen(**{term: network for term, network in networks.items() if term in name})
-        step = functools.partial(train_step, losses)
-        args = state, batch, frozen
-        rows.append({"name": name, **measured(step, args, counts[name], given.repeats)})
-    report = {
-        "hardware": hardware(),
-        "jax": jax.__version__,
-        "options": vars(given) | {"output": ""},
-    }
-    report["rows"] = rows
-    print(f"{report['hardware']}, jax {report['jax']}\n{_table(report)}")
-    if given.output:
-        write_text(given.output, json.dumps(report, indent=2) + "\n")
+    batch = random_batch(options.batch, **views, size=size)
+    networks = {} if options.count else random_networks(training)
+    rows = []
+    for name, losses in tqdm(variants(training).items(), "measuring"):
+        row = {"name": name, "flops": options.batch * step_flops(losses, **views, size=size)}
+        if not options.count:
+            # Step 1: where a term starts later or stops at it.
+            state = dataclasses.replace(new_state(losses, 0), step=jnp.int32(1))
+            frozen = Frozen(**{term: network for term, network in networks.items() if term in name})
+            step = functools.partial(train_step, losses)
+            row |= measure_call(step, (state, batch, frozen), row["flops"], options.repeats)
+        rows.append(row)
+    return {**describe_run(options), "rows": rows}
 
 
 def variants(training: TrainingConfig) -> dict[str, TrainingConfig]:
@@ -128,36 +122,34 @@ def step_flops(training: TrainingConfig, *, views: int, targets: int, size: int)
     return total
 
 
-def _table(report: dict[str, Any]) -> str:
-    rows = report["rows"]
-    columns = [("TFLOP", "flops", 1e12)]
-    if is_measured := "seconds" in rows[0]:
-        columns += [("ms", "seconds", 1e-3)]
-    title = "".join(f"{unit:>12}{'more':>9}" for unit, *_ in columns)
-    lines = [f"{'':42}{title}" + is_measured * f"{'temp MB':>10}"]
+def table(report: Report) -> str:
+    """A row for each set of losses, with what it takes more than MSE alone."""
+    first, *_ = rows = report["rows"]
+    header, lines = ["loss", "TFLOP", "more"], []
+    measured = "seconds" in first
+    if measured:
+        header += ["ms", "more", "temporary, MB"]
     for row in rows:
-        values = "".join(
-            f"{row[key] / unit:12.3f}{row[key] / rows[0][key] - 1:9.1%}" for _, key, unit in columns
-        )
-        memory = (row.get("temporary_bytes") or math.nan) / 1e6
-        lines.append(f"{row['name']:42}{values}" + is_measured * f"{memory:10.0f}")
-    return "\n".join(lines)
+        line = [row["name"], f"{row['flops'] / 1e12:.3f}", _more(row, first, "flops")]
+        if measured:
+            memory = row["temporary_bytes"]
+            line += [f"{row['seconds'] * 1e3:.1f}", _more(row, first, "seconds")]
+            line.append(memory and f"{memory / 1e6:.0f}")
+        lines.append(line)
+    return f"{report['hardware']}, jax {report['jax']}\n\n{markdown_table(header, lines)}"
+
+
+def _more(row: dict[str, Any], first: dict[str, Any], key: str) -> str:
+    return f"{row[key] / first[key] - 1:.1%}"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.losses",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", default="configs/quickstart.py", help="(configs/quickstart.py)")
-    parser.add_argument("--batch", type=int, default=4, help="scenes (4)")
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="runs of which the median counts (3)"
-    )
-    parser.add_argument("--count", action="store_true", help="count FLOPs, and measure nothing")
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
-    parser.add_argument("overrides", nargs="*", help="after `--`: --config.SECTION.FIELD=VALUE")
+    parser = benchmark_parser("losses", __doc__)
+    add = parser.add_argument
+    add("--config", type=path, default="configs/quickstart.py", help="(configs/quickstart.py)")
+    add("--batch", type=int, default=4, help="scenes (4)")
+    add("--repeats", type=int, default=3, help="runs of which the median counts (3)")
+    add("--count", action="store_true", help="count FLOPs, and measure nothing")
     return parser
 
 

@@ -1,26 +1,31 @@
-"""The three models side by side: latency, memory and FLOPs of rendering, over the input views.
+"""The three models side by side: latency, memory and FLOPs over the input views.
 
     python -m benchmarks.models --dtype=bfloat16 --output=models.json --plot=models.png  # a GPU
     python -m benchmarks.models --size=128 --output=models.json --plot=models.png  # CPU: 15 minutes
     python -m benchmarks.models --read=models.json --plot=models.png   # table and plot once more
+    python -m benchmarks.models --measure attention render train --architectures EfficientLVSM \
+        --views 2 --targets 6 --layers=3 --width=128 --head-dim=32 --size=64 --batch=16
 
 Weights are random, of the published sizes, unless --layers-fraction takes the same part of each
 model's layers. At another --size than 256 the encoder-decoder has as many latent tokens for each
-token of an input as published. Measured is the compiled forward of one scene, from images and
-cameras to pixels, compilation apart: the median of up to --repeats calls, and of one alone where a
-call takes 20 s or more. The models take turns in each cell. The share of peak is of the largest
-matmul rate in the same run and dtype. Memory is what XLA plans for: temporary arrays and the
-output, beside weights and inputs. A cell predicted to take longer than --max-seconds, from the
-best rate of its model so far, is skipped, and the table says so.
+token of an input as published. Measured is the compiled forward pass, from images and cameras to
+pixels, without compilation: the median of up to --repeats calls, and of one alone where a call
+takes 20 s or more. The models take turns in each cell. The share of peak is of the largest matmul
+rate in the same run and dtype. Memory is what XLA plans for: temporary arrays and the output,
+beside weights and inputs. A cell predicted to take longer than --max-seconds, from the best rate
+of its model so far, is skipped, and the table says so.
+
+--measure adds whole optimizer steps (train) and the cross-attention of all targets to all inputs
+with each kernel of this machine (attention). FLOPs are counted from the sizes (linear layers and
+attention; a backward pass counts twice the forward pass, what is recomputed counts nothing) and,
+beside it, by XLA, which counts the body of a loop over layers once.
 """
 
 import argparse
 import dataclasses
+import functools
 import itertools
-import json
 import math
-import pathlib
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -32,23 +37,33 @@ from tqdm import tqdm
 from benchmarks.common import (
     COLORS,
     NAMES,
-    hardware,
-    label_ends,
+    Report,
+    benchmark_parser,
+    describe_run,
+    label_lines,
     log_axes,
     markdown_table,
     matmul_peak,
-    measured,
+    measure_call,
     random_batch,
     render,
+    report_benchmark,
+    write_report,
 )
-from lvsm_jax.common.files import atomic_write, write_text
-from lvsm_jax.cost.flops import Macs, forward_macs
+from lvsm_jax.common.command_line import program
+from lvsm_jax.common.errors import UserError
+from lvsm_jax.cost.flops import Macs, forward_macs, training_flops
 from lvsm_jax.models.architectures import CONFIGS, config_class, new_model
+from lvsm_jax.models.attention import attention
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel
+from lvsm_jax.training.losses import LossConfig
+from lvsm_jax.training.optimizer import OptimizerConfig
+from lvsm_jax.training.train_state import TrainingConfig, new_state, train_step
 
 _ENOUGH_SECONDS = 20.0
 _PUBLISHED_SIZE = 256
 _FIRST = "EfficientLVSM"
+_KERNELS = {"cpu": ["xla", "blocked"], "gpu": ["xla", "cudnn"], "tpu": ["xla", "splash"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,47 +75,31 @@ class Cell:
         views: input views.
         targets: target views.
         targets_at_once: as in the LVSM models' configuration; Efficient-LVSM has all at once.
+        what: "render", "train", or "attention" and a kernel.
     """
 
     architecture: str
     views: int
     targets: int
     targets_at_once: int
+    what: str = "render"
 
 
-def main(arguments: list[str] | None = None) -> None:
+@program
+def main(arguments: list[str]) -> None:
     """Prints tables; writes JSON and a plot."""
-    options = _parser().parse_args(arguments)
-    try:
-        report = json.loads(options.read.read_text()) if options.read else measure(options)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-    print(tables(report))
-    if options.plot and not _measured(_grid(report)):
-        sys.exit("error: every cell was skipped, so there is nothing to draw")
-    if options.plot:
-        with atomic_write(options.plot) as local:
-            draw(report).savefig(local, format="png", dpi=150)
+    report_benchmark(_parser().parse_args(arguments), measure, tables, draw)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All cells; the JSON is written anew after each.
-
-    Raises:
-        ValueError: sizes that do not fit together.
-    """
+def measure(options: argparse.Namespace) -> Report:
+    """All cells; the JSON is written anew after each."""
     configs = {name: sized_config(name, options) for name in options.architectures}
     cells = plan(options)
-    counts = {
-        cell: _count(configs[cell.architecture], cell.views, cell.targets, options.size)
-        for cell in cells
-    }
+    counts = {cell: _count(configs[cell.architecture], cell, options.size) for cell in cells}
     models = {name: new_model(config, nnx.Rngs(0)) for name, config in configs.items()}
-    peak = matmul_peak(options.dtype, options.matmul_sizes, 5)
+    peak = matmul_peak(options.dtype, options.matmul_sizes)
     report = {
-        "hardware": hardware(),
-        "jax": jax.__version__,
-        "options": {k: v for k, v in vars(options).items() if k not in ("output", "plot", "read")},
+        **describe_run(options),
         "models": {
             name: {"config": dataclasses.asdict(model.config), **_weights(model)}
             for name, model in models.items()
@@ -109,37 +108,35 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "published": published(options),
         "cells": [],
     }
-    # So that the time left is foretold by work, for the last cells are the longest.
+    # The bar counts work, to predict the time left: the last cells are the longest.
     total = sum(macs.flops for macs in counts.values())
     bar = "{percentage:3.0f} % |{bar}| {elapsed}, {remaining} left{postfix}"
-    with tqdm(total=total, bar_format=bar, file=sys.stderr) as progress:
+    with tqdm(total=total, bar_format=bar) as progress:
         for cell in cells:
             progress.set_postfix_str(f"{cell.architecture} {cell.views} → {cell.targets}")
-            model = _with_targets_at_once(models[cell.architecture], cell.targets_at_once)
             rate = _best_rate(report, cell.architecture)
-            row = measure_cell(cell, model, counts[cell], rate, options)
+            row = measure_cell(cell, models[cell.architecture], counts[cell], rate, options)
             if "seconds" in row:
                 row["share_of_peak"] = row["flops_per_second"] / peak["flops_per_second"]
             report["cells"].append({**dataclasses.asdict(cell), **row})
             report["exponents"] = exponents(_grid(report))
-            if options.output:
-                write_text(options.output, json.dumps(report, indent=2) + "\n")
+            write_report(options.output, report)
             progress.update(counts[cell].flops)
     return report
 
 
 def sized_config(architecture: str, options: argparse.Namespace) -> ModelConfig:
-    """The published configuration with the command line's changes.
-
-    Raises:
-        ValueError: sizes that do not fit together.
-    """
+    """The published configuration with the command line's changes."""
     published = config_class(architecture)()
+    layers = options.layers or max(1, round(published.num_layers * options.layers_fraction))
     sizes = {
-        "num_layers": max(1, round(published.num_layers * options.layers_fraction)),
+        "num_layers": layers,
         "width": options.width or published.width,
+        "head_dim": options.head_dim,
+        "patch_size": options.patch,
         "dtype": options.dtype,
         "attention": options.attention,
+        "remat": options.remat,
     }
     if hasattr(published, "num_latents"):
         share = (options.size / _PUBLISHED_SIZE) ** 2
@@ -150,8 +147,9 @@ def sized_config(architecture: str, options: argparse.Namespace) -> ModelConfig:
 def plan(options: argparse.Namespace) -> list[Cell]:
     """Cells from few views and targets to many, the models next to each other."""
     grid = [
-        Cell(architecture, views, targets, options.targets_at_once)
+        Cell(architecture, views, targets, options.targets_at_once, what)
         for views, targets in itertools.product(sorted(options.views), sorted(options.targets))
+        for what in _measurements(options)
         for architecture in options.architectures
     ]
     views, targets = options.at_once
@@ -164,46 +162,81 @@ def plan(options: argparse.Namespace) -> list[Cell]:
     return list(dict.fromkeys([*grid, *compared]))
 
 
+def _measurements(options: argparse.Namespace) -> list[str]:
+    """--measure, with a measurement for each attention kernel that this machine has."""
+    kernels = _KERNELS[jax.default_backend()]
+    if options.dtype == "float32":
+        kernels = [kernel for kernel in kernels if kernel != "cudnn"]
+    named = {"attention": [f"attention {kernel}" for kernel in kernels]}
+    return [name for what in options.measure for name in named.get(what, [what])]
+
+
 def published(options: argparse.Namespace) -> list[dict[str, Any]]:
     """FLOPs of the published models, at 256 pixels, for the views and targets asked for."""
-    return [
-        {
-            "architecture": name,
-            "views": views,
-            "targets": targets,
-            "flops": _count(config_class(name)(), views, targets, _PUBLISHED_SIZE).flops,
-        }
+    cells = [
+        Cell(name, views, targets, 0)
         for targets, views in itertools.product(sorted(options.targets), sorted(options.views))
         for name in options.architectures
+    ]
+    return [
+        {
+            "architecture": cell.architecture,
+            "views": cell.views,
+            "targets": cell.targets,
+            "flops": _count(config_class(cell.architecture)(), cell, _PUBLISHED_SIZE).flops,
+        }
+        for cell in cells
     ]
 
 
 def measure_cell(
     cell: Cell, model: ViewSynthesisModel, macs: Macs, rate: float, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Time and memory of a cell, or why it was skipped.
-
-    Args:
-        cell: says how many views.
-        model: to call.
-        macs: of a call.
-        rate: FLOPs a second, to predict the time with.
-        options: of the command line.
-    """
-    row = {"flops": macs.flops, "linear_macs": macs.linear, "attention_macs": macs.attention}
-    predicted = macs.flops / rate
-    if options.max_seconds and predicted > options.max_seconds:
-        return {**row, "skipped": f"would take about {predicted:.0f} s"}
-    batch = random_batch(1, views=cell.views, targets=cell.targets, size=options.size)
+    """Time and memory of a cell, or why it was skipped; `rate` in FLOP/s predicts its time."""
+    flops = options.batch * (training_flops(macs) if cell.what == "train" else macs.flops)
+    row = {"flops": flops, "linear_macs": macs.linear, "attention_macs": macs.attention}
+    if options.max_seconds and flops / rate > options.max_seconds:
+        return {**row, "skipped": f"would take about {flops / rate:.0f} s"}
+    call, args = _call(cell, model, options)
     try:
-        timing = measured(
-            render, (model, batch), macs.flops, options.repeats, enough_seconds=_ENOUGH_SECONDS
-        )
+        timing = measure_call(call, args, flops, options.repeats, enough_seconds=_ENOUGH_SECONDS)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {**row, "skipped": "out of memory"}
     return {**row, **timing}
+
+
+def _call(
+    cell: Cell, model: ViewSynthesisModel, options: argparse.Namespace
+) -> tuple[Callable[..., Any], tuple]:
+    """The function that a cell measures, and its arguments."""
+    what, _, kernel = cell.what.partition(" ")
+    config = _with_targets_at_once(model.config, cell.targets_at_once)
+    if what == "attention":
+        tokens = (options.size // config.patch_size) ** 2
+        q, k, v = (
+            jax.random.normal(
+                jax.random.key(i),
+                (options.batch, n * tokens, config.width // config.head_dim, config.head_dim),
+                config.dtype,
+            )
+            for i, n in enumerate((cell.targets, cell.views, cell.views))
+        )
+        return functools.partial(attention, implementation=kernel), (q, k, v)
+    batch = random_batch(options.batch, views=cell.views, targets=cell.targets, size=options.size)
+    if what == "train":
+        training = TrainingConfig(config, OptimizerConfig(), LossConfig(), num_steps=1000)
+        return functools.partial(train_step, training), (new_state(training, 0), batch)
+    model = jax.tree.map(lambda leaf: leaf, model)  # the same weights, computed otherwise
+    model.config = config
+    return render, (model, batch)
+
+
+def _with_targets_at_once(config: ModelConfig, at_once: int) -> ModelConfig:
+    if not hasattr(config, "targets_at_once"):
+        return config
+    return dataclasses.replace(config, targets_at_once=at_once)
 
 
 def exponents(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -229,23 +262,25 @@ def exponents(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return result
 
 
-def tables(report: dict[str, Any]) -> str:
+def tables(report: Report) -> str:
     """All that was measured, in words and Markdown tables."""
     parts = [
         f"{_title(report)}; jax {report['jax']}; matmul "
-        f"{report['matmul']['flops_per_second'] / 1e12:.3f} TFLOP/s",
-        _overview(report),
-        _details(report),
-        _growth(report),
-        _published(report),
-        _at_once(report),
+        f"{report['matmul']['flops_per_second'] / 1e12:.3f} TFLOP/s"
     ]
+    if grid := _grid(report):
+        unit, factor = _time_unit(grid)
+        overview = _over_views(grid, "seconds", unit, lambda row: _time(row, factor))
+        parts += [overview, _growth(report), _published(report)]
+    parts.append(_details(report["cells"]))
     return "\n\n".join(part for part in parts if part)
 
 
-def draw(report: dict[str, Any]) -> Figure:
+def draw(report: Report) -> Figure:
     """Latency and memory over the input views, a line a model, a column a number of targets."""
     rows = _measured(_grid(report))
+    if not rows:
+        raise UserError("every cell was skipped, so there is nothing to draw")
     targets = sorted({row["targets"] for row in rows})
     views = sorted({row["views"] for row in rows})
     slopes = {(row["architecture"], row["targets"]): row["seconds"] for row in report["exponents"]}
@@ -254,67 +289,55 @@ def draw(report: dict[str, Any]) -> Figure:
     panels = figure.subplots(2, len(targets), sharex=True, sharey="row", squeeze=False)
     panels[0, 0].set_ylabel("latency, s")
     panels[1, 0].set_ylabel("memory beside weights, MB")
-    ends = {}
     for (latency, memory), count in zip(panels.T, targets, strict=True):
         latency.set_title(f"{count} target{'s' if count > 1 else ''}", fontsize=11)
         memory.set_xlabel("input views")
-        for axes in (latency, memory):
-            ends[axes] = []
-            log_axes(axes, views)
         for name in report["models"]:
             cells = _of(rows, name, count)
             if not cells:
                 continue
-            label = NAMES[name].removeprefix("LVSM ")
             slope = slopes.get((name, count))
             growth = "" if slope is None else f"\n~ views$^{{{slope:.2f}}}$"
-            for axes, text, values in (
-                (latency, label + growth, [row["seconds"] for row in cells]),
-                (memory, label, [_working(row) / 1e6 for row in cells]),
-            ):
-                x = [row["views"] for row in cells]
-                axes.plot(x, values, "o-", color=COLORS[name], linewidth=2)
-                ends[axes].append((x[-1], values[-1], text, COLORS[name]))
-    for axes, labels in ends.items():  # now that the shared scales are known
-        label_ends(axes, labels, 0.13)
+            x, style = [row["views"] for row in cells], {"color": COLORS[name], "linewidth": 2}
+            seconds = [row["seconds"] for row in cells]
+            megabytes = [_working(row) / 1e6 for row in cells]
+            label = NAMES[name].removeprefix("LVSM ")
+            latency.plot(x, seconds, "o-", label=label + growth, **style)
+            memory.plot(x, megabytes, "o-", label=label, **style)
+        for axes in (latency, memory):
+            log_axes(axes, views)
+            label_lines(axes)
     return figure
 
 
-def _title(report: dict[str, Any]) -> str:
+def _title(report: Report) -> str:
     options = report["options"]
+    # The decoder-only model has one stack of layers, the others two.
     layers = " / ".join(
-        _layers(name, model["config"]["num_layers"]) for name, model in report["models"].items()
+        f"{count}" if name == "LVSMDecoderOnly" else f"{count} + {count}"
+        for name, model in report["models"].items()
+        for count in [model["config"]["num_layers"]]
     )
     size = f"{options['size']}×{options['size']} px"
+    batch = f", batch {options['batch']}" if options.get("batch", 1) > 1 else ""
     reduced = _reduced(options)
     note = f" (not the published {', '.join(reduced)})" if reduced else ""
-    return f"{report['hardware']}, {size}, {options['dtype']}, {layers} layers{note}"
-
-
-def _layers(architecture: str, count: int) -> str:
-    """The decoder-only model has one stack of layers, the others two."""
-    return str(count) if architecture == "LVSMDecoderOnly" else f"{count} + {count}"
+    return f"{report['hardware']}, {size}{batch}, {options['dtype']}, {layers} layers{note}"
 
 
 def _reduced(options: dict[str, Any]) -> list[str]:
     """Which of the sizes differ from the published."""
     differs = {
         "size": options["size"] != _PUBLISHED_SIZE,
-        "layers": options["layers_fraction"] != 1,
-        "width": bool(options["width"]),
+        "layers": options["layers_fraction"] != 1 or options.get("layers"),
+        "width": options["width"],
     }
     return [name for name, other in differs.items() if other]
 
 
-def _overview(report: dict[str, Any]) -> str:
-    grid = _grid(report)
-    unit, factor = _time_unit(_measured(grid))
-    return _over_views(grid, "seconds", unit, lambda row: _time(row, factor))
-
-
-def _published(report: dict[str, Any]) -> str:
+def _published(report: Report) -> str:
     """What the published sizes would cost, where others were measured."""
-    if not _reduced(report["options"]):
+    if not _reduced(report["options"]) or not _grid(report):
         return ""
     rows = report["published"]
     table = _over_views(rows, "flops", "TFLOP", lambda row: f"{row['flops'] / 1e12:.3g}")
@@ -329,48 +352,51 @@ def _over_views(
     lines = []
     for targets in sorted({row["targets"] for row in rows}):
         for name in dict.fromkeys(row["architecture"] for row in rows):
-            cells = dict.fromkeys(views, "–")
+            cells = dict.fromkeys(views)
             for row in _of(rows, name, targets):
                 ratio = _ratio(rows, row, key)
                 times = f" ({ratio:.1f}×)" if ratio and name != _FIRST else ""
                 cells[row["views"]] = text(row) + times
-            lines.append([str(targets), NAMES[name], *cells.values()])
+            lines.append([targets, NAMES[name], *cells.values()])
     header = ["targets", "model", *(f"{count} inputs, {unit}" for count in views)]
-    return markdown_table(header, lines, left=2)
+    return markdown_table(header, lines, text=2)
 
 
-def _details(report: dict[str, Any]) -> str:
-    grid = _grid(report)
-    unit, factor = _time_unit(_measured(grid))
+def _details(cells: Sequence[dict[str, Any]]) -> str:
+    """A row for each cell."""
+    unit, factor = _time_unit(cells)
     header = [
-        "targets", "inputs", "model", unit, "× Efficient", "TFLOP", "in attention",
-        "TFLOP/s", "of peak", "memory, MB", "with weights",
+        "measured", "model", "targets", "at once", "inputs", unit, "× Efficient", "TFLOP",
+        "XLA's, loops once", "in attention", "TFLOP/s", "of peak", "memory, MB", "with weights",
     ]  # fmt: skip
     lines = []
-    for row in sorted(grid, key=lambda row: (row["targets"], row["views"])):
-        ratio = _ratio(grid, row, "seconds")
+    for row in sorted(cells, key=lambda row: (_what(row), row["targets"], row["views"])):
+        alike = [other for other in cells if _what(other) == _what(row)]
+        ratio, xla = _ratio(alike, row, "seconds"), row.get("flops_by_xla")
         share = row["attention_macs"] / (row["attention_macs"] + row["linear_macs"])
-        cells = [
-            str(row["targets"]), str(row["views"]), NAMES[row["architecture"]],
-            "skipped" if "skipped" in row else _time(row, factor), f"{ratio:.2f}" if ratio else "–",
-            f"{row['flops'] / 1e12:.4g}", f"{share:.0%}",
+        line = [
+            _what(row), NAMES[row["architecture"]], row["targets"],
+            None if row["architecture"] == _FIRST else row["targets_at_once"] or "all",
+            row["views"], "skipped" if "skipped" in row else _time(row, factor),
+            ratio and f"{ratio:.2f}", f"{row['flops'] / 1e12:.4g}", xla and f"{xla / 1e12:.4g}",
+            f"{share:.0%}",
         ]  # fmt: skip
         if "skipped" in row:
-            cells += ["–"] * 4
+            line += [None] * 4
         else:
             working = _working(row)
-            cells += [
+            line += [
                 f"{row['flops_per_second'] / 1e12:.3g}", f"{row['share_of_peak']:.0%}",
                 _megabytes(working), _megabytes(working + row["argument_bytes"]),
             ]  # fmt: skip
-        lines.append(cells)
-    return markdown_table(header, lines, left=3)
+        lines.append(line)
+    return markdown_table(header, lines, text=2)
 
 
-def _growth(report: dict[str, Any]) -> str:
+def _growth(report: Report) -> str:
     lines = [
         [
-            str(row["targets"]),
+            row["targets"],
             NAMES[row["architecture"]],
             f"{row['views'][0]} → {row['views'][1]}",
             f"{row['seconds']:.2f}",
@@ -379,37 +405,21 @@ def _growth(report: dict[str, Any]) -> str:
         for row in sorted(report["exponents"], key=lambda row: row["targets"])
     ]
     header = ["targets", "model", "inputs", "time ~ views^", "FLOPs ~ views^"]
-    return markdown_table(header, lines, left=2) if lines else ""
+    return markdown_table(header, lines, text=2) if lines else ""
 
 
-def _at_once(report: dict[str, Any]) -> str:
-    """Targets one by one against all at once, where both were measured."""
-    views, targets = report["options"]["at_once"]
-    rows = [row for row in report["cells"] if (row["views"], row["targets"]) == (views, targets)]
-    unit, factor = _time_unit(_measured(rows))
-    lines = [
-        [
-            NAMES[row["architecture"]],
-            str(row["targets_at_once"] or "all"),
-            _time(row, factor),
-            "–" if "skipped" in row else _megabytes(row["temporary_bytes"]),
-        ]
-        for row in sorted(rows, key=lambda row: row["architecture"])
-        if "targets_at_once" in report["models"][row["architecture"]]["config"]
-    ]
-    if not lines:
-        return ""
-    header = [f"{views} inputs, {targets} targets", "at once", unit, "temporary memory, MB"]
-    return markdown_table(header, lines)
+def _what(row: dict[str, Any]) -> str:
+    return row.get("what", "render")  # older reports have renders alone
 
 
-def _grid(report: dict[str, Any]) -> list[dict[str, Any]]:
+def _grid(report: Report) -> list[dict[str, Any]]:
     """The cells of the main table."""
     options = report["options"]
     return [
         row
         for row in report["cells"]
-        if row["targets_at_once"] == options["targets_at_once"]
+        if _what(row) == "render"
+        and row["targets_at_once"] == options["targets_at_once"]
         and row["views"] in options["views"]
         and row["targets"] in options["targets"]
     ]
@@ -437,7 +447,7 @@ def _working(row: dict[str, Any]) -> int:
 
 def _time_unit(rows: Sequence[dict[str, Any]]) -> tuple[str, float]:
     """Milliseconds where all took less than a second."""
-    slowest = max((row["seconds"] for row in rows), default=0)
+    slowest = max((row["seconds"] for row in _measured(rows)), default=0)
     return ("s", 1) if slowest >= 1 else ("ms", 1e3)
 
 
@@ -452,8 +462,12 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.0f}" if size >= 1e7 else f"{size / 1e6:.2g}"
 
 
-def _count(config: ModelConfig, views: int, targets: int, size: int) -> Macs:
-    return forward_macs(config, views=views, targets=targets, height=size, width=size)
+def _count(config: ModelConfig, cell: Cell, size: int) -> Macs:
+    """Multiply-accumulates of one scene's forward pass, or of its cross-attention alone."""
+    if cell.what.startswith("attention"):
+        tokens = (size // config.patch_size) ** 2
+        return Macs(attention=2 * cell.views * cell.targets * tokens**2 * config.width)
+    return forward_macs(config, views=cell.views, targets=cell.targets, height=size, width=size)
 
 
 def _weights(model: ViewSynthesisModel) -> dict[str, int]:
@@ -464,16 +478,7 @@ def _weights(model: ViewSynthesisModel) -> dict[str, int]:
     }
 
 
-def _with_targets_at_once(model: ViewSynthesisModel, at_once: int) -> ViewSynthesisModel:
-    """The same weights, computed otherwise."""
-    if not hasattr(model.config, "targets_at_once"):
-        return model
-    model = jax.tree.map(lambda leaf: leaf, model)
-    model.config = dataclasses.replace(model.config, targets_at_once=at_once)
-    return model
-
-
-def _best_rate(report: dict[str, Any], architecture: str) -> float:
+def _best_rate(report: Report, architecture: str) -> float:
     """FLOPs a second that the model has reached, or of matmuls where it has not run yet."""
     rows = [row for row in _measured(report["cells"]) if row["architecture"] == architecture]
     rates = [row["flops_per_second"] for row in rows]
@@ -481,21 +486,24 @@ def _best_rate(report: dict[str, Any], architecture: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.models",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = benchmark_parser("models", __doc__, plot=True)
     add = parser.add_argument
     add("--architectures", nargs="+", default=list(CONFIGS), choices=list(CONFIGS), metavar="NAME",
         help=f"of {', '.join(CONFIGS)} (all)")  # fmt: skip
+    add("--measure", nargs="+", default=["render"], choices=["render", "train", "attention"],
+        metavar="WHAT", help="render, train or attention, or several of them (render)")  # fmt: skip
     add("--views", type=int, nargs="+", default=[2, 4, 8, 16], help="input views (2 4 8 16)")
     add("--targets", type=int, nargs="+", default=[1, 8], help="target views (1 8)")
+    add("--batch", type=int, default=1, help="scenes (1)")
     add("--size", type=int, default=_PUBLISHED_SIZE, help="height and width in pixels (256)")
+    add("--layers", type=int, default=0, help="of each stack (0: as --layers-fraction says)")
     add("--layers-fraction", type=float, default=1.0, help="of the published layers (1)")
     add("--width", type=int, default=0, help="channels of a token (0: the published 768)")
+    add("--head-dim", type=int, default=64, help="channels of a head (64)")
+    add("--patch", type=int, default=8, help="side of a patch in pixels (8)")
     add("--dtype", default="float32", choices=["float32", "bfloat16"], help="(float32)")
-    add("--attention", default="auto", help="implementation (auto)")
+    add("--attention", default="auto", help="attention kernel of the models (auto)")
+    add("--remat", default="none", help="remat policy of training steps (none)")
     add("--targets-at-once", type=int, default=1,
         help="targets that LVSM models compute together, 0 for all (1, their default)")  # fmt: skip
     add("--at-once", type=int, nargs=2, default=[8, 8], metavar=("VIEWS", "TARGETS"),
@@ -504,9 +512,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-seconds", type=float, help="of a call that is not skipped (any)")
     add("--matmul-sizes", type=int, nargs="+", default=[1024, 2048, 4096],
         help="sides of the matmuls whose best rate is the peak (1024 2048 4096)")  # fmt: skip
-    add("--output", type=pathlib.Path, help="JSON file to write")
-    add("--plot", type=pathlib.Path, help="PNG file to write")
-    add("--read", type=pathlib.Path, help="JSON file to take instead of measuring")
     return parser
 
 

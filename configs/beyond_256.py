@@ -1,12 +1,12 @@
 """Efficient-LVSM at 256 px that profits from more views: `re10k_256.py`, and past the paper.
 
-    python train.py --config=configs/beyond_256.py --workdir=runs/beyond_256 \
+    lvsm train --config=configs/beyond_256.py --workdir=runs/beyond_256 \
         --config.data.path=data/re10k
-    python eval.py --config=configs/beyond_256.py --checkpoint=runs/beyond_256/export \
+    lvsm eval --config=configs/beyond_256.py --checkpoint=runs/beyond_256/export \
         --config.eval.num_inputs=8
 
-What differs, and why, in small models on synthetic rooms (docs/experiments.md; nobody has trained
-it at this size):
+What differs, and why, in small models on synthetic rooms (experiments/reports/arms.md; nobody has
+trained it at this size):
 
 - `input_counts`, 1, 2, 4 or 8 inputs a step, with `camera_encoding="plucker_prope"`, rays in the
   tokens and relative cameras in the attention: together they rise by 1.7 to 2.9 dB from 2 inputs to
@@ -23,7 +23,7 @@ say little; and other cameras, which cost 0.8 to 1.2 dB on the usual ones:
 `--config.data.smallest_crop=0.7 --config.data.scale_jitter=1.5 --config.data.frame_turn=30`.
 
 Hardware: as for `re10k_256.py`; memory is to be planned for the steps of 8 inputs, see
-`python -m lvsm_jax.programs.describe --config=configs/beyond_256.py --views=8 --targets=6`.
+`lvsm describe --config=configs/beyond_256.py --views=8 --targets=6`.
 Cost: 5.0 PFLOP a step in the mean, 1.35 times that of `re10k_256.py`.
 """
 

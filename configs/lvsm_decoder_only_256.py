@@ -1,11 +1,11 @@
 """LVSM decoder-only on RealEstate10K at 256 px, the published recipe (arXiv 2410.17242).
 
-MSE and half of the perceptual loss, which needs VGG-19's weights (docs/recipe.md says where from);
-`--config.loss.perceptual=0` goes without.
+MSE and half of the perceptual loss, which needs VGG-19's weights (docs/training.md says where
+from); `--config.loss.perceptual=0` goes without.
 
-    python train.py --config=configs/lvsm_decoder_only_256.py --workdir=runs/lvsm_decoder_only \
+    lvsm train --config=configs/lvsm_decoder_only_256.py --workdir=runs/lvsm_decoder_only \
         --config.data.path=data/re10k
-    python eval.py --config=configs/lvsm_decoder_only_256.py \
+    lvsm eval --config=configs/lvsm_decoder_only_256.py \
         --checkpoint=runs/lvsm_decoder_only/export
 
 Hardware: one process with all its devices. The published batch of 512 scenes was on 64 A100s; on

@@ -1,8 +1,8 @@
 """LVSM encoder-decoder on RealEstate10K at 256 px, the published recipe (arXiv 2410.17242).
 
-    python train.py --config=configs/lvsm_encoder_decoder_256.py --workdir=runs/lvsm_enc_dec \
+    lvsm train --config=configs/lvsm_encoder_decoder_256.py --workdir=runs/lvsm_enc_dec \
         --config.data.path=data/re10k
-    python eval.py --config=configs/lvsm_encoder_decoder_256.py \
+    lvsm eval --config=configs/lvsm_encoder_decoder_256.py \
         --checkpoint=runs/lvsm_enc_dec/export
 
 Hardware: as for `lvsm_decoder_only_256.py`.

@@ -1,8 +1,8 @@
 """A small Efficient-LVSM on synthetic rooms: learns in minutes on two CPU cores.
 
-    python -m input_pipeline.synthetic data/synthetic
-    python train.py --config=configs/quickstart.py --workdir=runs/quickstart
-    python eval.py --config=configs/quickstart.py --checkpoint=runs/quickstart/export
+    lvsm synthetic data/synthetic
+    lvsm train --config=configs/quickstart.py --workdir=runs/quickstart
+    lvsm eval --config=configs/quickstart.py --checkpoint=runs/quickstart/export
 
 `make demo` runs the three. The measured score and time are in docs/quickstart.md. The other models
 of like size: `--config=configs/quickstart.py:LVSMDecoderOnly`, or `:LVSMEncoderDecoder`.

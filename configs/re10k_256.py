@@ -1,19 +1,19 @@
 """Efficient-LVSM on RealEstate10K at 256 px, the published recipe without REPA (arXiv 2602.06478).
 
-MSE and half of the perceptual loss, which needs VGG-19's weights (docs/recipe.md says where from);
-`--config.loss.perceptual=0` goes without. `re10k_256_repa.py` has REPA besides, as the published
-model had; `re10k_512.py` is the second stage.
+MSE and half of the perceptual loss, which needs VGG-19's weights (docs/training.md says where
+from); `--config.loss.perceptual=0` goes without. `re10k_256_repa.py` has REPA besides, as the
+published model had; `re10k_512.py` is the second stage.
 
-    python train.py --config=configs/re10k_256.py --workdir=runs/re10k_256 \
+    lvsm train --config=configs/re10k_256.py --workdir=runs/re10k_256 \
         --config.data.path=data/re10k
-    python eval.py --config=configs/re10k_256.py --checkpoint=runs/re10k_256/export
+    lvsm eval --config=configs/re10k_256.py --checkpoint=runs/re10k_256/export
 
 Hardware: one process with all its devices. The published batch of 512 scenes wants 64 A100s, as
 LVSM's; on one, `--config.run.batch_size=8`, or the whole batch with
 `--config.run.grad_accumulation=64`. 199 M parameters in float32 with AdamW take 3.2 GB, activations
 are bfloat16 with `remat="full"`.
 Cost: 3.7 PFLOP a step (`cost/flops.py`), 34 A100-days for 100 k steps at 40 % of 312 TFLOP/s,
-and what the perceptual loss takes (docs/recipe.md).
+and what the perceptual loss takes (docs/training.md).
 Expected score, as published with REPA: PSNR 28.93, SSIM 0.895, LPIPS 0.102 with 2 inputs.
 """
 

@@ -1,13 +1,13 @@
 """`re10k_256.py` with REPA: the published first stage, complete (arXiv 2602.06478).
 
 Tokens after layer 2 of both streams are aligned with block 8 of DINOv3 ViT-B/16, by smooth-L1.
-That needs the teacher's weights beside VGG-19's (docs/recipe.md says where from).
+That needs the teacher's weights beside VGG-19's (docs/training.md says where from).
 
-    python train.py --config=configs/re10k_256_repa.py --workdir=runs/re10k_256_repa \
+    lvsm train --config=configs/re10k_256_repa.py --workdir=runs/re10k_256_repa \
         --config.data.path=data/re10k
-    python eval.py --config=configs/re10k_256_repa.py --checkpoint=runs/re10k_256_repa/export
+    lvsm eval --config=configs/re10k_256_repa.py --checkpoint=runs/re10k_256_repa/export
 
-Hardware and cost: as for `re10k_256.py`, and the teacher's pass (docs/recipe.md).
+Hardware and cost: as for `re10k_256.py`, and the teacher's pass (docs/training.md).
 Expected score, as published: PSNR 28.93, SSIM 0.895, LPIPS 0.102 with 2 inputs.
 """
 

@@ -3,9 +3,9 @@
 It starts from what `re10k_256.py` left in `runs/re10k_256`; `--config.init_from` names another
 export, `--config.init_from=` none.
 
-    python train.py --config=configs/re10k_512.py --workdir=runs/re10k_512 \
+    lvsm train --config=configs/re10k_512.py --workdir=runs/re10k_512 \
         --config.data.path=data/re10k
-    python eval.py --config=configs/re10k_512.py --checkpoint=runs/re10k_512/export
+    lvsm eval --config=configs/re10k_512.py --checkpoint=runs/re10k_512/export
 
 Hardware: as for 256 px; 4096 tokens a view instead of 1024, batch 128, 20 k steps.
 Cost: 7.3 PFLOP a step, 13 A100-days for 20 k steps at 40 % of 312 TFLOP/s, and what the perceptual

@@ -1,14 +1,14 @@
 """`re10k_512.py` with REPA: the published second stage, complete (arXiv 2602.06478).
 
 Tokens after layer 2 of both streams are aligned with block 8 of DINOv3 ViT-B/16, by smooth-L1.
-That needs the teacher's weights beside VGG-19's (docs/recipe.md says where from).
+That needs the teacher's weights beside VGG-19's (docs/training.md says where from).
 It starts from what `re10k_256_repa.py` left in `runs/re10k_256_repa`.
 
-    python train.py --config=configs/re10k_512_repa.py --workdir=runs/re10k_512_repa \
+    lvsm train --config=configs/re10k_512_repa.py --workdir=runs/re10k_512_repa \
         --config.data.path=data/re10k
-    python eval.py --config=configs/re10k_512_repa.py --checkpoint=runs/re10k_512_repa/export
+    lvsm eval --config=configs/re10k_512_repa.py --checkpoint=runs/re10k_512_repa/export
 
-Hardware and cost: as for `re10k_512.py`, and the teacher's pass (docs/recipe.md).
+Hardware and cost: as for `re10k_512.py`, and the teacher's pass (docs/training.md).
 Expected score, as published: PSNR 29.86, SSIM 0.905, LPIPS 0.147 with 2 inputs.
 """
 

@@ -23,8 +23,6 @@ turns, on random pictures; until then they are those that the runs logged.
 import argparse
 import dataclasses
 import json
-import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,24 +31,26 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import lvsm_jax
-from benchmarks.common import hardware
+from benchmarks.common import hardware, save_figure, write_report
 from experiments import report as reporting
 from experiments.configs.arms import ARMS, step_flops, steps_of_like_cost
 from experiments.parallel_runs import Run, threads_each, train_all
 from experiments.runs import (
-    REPOSITORY,
+    CONFIGS,
     about,
-    logged_times,
-    measure_apart,
+    add_training_options,
+    experiment_parser,
+    find_timing,
     read_config,
     read_curve,
     train_command,
 )
 from experiments.view_index import COUNTS, TARGETS, make_index
 from input_pipeline.loading import EvalSet, open_eval_set
-from lvsm_jax.common.command_line import read_config_file
+from lvsm_jax.common.command_line import program, read_config_file
 from lvsm_jax.common.config import DataConfig, EvalConfig, section
-from lvsm_jax.common.files import atomic_write, write_text
+from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.files import write_text
 from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.evaluation.scoring import COPY_NEAREST, MODEL, evaluate, render_scenes
 from lvsm_jax.weights.exports import describe
@@ -58,31 +58,29 @@ from lvsm_jax.weights.exports import describe
 SCENES_SHOWN = 3
 
 
-def main(arguments: list[str] | None = None) -> None:
+@program
+def main(arguments: list[str]) -> None:
     """Trains, evaluates, measures, reports."""
     options = _parser().parse_args(arguments)
     options.directory = options.directory.resolve()
     runs = [make_run(arm, seed, options) for seed in options.seeds for arm in options.arms]
     failed = []
-    try:
-        if not options.no_train:
-            write_index(options)
-            failed = train_all(runs, options.directory / ".compiled", options.at_once)
-        report = make_report(runs, options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    write_text(options.directory / "experiments.json", json.dumps(report, indent=2) + "\n")
+    if not options.no_train:
+        write_index(options)
+        failed = train_all(runs, options.directory / ".compiled", options.at_once)
+    report = make_report(runs, options)
+    write_report(options.directory / "experiments.json", report)
     write_figures(report, runs, options)
     print(reporting.tables(report))
     print(f"\nwrote experiments.json and figures to {options.directory}")
     if failed:
-        sys.exit(f"error: not trained to the end, see their .txt: {', '.join(failed)}")
+        raise UserError(f"not trained to the end, see their .txt: {', '.join(failed)}")
 
 
 def make_run(arm: str, seed: int, options: argparse.Namespace) -> Run:
     """A run of an arm; those of other scenes and targets have the steps of like cost."""
     config, base = (
-        read_config_file(f"{REPOSITORY}/experiments/configs/arms.py:{name}", options.train_flags)
+        read_config_file(f"{CONFIGS}/arms.py:{name}", options.train_flags)
         for name in (arm, "plucker")
     )
     steps = base.run.num_steps = options.steps or base.run.num_steps
@@ -94,7 +92,7 @@ def make_run(arm: str, seed: int, options: argparse.Namespace) -> Run:
         "run.num_steps": steps,
         "eval.index": options.directory / "index.json",
     }
-    command = train_command(f"experiments.py:{arm}", workdir, fields, options.train_flags)
+    command = train_command(f"arms.py:{arm}", workdir, fields, options.train_flags)
     return Run(arm, seed, steps, workdir, command)
 
 
@@ -103,14 +101,14 @@ def write_index(options: argparse.Namespace) -> None:
     file = options.directory / "index.json"
     if file.exists():
         return
-    config = read_config_file(f"{REPOSITORY}/experiments/configs/arms.py", options.train_flags)
+    config = read_config_file(f"{CONFIGS}/arms.py", options.train_flags)
     entries = make_index(config.data.path, config.eval.split, options.inputs, options.index_seed)
     options.directory.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(entries) + "\n")
 
 
 def eval_set(run: Run, num_inputs: int) -> EvalSet:
-    """The views that runs are evaluated on, with so many of them as inputs."""
+    """The views that runs are evaluated on, `num_inputs` of them as inputs."""
     config = read_config(run.workdir)
     evaluation = section(config, "eval", EvalConfig)
     return open_eval_set(
@@ -126,7 +124,7 @@ def evaluate_run(run: Run, counts: Sequence[int]) -> dict[str, dict[str, float]]
     missing = [count for count in counts if str(count) not in scores]
     if missing:
         model = lvsm_jax.load(run.export)
-        for count in tqdm(missing, f"evaluating {run.name}", file=sys.stderr):
+        for count in tqdm(missing, f"evaluating {run.name}"):
             result = evaluate(model, eval_set(run, count), metrics={"psnr": psnr}, progress=False)
             scores[str(count)] = {
                 method: result.mean("psnr", method) for method in (MODEL, COPY_NEAREST)
@@ -136,14 +134,10 @@ def evaluate_run(run: Run, counts: Sequence[int]) -> dict[str, dict[str, float]]
 
 
 def make_report(runs: Sequence[Run], options: argparse.Namespace) -> dict[str, Any]:
-    """All that is known of the runs; those that have not begun are left out.
-
-    Raises:
-        ValueError: none has begun.
-    """
+    """All that is known of the runs; those that have not begun are left out."""
     begun = [run for run in runs if run.begun]
     if not begun:
-        raise ValueError(f"no runs in {options.directory}; without --no-train they are made")
+        raise UserError(f"no runs in {options.directory}; without --no-train they are made")
     arms: dict[str, Any] = {}
     for run in begun:
         if run.arm not in arms:
@@ -158,31 +152,14 @@ def make_report(runs: Sequence[Run], options: argparse.Namespace) -> dict[str, A
     arms = {arm: arms[arm] for arm in ARMS if arm in arms}
     for arm in arms.values():
         arm["psnr"] = reporting.psnr_by_inputs(arm, options.inputs)
+    workdirs = {arm: [run.workdir for run in begun if run.arm == arm] for arm in arms}
+    known, threads = options.directory / "experiments.json", threads_each(options.at_once)
     return {
         "hardware": hardware(),
         "inputs": list(options.inputs),
-        "timing": timing(begun, options),
+        "timing": find_timing(workdirs, known, options.measure_steps, threads),
         "arms": arms,
     }
-
-
-def timing(begun: Sequence[Run], options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of a step of each arm: measured now or by an earlier call, else those logged."""
-    if options.measure_steps:
-        configs = {run.arm: read_config(run.workdir) for run in begun}
-        threads = threads_each(options.at_once)
-        return {"measured": True} | measure_apart(configs, options.measure_steps, threads=threads)
-    file = options.directory / "experiments.json"
-    known = json.loads(file.read_text())["timing"] if file.exists() else {}
-    arms = dict.fromkeys(run.arm for run in begun)
-    if known.get("measured"):
-        missing = [arm for arm in arms if arm not in known["step_seconds"]]
-        if missing:
-            print(f"not measured, without times: {', '.join(missing)}", file=sys.stderr)
-        return known
-    return {"measured": False} | logged_times(
-        {arm: [run.workdir for run in begun if run.arm == arm] for arm in arms}
-    )
 
 
 def write_figures(report: dict[str, Any], runs: Sequence[Run], options: argparse.Namespace) -> None:
@@ -198,8 +175,7 @@ def write_figures(report: dict[str, Any], runs: Sequence[Run], options: argparse
         figures["pictures"] = reporting.draw_pictures(pictures, options.inputs)
     for name, figure in figures.items():
         if figure is not None:
-            with atomic_write(options.directory / f"{name}.png") as local:
-                figure.savefig(local, format="png", dpi=150)
+            save_figure(options.directory / f"{name}.png", figure)
 
 
 def make_pictures(runs: Sequence[Run], counts: Sequence[int]) -> list[dict[str, Any]]:
@@ -211,7 +187,7 @@ def make_pictures(runs: Sequence[Run], counts: Sequence[int]) -> list[dict[str, 
     found: list[dict[str, Any]] = [
         {"renders": {run.arm: {} for run in runs}} for _ in range(SCENES_SHOWN)
     ]
-    for run in tqdm(runs, "rendering", file=sys.stderr):
+    for run in tqdm(runs, "rendering"):
         model = lvsm_jax.load(run.export)
         for count in counts:
             scenes = _evenly_spaced(eval_set(run, count), SCENES_SHOWN)
@@ -229,31 +205,23 @@ def _evenly_spaced(scenes: EvalSet, count: int) -> EvalSet:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = experiment_parser("__main__", __doc__)
+    add_training_options(parser)
     add = parser.add_argument
-    add("directory", type=pathlib.Path, help="of the runs and of what is written")
     add("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM",
         help=f"which to train and report ({' '.join(ARMS)})")  # fmt: skip
     add("--seeds", nargs="+", type=int, default=[0, 1], metavar="S", help="of each arm (0 1)")
     add("--at-once", type=int, default=2, help="runs that train at a time (2)")
     add("--steps", type=int,
-        help="of each run, many_scenes those of like cost (the config's); stay with what a "
-             "directory was begun with, for the learning rate depends on it")  # fmt: skip
+        help="of each run, many_scenes those of like cost (the config's); keep to what a "
+             "directory was begun with: the learning rate depends on it")  # fmt: skip
     add("--inputs", nargs="+", type=int, default=list(COUNTS), metavar="N",
         help=f"numbers of inputs to evaluate with ({' '.join(map(str, COUNTS))})")  # fmt: skip
     add("--index-seed", type=int, default=0, help="of the views in a new index.json (0)")
-    add("--measure-steps", type=int, default=0, metavar="N", help="steps of each arm to time")
-    add("--no-train", action="store_true", help="only evaluate and report what is there")
     add("--curves", nargs="+", metavar="ARM", choices=ARMS, default=list(ARMS)[:6],
         help="arms in curves.png (the first six)")  # fmt: skip
     add("--pictures", nargs="+", metavar="ARM", choices=ARMS, default=["plucker", "both_varied"],
         help="arms in pictures.png (plucker both_varied)")  # fmt: skip
-    add("--train-flags", nargs=argparse.REMAINDER, default=[], metavar="FLAG",
-        help="passed to train.py, last: --train-flags --config.data.path=...")  # fmt: skip
     return parser
 
 

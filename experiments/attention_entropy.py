@@ -5,94 +5,68 @@
 
 With more inputs a query has more tokens to choose from. If attention spreads over all of them, what
 it reads goes towards an average, and renders gain nothing from another view. The table has for each
-export, and number of inputs, the entropy in nats, as a mean over layers, heads and queries, and in
+export and number of inputs the entropy in nats, as a mean over layers, heads and queries, and in
 parentheses its share of the largest, the logarithm of the number of tokens, where all are looked at
 alike. Scenes are those of the config's evaluation index, the first --scenes of them.
 """
 
 import argparse
 import dataclasses
-import json
 import math
-import sys
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-import lvsm_jax
-from benchmarks.common import exports_parser, hardware, markdown_table
+from benchmarks.common import (
+    Report,
+    describe_run,
+    markdown_table,
+    parse_with_fields,
+    report_benchmark,
+)
+from experiments.exports import exports_parser, load_models
+from experiments.view_index import COUNTS
 from input_pipeline.loading import EvalSet, open_eval_set
-from lvsm_jax.common.command_line import read_config_file
-from lvsm_jax.common.config import DataConfig, EvalConfig, section
-from lvsm_jax.common.files import write_text
+from lvsm_jax.common.command_line import program, read_config_file
+from lvsm_jax.common.config import EvalConfig, section
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.efficient_lvsm import EfficientLVSM
 from lvsm_jax.training.diagnostics import token_statistics
 from lvsm_jax.training.train_state import to_unit
 
-COUNTS = (1, 2, 4, 8, 16)
 
-
-def main(arguments: list[str] | None = None) -> None:
+@program
+def main(arguments: list[str]) -> None:
     """Prints a table, and writes JSON."""
-    given, config_fields = _parser().parse_known_args(arguments)
-    try:
-        config = read_config_file(given.config, config_fields)
-        report = measure(given.exports, config, given.inputs, given.scenes)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(table(report))
-    if given.output:
-        write_text(given.output, json.dumps(report, indent=2) + "\n")
+    report_benchmark(parse_with_fields(_parser(), arguments), measure, table)
 
 
-def measure(
-    exports: Sequence[str], config: ml_collections.ConfigDict, counts: Sequence[int], scenes: int
-) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> Report:
     """Every export with every number of inputs.
-
-    Args:
-        exports: directories.
-        config: of which `data` and `eval` are used.
-        counts: numbers of inputs.
-        scenes: how many to look at.
 
     Returns:
         Among others `rows`: for each export by number of inputs the `tokens` that a query may look
         at, and in `entropy` that of each layer in nats.
-
-    Raises:
-        ValueError: config, dataset and exports do not go together, or an export has no
-            cross-attention.
-        OSError: one of them cannot be read.
     """
-    data, settings = section(config, "data", DataConfig), section(config, "eval", EvalConfig)
-    rows: list[dict[str, Any]] = [{"export": str(export), "inputs": {}} for export in exports]
-    with tqdm(total=len(exports) * len(counts), desc="entropies", file=sys.stderr) as progress:
-        for row in rows:
-            model = lvsm_jax.load(row["export"])
+    config = read_config_file(options.config, options.fields)
+    settings = section(config, "eval", EvalConfig)
+    rows: list[dict[str, Any]] = []
+    with tqdm(total=len(options.exports) * len(options.inputs), desc="entropies") as progress:
+        for export, model, data in load_models(options.exports, config):
             if not isinstance(model, EfficientLVSM):
-                raise ValueError(
-                    f"{row['export']} is of {type(model).__name__}, which has no cross-attention"
-                )
-            fitting = dataclasses.replace(data, patch_size=model.config.patch_size)
-            for count in counts:
+                raise UserError(f"{export} is of {type(model).__name__}, without cross-attention")
+            row: dict[str, Any] = {"export": export, "inputs": {}}
+            for count in options.inputs:
                 wanted = dataclasses.replace(settings, num_inputs=count)
-                eval_set = open_eval_set(fitting, wanted, max_scenes=scenes)
+                eval_set = open_eval_set(data, wanted, max_scenes=options.scenes)
                 row["inputs"][str(count)] = entropies(model, eval_set)
                 progress.update()
-    return {
-        "hardware": hardware(),
-        "jax": jax.__version__,
-        "config": config.to_dict(),
-        "num_scenes": eval_set.num_scenes,
-        "counts": list(counts),
-        "rows": rows,
-    }
+            rows.append(row)
+    found = {"config": config.to_dict(), "num_scenes": eval_set.num_scenes, "rows": rows}
+    return {**describe_run(options), **found, "counts": options.inputs}
 
 
 def entropies(model: EfficientLVSM, eval_set: EvalSet) -> dict[str, Any]:
@@ -112,7 +86,7 @@ def entropies(model: EfficientLVSM, eval_set: EvalSet) -> dict[str, Any]:
     return {"tokens": tokens, "entropy": (mean * math.log(tokens)).tolist()}
 
 
-def table(report: dict[str, Any]) -> str:
+def table(report: Report) -> str:
     """A row for each export."""
     rows = []
     for row in report["rows"]:

@@ -6,50 +6,37 @@
 
 A model that has seen one clip for long should render it well, and should not where the cameras have
 changed places between the frames: then no geometry explains the pictures. Both are trained with
-`train.py`; docs/real_clips.md has the commands and what came of them.
+`train.py`; experiments/reports/real_clips.md has the commands and what came of them.
 """
 
-import argparse
 import dataclasses
 import json
-import sys
 
 import numpy as np
 from etils import epath
 
-from input_pipeline.storage import (
-    Clip,
-    Frame,
-    SplitReader,
-    finalize,
-    shard_path,
-    write_shard,
-)
+from experiments.runs import experiment_parser
+from input_pipeline.storage import Clip, Frame, SplitReader, finalize, shard_path, write_shard
+from lvsm_jax.common.command_line import path, program
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import write_text
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Reads the command line, and writes the dataset."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.one_clip",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("dataset", help="dataset directory to take the clip from")
-    parser.add_argument("key", help="of the clip")
-    parser.add_argument("output", help="dataset directory to make")
-    parser.add_argument("--split", default="train", help="that holds the clip (train)")
-    parser.add_argument(
-        "--shuffle-cameras", action="store_true", help="give each frame another frame's camera"
-    )
+@program
+def main(arguments: list[str]) -> None:
+    """Writes the dataset."""
+    parser = experiment_parser("one_clip", __doc__)
+    add = parser.add_argument
+    add("dataset", type=path, help="dataset directory to take the clip from")
+    add("key", help="of the clip")
+    add("output", type=path, help="dataset directory to make")
+    add("--split", default="train", help="that holds the clip (train)")
+    add("--shuffle-cameras", action="store_true", help="give each frame another frame's camera")
     given = parser.parse_args(arguments)
     output = epath.Path(given.output)
     if output.exists():
-        sys.exit(f"error: {output} exists")
-    try:
-        frames = read_clip(given.dataset, given.split, given.key)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+        raise UserError(f"{output} exists")
+    frames = read_clip(given.dataset, given.split, given.key)
     if given.shuffle_cameras:
         frames = shuffle_cameras(frames)
     output.mkdir(parents=True)

@@ -23,7 +23,7 @@ class Run:
     Attributes:
         arm: what is trained.
         seed: of the run.
-        steps: that it is to have.
+        steps: that it is to have in the end.
         workdir: its directory.
         command: that trains it, or goes on with it.
     """
@@ -36,8 +36,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """As people read it."""
-        return f"{self.arm}/seed_{self.seed}"
+        """As people read it, such as `plucker/seed_0`."""
+        return f"{self.workdir.parent.name}/{self.workdir.name}"
 
     @property
     def export(self) -> pathlib.Path:
@@ -56,19 +56,15 @@ class Run:
 
 
 def threads_each(at_once: int) -> int:
-    """Threads that compute for one of so many runs: its share of the cores."""
+    """Threads that compute for one of `at_once` runs: its share of the cores."""
     return max(1, cpu_cores() // at_once)
 
 
 def train_all(runs: Sequence[Run], compiled: pathlib.Path, at_once: int) -> list[str]:
-    """Trains the runs that are not done, in their order; stopped, it stops them all.
+    """Trains the runs that are not done, in their order, `at_once` at a time.
 
-    What a run prints is in a text file beside its directory.
-
-    Args:
-        runs: in the order in which they begin.
-        compiled: directory of compiled programs, which runs of different seeds share.
-        at_once: how many at a time.
+    What a run prints is in a text file beside its directory. Runs of different seeds share the
+    directory of compiled programs. Stopped, it stops them all.
 
     Returns:
         Names of those that did not get to their end.
@@ -83,7 +79,10 @@ def train_all(runs: Sequence[Run], compiled: pathlib.Path, at_once: int) -> list
     }
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with _progress(runs) as bar:
+        total, done = sum(run.steps for run in runs), _steps(runs)
+        with tqdm(
+            total=total, initial=done, desc="all runs", unit="step", smoothing=0, mininterval=5
+        ) as bar:
             while waiting or running:
                 while waiting and len(running) < at_once:
                     running[waiting[0]] = _start(waiting[0], environment)
@@ -132,20 +131,6 @@ def _stop(processes: Iterable[subprocess.Popen]) -> None:
         for process in processes:
             process.kill()
             process.wait()
-
-
-def _progress(runs: Sequence[Run]) -> tqdm:
-    done = _steps(runs)
-    total = sum(run.steps for run in runs)
-    return tqdm(
-        total=total,
-        initial=done,
-        desc="all runs",
-        unit="step",
-        smoothing=0,
-        mininterval=5,
-        file=sys.stderr,
-    )
 
 
 def _show(bar: tqdm, runs: Sequence[Run], running: Iterable[Run]) -> None:

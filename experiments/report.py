@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.common import label_ends, markdown_table
+from benchmarks.common import label_lines, markdown_table, plain_axes, view_axis
 from experiments.runs import Curve, psnr_at
 from lvsm_jax.evaluation.scoring import COPY_NEAREST, MODEL
 
@@ -76,11 +76,8 @@ def score(values: Iterable[float | None]) -> dict[str, Any] | None:
     there = [value for value in values if value is not None]
     if not there:
         return None
-    return {
-        "mean": statistics.mean(there),
-        "spread": max(there) - min(there),
-        "seeds": len(there),
-    }
+    spread = max(there) - min(there)
+    return {"mean": statistics.mean(there), "spread": spread, "seeds": len(there)}
 
 
 def done(arm: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,8 +97,8 @@ def tables(report: Mapping[str, Any]) -> str:
     """All tables in Markdown."""
     parts = [
         f"Seconds a step: {report['timing']['source']}. In parentheses the spread over seeds.",
-        ("Relative cameras against rays", _over_training(report, (BASE, "prope"))),
-        ("Both against rays", _over_training(report, (BASE, "plucker_prope"))),
+        ("Relative cameras against rays", over_training(report, (BASE, "prope"))),
+        ("Both against rays", over_training(report, (BASE, "plucker_prope"))),
         ("PSNR, dB, by number of inputs", _by_inputs(report)),
         ("What each arm costs, and scores with two inputs", _costs(report)),
         ("The same FLOPs on few scenes or on many", _over_flops(report, (BASE, "many_scenes"))),
@@ -113,24 +110,33 @@ def tables(report: Mapping[str, Any]) -> str:
     )
 
 
-def _over_training(report: Mapping[str, Any], names: Sequence[str]) -> str:
-    """PSNR after the same steps, and after the same time; the shorter run ends both."""
+def over_training(
+    report: Mapping[str, Any], names: Sequence[str], labels: Mapping[str, str] = NAMES
+) -> str:
+    """PSNR after the same steps, and after the same time; the shortest run ends both."""
     arms = {name: report["arms"][name] for name in names if name in report["arms"]}
     if not arms:
         return ""
-    steps = min(arm["steps"] for arm in arms.values())
+    steps, end = common_end(arms, report["timing"]["step_seconds"])
     rows = [
         [f"{share * steps:.0f} steps", *_compared(arms, dict.fromkeys(arms, share * steps))]
         for share in SHARES
     ]
     seconds = report["timing"]["step_seconds"]
-    if arms.keys() <= seconds.keys():
-        end = min(arm["steps"] * seconds[name] for name, arm in arms.items())
+    if end is not None:
         for share in SHARES:
             # At the end rounding must not ask for more steps than there are.
             at = {name: round(share * end / seconds[name], 6) for name in arms}
             rows.append([f"{share * end / 60:.1f} minutes", *_compared(arms, at)])
-    return markdown_table(["PSNR, dB, after", *_compared_header(arms)], rows)
+    return markdown_table(["PSNR, dB, after", *_compared_header(arms, labels)], rows)
+
+
+def common_end(arms: Mapping[str, Any], seconds: Mapping[str, float]) -> tuple[int, float | None]:
+    """Steps and seconds that all arms have trained for; None where a step's time is unknown."""
+    steps = min(arm["steps"] for arm in arms.values())
+    if not arms.keys() <= seconds.keys():
+        return steps, None
+    return steps, min(arm["steps"] * seconds[name] for name, arm in arms.items())
 
 
 def _over_flops(report: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -146,15 +152,15 @@ def _over_flops(report: Mapping[str, Any], names: Sequence[str]) -> str:
         ]
         for share in SHARES
     ]
-    return markdown_table(["PSNR, dB, after TFLOPs", *_compared_header(arms)], rows)
+    return markdown_table(["PSNR, dB, after TFLOPs", *_compared_header(arms, NAMES)], rows)
 
 
-def _compared_header(arms: Mapping[str, Any]) -> list[str]:
-    header = [f"{NAMES[name]}, {_seeds(arm)}" for name, arm in arms.items()]
+def _compared_header(arms: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
+    header = [f"{labels[name]}, {_seeds(arm)}" for name, arm in arms.items()]
     return [*header, "difference"] if len(arms) == 2 else header
 
 
-def _compared(arms: Mapping[str, Any], at: Mapping[str, float]) -> list[str]:
+def _compared(arms: Mapping[str, Any], at: Mapping[str, float]) -> list[str | None]:
     """Cells of a row: PSNR of each arm at a step of its own, and the difference of two."""
 
     def value(name: str) -> Value:
@@ -181,12 +187,12 @@ def _difference(
 def _by_inputs(report: Mapping[str, Any]) -> str:
     counts = [str(count) for count in report["inputs"]]
     rows = [
-        [NAMES[name], *(_cell(arm["psnr"][count]) for count in counts), str(len(done(arm)))]
+        [NAMES[name], *(_cell(arm["psnr"][count]) for count in counts), len(done(arm))]
         for name, arm in report["arms"].items()
     ]
     nearest = _copy_nearest(report)
     if nearest:
-        rows.append(["the nearest input, copied", *(f"{value:.2f}" for value in nearest), "–"])
+        rows.append(["the nearest input, copied", *(f"{value:.2f}" for value in nearest), None])
     return markdown_table(["inputs", *counts, "seeds"], rows)
 
 
@@ -205,11 +211,11 @@ def _costs(report: Mapping[str, Any]) -> str:
                 NAMES[name],
                 f"{arm['parameters'] / 1e6:.2f} M",
                 f"{arm['step_flops'] / 1e9:.1f}",
-                f"{seconds[name]:.3f}" if name in seconds else "–",
-                str(arm["steps"]),
+                f"{seconds[name]:.3f}" if name in seconds else None,
+                arm["steps"],
                 _cell(arm["psnr"][count]),
                 _cell(against, "+.2f"),
-                str(len(done(arm))),
+                len(done(arm)),
             ]
         )
     header = ["arm", "weights", "GFLOPs a step", "s a step", "steps", f"PSNR, {count} inputs, dB"]
@@ -224,9 +230,9 @@ def _copy_nearest(report: Mapping[str, Any]) -> list[float] | None:
     return None
 
 
-def _cell(value: Mapping[str, Any] | None, form: str = ".2f") -> str:
+def _cell(value: Mapping[str, Any] | None, form: str = ".2f") -> str | None:
     if value is None:
-        return "–"
+        return None
     spread = f" ({value['spread']:.2f})" if value["seeds"] > 1 else ""
     return format(value["mean"], form) + spread
 
@@ -249,30 +255,40 @@ def draw_curves(report: Mapping[str, Any], names: Sequence[str]) -> Figure | Non
     curves = {name: own for name, own in curves.items() if own}
     if not curves:
         return None
-    seconds = report["timing"]["step_seconds"]
     data = report["arms"][next(iter(curves))]["config"]["data"]
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    labels = {name: f"{NAMES[name]} ({len(own)})" for name, own in curves.items()}
+    figure, (over_steps, _) = draw_training(curves, report["timing"], labels, COLORS)
     figure.suptitle(f"Held-out PSNR in training, {data['image_height']} px, 2 inputs", fontsize=12)
+    over_steps.set_ylabel("PSNR, dB (in parentheses: seeds)")
+    return figure
+
+
+def draw_training(
+    curves: Mapping[str, Sequence[Curve]],
+    timing: Mapping[str, Any],
+    labels: Mapping[str, str],
+    colors: Mapping[str, str],
+) -> tuple[Figure, Sequence[Axes]]:
+    """PSNR over steps, and over the minutes that these take: the curves of each, and their mean."""
+    seconds = timing["step_seconds"]
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
     over_steps, over_time = figure.subplots(1, 2, sharey=True)
     for axes, scales in (
         (over_steps, dict.fromkeys(curves, 1.0)),
         (over_time, {name: seconds[name] / 60 for name in curves if name in seconds}),
     ):
-        ends = []
         for name, scale in scales.items():
             for curve in curves[name]:
                 x, y = np.array(curve).T
-                axes.plot(scale * x, y, color=COLORS[name], linewidth=0.8, alpha=0.7)
+                axes.plot(scale * x, y, color=colors[name], linewidth=0.8, alpha=0.7)
             x, y = np.array(_mean_curve(curves[name])).T
-            axes.plot(scale * x, y, color=COLORS[name], linewidth=2.2)
-            text = f"{NAMES[name]} ({len(curves[name])})"
-            ends.append((scale * x[-1], y[-1], text, COLORS[name]))
+            axes.plot(scale * x, y, color=colors[name], linewidth=2.2, label=labels[name])
         axes.set_xlim(left=0)
-        _plain(axes)
-        label_ends(axes, ends, 0.07)
-    over_steps.set(xlabel="steps", ylabel="PSNR, dB (in parentheses: seeds)")
-    over_time.set_xlabel(f"minutes = steps × seconds a step,\n{report['timing']['source']}")
-    return figure
+        plain_axes(axes)
+        label_lines(axes)
+    over_steps.set(xlabel="steps", ylabel="PSNR, dB")
+    over_time.set_xlabel(f"minutes = steps × seconds a step,\n{timing['source']}")
+    return figure, (over_steps, over_time)
 
 
 def _mean_curve(curves: Sequence[Curve]) -> Curve:
@@ -293,26 +309,22 @@ def draw_view_counts(report: Mapping[str, Any]) -> Figure | None:
     for axes, (title, names) in zip(
         figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True
     ):
-        ends = [(counts[-1], nearest[-1], "nearest input", "0.5")]
-        axes.plot(counts, nearest, ":", color="0.5")
+        axes.plot(counts, nearest, ":", color="0.5", label="nearest input")
         for name in names:
             if name not in arms:
                 continue
             runs = [run["inputs"].values() for run in done(arms[name]).values()]
             values = np.array([[scores[MODEL] for scores in run] for run in runs])
             mean = values.mean(axis=0)
-            axes.plot(counts, mean, "o-", markersize=4, color=COLORS[name])
+            label = f"{NAMES[name]} ({len(values)})"
+            axes.plot(counts, mean, "o-", markersize=4, color=COLORS[name], label=label)
             axes.fill_between(
                 counts, values.min(0), values.max(0), color=COLORS[name], alpha=0.2, linewidth=0
             )
-            text = f"{NAMES[name]} ({len(values)})"
-            ends.append((counts[-1], float(mean[-1]), text, COLORS[name]))
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(counts, [str(count) for count in counts])
+        view_axis(axes, counts)
         axes.set_xlabel("input views")
         axes.set_title(title, fontsize=10)
-        _plain(axes)
-        label_ends(axes, ends, 0.06)
+        label_lines(axes)
         axes.set_ylabel("PSNR, dB (in parentheses: seeds)" if "cameras" in title else "")
     return figure
 
@@ -343,8 +355,3 @@ def _show(axes: Axes, image: np.ndarray, text: str) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(True, color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)

@@ -1,5 +1,6 @@
-"""Training runs as the benchmarks see them: calls of train.py, its tables, seconds of a step."""
+"""Training runs as the experiments see them: calls of train.py, its tables, seconds of a step."""
 
+import argparse
 import concurrent.futures
 import csv
 import io
@@ -20,15 +21,36 @@ from tqdm import tqdm
 
 from benchmarks.common import hardware, random_batch
 from lvsm_jax.batch import Batch, shard_batch
+from lvsm_jax.common.command_line import argument_parser
 from lvsm_jax.common.config import DataConfig, section
 from lvsm_jax.models.architectures import abstract_model
 from lvsm_jax.parallel.mesh import MeshConfig, make_mesh, simulate_cpu_devices
 from lvsm_jax.training.train_state import TrainingConfig, compiled_step, init_state
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+CONFIGS = REPOSITORY / "experiments" / "configs"
 
 # Evaluations of a run: steps and PSNR in dB.
 Curve = list[tuple[int, float]]
+
+
+def experiment_parser(name: str, doc: str) -> argparse.ArgumentParser:
+    """The parser of `python -m experiments.NAME`."""
+    parser = argument_parser(name, doc)
+    parser.prog = f"python -m experiments.{name}".removesuffix(".__main__")
+    return parser
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """What programs that train and compare runs have in common."""
+    add = parser.add_argument
+    add("directory", type=pathlib.Path, help="of the runs and of what is written")
+    add("--measure-steps", type=int, metavar="N",
+        help="steps of each to time; 0 takes the times that the runs logged (what an earlier call "
+             "found)")  # fmt: skip
+    add("--no-train", action="store_true", help="only report what is there")
+    add("--train-flags", nargs=argparse.REMAINDER, default=[], metavar="FLAG",
+        help="passed to train.py, last: --train-flags --config.data.path=...")  # fmt: skip
 
 
 def train_command(
@@ -37,7 +59,7 @@ def train_command(
     """How train.py is called.
 
     Args:
-        config: a file in configs/, with its argument after a colon.
+        config: a file in experiments/configs/, with its argument after a colon.
         workdir: of the run.
         fields: of the config that differ.
         flags: more flags, which come last.
@@ -45,7 +67,7 @@ def train_command(
     return [
         sys.executable,
         str(REPOSITORY / "train.py"),
-        f"--config={REPOSITORY}/configs/{config}",
+        f"--config={CONFIGS}/{config}",
         f"--workdir={workdir}",
         *(f"--config.{name}={value}" for name, value in fields.items()),
         *flags,
@@ -90,8 +112,29 @@ def psnr_at(curve: Curve, step: float) -> float | None:
     return float(np.interp(step, *zip(*curve, strict=True)))
 
 
-def logged_times(runs: Mapping[str, Sequence[pathlib.Path]]) -> dict[str, Any]:
-    """Seconds of a training step by the runs' own tables, beside whatever else was running."""
+def find_timing(
+    runs: Mapping[str, Sequence[pathlib.Path]],
+    report: pathlib.Path,
+    rounds: int | None,
+    threads: int = 0,
+) -> dict[str, Any]:
+    """Seconds of a training step of each arm, and how they were found.
+
+    Args:
+        runs: directories of the runs of each arm, one or more.
+        report: JSON of an earlier call, whose measurement counts where `rounds` is None.
+        rounds: steps of each arm to measure; 0, or None without a measurement, takes the times that
+            the runs logged beside whatever else was running.
+        threads: that compute on the CPU; 0 for one a core.
+    """
+    if rounds:
+        configs = {name: read_config(own[0]) for name, own in runs.items()}
+        return {"measured": True} | measure_apart(configs, rounds, threads)
+    known = json.loads(report.read_text())["timing"] if report.exists() else {}
+    if rounds is None and known.get("measured"):
+        if missing := [name for name in runs if name not in known["step_seconds"]]:
+            print(f"not measured, without times: {', '.join(missing)}", file=sys.stderr)
+        return known
     logged = {
         name: [
             row["step_seconds"] for run in own for row in read_rows(run) if "step_seconds" in row
@@ -99,19 +142,13 @@ def logged_times(runs: Mapping[str, Sequence[pathlib.Path]]) -> dict[str, Any]:
         for name, own in runs.items()
     }
     seconds = {name: statistics.median(times) for name, times in logged.items() if times}
-    return {"step_seconds": seconds, "source": "as logged while training"}
+    return {"measured": False, "step_seconds": seconds, "source": "as logged while training"}
 
 
 def measure_apart(
-    configs: Mapping[str, ml_collections.ConfigDict], rounds: int, *, threads: int = 0
+    configs: Mapping[str, ml_collections.ConfigDict], rounds: int, threads: int
 ) -> dict[str, Any]:
-    """`measure_steps` in a process of its own, for it takes the accelerator; and how it was done.
-
-    Args:
-        configs: by name.
-        rounds: steps of each.
-        threads: that compute on the CPU; 0 for one a core.
-    """
+    """`measure_steps` in a process of its own, since it takes the accelerator."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_measure_in_process, configs, rounds, threads).result()
@@ -137,7 +174,7 @@ def measure_steps(
             states[name] = init_state(training, mesh, config.run.seed)
             batches |= {(name, i): batch for i, batch in enumerate(_batches(config))}
         times: dict[tuple[str, int], list[float]] = {key: [] for key in batches}
-        for done in tqdm(range(-1, rounds), "timing steps", file=sys.stderr):
+        for done in tqdm(range(-1, rounds), "timing steps"):
             for (name, i), arrays in batches.items():
                 batch = jax.block_until_ready(shard_batch(mesh, arrays))
                 start = time.perf_counter()

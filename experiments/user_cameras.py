@@ -16,24 +16,26 @@ copy of the nearest input view, in its own row.
 
 import argparse
 import dataclasses
-import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import jax
-import ml_collections
 import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-import lvsm_jax
-from benchmarks.common import exports_parser, hardware, markdown_table
+from benchmarks.common import (
+    Report,
+    describe_run,
+    markdown_table,
+    parse_with_fields,
+    report_benchmark,
+)
+from experiments.exports import exports_parser, load_models
 from input_pipeline.loading import EvalSet, open_eval_set
 from lvsm_jax.batch import Batch
-from lvsm_jax.common.command_line import read_config_file
-from lvsm_jax.common.config import DataConfig, EvalConfig, section
-from lvsm_jax.common.files import write_text
+from lvsm_jax.common.command_line import program, read_config_file
+from lvsm_jax.common.config import EvalConfig, section
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.evaluation.scoring import COPY_NEAREST, evaluate
 
@@ -41,55 +43,37 @@ FACTORS = (1.0, 1.25, 1.5, 2.0)
 PLACES = {"middle": (0.5, 0.5), "upper left": (0.0, 0.0), "lower right": (1.0, 1.0)}
 
 
-def main(arguments: list[str] | None = None) -> None:
+@program
+def main(arguments: list[str]) -> None:
     """Prints a table, and writes JSON."""
-    given, config_fields = _parser().parse_known_args(arguments)
-    try:
-        config = read_config_file(given.config, config_fields)
-        report = measure(given.exports, config, given.factors)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(table(report))
-    if given.output:
-        write_text(given.output, json.dumps(report, indent=2) + "\n")
+    report_benchmark(parse_with_fields(_parser(), arguments), measure, table)
 
 
-def measure(
-    exports: Sequence[str], config: ml_collections.ConfigDict, factors: Sequence[float]
-) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> Report:
     """Every export on every window.
-
-    Args:
-        exports: directories.
-        config: of which `data` and `eval` are used.
-        factors: on focal lengths, each at least 1.
 
     Returns:
         Among others `rows` with `factor`, `place`, `fxfycxcy` (over the image's height), the PSNR
         of the baseline in `copy_nearest`, and in `psnr` those of the exports in their order.
-
-    Raises:
-        ValueError: config, dataset and exports do not go together.
-        OSError: one of them cannot be read.
     """
-    data, settings = section(config, "data", DataConfig), section(config, "eval", EvalConfig)
+    config, exports = read_config_file(options.config, options.fields), options.exports
+    settings = section(config, "eval", EvalConfig)
     rows = [
-        {"factor": factor, "place": place, "psnr": []} for factor in factors for place in PLACES
+        {"factor": factor, "place": place, "psnr": []}
+        for factor in options.factors
+        for place in PLACES
     ]
     windows = [window(settings, row["factor"], row["place"]) for row in rows]
-    with tqdm(total=len(exports) * len(rows), desc="windows", file=sys.stderr) as progress:
-        for export in exports:
-            model = lvsm_jax.load(export)
-            fitting = dataclasses.replace(data, patch_size=model.config.patch_size)
+    with tqdm(total=len(exports) * len(rows), desc="windows") as progress:
+        for _, model, data in load_models(exports, config):
             for row, one in zip(rows, windows, strict=True):
-                eval_set = open_eval_set(fitting, one)
+                eval_set = open_eval_set(data, one)
                 _add_scores(row, model, eval_set)
                 progress.update()
     return {
-        "hardware": hardware(),
-        "jax": jax.__version__,
+        **describe_run(options),
         "config": config.to_dict(),
-        "exports": list(exports),
+        "exports": exports,
         "num_scenes": eval_set.num_scenes,
         "num_images": sum(len(views.targets) for views in eval_set.views),
         "rows": rows,
@@ -99,7 +83,7 @@ def measure(
 def window(settings: EvalConfig, factor: float, place: str) -> EvalConfig:
     """The evaluation where focal lengths are `factor` times as long."""
     if not 1 <= factor < float("inf"):
-        raise ValueError(f"--factors has {factor}, expected at least 1: frames end at their border")
+        raise UserError(f"--factors has {factor}, expected at least 1: frames end at their border")
     return dataclasses.replace(settings, crop_share=1 / factor, crop_place=PLACES[place])
 
 
@@ -127,7 +111,7 @@ class _NotingSet(EvalSet):
             yield batch
 
 
-def table(report: dict[str, Any]) -> str:
+def table(report: Report) -> str:
     """A row for each window."""
     header = ["window", "focal length ×", "fx", "cx", "cy", "copy nearest, dB"]
     rows = []

@@ -8,58 +8,47 @@ may be a target. Here each clip of a split has two contexts at least four fifths
 three targets between them that are none of the inputs for any of the numbers given.
 """
 
-import argparse
 import dataclasses
 import json
 import os
-import pathlib
-import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from experiments.runs import experiment_parser
 from input_pipeline.sampling import IndexEntry, evaluation_views
 from input_pipeline.storage import SplitReader
+from lvsm_jax.common.command_line import path, program
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import write_text
 
 COUNTS = (1, 2, 4, 8, 16)
 TARGETS = 3  # of a clip
 
 
-def main(arguments: list[str] | None = None) -> None:
+@program
+def main(arguments: list[str]) -> None:
     """Writes an index."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.view_index",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = experiment_parser("view_index", __doc__)
     add = parser.add_argument
-    add("dataset", help="directory of a dataset")
-    add("output", type=pathlib.Path, help="JSON file to write")
+    add("dataset", type=path, help="directory of a dataset")
+    add("output", type=path, help="JSON file to write")
     add("--split", default="test", help="of the dataset (test)")
     add("--inputs", nargs="+", type=int, default=list(COUNTS), metavar="N",
         help=f"what evaluation will take ({' '.join(map(str, COUNTS))})")  # fmt: skip
     add("--seed", type=int, default=0, help="of the draw (0)")
     options = parser.parse_args(arguments)
-    try:
-        if options.output.exists():
-            raise ValueError(f"{options.output} is there already")
-        entries = make_index(options.dataset, options.split, options.inputs, options.seed)
-        write_text(options.output, json.dumps(entries) + "\n")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    if os.path.exists(options.output):
+        raise UserError(f"{options.output} is there already")
+    entries = make_index(options.dataset, options.split, options.inputs, options.seed)
+    write_text(options.output, json.dumps(entries) + "\n")
     print(f"wrote {options.output}: {len(entries)} clips")
 
 
 def make_index(
     dataset: str | os.PathLike, split: str, counts: Iterable[int], seed: int
 ) -> dict[str, dict]:
-    """The index of all clips of a split, see `choose_views`.
-
-    Raises:
-        ValueError: a clip has too few frames.
-        OSError: there is no such dataset.
-    """
+    """The index of all clips of a split, see `choose_views`."""
     scenes, counts = SplitReader(dataset, split).scenes, tuple(counts)
     entries = {}
     clips = zip(scenes.key.tolist(), scenes.num_frames.tolist(), strict=True)
@@ -67,7 +56,7 @@ def make_index(
         try:
             views = choose_views(frames, counts, [seed, place])
         except ValueError as error:
-            raise ValueError(f"clip {key}: {error}") from error
+            raise UserError(f"clip {key}: {error}") from error
         entries[str(key)] = dataclasses.asdict(views)
     return entries
 
@@ -75,13 +64,8 @@ def make_index(
 def choose_views(num_frames: int, counts: Iterable[int], seed: Sequence[int]) -> IndexEntry:
     """Contexts at least four fifths of a clip apart, and targets that are never an input.
 
-    Args:
-        num_frames: of the clip.
-        counts: numbers of inputs that evaluation will take.
-        seed: of the draw.
-
     Raises:
-        ValueError: the clip has too few frames.
+        UserError: the clip has too few frames for targets beside so many inputs.
     """
     rng = np.random.default_rng(seed)
     span = rng.integers(-(-4 * num_frames // 5), num_frames)
@@ -94,7 +78,7 @@ def choose_views(num_frames: int, counts: Iterable[int], seed: Sequence[int]) ->
     }
     free = [position for position in range(first + 1, contexts[1]) if position not in taken]
     if len(free) < TARGETS:
-        raise ValueError(f"{num_frames} frames leave {len(free)} for targets beside the inputs")
+        raise UserError(f"{num_frames} frames leave {len(free)} for targets beside the inputs")
     targets = sorted(rng.choice(free, TARGETS, replace=False).tolist())
     return IndexEntry(contexts, tuple(targets))
 

@@ -37,6 +37,7 @@ from input_pipeline.storage import SceneTable, SplitReader
 from lvsm_jax.batch import Batch
 from lvsm_jax.common.config import DataConfig, EvalConfig
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.files import expand
 
 
 def train_batches(
@@ -144,7 +145,7 @@ class EvalSet:
 
 def evaluation_index(evaluation: EvalConfig, dataset: str | os.PathLike) -> epath.Path:
     """The evaluation index: as configured, else the one inside the dataset."""
-    return epath.Path(evaluation.index or epath.Path(dataset) / "evaluation_index.json")
+    return expand(evaluation.index or expand(dataset) / "evaluation_index.json")
 
 
 def open_eval_set(

@@ -12,15 +12,10 @@ from typing import Any
 import grain
 import numpy as np
 
-from input_pipeline.workers import run_task, worker_pool
+from input_pipeline.workers import WorkerError, run_task, worker_pool
 from lvsm_jax.batch import Batch, to_batch
-from lvsm_jax.common.errors import UserError
 
 _MAX_THREADS = 16  # beyond this, threads of one Python process mostly wait for each other
-
-
-class WorkerError(UserError):
-    """A worker process was killed, or could not start."""
 
 
 def prefetched_batches(

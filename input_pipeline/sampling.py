@@ -10,12 +10,12 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from etils import epath
 from jaxtyping import Bool, Float64, Int, Int64
 
 from input_pipeline.preprocess import Crop
 from lvsm_jax.common.config import DataConfig
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.files import expand
 from lvsm_jax.scenes.scene_frame import SceneFrame
 
 
@@ -191,7 +191,7 @@ def read_index(path: str | os.PathLike) -> dict[str, IndexEntry | None]:
         UserError: the file is not such an index; the message names the scene.
     """
     try:
-        table = json.loads(epath.Path(path).read_text())
+        table = json.loads(expand(path).read_text())
     except ValueError as error:
         raise UserError(f"evaluation index {path} is not JSON: {error}") from None
     if not isinstance(table, dict):

@@ -14,17 +14,12 @@ from typing import TypeVar
 import tqdm
 from etils import epath
 
-from input_pipeline.workers import worker_pool
-from lvsm_jax.common.errors import UserError
+from input_pipeline.workers import WorkerError, worker_pool
 
 Job = TypeVar("Job")  # hashable
 Result = TypeVar("Result")
 
 _AGAIN = "the same command goes on from here"
-
-
-class WorkerError(UserError):
-    """A worker process was killed."""
 
 
 def run_jobs(
@@ -59,7 +54,7 @@ def run_jobs(
         initial=total - sum(map(size, left)),
         desc=label,
         unit=unit,
-        unit_scale=True,
+        unit_scale=unit == "B",
         mininterval=0.5,
     ) as progress:
         for job, result in _written(left, write, min(workers, len(left))):

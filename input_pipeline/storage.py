@@ -17,14 +17,14 @@ TensorFlow's file systems where TensorFlow is installed: set EPATH_USE_TF=0 to h
 """
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import io
 import json
 import os
 import resource
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -108,15 +108,15 @@ def shard_path(
     """Path of shard `index` of `count`, named as TFDS expects it."""
     if not name.isidentifier() or not split.isidentifier():
         raise UserError(f"name {name!r} and split {split!r} must be letters, digits and _")
-    return epath.Path(directory) / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
+    return expand(directory) / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
 
 
 def write_shard(path: epath.PathLike, clips: Iterable[Clip]) -> Shard:
     """Writes the clips' frames, one record each; the file appears under `path` when it is whole."""
     keys, urls, num_frames, num_bytes = [], [], [], 0
-    with _told_of(path), atomic_write(path) as local:
-        writer = array_record_module.ArrayRecordWriter(local, _WRITER_OPTIONS)
-        try:
+    open_writer = array_record_module.ArrayRecordWriter
+    try:
+        with atomic_write(path) as local, closing(open_writer(local, _WRITER_OPTIONS)) as writer:
             for clip in clips:
                 for frame in clip.frames:
                     record = _encode(frame)
@@ -125,17 +125,9 @@ def write_shard(path: epath.PathLike, clips: Iterable[Clip]) -> Shard:
                 keys.append(clip.key)
                 urls.append(clip.url)
                 num_frames.append(len(clip.frames))
-        finally:
-            writer.close()
-    return Shard(epath.Path(path).name, tuple(keys), tuple(urls), tuple(num_frames), num_bytes)
-
-
-@contextlib.contextmanager
-def _told_of(path: epath.PathLike) -> Iterator[None]:
-    try:
-        yield
     except RuntimeError as error:  # ArrayRecord's, for a full disk and the like
         raise DatasetError(f"cannot write {path}: {error}") from error
+    return Shard(epath.Path(path).name, tuple(keys), tuple(urls), tuple(num_frames), num_bytes)
 
 
 def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence[Shard]]) -> None:
@@ -144,7 +136,7 @@ def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence
     `splits` maps each split to all its shards in order. Shards are checked to be there under the
     names that TFDS derives, keys to be unique and no split to be empty (DatasetError otherwise).
     """
-    directory = epath.Path(directory)
+    directory = expand(directory)
     there = {path.name for path in directory.iterdir()}
     for split, shards in splits.items():
         expected = [

@@ -8,6 +8,13 @@ from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
+from lvsm_jax.common.errors import UserError
+
+
+class WorkerError(UserError):
+    """A worker process was killed, or could not start."""
+
+
 _task: Callable[[Any], Any] | None = None  # of the pool that this worker process belongs to
 
 

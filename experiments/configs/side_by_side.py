@@ -4,7 +4,7 @@
         --workdir=runs/decoder_only
 
 The name after the colon is an architecture. `python -m experiments.side_by_side` trains all three
-and draws their curves; docs/side_by_side.md says what came of it.
+and draws their curves; experiments/reports/side_by_side.md says what came of it.
 """
 
 import ml_collections

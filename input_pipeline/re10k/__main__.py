@@ -35,7 +35,7 @@ from input_pipeline.re10k.import_chunks import (
 )
 from input_pipeline.shard_runner import remove_unfinished
 from lvsm_jax.common.command_line import argument_parser, path, program
-from lvsm_jax.common.files import write_text
+from lvsm_jax.common.files import expand, write_text
 
 _SHOWN = 20  # refusals printed; all are in the file
 
@@ -107,7 +107,7 @@ def run(
 
     ImportFailure says why it could not be done; with `strict`, also that a clip was refused.
     """
-    source, output = epath.Path(source), epath.Path(output)
+    source, output = expand(source), expand(output)
     chunks = find_chunks(source, output, splits)
     _prepare(output)
     was_complete = (output / "dataset_info.json").exists()
@@ -142,7 +142,7 @@ def _prepare(output: epath.Path) -> None:
 def _copy_evaluation_index(
     source: epath.Path, output: epath.Path, given: epath.PathLike | None
 ) -> None:
-    path = epath.Path(given) if given else source / "evaluation_index.json"
+    path = expand(given) if given else source / "evaluation_index.json"
     if given and not path.exists():
         raise ImportFailure(f"there is no evaluation index {path}")
     if path.exists():

@@ -84,13 +84,13 @@ def parse_with_config(
         if flag.startswith("--") and not flag.startswith(is_field) and flag not in known:
             near = difflib.get_close_matches(flag, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"there is no argument {flag}{hint} See {parser.prog} --help")
+            raise UserError(f"there is no argument {argument}{hint} See {parser.prog} --help")
     given, rest = parser.parse_known_args(arguments)
     for before, argument in itertools.pairwise(["", *rest]):
         is_value = before.startswith("--config.") and "=" not in before
         if not argument.startswith("-") and not is_value:
             raise UserError(
-                f"unexpected argument {argument}; config fields are --config.SECTION.FIELD=VALUE"
+                f"unexpected argument {argument}; fields are --config.SECTION.FIELD=VALUE"
             )
     if given.config is None:
         if rest:

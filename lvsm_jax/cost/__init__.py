@@ -1,1 +1,1 @@
-"""FLOPs, memory and communication, counted before anything runs."""
+"""FLOPs, memory and communication of a model, counted without running it."""

@@ -1,4 +1,4 @@
-"""Accelerators by their published numbers, and how long a step can take at best: rooflines.
+"""Published numbers of accelerators, and the roofline of a step on them.
 
 Peaks, HBM and interconnect are those of the chips' pages under docs.cloud.google.com/tpu/docs; the
 interconnect is the sum of a chip's links, both directions. The side of the matrix units and the
@@ -10,14 +10,14 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one chip can do.
+    """Published numbers of one chip.
 
     Attributes:
         peak: bfloat16 FLOP/s.
         hbm: bytes of memory.
         hbm_bandwidth: bytes/s.
         interconnect: bytes/s of all links to other chips, in both directions together.
-        matrix_side: rows of a matrix unit; attention heads of fewer channels leave some idle.
+        matrix_side: rows of a matrix unit; heads of fewer channels leave some idle.
         clock: cycles/s.
         megacore: whether two cores work as one device.
     """
@@ -44,13 +44,13 @@ class Work:
     """What one chip does in a step.
 
     Attributes:
-        model_flops: of the published mathematics, nothing twice.
-        linear_flops: executed by linear layers, recomputation included.
-        attention_flops: executed by attention, recomputation included.
+        model_flops: of the published mathematics, without recomputation.
+        linear_flops: executed by linear layers, with recomputation.
+        attention_flops: executed by attention, with recomputation.
         head_dim: channels of an attention head.
         hbm_bytes: read and written.
         sent_bytes: to other chips.
-        cycles: the compiler's estimate of all that is neither attention kernel nor collective.
+        cycles: the compiler's estimate of all but attention kernels and collectives.
     """
 
     model_flops: float
@@ -64,16 +64,16 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Seconds of a step, and model FLOPs utilisation, between the best and the compiler's view.
+    """Seconds of a step, at best and by the compiler's estimate, and model FLOPs utilisation.
 
     Attributes:
-        arithmetic: matmuls at peak; attention at the part of it that its heads can use.
+        arithmetic: matmuls at peak; attention at the part of the peak that its heads can use.
         hbm: traffic at full bandwidth.
-        interconnect: traffic at half the links' sum (each byte is sent once), nothing hidden.
-        roofline: the longest of the three: the others hide behind it.
+        interconnect: traffic at half the links' sum, since each byte is sent once.
+        roofline: the longest of the three; the others overlap with it.
         roofline_mfu: `model_flops` in that time, over peak.
-        compiler: the compiler's cycles, attention kernels and the interconnect one after another.
-        compiler_mfu: the same for that time.
+        compiler: the compiler's cycles, attention kernels and interconnect one after another.
+        compiler_mfu: `model_flops` in that time, over peak.
     """
 
     arithmetic: float
@@ -86,7 +86,7 @@ class Estimate:
 
 
 def estimate(chip: Chip, work: Work) -> Estimate:
-    """The time that a step takes on a chip; see `Estimate` for the assumptions."""
+    """How long a step takes on a chip, under the assumptions that `Estimate` names."""
     filled = min(1.0, work.head_dim / chip.matrix_side)
     attention = work.attention_flops / (chip.peak * filled)
     arithmetic = work.linear_flops / chip.peak + attention

@@ -1,9 +1,9 @@
-"""How much arithmetic a model does, counted from its sizes.
+"""FLOPs of a model, counted from its sizes.
 
-A multiply-accumulate is two FLOPs. Linear layers and attention only: norms, softmax and GELU are
-below one per cent at the published size. The stages are those of the published mathematics, with
-each input view tokenised once; what this implementation leaves out of it is a stage of its own,
-with negative counts.
+A multiply-accumulate is two FLOPs. Only linear layers and attention count: norms, softmax and GELU
+are below one per cent at the published size. The stages are those of the published mathematics,
+with each input view tokenised once. What this implementation leaves out of it is a stage of its
+own, with negative counts.
 """
 
 import dataclasses
@@ -50,39 +50,32 @@ class Macs:
 
 
 def forward_macs(config: ModelConfig, *, views: int, targets: int, height: int, width: int) -> Macs:
-    """Counts a forward pass of one scene: the sum of its `stages`."""
+    """Multiply-accumulates of one scene's forward pass: the sum of its `stages`."""
     counts = stages(config, views=views, targets=targets, height=height, width=width)
     return sum(counts.values(), Macs())
 
 
 def training_flops(forward: Macs) -> int:
-    """FLOPs of forward and backward pass: the backward takes twice the forward's.
+    """FLOPs of a forward and a backward pass, which takes twice the forward's.
 
-    What `remat` computes again does not count: it is a cost, not work done.
+    What `remat` recomputes does not count: it is a cost, not work done.
     """
     return 3 * forward.flops
 
 
 def teacher_macs(config: DinoConfig, *, height: int, width: int, blocks: int) -> Macs:
-    """Counts a frozen teacher's pass over one image, which no backward pass follows.
+    """Multiply-accumulates of a frozen teacher's first `blocks` blocks over one image.
 
-    Args:
-        config: of the teacher.
-        height: of the image as the teacher sees it, in pixels, see `DinoConfig.input_size`.
-        width: the same.
-        blocks: how many of its blocks are computed, from the first.
-
-    Raises:
-        ValueError: a size that is not a multiple of the patch.
+    Height and width are those that the teacher sees, in pixels: `DinoConfig.input_size`.
     """
     patches = _patches(height, width, config.patch_size)
     tokens = config.num_special + patches
-    block = _attend(config, tokens, tokens) + _mlp(config, tokens)
+    block = _self_attention(config, tokens, tokens) + _mlp(config, tokens)
     return Macs(patches * 3 * config.patch_size**2 * config.width) + blocks * block
 
 
 def vgg_macs(plan: vgg.Plan, *, height: int, width: int) -> Macs:
-    """Counts the convolutions of a VGG network over one image of this size in pixels."""
+    """Multiply-accumulates of a VGG network's convolutions over one image of this size in px."""
     count, inputs = 0, 3
     for block, channels in enumerate(plan):
         pixels = (height >> block) * (width >> block)
@@ -95,17 +88,17 @@ def vgg_macs(plan: vgg.Plan, *, height: int, width: int) -> Macs:
 def stages(
     config: ModelConfig, *, views: int, targets: int, height: int, width: int
 ) -> dict[str, Macs]:
-    """Counts a forward pass of one scene by what it is spent on.
+    """Multiply-accumulates of one scene's forward pass by what they are spent on.
 
     Args:
         config: of the model.
-        views: input views.
-        targets: target views.
+        views: number of input views.
+        targets: number of target views.
         height: of all views, in pixels.
         width: of all views, in pixels.
 
     Raises:
-        ValueError: a size that is not a multiple of the patch.
+        UserError: a size that is not a multiple of the patch.
     """
     tokens = _patches(height, width, config.patch_size)
     pixels, poses = config.width * config.patch_size**2, config.pose_channels
@@ -120,22 +113,20 @@ def stages(
 def _efficient_lvsm(
     config: EfficientLVSMConfig, views: int, targets: int, tokens: int
 ) -> dict[str, Macs]:
-    inputs, rendered, layers = views * tokens, targets * tokens, config.num_layers
-    to_inputs = _queries_and_output(config, rendered) + _scores(config, rendered, inputs)
+    inputs, rendered = views * tokens, targets * tokens
     reads = config.num_cross_attentions
-    inside = {"decoder: self-attention of each target": layers * _attend(config, rendered, tokens)}
-    if config.decoder_attention == "cross":
-        inside = {}
-    return {
-        "encoder: self-attention of each input": layers * _attend(config, inputs, tokens),
-        "encoder: MLP": layers * _mlp(config, inputs),
-        "inputs' keys and values for the decoder": layers
-        * reads
-        * _keys_and_values(config, inputs),
-        **inside,
-        "decoder: cross-attention to the inputs": layers * reads * to_inputs,
-        "decoder: MLP": layers * _mlp(config, rendered),
+    cross = _two_projections(config, rendered) + _scores(config, rendered, inputs)
+    layer = {
+        "encoder: self-attention of each input": _self_attention(config, inputs, tokens),
+        "encoder: MLP": _mlp(config, inputs),
+        "inputs' keys and values for the decoder": reads * _two_projections(config, inputs),
+        "decoder: self-attention of each target": _self_attention(config, rendered, tokens),
+        "decoder: cross-attention to the inputs": reads * cross,
+        "decoder: MLP": _mlp(config, rendered),
     }
+    if config.decoder_attention == "cross":
+        del layer["decoder: self-attention of each target"]
+    return {name: config.num_layers * macs for name, macs in layer.items()}
 
 
 def _decoder_only(
@@ -177,29 +168,24 @@ def _patches(height: int, width: int, patch: int) -> int:
 
 
 def _sequences(config: ModelConfig, count: int, wanted: int, others: int) -> tuple[Macs, Macs]:
-    """`count` sequences through all layers, and (negative) what only the others need of the last.
+    """`count` sequences through all layers; and, negative, what the last layer leaves out.
 
-    Of the tokens that are not wanted, `models.layers.Transformer` takes but keys and values.
+    In it `models.layers.Transformer` computes but keys and values of the tokens not wanted.
     """
     length = wanted + others
-    layer = _attend(config, length, length) + _mlp(config, length)
-    unread = (
-        _queries_and_output(config, others) + _scores(config, others, length) + _mlp(config, others)
-    )
+    layer = _self_attention(config, length, length) + _mlp(config, length)
+    unread = _two_projections(config, others) + _scores(config, others, length)
+    unread += _mlp(config, others)
     return count * config.num_layers * layer, -count * unread
 
 
-def _attend(config: ModelConfig | DinoConfig, tokens: int, seen: int) -> Macs:
+def _self_attention(config: ModelConfig | DinoConfig, tokens: int, seen: int) -> Macs:
     """Self-attention where each of the tokens sees `seen` of them."""
-    maps = _queries_and_output(config, tokens) + _keys_and_values(config, tokens)
-    return maps + _scores(config, tokens, seen)
+    return 2 * _two_projections(config, tokens) + _scores(config, tokens, seen)
 
 
-def _queries_and_output(config: ModelConfig | DinoConfig, tokens: int) -> Macs:
-    return Macs(tokens * 2 * config.width**2)
-
-
-def _keys_and_values(config: ModelConfig | DinoConfig, tokens: int) -> Macs:
+def _two_projections(config: ModelConfig | DinoConfig, tokens: int) -> Macs:
+    """Queries and output, or keys and values."""
     return Macs(tokens * 2 * config.width**2)
 
 

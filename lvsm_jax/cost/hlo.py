@@ -1,13 +1,15 @@
-"""Reads what a compiled program does from its optimised HLO text: collectives, loops, cycles.
+"""Collectives, loops, cycles and HBM traffic of a compiled program, read from its optimised HLO.
 
-The text names each computation once; what a step runs is the entry computation and all that it
-calls, the bodies of loops as often as they turn. The layers of a model are such a loop.
+The text has each computation once. A step runs the entry computation and all that it calls, the
+body of a loop as often as the loop turns. The layers of a model are such a loop.
 """
 
+import collections
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from lvsm_jax.common.errors import UserError
 
@@ -18,8 +20,8 @@ _BYTES |= {"f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?[\s)}])([a-z][\w\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
-_PLACED = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\](?:\{([0-9,]*)(?::([^}]*))?\})?")
-# What moves no data by itself.
+_ARRAY_LAYOUT = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\](?:\{([0-9,]*)(?::([^}]*))?\})?")
+# Operations that move no data by themselves.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call")
 _FREE += ("conditional", "after-all", "partition-id", "iota")
 _CALLS = re.compile(r"\b(?:calls|body|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
@@ -34,7 +36,7 @@ class Instruction:
         shape: of its result, as text.
         opcode: such as `fusion`.
         rest: operands and attributes, as text.
-        computation: where it stands.
+        computation: that it belongs to.
     """
 
     name: str
@@ -49,6 +51,10 @@ class Instruction:
         return found and found.group(1)
 
 
+# Instructions by the name of their computation and their own.
+Computations = Mapping[str, Mapping[str, Instruction]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """A collective operation.
@@ -56,8 +62,8 @@ class Collective:
     Attributes:
         kind: one of `KINDS`.
         dtype: of its largest array.
-        payload: bytes of the whole arrays, as they are before a reduce-scatter and after a gather.
-        group: devices that take part together.
+        payload: bytes of the whole arrays, as before a reduce-scatter and after a gather.
+        group: number of devices that exchange data.
         times: how often a step runs it.
         where: the operation of the Python program that it comes from.
     """
@@ -81,15 +87,15 @@ class Collective:
 def collectives(text: str) -> list[Collective]:
     """All collectives of a program, with the number of times that a step runs each.
 
-    An asynchronous collective is cut into pieces that other operations are fused with; they carry
-    the number of their chain, and count as one.
+    The compiler splits an asynchronous collective into pieces that it fuses with other operations.
+    They carry the number of their chain, and count as one.
 
     Raises:
-        ValueError: a loop around a collective whose number of turns cannot be read.
+        UserError: a loop around a collective whose number of turns cannot be read.
     """
     devices = int((re.search(r"num_partitions=(\d+)", text) or [0, 1])[1])
     found: dict[str, Collective] = {}
-    for times, instruction in _executed(_parse(text), inside_fusions=True):
+    for times, instruction in _executed(text, inside_fusions=True):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -103,68 +109,63 @@ def collectives(text: str) -> list[Collective]:
 
 
 def cycles(text: str) -> int:
-    """The compiler's estimate of a step, in cycles of the chip: the sum over its operations.
+    """The compiler's estimate of a step, in cycles of a TPU: the sum over its operations.
 
-    TPU programs only. It leaves out kernels (`tpu_custom_call`), collectives and waiting for
-    copies, of which the compiler says nothing.
+    Kernels (`tpu_custom_call`), collectives and waiting for copies have no estimate.
     """
-    total = 0
-    for times, instruction in _executed(_parse(text), inside_fusions=False):
-        estimate = instruction.attribute(r'"estimated_cycles":"(\d+)"')
-        total += int(estimate or 0) * (times or 1)
-    return total
+    estimate = r'"estimated_cycles":"(\d+)"'
+    return sum(
+        (times or 1) * int(instruction.attribute(estimate) or 0)
+        for times, instruction in _executed(text, inside_fusions=False)
+    )
 
 
 def hbm_bytes(text: str) -> int:
     """Bytes that a step reads from and writes to HBM: operands and results of each operation.
 
-    What the compiler keeps in on-chip memory is not counted, padding to tiles is; of an array that
-    an operation slices or updates, only that part.
+    Padding to tiles counts, on-chip memory does not. Of an array that an operation slices or
+    updates, only that part counts.
     """
-    computations = _parse(text)
-    shapes = {
-        name: {instruction.name: instruction for instruction in instructions}
-        for name, instructions in computations.items()
-    }
-    total = 0
-    for times, instruction in _executed(computations, inside_fusions=False):
-        if instruction.opcode not in _FREE and not instruction.opcode.endswith("-done"):
-            total += (times or 1) * _moved(instruction, shapes)
+    total = sum(
+        (times or 1) * _moved(instruction, _parse(text))
+        for times, instruction in _executed(text, inside_fusions=False)
+        if instruction.opcode not in _FREE and not instruction.opcode.endswith("-done")
+    )
     return int(total)
 
 
 def kernels(text: str) -> dict[str, int]:
     """How often a step runs each kernel (`tpu_custom_call`), by name without its number."""
-    counts: dict[str, int] = {}
-    for times, instruction in _executed(_parse(text), inside_fusions=False):
+    counts: dict[str, int] = collections.Counter()
+    for times, instruction in _executed(text, inside_fusions=False):
         if 'custom_call_target="tpu_custom_call"' in instruction.rest:
-            name = instruction.name.split(".")[0]
-            counts[name] = counts.get(name, 0) + (times or 1)
-    return counts
+            counts[instruction.name.split(".")[0]] += times or 1
+    return dict(counts)
 
 
-def _parse(text: str) -> dict[str, list[Instruction]]:
-    """Instructions by computation; the entry computation is also under the empty name."""
-    computations: dict[str, list[Instruction]] = {}
+@functools.lru_cache(maxsize=1)
+def _parse(text: str) -> Computations:
+    """A program's computations; that of the entry is also under the empty name."""
+    computations: dict[str, dict[str, Instruction]] = {}
     name = ""
     for line in text.splitlines():
         if found := _COMPUTATION.match(line):
             name = found.group(2)
-            computations[name] = []
+            computations[name] = {}
             if found.group(1):
                 computations[""] = computations[name]
         elif found := _INSTRUCTION.match(line):
-            computations.setdefault(name, []).append(Instruction(*found.groups()[1:], name))
+            instruction = Instruction(*found.groups()[1:], name)
+            computations.setdefault(name, {})[instruction.name] = instruction
     return computations
 
 
-def _executed(
-    computations: Mapping[str, list[Instruction]], *, inside_fusions: bool
-) -> Iterator[tuple[int | None, Instruction]]:
-    """Each instruction that a step runs, and how often; None if a loop around it is not known."""
+def _executed(text: str, *, inside_fusions: bool) -> Iterator[tuple[int | None, Instruction]]:
+    """Each instruction that a step runs, and how often; None in a loop of unknown length."""
+    computations = _parse(text)
 
     def walk(name: str, times: int | None) -> Iterator[tuple[int | None, Instruction]]:
-        for instruction in computations.get(name, ()):
+        for instruction in computations.get(name, {}).values():
             yield times, instruction
             if instruction.opcode == "fusion" and not inside_fusions:
                 continue
@@ -180,17 +181,18 @@ def _executed(
     return walk("", 1)
 
 
-def _turns(loop: Instruction, computations: Mapping[str, list[Instruction]]) -> int | None:
-    """How often a loop turns: as the compiler says, or as a counter from 0 is compared."""
+def _turns(loop: Instruction, computations: Computations) -> int | None:
+    """Turns of a loop: as the compiler notes, or the limit of a counter that starts at 0."""
     if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
         return int(known)
-    condition = computations.get(loop.attribute(r"condition=%?([\w.\-]+)") or "", [])
-    constants = {i.name: i.rest.split(")")[0] for i in condition if i.opcode == "constant"}
-    for instruction in condition:
+    condition = computations.get(loop.attribute(r"condition=%?([\w.\-]+)") or "", {})
+    for instruction in condition.values():
         if instruction.opcode == "compare" and "direction=LT" in instruction.rest:
             limit = re.findall(r"%?([\w.\-]+)", instruction.rest.split(")")[0])[-1]
-            if constants.get(limit, "").isdigit():
-                return int(constants[limit])
+            constant = condition.get(limit)
+            if constant and constant.opcode == "constant":
+                value = constant.rest.split(")")[0]
+                return int(value) if value.isdigit() else None
     return None
 
 
@@ -201,36 +203,34 @@ def _collective(instruction: Instruction, kind: str, times: int, devices: int) -
         if kind == "collective-permute":
             arrays = arrays[:2]
         arrays = arrays[len(arrays) // 2 :]
+    payload, group = sum(size for _, size in arrays), _group(instruction, devices)
+    if kind == "reduce-scatter":
+        payload *= group
     if kind == "all-reduce" and instruction.computation.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"  # fused with the slice that each device keeps of the sum
-        payload = sum(size for _, size in arrays)
-    else:
-        payload = sum(size for _, size in arrays)
-        if kind == "reduce-scatter":
-            payload *= _group(instruction, devices)
     return Collective(
         kind=kind,
         dtype=max(arrays, key=lambda array: array[1])[0],
         payload=int(payload),
-        group=_group(instruction, devices),
+        group=group,
         times=times,
         where=instruction.attribute(r'op_name="([^"]*)"') or "",
     )
 
 
-def _moved(instruction: Instruction, known: Mapping[str, Mapping[str, Instruction]]) -> float:
+def _moved(instruction: Instruction, computations: Computations) -> float:
     """HBM bytes of one operation."""
-    result = _placed_bytes(instruction.shape)
+    result = _hbm_size(instruction.shape)
     if instruction.opcode.endswith("-start"):
         return result  # operands are part of the result
-    here = known[instruction.computation]
+    here = computations[instruction.computation]
     names = re.findall(r"%([\w.\-]+)", instruction.rest.partition("), ")[0])
-    sizes = [_placed_bytes(here[name].shape) if name in here else 0 for name in names]
+    sizes = [_hbm_size(here[name].shape) if name in here else 0 for name in names]
     if instruction.opcode == "dynamic-slice":
         return 2 * result
     if instruction.opcode == "dynamic-update-slice":
         return 2 * sizes[1]
-    inner = known.get(instruction.attribute(r"calls=%?([\w.\-]+)") or "", {})
+    inner = computations.get(instruction.attribute(r"calls=%?([\w.\-]+)") or "", {})
     for index, size in enumerate(sizes):
         part, in_place = _part_touched(index, inner)
         if part is not None:
@@ -244,29 +244,26 @@ def _part_touched(index: int, inner: Mapping[str, Instruction]) -> tuple[float |
 
     None where it takes the whole.
     """
-    names = [
-        i.name for i in inner.values() if i.opcode == "parameter" and i.rest.startswith(f"{index})")
-    ]
-    users = [
-        i for i in inner.values() if names and re.search(rf"%{re.escape(names[0])}[,)]", i.rest)
-    ]
+    parameters = (i for i in inner.values() if i.opcode == "parameter")
+    name = next((i.name for i in parameters if i.rest.startswith(f"{index})")), None)
+    users = [i for i in inner.values() if name and re.search(rf"%{re.escape(name)}[,)]", i.rest)]
     parts, in_place = 0.0, False
     for user in users:
         operands = re.findall(r"%([\w.\-]+)", user.rest)
         if user.opcode == "dynamic-slice":
-            parts += _placed_bytes(user.shape)
-        elif user.opcode == "dynamic-update-slice" and operands[0] == names[0]:
-            parts += _placed_bytes(inner[operands[1]].shape) if operands[1] in inner else 0.0
+            parts += _hbm_size(user.shape)
+        elif user.opcode == "dynamic-update-slice" and operands[0] == name:
+            parts += _hbm_size(inner[operands[1]].shape) if operands[1] in inner else 0.0
             in_place = True
         else:
             return None, False
     return (parts if users else None), in_place
 
 
-def _placed_bytes(shape: str) -> float:
-    """Bytes in HBM of a shape with its layout, padded to tiles."""
+def _hbm_size(shape: str) -> float:
+    """Bytes in HBM of a shape with its layout, padded to tiles; 0 on the chip."""
     total = 0.0
-    for dtype, sizes, order, layout in _PLACED.findall(shape):
+    for dtype, sizes, order, layout in _ARRAY_LAYOUT.findall(shape):
         if "S(" in layout or (dtype == "u32" and not sizes):
             continue  # on the chip
         dims = [int(size) for size in filter(None, sizes.split(","))]
@@ -284,9 +281,9 @@ def _bytes(dtype: str, sizes: str) -> float:
 
 
 def _group(instruction: Instruction, devices: int) -> int:
-    """How many devices take part together, in any of the ways that HLO writes groups."""
+    """Number of devices that exchange data, in any of the ways that HLO writes groups."""
     if pairs := instruction.attribute(r"source_target_pairs=\{(.*?)\}\}"):
-        return _cycle(re.findall(r"\{(\d+),(\d+)", pairs + "}"))
+        return _cycle(dict(re.findall(r"\{(\d+),(\d+)", pairs + "}")))
     if axes := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", instruction.rest):
         sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", axes[1])}
         group = 1
@@ -300,9 +297,8 @@ def _group(instruction: Instruction, devices: int) -> int:
     return devices
 
 
-def _cycle(pairs: Iterable[tuple[str, str]]) -> int:
+def _cycle(targets: Mapping[str, str]) -> int:
     """Devices that pass data on to each other, starting with the first."""
-    targets = dict(pairs)
     seen, device = [], next(iter(targets), None)
     while device is not None and device not in seen:
         seen.append(device)

@@ -1,7 +1,6 @@
-"""What a model takes besides arithmetic: parameters, and bytes.
+"""Parameters of a model, and bytes of weights, caches and activations.
 
-Nothing is computed and no weight is made: everything is read off shapes (`jax.eval_shape`). One
-scene, unless said otherwise.
+All is read off shapes (`jax.eval_shape`): no weight is made. Bytes are of one scene.
 """
 
 import collections
@@ -19,23 +18,14 @@ from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
 from lvsm_jax.training.train_state import TrainingConfig, new_state
 
-_PARTS = (
-    "input_tokenizer",
-    "latents",
-    "encoder",
-    "target_tokenizer",
-    "norm",
-    "transformer",
-    "decoder_norm",
-    "decoder",
-    "head_norm",
-    "head",
-)
+# In the order in which the images pass through them.
+_PARTS = ("input_tokenizer", "latents", "encoder", "target_tokenizer", "norm", "transformer")
+_PARTS += ("decoder_norm", "decoder", "head_norm", "head")
 
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
-    """Bytes of a scene, and how they grow.
+    """Bytes of a scene, and of one more view.
 
     Attributes:
         scene: of one scene.
@@ -49,7 +39,7 @@ class Bytes:
 
 
 def parameters(config: ModelConfig) -> dict[str, int]:
-    """Parameters by part: the first word of their names, from the images to the renders."""
+    """Parameters by part, the first word of their names, from the images to the renders."""
     parts: dict[str, int] = collections.Counter()
     for name, leaf in named_leaves(abstract_model(config)).items():
         parts[name.split(".")[0]] += leaf.size
@@ -57,7 +47,7 @@ def parameters(config: ModelConfig) -> dict[str, int]:
 
 
 def training_state_bytes(config: TrainingConfig) -> dict[str, int]:
-    """Bytes of what training holds beside activations: one copy, wherever it is cut."""
+    """Bytes of one copy of what training holds beside activations, however it is sharded."""
     state = jax.eval_shape(lambda: new_state(config, 0))
     return {
         "weights": _bytes(state.trained),
@@ -68,10 +58,9 @@ def training_state_bytes(config: TrainingConfig) -> dict[str, int]:
 
 
 def kv_cache_bytes(config: ModelConfig, *, height: int, width: int) -> int | None:
-    """Bytes of the keys and values of one input view that all targets read.
+    """Bytes of the keys and values of one input view that all targets read; None without any.
 
-    None where a model has none that are the same for every target: in both LVSM models a target's
-    sequence holds the inputs' tokens, or the latents, and these see the target too.
+    LVSM models have none: the inputs' tokens, or the latents, attend to each target too.
     """
     if not isinstance(config, EfficientLVSMConfig):
         return None
@@ -96,9 +85,9 @@ def activation_bytes(
 ) -> Bytes:
     """Bytes that a forward pass keeps for the backward pass, in training.
 
-    They are the residuals of `jax.vjp`: exact for what is stacked over layers; the compiler may
-    keep less of the little that is outside. The loss is not in it, nor what the backward pass
-    itself makes. See `countable` for the attention kernel.
+    They are the residuals of `jax.vjp`: exact for what is stacked over layers, an upper bound for
+    the rest. Neither the loss nor what the backward pass makes is among them. `countable` says
+    with which attention kernel they are counted.
     """
     model = abstract_model(countable(config, height=height, width=width))
 
@@ -121,11 +110,11 @@ def activation_bytes(
 
 
 def countable(config: ModelConfig, *, height: int, width: int) -> ModelConfig:
-    """The configuration that activations are counted with: the same on every machine.
+    """The configuration that activations are counted with, the same on every machine.
 
-    `auto` and `cudnn` become a fused kernel that can be traced anywhere (`splash`), which as they
-    keeps queries, keys, values, outputs and one number a row; `xla` for numbers of tokens that it
-    cannot take. All targets go through the layers at once, which keeps as much as in turn.
+    `auto` and `cudnn` become `splash`, which can be traced anywhere and keeps what they keep:
+    queries, keys, values, outputs and one number a row; or `xla`, where it cannot take the number
+    of tokens. All targets go through the layers at once, which keeps as much as one by one.
     """
     changes: dict[str, Any] = {}
     if config.attention in ("auto", "cudnn"):

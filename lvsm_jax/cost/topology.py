@@ -1,4 +1,4 @@
-"""Programs for TPUs that are not here: their chips as a mesh, and the step compiled for them."""
+"""The training step compiled for TPUs that are not here, and what it needs at least."""
 
 import dataclasses
 import math
@@ -21,11 +21,11 @@ from lvsm_jax.parallel.mesh import MeshConfig, check_batch, make_mesh
 from lvsm_jax.training.frozen_networks import abstract_frozen
 from lvsm_jax.training.train_state import TrainingConfig, abstract_state, compiled_step
 
-# The runtime and fragmentation take the rest of a chip's memory.
+# Share of a chip's memory that a program gets beside the runtime and fragmentation.
 USABLE = 0.95
-# The backward pass of one layer needs so many times what the forward pass of that layer could keep.
+# Peak of one layer's backward pass over its saved activations.
 _LAYER_OVERHEAD = 1.2
-# What libtpu asks for where there is no TPU, so that it looks for none.
+# Keeps libtpu from looking for a TPU.
 _NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -40,11 +40,11 @@ class Case:
 
     Attributes:
         topology: such as `v5e:8x8`.
-        mesh: how the chips are used.
-        training: model, optimizer and the parts of a batch.
+        mesh: of its chips.
+        training: model, optimizer and number of microbatches.
         data: views and their size.
         batch: scenes of a step, over all chips.
-        render: compile the forward pass alone.
+        render: whether to compile the forward pass alone.
     """
 
     topology: str
@@ -61,18 +61,17 @@ class Case:
 
     @property
     def scene(self) -> dict[str, int]:
-        """Views and size, as `lvsm_jax.cost.flops` and `lvsm_jax.cost.memory` take them."""
+        """Views and size, as `cost.flops` and `cost.memory` take them."""
         side = self.data.image_height
         views = {"views": max(self.data.possible_inputs), "targets": self.data.num_targets}
         return {**views, "height": side, "width": side}
 
 
 def topology_mesh(topology: str, config: MeshConfig) -> Mesh:
-    """A mesh of chips that need not be here.
+    """A mesh of the chips of a topology, none of which need be here.
 
     Raises:
-        UserError: a topology that there is not, or that the mesh does not fit; or the TPU compiler
-            is not installed.
+        UserError: no such topology, a mesh that does not fit it, or no TPU compiler installed.
     """
     name = topology.partition(":")[0]
     if name not in CHIPS:
@@ -98,36 +97,28 @@ def compile_case(case: Case, mesh: Mesh) -> jax.stages.Compiled:
     """Compiles the training step, or the forward pass, for the chips of the mesh.
 
     Raises:
-        ValueError: a batch that the mesh does not divide.
+        UserError: a batch that the mesh does not divide.
         jax.errors.JaxRuntimeError: the compiler's, such as for too little memory.
     """
-    part = case.batch // (1 if case.render else case.training.grad_accumulation)
-    check_batch(mesh, f"batch {case.batch}", part, case.scene["views"])
+    microbatch = case.batch // (1 if case.render else case.training.grad_accumulation)
+    check_batch(mesh, f"batch {case.batch}", microbatch, case.scene["views"])
     batch = abstract_batch(case.data, case.batch, mesh)
     with jax.set_mesh(mesh):
-        state = abstract_state(case.training, mesh)
+        training = case.training
+        state = abstract_state(training, mesh)
         if case.render:
-            lowered = jax.jit(lambda model, *views: model(*views)).lower(
-                state.model,
-                jax.ShapeDtypeStruct(
-                    batch.inputs.images.shape,
-                    jnp.float32,
-                    sharding=batch.inputs.images.sharding,
-                ),
-                batch.inputs.cameras,
-                batch.targets.cameras,
-            )
-        else:
-            training = case.training
-            frozen = abstract_frozen(
-                training.loss, training.repa, dtype=training.model.dtype, mesh=mesh
-            )
-            lowered = compiled_step(training, mesh).lower(state, batch, frozen)
-    return lowered.compile()
+            inputs, cameras = batch.inputs, batch.targets.cameras
+            images = inputs.images.update(dtype=jnp.float32)
+            render = jax.jit(lambda model, *views: model(*views))
+            return render.lower(state.model, images, inputs.cameras, cameras).compile()
+        frozen = abstract_frozen(
+            training.loss, training.repa, dtype=training.model.dtype, mesh=mesh
+        )
+        return compiled_step(training, mesh).lower(state, batch, frozen).compile()
 
 
 def abstract_batch(data: DataConfig, scenes: int, mesh: Mesh) -> Batch:
-    """Shapes, types and shardings of a batch of training."""
+    """Shapes, dtypes and shardings of a training batch."""
     shape, side = jax.ShapeDtypeStruct, data.image_height
 
     def views(count: int) -> Views:
@@ -149,29 +140,29 @@ def abstract_batch(data: DataConfig, scenes: int, mesh: Mesh) -> Batch:
 def least_sent(case: Case, mesh: Mesh) -> dict[str, float]:
     """The fewest bytes that each chip has to send in a step, by what they are for.
 
-    Weights that are cut are gathered once for the forward pass and once for the backward pass, and
-    their gradients reduced once, each in the model's dtype; so for each part of the batch. No
-    gradient goes back through the tokenizers, whose weights are gathered once.
+    For each microbatch, sharded weights are gathered once in the forward and once in the backward
+    pass, and their gradients reduced once, all in the model's dtype. No gradient goes back through
+    the tokenizers, whose weights are gathered once.
 
-    Over `view`, queries and results of every cross-attention travel in the forward pass, and
-    queries, gradients and the queries' gradients in the backward pass.
+    Over `view`, queries and results of every cross-attention travel in the forward pass; queries,
+    gradients and the queries' gradients in the backward pass.
     """
-    cut, width = mesh.shape["fsdp"], jnp.dtype(case.training.model.dtype).itemsize
+    shards, width = mesh.shape["fsdp"], jnp.dtype(case.training.model.dtype).itemsize
     views = mesh.shape["view"]
-    copies = mesh.size // cut
+    copies = mesh.size // shards
     training = not case.render
-    parts = case.training.grad_accumulation if training else 1
+    microbatches = case.training.grad_accumulation if training else 1
     gathers = reductions = 0.0
     for name, leaf in named_leaves(abstract_state(case.training, mesh).model).items():
-        size, is_cut = leaf.size * width, "fsdp" in leaf.sharding.spec
-        share = size / cut if is_cut else size
-        if is_cut:
+        size, is_sharded = leaf.size * width, "fsdp" in leaf.sharding.spec
+        share = size / shards if is_sharded else size
+        if is_sharded:
             passes = 2 if training and "tokenizer" not in name else 1
             gathers += passes * (size - share)
             reductions += size - share
-        over = copies if is_cut else mesh.size
+        over = copies if is_sharded else mesh.size
         reductions += 2 * share * (over - 1) / over
-    sent = {"weights": parts * gathers, "gradients": parts * reductions * training}
+    sent = {"weights": microbatches * gathers, "gradients": microbatches * reductions * training}
     if views > 1:
         model, scene = case.training.model, case.scene
         tokens = scene["targets"] * scene["height"] * scene["width"] // model.patch_size**2
@@ -183,18 +174,18 @@ def least_sent(case: Case, mesh: Mesh) -> dict[str, float]:
 
 
 def advice(case: Case, mesh: Mesh) -> dict[str, Any]:
-    """What would fit: for each remat policy how many scenes a chip can take at once, and a choice.
+    """How many scenes fit a chip at once under each remat policy, and which policy to choose.
 
     Counted, not compiled: the state and its gradients, for each scene what a forward pass keeps
     (`cost.memory.activation_bytes`), and what the backward pass of one layer makes. The choice
-    recomputes as little as it can without `grad_accumulation`, and else takes that.
+    recomputes as little as fits without `grad_accumulation`; where nothing does, it takes that.
 
     Returns:
-        `scenes_at_once` by policy, and `remat` and `grad_accumulation` chosen, None where not even
-        one scene fits.
+        `scenes_at_once` by policy, and the chosen `remat` and `grad_accumulation`; None where not
+        even one scene fits.
     """
     state = abstract_state(case.training, mesh)
-    free = USABLE * case.chip.hbm - _held(state) - _held(state.model)
+    free = USABLE * case.chip.hbm - _bytes_a_chip(state) - _bytes_a_chip(state.model)
     # Devices of the `view` axis share a scene.
     scenes = case.batch * mesh.shape["view"] / mesh.size
     fitting, kept = {}, {}
@@ -204,25 +195,15 @@ def advice(case: Case, mesh: Mesh) -> dict[str, Any]:
         layer = _LAYER_OVERHEAD * kept["none"] / model.num_layers
         fitting[policy] = max(0, math.floor(free / (kept[policy] + layer)))
     chosen = next((policy for policy in REMAT_POLICIES if fitting[policy] >= scenes), None)
-    parts = 1
-    if chosen is None and fitting["full"]:
-        chosen = "full"
-        parts = next(
-            n for n in range(1, math.ceil(scenes) + 1) if _fits(scenes, n, fitting["full"])
-        )
-    return {
-        "scenes_at_once": fitting,
-        "remat": chosen,
-        "grad_accumulation": None if chosen is None else parts,
-    }
+    microbatches = None if chosen is None else 1
+    if chosen is None and (most := fitting["full"]):
+        chosen, counts = "full", range(1, math.ceil(scenes) + 1)
+        microbatches = next(n for n in counts if scenes % n == 0 and scenes / n <= most)
+    return {"scenes_at_once": fitting, "remat": chosen, "grad_accumulation": microbatches}
 
 
-def _fits(scenes: float, parts: int, fitting: int) -> bool:
-    return scenes % parts == 0 and scenes / parts <= fitting
-
-
-def _held(tree: Any) -> int:
-    """Bytes of a sharded tree on each chip."""
+def _bytes_a_chip(tree: Any) -> int:
+    """Of a sharded tree."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

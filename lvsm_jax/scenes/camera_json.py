@@ -56,7 +56,7 @@ def as_json(cameras: Sequence[PosedCamera]) -> dict[str, Any]:
 
 def read_json(file: str | os.PathLike) -> dict[str, Any]:
     """A JSON object from a file; UserError if it holds none, or is far too large."""
-    path = pathlib.Path(file)
+    path = pathlib.Path(file).expanduser()
     if path.stat().st_size > _MAX_FILE:
         raise UserError(f"{file}: more than {_MAX_FILE >> 20} MiB, no file of cameras")
     return parse_json(path.read_bytes(), os.fspath(file))

@@ -24,11 +24,14 @@ PICTURE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError
 # Largest difference of RᵀR from the identity: that of a matrix written with three decimals.
 ROTATION_TOLERANCE = 2e-3
 
+_SHORTEST_FOCAL = 1e-3  # of a side: a field of view of 179.9°
+_SHARES = 4  # intrinsics all below are no pixels, except of a picture of less than 8 times this
+
 _MULTIPLE = 8  # of resized sides, fixed by the published protocol, whatever the model's patch
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
 _COLOUR_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 _ALPHA_MODES = ("LA", "PA", "RGBA")
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright, and 0 what some cameras write for it
+EXIF_ORIENTATION = 0x0112  # EXIF tag; 1 is upright, and 0 what some cameras write for it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,8 +48,8 @@ class PosedCamera:
 
     Raises:
         UserError: a value that is not finite, a rotation that is none (RᵀR differs from the
-            identity by more than `ROTATION_TOLERANCE`, or R mirrors), a focal length or size that
-            is not positive.
+            identity by more than `ROTATION_TOLERANCE`, or R mirrors), a size that is not positive,
+            a focal length that is not or hardly is, intrinsics in shares of the picture.
     """
 
     # Any: what is given is converted, and checked with errors that say what is wrong.
@@ -57,12 +60,13 @@ class PosedCamera:
 
     def __post_init__(self):
         object.__setattr__(self, "c2w", _pose(self.c2w, "c2w"))
-        object.__setattr__(self, "fxfycxcy", _intrinsics(self.fxfycxcy))
         for field in ("width", "height"):
             value = getattr(self, field)
             if not isinstance(value, int | np.integer) or value < 1:
                 raise UserError(f"{field} is {value!r}, expected a positive whole number")
             object.__setattr__(self, field, int(value))
+        intrinsics = _intrinsics(self.fxfycxcy, self.width, self.height)
+        object.__setattr__(self, "fxfycxcy", intrinsics)
 
     @classmethod
     def from_w2c(cls, w2c: Any, fxfycxcy: Any, width: int, height: int) -> "PosedCamera":
@@ -258,7 +262,7 @@ def _check_picture(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise UserError(f"{width}×{height} pixels are more than {max_pixels}")
-    orientation = image.getexif().get(_ORIENTATION, 1)
+    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     if orientation not in (0, 1):
         raise UserError(
             f"EXIF orientation {orientation} would turn the picture, so that it is not clear what "
@@ -300,13 +304,21 @@ def _pose(matrix: Any, name: str) -> Float64[np.ndarray, "4 4"]:
     return pose
 
 
-def _intrinsics(fxfycxcy: Any) -> Float64[np.ndarray, "4"]:
+def _intrinsics(fxfycxcy: Any, width: int, height: int) -> Float64[np.ndarray, "4"]:
     values = np.array(fxfycxcy, np.float64)
     if values.shape != (4,):
         raise UserError(f"fxfycxcy has shape {values.shape}, expected [4]")
     if not np.isfinite(values).all():
         raise UserError("fxfycxcy is not finite")
-    if not (values[:2] > 0).all():
-        raise UserError(f"fxfycxcy has focal lengths {values[:2].tolist()}, expected positive ones")
+    if (values[:2] < _SHORTEST_FOCAL * np.array([width, height])).any():
+        raise UserError(
+            f"fxfycxcy has focal lengths {values[:2].tolist()}, expected positive ones, in pixels "
+            f"of a picture of {width}×{height}"
+        )
+    if values.max() < _SHARES and min(width, height) >= 8 * _SHARES:
+        raise UserError(
+            f"fxfycxcy is {values.tolist()} for a picture of {width}×{height}: expected pixels, "
+            "not shares of its sides"
+        )
     values.flags.writeable = False
     return values

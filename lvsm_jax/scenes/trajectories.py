@@ -34,8 +34,8 @@ def interpolate(
     The path starts at the first camera and ends at the last or, if closed, goes on to the first,
     ready to be repeated. UserError for fewer than two cameras.
     """
-    cameras, frames = _alike(cameras, 2), _positive("frames", frames)
-    c2w, fxfycxcy = _poses(cameras), np.stack([camera.fxfycxcy for camera in cameras])
+    cameras, c2w = _alike(cameras, frames, at_least=2)
+    fxfycxcy = np.stack([camera.fxfycxcy for camera in cameras])
     keys = np.arange(len(cameras))
     if closed:  # a turn before and a turn after: the splines know nothing of their ends
         keys = np.concatenate([keys, keys, keys, keys[:1]])
@@ -75,8 +75,7 @@ def orbit(
         UserError: the axes do not meet in front of the cameras and no distance is given, or the
             cameras look straight down at the point.
     """
-    cameras, frames = _alike(cameras, 1), _positive("frames", frames)
-    c2w = _poses(cameras)
+    cameras, c2w = _alike(cameras, frames)
     target = meeting_point(c2w, distance)
     if target is None:
         raise UserError(
@@ -125,8 +124,7 @@ def spiral(
     Raises:
         UserError: all cameras stand in one place and no radius is given.
     """
-    cameras, frames = _alike(cameras, 1), _positive("frames", frames)
-    c2w = _poses(cameras)
+    cameras, c2w = _alike(cameras, frames)
     radius = _length("radius", radius, _extent(c2w) / 4)
     middle = _middle(c2w)
     target = meeting_point(c2w, distance)
@@ -148,19 +146,12 @@ def dolly(
     The way is `travel` long, negative to go backwards; by default twice as long as the cameras
     stand from their mean at most. UserError if that is 0.
     """
-    cameras, frames = _alike(cameras, 1), _positive("frames", frames)
-    c2w = _poses(cameras)
+    cameras, c2w = _alike(cameras, frames)
     travel = _length("travel", travel, 2 * _extent(c2w))
     middle = _middle(c2w)
     result = np.tile(middle, (frames, 1, 1))
     result[:, :3, 3] += np.linspace(-travel / 2, travel / 2, frames)[:, None] * middle[:3, 2]
     return _path(result, None, cameras[0])
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise UserError(f"{name} is {value}, expected at least 1")
-    return int(value)
 
 
 def _length(name: str, value: float | None, default: float) -> float:
@@ -172,16 +163,17 @@ def _length(name: str, value: float | None, default: float) -> float:
     return value
 
 
-def _alike(cameras: Sequence[PosedCamera], at_least: int) -> list[PosedCamera]:
-    """The cameras, all of pictures of the first one's size."""
+def _alike(
+    cameras: Sequence[PosedCamera], frames: int, at_least: int = 1
+) -> tuple[list[PosedCamera], Float64[np.ndarray, "v 4 4"]]:
+    """The cameras, all of pictures of the first one's size, and their poses."""
+    if frames < 1:
+        raise UserError(f"frames is {frames}, expected at least 1")
     if len(cameras) < at_least:
         raise UserError(f"this path is made from {at_least} cameras or more, got {len(cameras)}")
     size = cameras[0].height, cameras[0].width
-    return [c if (c.height, c.width) == size else c.cropped_to(*size) for c in cameras]
-
-
-def _poses(cameras: Sequence[PosedCamera]) -> Float64[np.ndarray, "v 4 4"]:
-    return np.stack([camera.c2w for camera in cameras])
+    alike = [c if (c.height, c.width) == size else c.cropped_to(*size) for c in cameras]
+    return alike, np.stack([camera.c2w for camera in alike])
 
 
 def _path(

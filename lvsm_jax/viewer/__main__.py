@@ -1,20 +1,21 @@
 """Opens a scene of photographs in the browser, rendered by a model from wherever one looks.
 
-    python -m lvsm_jax.viewer                       what `make demo` trained, in a synthetic room
-    python -m lvsm_jax.viewer EXPORT SCENE
-    python -m lvsm_jax.viewer runs/re10k/export photos/ --inputs=8
+    lvsm view                               what `make demo` trained, in a synthetic room
+    lvsm view EXPORT SCENE
+    lvsm view runs/re10k/export photos/ --inputs=8
 
-EXPORT is a directory that train.py or lvsm_jax.export wrote, of an EfficientLVSM. SCENE is a folder
-with cameras.json, nerfstudio's transforms.json or a COLMAP model, or a clip DATASET/SPLIT:KEY, as
-for python -m lvsm_jax.programs.render. Needs pip install 'lvsm_jax[viewer]'.
+EXPORT is a directory that `lvsm train` or `lvsm export` wrote, of an EfficientLVSM. SCENE is a
+folder with cameras.json, nerfstudio's transforms.json or a COLMAP model, or a clip
+DATASET/SPLIT:KEY, as for `lvsm render`. Needs pip install 'lvsm_jax[viewer]'.
 
-The page has the photographs as frustums, those in use in orange, and behind them the render, coarse
-while one moves and full when one stands still; a list to add and remove photographs, also new ones
-with their cameras.json; paths to play; and the nearest photograph beside the render. Several
-visitors see the same photographs, each from where they are. Ctrl-C ends it.
+The page shows the photographs as frustums, those in use in orange, and behind them the render:
+coarse while you move, full when you stand still. A list adds and removes photographs, also new ones
+that you upload with their cameras.json. Paths can be played, and the nearest photograph is shown
+beside the render. Several visitors see the same photographs, each from where they are. Ctrl-C ends.
 
-Only this computer can open it unless --host says otherwise: whoever can, sees the photographs. From
-another one, over ssh: ssh -L 8080:localhost:8080 NAME, and then http://localhost:8080.
+Only this computer can open the page unless --host says otherwise: whoever can, sees the
+photographs. From another one, over ssh: ssh -L 8080:localhost:8080 NAME, then open
+http://localhost:8080 there.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from input_pipeline.clip_scene import open_scene
+from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.programs.scene_options import (
     INPUTS,
@@ -39,10 +40,10 @@ from lvsm_jax.programs.scene_options import (
     choose_inputs,
     picture_size,
 )
-from lvsm_jax.scenes.readers import Scene, ScenePhotograph
 
 if TYPE_CHECKING:
     from lvsm_jax.rendering.session import Session
+    from lvsm_jax.scenes.readers import ScenePhotograph
 
 _EXPORT = "runs/quickstart/export"
 _DATASET = "data/synthetic"
@@ -50,17 +51,16 @@ _DATASET = "data/synthetic"
 
 @contextlib.contextmanager
 def serve(given: argparse.Namespace) -> Iterator[str]:
-    """Serves the page as the command line asks, and yields its address.
-
-    Raises:
-        ValueError, OSError: what is wrong, before the page is there.
-    """
+    """Serves the page as the command line asks, and yields its address."""
     if importlib.util.find_spec("viser") is None:
         raise UserError("the viewer needs viser: pip install 'lvsm_jax[viewer]'")
     for name in ("max_views", "max_visitors", "max_upload_mb"):
         if getattr(given, name) < 1:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag}={getattr(given, name)}, expected at least 1")
+    # Imports of what follows take seconds, which --help and the checks above do without.
+    from input_pipeline.clip_scene import open_scene
+
     scene = open_scene(given.scene or _first_room(), images=given.images)
     for note in scene.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -71,20 +71,17 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     from lvsm_jax.viewer.geometry import coarse_size
     from lvsm_jax.viewer.server import Viewer, check_address
     from lvsm_jax.viewer.uploads import Limits
-    from lvsm_jax.weights import exports  # imports JAX and Orbax, which takes seconds
+    from lvsm_jax.weights import exports
 
     check_address(given.host, given.port)
     export = given.export or _EXPORT
     size = picture_size(given.size, exports.describe(export))
-    how = {} if given.cache_dtype is None else {"cache_dtype": given.cache_dtype}
-    model = exports.load(export, **how)
+    dtype = {} if given.cache_dtype is None else {"cache_dtype": given.cache_dtype}
+    model = exports.load(export, **dtype)
     max_views = max(given.max_views, len(inputs))
+    height, width = size
     with Session(
-        model,
-        image_height=size[0],
-        image_width=size[1],
-        max_views=max_views,
-        scale=given.scale,
+        model, image_height=height, image_width=width, max_views=max_views, scale=given.scale
     ) as session:
         sizes = coarse_size(size, model.config.patch_size), size
         prepare(session, inputs, sizes)
@@ -99,16 +96,19 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
             limits=Limits(bytes=given.max_upload_mb * 2**20),
         )
         try:
-            print(_summary(scene, inputs, size))
+            print(
+                f"{len(inputs)} of {len(scene.photographs)} photographs of {scene.source}, "
+                f"{width}×{height} pixels"
+            )
             yield viewer.url
         finally:
             viewer.close()
 
 
 def prepare(
-    session: "Session", inputs: Sequence[ScenePhotograph], sizes: Sequence[tuple[int, int]]
+    session: "Session", inputs: Sequence["ScenePhotograph"], sizes: Sequence[tuple[int, int]]
 ) -> None:
-    """Adds the first photographs, and compiles all that visitors will use."""
+    """Adds the first photographs, and compiles all programs that visitors use."""
     first = [chosen.load() for chosen in tqdm(inputs, "decoding", unit="photograph", leave=False)]
     with tqdm(total=len(sizes) + 2, desc="compiling", unit="program", leave=False) as progress:
         session.add(first)
@@ -119,13 +119,6 @@ def prepare(
         session.remove(first[-1].name)
         session.add(first[-1])
         progress.update()
-
-
-def _summary(scene: Scene, inputs: Sequence[ScenePhotograph], size: tuple[int, int]) -> str:
-    return (
-        f"{len(inputs)} of {len(scene.photographs)} photographs of {scene.source}, "
-        f"{size[1]}×{size[0]} pixels"
-    )
 
 
 def _first_room() -> str:
@@ -144,7 +137,8 @@ def _first_room() -> str:
         reader.close()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@program
+def main(arguments: list[str]) -> None:
     """Reads the command line, and serves until Ctrl-C or SIGTERM."""
     given = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
@@ -152,46 +146,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        with serve(given) as url:
-            print(f"ready: {url}", flush=True)
-            stop.wait()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        pass
+    with contextlib.suppress(KeyboardInterrupt), serve(given) as url:
+        print(f"ready: {url}", flush=True)
+        stop.wait()
     print("closed")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lvsm_jax.viewer",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("export", metavar="EXPORT", nargs="?", help=f"of a model ({_EXPORT})")
-    parser.add_argument(
-        "scene", metavar="SCENE", nargs="?", help=f"photographs with cameras (a room of {_DATASET})"
-    )
-    parser.add_argument(
-        "--inputs",
-        metavar="N|NAMES",
-        help=f"in use at first: so many, evenly spaced ({INPUTS}), or all, or names with commas",
-    )
+    parser = argument_parser("view", __doc__)
+    add = parser.add_argument
+    add("export", metavar="EXPORT", nargs="?", type=path, help=f"of a model ({_EXPORT})")
+    add("scene", metavar="SCENE", nargs="?", type=path,
+        help=f"photographs with cameras (a room of {_DATASET})")  # fmt: skip
+    add("--inputs", metavar="N|NAMES",
+        help=f"in use at first: a number, evenly spaced ({INPUTS}), all, or names with commas"
+    )  # fmt: skip
     add_scene_options(parser)
-    parser.add_argument(
-        "--max-views", type=int, default=16, help="most photographs in use; takes memory (16)"
-    )
-    parser.add_argument(
-        "--cache-dtype", metavar="TYPE", help="of the cache: bfloat16, int8, … (as the model says)"
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8080, help="0: any that is free (8080)")
-    parser.add_argument("--max-visitors", type=int, default=8, help="at a time (8)")
-    parser.add_argument(
-        "--max-upload-mb", type=int, default=64, help="MiB that a visitor may upload (64)"
-    )
+    add("--max-views", type=int, default=16, help="most photographs in use; takes memory (16)")
+    add("--cache-dtype", metavar="TYPE",
+        help="of the cache: bfloat16, int8, … (as the model says)")  # fmt: skip
+    add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    add("--port", type=int, default=8080, help="0: any that is free (8080)")
+    add("--max-visitors", type=int, default=8, help="at a time (8)")
+    add("--max-upload-mb", type=int, default=64, help="MiB that a visitor may upload (64)")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The photograph nearest to a visitor, beside what is rendered for them."""
+"""The photograph nearest to a visitor, beside the render."""
 
 import logging
 import re
@@ -16,14 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class Beside:
-    """Two pictures in the panel. Photographs are decoded elsewhere, the one that is wanted then.
-
-    Args:
-        gui: viser's, of the visitor.
-        gallery: with the photographs.
-        size: height and width of the pictures.
-        loading: decodes photographs.
-    """
+    """Two pictures in the visitor's panel; the executor `loading` decodes the photographs."""
 
     def __init__(self, gui: Any, gallery: Gallery, size: tuple[int, int], loading: Executor):
         grey = np.full((*size, 3), 128, np.uint8)
@@ -37,13 +30,13 @@ class Beside:
         self._damaged: set[str] = set()
 
     def show(self, name: str | None, render: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Shows a render and the photograph of a name, as soon as that is decoded."""
+        """Shows a render and, as soon as it is decoded, the photograph of a name."""
         with self._lock:
             self._render, self._wanted = render, name or ""
             self._update()
 
     def close(self) -> None:
-        """Nothing is shown any more."""
+        """Stops showing anything."""
         with self._lock:
             self._closed = True
 
@@ -65,7 +58,7 @@ class Beside:
         error = None
         try:
             self._gallery.picture(name)
-        except Exception as caught:  # whatever it is, others are to be shown after it
+        except Exception as caught:  # whatever it is, other photographs are shown after it
             error = caught
         with self._lock:
             self._is_loading = False
@@ -77,5 +70,5 @@ class Beside:
 
 
 def code(text: str) -> str:
-    """As Markdown shows it letter by letter; names and messages may hold anything."""
+    """Text that Markdown shows letter by letter: names and messages may hold anything."""
     return "`" + re.sub(r"\s", " ", text.replace("`", "'")) + "`"

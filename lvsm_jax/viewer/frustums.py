@@ -1,4 +1,4 @@
-"""The photographs in 3D, as one visitor sees them: camera frustums that one can click."""
+"""The photographs in 3D, as one visitor sees them: camera frustums to click."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -12,19 +12,12 @@ from lvsm_jax.viewer.gallery import Gallery, Listed
 from lvsm_jax.viewer.geometry import PageFrame, Window
 
 _IN_USE, _UPLOADED, _SPARE = (255, 140, 0), (0, 160, 230), (130, 130, 130)
-_CLEAR = 1.5  # depths of a frustum within which it would be in the way
+_CLEAR = 1.5  # in depths of a frustum: one that is nearer is hidden
 
 
 @dataclasses.dataclass(frozen=True)
 class Frustum:
-    """A photograph in 3D.
-
-    Attributes:
-        listed: the photograph.
-        c2w: of its camera, on the page.
-        depth: of the frustum.
-        handle: viser's.
-    """
+    """A photograph in 3D, with the pose of its camera and the frustum's depth on the page."""
 
     listed: Listed
     c2w: Float64[np.ndarray, "4 4"]
@@ -33,7 +26,9 @@ class Frustum:
 
 
 class Frustums:
-    """Of all photographs of the gallery; those in use have their picture. Not for several threads.
+    """Frustums of all photographs in the gallery, those in use with their picture.
+
+    Not thread-safe.
 
     Args:
         scene: viser's, of the visitor.
@@ -57,11 +52,11 @@ class Frustums:
 
     @property
     def shown(self) -> Mapping[str, Frustum]:
-        """By name, in the order of the gallery."""
+        """Frustums by name, in the order of the gallery."""
         return self._shown
 
     def update(self, items: Sequence[Listed]) -> None:
-        """Shows these photographs; what has not changed stays."""
+        """Shows these photographs; unchanged frustums stay."""
         kept = {item.name: item for item in items if self._is_shown(item)}
         for name, frustum in self._shown.items():
             if name not in kept:
@@ -72,7 +67,7 @@ class Frustums:
         }
 
     def hide(self, window: Window, *, all_of_them: bool) -> None:
-        """Hides those in whose place the visitor stands, for they would hide the render."""
+        """Hides the frustums that the visitor stands in, or all: they would hide the render."""
         for frustum in self._shown.values():
             away = np.linalg.norm(frustum.c2w[:3, 3] - window.c2w[:3, 3])
             visible = bool(away > _CLEAR * frustum.depth) and not all_of_them
@@ -80,7 +75,7 @@ class Frustums:
                 frustum.handle.visible = visible
 
     def nearest(self, window: Window) -> str | None:
-        """The photograph that was taken nearest to where the visitor stands, if there is any."""
+        """Name of the photograph taken nearest to where the visitor stands, if there is any."""
         if not self._shown:
             return None
         poses = np.stack([frustum.c2w for frustum in self._shown.values()])

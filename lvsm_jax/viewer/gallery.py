@@ -1,4 +1,4 @@
-"""The photographs of the scene, the same for all visitors, and which of them are in use."""
+"""The photographs of the scene, and which of them are in use, the same for all visitors."""
 
 import collections
 import contextlib
@@ -17,7 +17,7 @@ from lvsm_jax.scenes.readers import ScenePhotograph
 
 _log = logging.getLogger(__name__)
 
-_PICTURES_KEPT = 64  # decoded and cut to size
+_PICTURES_KEPT = 64  # decoded and cropped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Listed:
 
     Attributes:
         photograph: not yet decoded; its name is unique.
-        camera: of the part of it that the model sees.
-        owner: who uploaded it; None: it belongs to the scene.
+        camera: of the crop that the model sees.
+        owner: who uploaded it; None for the scene's own.
         in_use: whether the session renders from it.
     """
 
@@ -38,20 +38,20 @@ class Listed:
 
     @property
     def name(self) -> str:
-        """By which gallery and session know it."""
+        """Its name in gallery and session."""
         return self.photograph.name
 
 
 class Gallery:
     """Photographs to choose from, over a session that holds those in use.
 
-    All methods may be called from any thread; changes take turns. After each change, the listeners
-    are called in the thread that made it.
+    Methods may be called from any thread; changes take turns. After each change the listeners are
+    called in the thread that made it.
 
     Args:
-        session: all of whose views are in the gallery, and which only the gallery changes.
+        session: whose views are all in the gallery, and which only the gallery changes.
         photographs: of the scene.
-        size: height and width of the pictures that the session's model sees.
+        size: height and width of the pictures that the model sees.
         max_views: of the session.
     """
 
@@ -69,10 +69,10 @@ class Gallery:
         self._changing = threading.Lock()
         self._pictures: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
         self._listeners: dict[Hashable, Callable[[], None]] = {}
-        self._views = session.views  # a copy, for asking the session waits for a render
+        self._views = session.views  # a copy: asking the session would wait for a render
 
     def listing(self) -> list[Listed]:
-        """All photographs, those of the scene in its order and then the uploaded ones."""
+        """All photographs: those of the scene in its order, then the uploaded ones."""
         used = self.in_use
         return [
             Listed(photograph, photograph.camera.cropped_to(*self._size), owner, name in used)
@@ -85,14 +85,14 @@ class Gallery:
         return frozenset(self._views)
 
     def listen(self, key: Hashable, listener: Callable[[], None]) -> None:
-        """Has a function called after each change."""
+        """Calls a function after each change, until the key leaves."""
         self._listeners[key] = listener
 
     def use(self, name: str) -> None:
-        """Has the session render from a photograph too.
+        """Adds a photograph to those that the session renders from.
 
         Raises:
-            ValueError: there is none of that name, no room for it, or it cannot be decoded.
+            UserError: no such photograph, no room for it, or it cannot be decoded.
         """
         with self._change():
             photograph, _ = self._known(name)
@@ -106,19 +106,14 @@ class Gallery:
             self._session.add(photograph.load())
 
     def drop(self, name: str) -> None:
-        """Has the session no longer render from a photograph, which stays in the gallery."""
+        """Stops rendering from a photograph, which stays in the gallery."""
         with self._change():
             self._known(name)
-            if name not in self._views:
-                return
-            self._session.remove(name)
+            if name in self._views:
+                self._session.remove(name)
 
     def upload(self, owner: Hashable, photographs: Sequence[ScenePhotograph]) -> tuple[int, int]:
-        """Adds photographs of a visitor, and uses as many as there is room for.
-
-        Returns:
-            How many were added, and how many of them are in use.
-        """
+        """Adds a visitor's photographs; returns their number, and how many are now in use."""
         used = 0
         with self._change():
             for photograph in photographs:
@@ -130,7 +125,7 @@ class Gallery:
         return len(photographs), used
 
     def leave(self, owner: Hashable) -> None:
-        """Frees what a visitor brought: their photographs, also where in use, and listener."""
+        """Removes a visitor's listener and photographs, those in use too."""
         self._listeners.pop(owner, None)
         with self._change():
             theirs = [name for name, (_, whose) in self._photographs.items() if whose == owner]
@@ -141,10 +136,10 @@ class Gallery:
                 self._pictures.pop(name, None)
 
     def picture(self, name: str) -> UInt8[np.ndarray, "h w 3"]:
-        """A photograph as the model sees it; decoded unless it is in use or was not long ago.
+        """A photograph as the model sees it, decoded if it is neither in use nor cached.
 
         Raises:
-            ValueError: there is none of that name, or it cannot be decoded.
+            UserError: no such photograph, or it cannot be decoded.
         """
         photograph, _ = self._known(name)
         if (picture := self.picture_in_use(name)) is not None:
@@ -152,7 +147,7 @@ class Gallery:
         if (picture := self._pictures.get(name)) is None:
             picture = photograph.load().cropped_to(*self._size)
             with self._changing:
-                # Its owner may have left by now, and another may have taken the name.
+                # Its owner may have left meanwhile, and another visitor taken the name.
                 if self._photographs.get(name, (None,))[0] is photograph:
                     self._pictures[name] = picture
                 if len(self._pictures) > _PICTURES_KEPT:
@@ -160,12 +155,12 @@ class Gallery:
         return picture
 
     def picture_in_use(self, name: str) -> UInt8[np.ndarray, "h w 3"] | None:
-        """The same of a photograph that is in use, else None."""
+        """The same for a photograph in use, else None."""
         view = self._views.get(name)
         return None if view is None else view.picture
 
     def at_hand(self, name: str) -> bool:
-        """Whether `picture` has nothing to decode."""
+        """Whether `picture` need not decode."""
         return name in self._pictures or name in self._views
 
     def _known(self, name: str) -> tuple[ScenePhotograph, Hashable | None]:
@@ -181,7 +176,7 @@ class Gallery:
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:
-        """Changes take turns; then all are told, also of one that failed on the way."""
+        """Makes changes one by one, and calls the listeners, also after one that failed."""
         try:
             with self._changing:
                 try:
@@ -189,11 +184,8 @@ class Gallery:
                 finally:
                     self._views = self._session.views
         finally:
-            self._tell()
-
-    def _tell(self) -> None:
-        for listener in list(self._listeners.values()):
-            try:
-                listener()
-            except Exception:  # one who is told must not undo the change for all
-                _log.exception("a visitor could not be told of a change")
+            for listener in list(self._listeners.values()):
+                try:
+                    listener()
+                except Exception:  # of one visitor, which must not undo the change for all
+                    _log.exception("a visitor's page could not be updated")

@@ -1,10 +1,10 @@
 """From a window in the browser to a camera of the scene, and back. NumPy and Pillow only.
 
-The page has a frame of its own: up is z, the middle of the scene's cameras is the origin, and the
+The page has a frame of its own: up is z, the mean of the scene's cameras is the origin, and the
 farthest of them is one unit away. So sizes on the page, and float32 in the browser, suit any world.
 
-A render has a fixed shape, and the window has another: the render stands in its middle, as large as
-fits, and the window's vertical field of view (all that viser knows of intrinsics) follows from it.
+A render has a fixed shape, and the window another. The render stands in the middle of the window,
+as large as fits. The window's vertical field of view, viser's only intrinsic, follows from it.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.trajectories import meeting_point, up_direction
 
-_ASPECTS = (0.2, 5.0)  # of windows; what browsers say is not to be trusted
+_ASPECTS = (0.2, 5.0)  # of windows; what browsers say is not trusted
 _FIELDS_OF_VIEW = (0.02, 3.0)
-_SHARP = 384  # shorter side of what is sent, so that the browser does not show blurred edges
+_SHARP = 384  # shorter side of what is sent; the browser would blur a smaller picture
 _BAR = 28  # grey beside the render
-_FARTHEST = 2.0  # that a drag turns about: about something far it would leave the scene at once
+_FARTHEST = 2.0  # point that a drag turns about; about one farther it would leave the scene
 _BESIDE = 180  # pixels of pictures side by side, about half the panel
 
 
@@ -33,10 +33,10 @@ class PageFrame:
     """A similarity from the world of the cameras to the page.
 
     Attributes:
-        axes: `[3, 3]`, rotation from world to page.
-        origin: `[3]`, in the world.
-        scale: units of the page a unit of the world.
-        distance: how far ahead of a camera is what it looks at, in units of the page.
+        axes: rotation from world to page.
+        origin: of the page, in the world.
+        scale: units of the page per unit of the world.
+        distance: from a camera to what it looks at, in units of the page.
     """
 
     axes: Float64[np.ndarray, "3 3"]
@@ -50,7 +50,7 @@ class PageFrame:
         c2w = np.stack([camera.c2w for camera in cameras])
         positions = c2w[:, :3, 3]
         origin, up = positions.mean(0), up_direction(c2w)
-        # Any direction across will do; that in which the cameras look keeps numbers tidy.
+        # Any horizontal direction will do; the cameras' own keeps numbers tidy.
         ahead = np.cross(c2w[:, :3, 0].mean(0), up)
         if np.linalg.norm(ahead) < 1e-3:
             ahead = np.cross(up, np.eye(3)[np.abs(up).argmin()])
@@ -79,10 +79,10 @@ class PageFrame:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Window:
-    """What a visitor looks through: a pinhole, and how wide the window is.
+    """The pinhole camera of a visitor's window.
 
     Attributes:
-        c2w: `[4, 4]` on the page, OpenCV's axes.
+        c2w: on the page, OpenCV's axes.
         fov: vertical field of view in radians.
         aspect: width over height.
     """
@@ -99,7 +99,7 @@ class Window:
         fov: float,
         aspect: float,
     ) -> "Window":
-        """From what viser says of a browser's camera; ValueError if that is no camera."""
+        """From what viser says of a browser's camera; UserError if that is no camera."""
         w, x, y, z = wxyz
         c2w = np.eye(4)
         c2w[:3, :3] = Rotation.from_quat([x, y, z, w]).as_matrix()
@@ -109,7 +109,7 @@ class Window:
         return cls(c2w, float(np.clip(fov, *_FIELDS_OF_VIEW)), float(np.clip(aspect, *_ASPECTS)))
 
     def camera(self, frame: PageFrame, size: tuple[int, int]) -> PosedCamera:
-        """The camera, in the world, of a render of height and width `size` in this window."""
+        """The camera in the world of a render in this window, of height and width `size`."""
         height, width = size
         tangent = math.tan(self.fov / 2)
         if self.aspect * height >= width:
@@ -121,7 +121,7 @@ class Window:
 
 
 def field_of_view(camera: PosedCamera, size: tuple[int, int], aspect: float) -> float:
-    """The window's, in which a render of that size shows what the camera's picture does."""
+    """Vertical, of the window in which a render of this size shows what the camera sees."""
     height, width = size
     fx, fy = camera.cropped_to(height, width).fxfycxcy[:2]
     aspect = float(np.clip(aspect, *_ASPECTS))
@@ -131,14 +131,14 @@ def field_of_view(camera: PosedCamera, size: tuple[int, int], aspect: float) -> 
 
 
 def wxyz(c2w: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "4"]:
-    """The rotation as a quaternion of viser's order."""
+    """The rotation as a quaternion in viser's order."""
     return np.roll(Rotation.from_matrix(c2w[:3, :3]).as_quat(), 1)
 
 
 def upright(c2w: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "3"]:
-    """The up direction nearest to the page's with which looking ahead gives this very pose.
+    """The up direction nearest to the page's with which looking ahead gives this pose.
 
-    A visitor who drags the scene turns about it, so that it had better be the page's.
+    A visitor who drags the scene turns about it.
     """
     right, up = c2w[:3, 0], np.array([0.0, 0.0, 1.0])
     up -= (up @ right) * right
@@ -146,14 +146,14 @@ def upright(c2w: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "3"]:
 
 
 def nearest(c2w: Float64[np.ndarray, "4 4"], others: Float64[np.ndarray, "v 4 4"]) -> int:
-    """Which camera is nearest: a unit of the page counts as much as a radian of direction."""
+    """Index of the nearest camera; a unit of the page counts as much as a radian of direction."""
     moved = np.linalg.norm(others[:, :3, 3] - c2w[:3, 3], axis=1)
     turned = np.arccos(np.clip(others[:, :3, 2] @ c2w[:3, 2], -1, 1))
     return int((moved + turned).argmin())
 
 
 def frustum_scale(positions: Float64[np.ndarray, "v 3"]) -> float:
-    """Size of camera frustums on the page that keeps them apart, if not too small to see."""
+    """Size of frustums on the page that keeps them apart but visible."""
     if len(positions) < 2:
         return 0.15
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
@@ -162,12 +162,12 @@ def frustum_scale(positions: Float64[np.ndarray, "v 3"]) -> float:
 
 
 def frustum_depth(fov: float, aspect: float, scale: float) -> float:
-    """How far viser draws a frustum's picture before its tip: all frustums have one volume."""
+    """Distance from a frustum's tip to its picture: viser gives all frustums one volume."""
     return scale / (math.tan(fov / 2) ** 2 * aspect / 3) ** (1 / 3)
 
 
 def coarse_size(size: tuple[int, int], patch: int) -> tuple[int, int]:
-    """At most half of a size, of exactly its shape, in whole patches; the size if there is none."""
+    """At most half of a size, of its exact shape, in whole patches; else the size itself."""
     common = math.gcd(size[0] // patch, size[1] // patch)
     if common < 2:
         return size
@@ -177,7 +177,7 @@ def coarse_size(size: tuple[int, int], patch: int) -> tuple[int, int]:
 def fill_window(
     picture: UInt8[np.ndarray, "h w 3"], aspect: float
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The render in the middle of a picture of the window's shape; viser stretches it over that."""
+    """The render in the middle of a picture of the window's shape, as viser stretches it."""
     height, width = picture.shape[:2]
     factor = max(1.0, _SHARP / min(height, width))
     height, width = round(factor * height), round(factor * width)
@@ -193,7 +193,7 @@ def fill_window(
 def side_by_side(
     left: UInt8[np.ndarray, "h w 3"], right: UInt8[np.ndarray, "h2 w2 3"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Two pictures of one shape at the size of the left one or larger, with a line between."""
+    """Two pictures of one shape, at the size of the left one or larger, with a line between."""
     factor = max(1.0, _BESIDE / left.shape[1])
     height, width = (round(factor * side) for side in left.shape[:2])
     both = [

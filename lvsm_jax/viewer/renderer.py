@@ -1,7 +1,7 @@
-"""One thread that renders for all visitors, each time what one of them wants now.
+"""One thread that renders for all visitors, in turns, the newest request of each.
 
-Of what a visitor asks for only the newest counts: an older wish that is not yet begun is dropped.
-Visitors take turns. A wish is rendered coarse at once, and in full when it has stood for a while.
+An older request that is not yet begun is dropped. A request is rendered coarse at once, and in full
+once it has stood for a while.
 """
 
 import dataclasses
@@ -18,15 +18,15 @@ _NOTHING, _COARSE, _FULL = range(3)
 
 @dataclasses.dataclass(frozen=True)
 class Rendered:
-    """What a visitor gets.
+    """The answer to a request.
 
     Attributes:
-        request: what was asked for.
+        request: of the visitor.
         full: whether it is final, not coarse.
         picture: what `render` returned, None if it failed.
         error: why it failed, or None.
         seconds: that `render` took.
-        dropped: requests of this visitor that were never rendered, so far.
+        dropped: requests of this visitor that were never rendered so far.
     """
 
     request: Any
@@ -39,7 +39,7 @@ class Rendered:
 
 @dataclasses.dataclass
 class _Visitor:
-    """Attributes: `show` gets results; `request` came at `since`, and `done` is what it has got."""
+    """Gets results by `show`; the `request` of the time `since` is rendered as `done` says."""
 
     show: Callable[[Rendered], None]
     request: Any = None
@@ -51,34 +51,34 @@ class _Visitor:
 class Renderer:
     """Renders the newest request of each visitor, in turns, in a thread of its own.
 
-    All methods may be called from any thread and return at once, but for `close`.
+    Methods may be called from any thread and return at once, but for `close`.
 
     Args:
         render: makes a picture of a request, coarse or (`full`) not. What it raises goes to the
             visitor who asked.
-        settle: seconds for which a request must stand before it is rendered in full.
+        settle: seconds that a request must stand before it is rendered in full.
     """
 
     def __init__(self, render: Callable[[Any, bool], Any], *, settle: float = 0.2):
         self._render, self._settle = render, settle
-        self._visitors: dict[Hashable, _Visitor] = {}  # whose turn it is comes first
+        self._visitors: dict[Hashable, _Visitor] = {}  # in the order of their turns
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="renderer", daemon=True)
         self._thread.start()
 
     def join(self, key: Hashable, show: Callable[[Rendered], None]) -> None:
-        """A visitor comes; `show` is called in the renderer's thread, and should not take long."""
+        """Adds a visitor; `show` is called in the renderer's thread and should be quick."""
         with self._changed:
             self._visitors[key] = _Visitor(show)
 
     def leave(self, key: Hashable) -> None:
-        """A visitor goes, and nothing is shown to them any more; not there: nothing happens."""
+        """Removes a visitor, if they are there; nothing more is shown to them."""
         with self._changed:
             self._visitors.pop(key, None)
 
     def ask(self, key: Hashable, request: Any) -> None:
-        """Takes the place of what the visitor asked for before; not there: nothing happens."""
+        """Replaces the request of a visitor, if they are there."""
         with self._changed:
             if visitor := self._visitors.get(key):
                 visitor.dropped += visitor.done == _NOTHING
@@ -86,7 +86,7 @@ class Renderer:
                 self._changed.notify()
 
     def refresh(self) -> None:
-        """Renders all visitors' requests again, for what they show has changed."""
+        """Renders all requests again, since what they show has changed."""
         with self._changed:
             for visitor in self._visitors.values():
                 if visitor.request is not None:
@@ -94,7 +94,7 @@ class Renderer:
             self._changed.notify()
 
     def close(self) -> None:
-        """Stops after the render that is running."""
+        """Stops after the current render."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -110,7 +110,7 @@ class Renderer:
             self._serve(*turn)
 
     def _next(self) -> tuple[Hashable, _Visitor, Any, bool] | None:
-        """Whose turn it is, and with what; they go to the end of the row."""
+        """The visitor whose turn it is, and what to render; they then go to the end of the row."""
         now = time.monotonic()
         for key, visitor in self._visitors.items():
             settled = now - visitor.since >= self._settle
@@ -122,7 +122,7 @@ class Renderer:
         return None
 
     def _pause(self) -> float | None:
-        """Seconds until a request has settled, None if there is none that will."""
+        """Seconds until the next request settles, None if there is none."""
         waiting = [v.since for v in self._visitors.values() if v.done == _COARSE]
         return max(0.0, min(waiting) + self._settle - time.monotonic()) if waiting else None
 

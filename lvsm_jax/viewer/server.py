@@ -1,6 +1,6 @@
-"""viser's server with the bounds that it lacks, and the visitors who are there.
+"""viser's server with the limits that it lacks, and the visitors.
 
-Written for viser 1.1: what is underscored there is used here and nowhere else, and tested.
+Written for viser 1.1: its private names are used here and nowhere else, and tested.
 """
 
 import contextlib
@@ -36,13 +36,13 @@ class Viewer:
     """Serves the page until `close`.
 
     Args:
-        session: that renders; views and size as the gallery's. It is not closed.
+        session: that renders, with the gallery's views and size. It is not closed.
         gallery: photographs, of which one at least is in use.
         sizes: height and width of coarse and full renders.
         start: where visitors stand first.
         host: address to listen at.
-        port: to listen at; 0: any that is free.
-        max_visitors: more are told that there is no room.
+        port: to listen at; 0 for any that is free.
+        max_visitors: others are told that there is no room.
         limits: of uploads.
 
     Raises:
@@ -66,7 +66,7 @@ class Viewer:
         poses = frame.to_page(np.stack([camera.c2w for camera in cameras]))
         check_address(host, port)
         self._limits, self._max_visitors = limits, max_visitors
-        self._visitors: dict[int, Visitor | None] = {}  # None: is coming
+        self._visitors: dict[int, Visitor | None] = {}  # None while the page is made
         self._lock = threading.Lock()
 
         def render(window: Window, full: bool) -> np.ndarray:
@@ -85,7 +85,7 @@ class Viewer:
             visitors=lambda: len(self._visitors),
         )
         gallery.listen(self, self._page.renderer.refresh)
-        with contextlib.redirect_stdout(io.StringIO()):  # says more than there is to know
+        with contextlib.redirect_stdout(io.StringIO()):  # viser prints a banner
             self._server = _Server(host, port, label="lvsm_jax", verbose=False)
         self._configure(start, sizes[1])
         self._server.on_client_connect(self._enter)
@@ -107,7 +107,7 @@ class Viewer:
         self._page.loading.shutdown(cancel_futures=True)
 
     def _configure(self, start: PosedCamera, size: tuple[int, int]) -> None:
-        """What is the same for all; each visitor's own is shown to them alone."""
+        """Sets what is the same for all visitors."""
         self._server.gui.configure_theme(
             dark_mode=True, show_logo=False, show_share_button=False, control_width="large"
         )
@@ -129,10 +129,10 @@ class Viewer:
                 "more. Reload the page later."
             )
             return
-        _bound_uploads(client, self._limits.bytes)
+        _limit_uploads(client, self._limits.bytes)
         visitor = Visitor(client, self._page, Uploads(self._limits))
         with self._lock:
-            # Who has gone on the way: their `_exit` may even have come before all this.
+            # The visitor may have left meanwhile, and `_exit` even have come before `_enter`.
             there = client.client_id in self._visitors
             there &= client.client_id in self._server.get_clients()
             if there:
@@ -158,7 +158,7 @@ class Viewer:
 
 
 def check_address(host: str, port: int) -> None:
-    """Raises OSError unless one can listen there; viser would take another port or wait forever."""
+    """Raises OSError if the port cannot be had: viser would take another or wait forever."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
@@ -168,16 +168,11 @@ def check_address(host: str, port: int) -> None:
 
 
 def is_same_origin(origin: str | None, host: str | None, *, loopback: bool) -> bool:
-    """Whether a connection comes from our own page, and not from one that the visitor has open.
+    """Whether a connection comes from our own page, by the Origin and Host of its request.
 
-    Browsers let any page open a websocket to any server and say where it is from. Other programs
-    say nothing, and may do what they like anyway.
-
-    Args:
-        origin: header of the request.
-        host: header of the request.
-        loopback: whether we listen there alone; then pages of other names that lead to it
-            (DNS rebinding) are refused too.
+    Browsers let any page open a websocket to any server, and name the page as the origin. Other
+    programs name none, and could name any. Where we listen on the loopback alone, pages of other
+    names that lead to it (DNS rebinding) are refused too.
     """
     if origin is None:
         return True
@@ -188,7 +183,7 @@ def is_same_origin(origin: str | None, host: str | None, *, loopback: bool) -> b
 
 
 class _Server(viser.ViserServer):
-    """Shares nothing over the internet, and talks to no other page than its own."""
+    """Never shares over the internet, and serves no other page than its own."""
 
     def __init__(self, host: str, port: int, **options: Any):
         self._loopback = host in _LOOPBACK
@@ -196,11 +191,11 @@ class _Server(viser.ViserServer):
         self._websock_server.on_client_connect(self._check_origin)
 
     def request_share_url(self, *_: Any, **__: Any) -> None:
-        """A visitor's browser can ask viser for a public address of this server. Refused."""
+        """Refuses what a visitor's browser can ask of viser: a public address of this server."""
         _log.warning("a visitor asked for a public address, which is refused")
 
     async def _check_origin(self, connection: Any) -> None:
-        """Before anything is sent: viser's client callbacks come later."""
+        """Runs before anything is sent; viser's client callbacks come later."""
         socket = self._websock_server._live_connections[connection.client_id]
         origin, host = (socket.request.headers.get(name) for name in ("Origin", "Host"))
         if not is_same_origin(origin, host, loopback=self._loopback):
@@ -208,10 +203,10 @@ class _Server(viser.ViserServer):
             await socket.close(1008, "from another page")
 
 
-def _bound_uploads(client: Any, max_bytes: int) -> None:
-    """Refuses files by the size they say they have, and parts beyond that, before they are kept.
+def _limit_uploads(client: Any, max_bytes: int) -> None:
+    """Refuses files above the limit by the size they declare, and parts beyond that size.
 
-    viser itself only bounds a message, by 50 MB, and keeps parts as long as they come.
+    viser itself only limits a message, to 50 MB, and keeps all parts that come.
     """
     gui, connection = client.gui, client.gui._websock_interface
     transfers = gui._current_file_upload_states

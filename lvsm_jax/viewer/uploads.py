@@ -1,8 +1,8 @@
 """Photographs that visitors upload, with a pose file. Nothing of them is trusted.
 
-A visitor sends `cameras.json` and then its pictures one by one, or all of them in one zip archive.
-Names in them choose a pose and label a photograph, but no file: on the disk uploads have names of
-our own, in a folder that goes with the visitor. Pictures are decoded once to see that they can be.
+A visitor sends `cameras.json` and then its pictures one by one, or all in one zip archive. Names in
+them choose a pose and label a photograph, never a file: on the disk uploads have names of ours, in
+a folder that is deleted when the visitor leaves. Each picture is decoded once, as a check.
 """
 
 import dataclasses
@@ -26,19 +26,19 @@ from lvsm_jax.scenes.readers import ScenePhotograph
 _MAX_POSES_BYTES = 4 * 2**20
 _MAX_POSES = 10_000  # of one visitor
 _MAX_MEMBERS = 1000  # of an archive, also those that are no photographs
-_MEMBER = b"PK\x01\x02"  # begins the entry of each file in an archive's directory
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others may want gigabytes to unpack
+_MEMBER = b"PK\x01\x02"  # begins each file's entry in an archive's directory
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others may take gigabytes to unpack
 _ODD = re.compile(r"[^\w ./()+,=@-]")
-_decoding = threading.Lock()  # one at a time, for each may take much memory
+_decoding = threading.Lock()  # one picture at a time, since each may take much memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Of what one visitor may upload.
+    """How much one visitor may upload.
 
     Attributes:
-        bytes: of a file, and of all photographs together, as they are sent and unpacked.
-        photographs: how many.
+        bytes: of a file, and of all photographs together, as sent and as unpacked.
+        photographs: their number.
         pixels: of a photograph.
     """
 
@@ -48,11 +48,7 @@ class Limits:
 
 
 class Uploads:
-    """What one visitor has uploaded, in a temporary folder until `close`.
-
-    Args:
-        limits: beyond which uploads are refused.
-    """
+    """What one visitor has uploaded, in a temporary folder until `close`."""
 
     def __init__(self, limits: Limits):
         self._limits = limits
@@ -64,17 +60,13 @@ class Uploads:
         self._closed = False
 
     def receive(self, name: str, content: bytes) -> list[ScenePhotograph]:
-        """Takes a file: poses, a picture that they have, or an archive of both.
-
-        Args:
-            name: as the visitor calls it.
-            content: of the file.
+        """Takes a file: poses, a picture of one of them, or an archive of both.
 
         Returns:
             The photographs in it; of an archive all or, if one cannot be used, none.
 
         Raises:
-            ValueError: what is wrong with the file, or which limit it is beyond.
+            UserError: what is wrong with the file, or which limit it exceeds.
         """
         with self._lock:
             if self._closed:
@@ -104,11 +96,11 @@ class Uploads:
 
     @property
     def poses(self) -> int:
-        """How many there are, with and without their picture."""
+        """Number of poses, with and without their picture."""
         return len(self._poses)
 
     def close(self) -> None:
-        """Deletes it all."""
+        """Deletes all that was uploaded."""
         with self._lock:
             self._closed = True
             if self._folder is not None:
@@ -119,7 +111,7 @@ class Uploads:
         if not zipfile.is_zipfile(io.BytesIO(content)):
             yield _plain(name), content
             return
-        # Before `zipfile` makes an object of each, which takes long.
+        # Counted before `zipfile` makes an object of each, which takes long.
         if content.count(_MEMBER) > _MAX_MEMBERS:
             raise UserError(f"{name} has more than {_MAX_MEMBERS} files")
         left = self._limits.bytes
@@ -131,7 +123,7 @@ class Uploads:
                     if member.compress_type not in _METHODS:
                         raise UserError(f"{name}: files must be deflated or stored")
                     with archive.open(member) as file:
-                        # What the archive says of sizes is not to be trusted.
+                        # The sizes that the archive declares are not trusted.
                         data = file.read(left + 1)
                     left -= len(data)
                     if left < 0:
@@ -139,7 +131,7 @@ class Uploads:
                             f"{name} has more than {_mebibytes(self._limits.bytes)} when unpacked"
                         )
                     yield _plain(member.filename), data
-        # Of damage, and of methods and encryption that cannot be read.
+        # Damaged archives, and methods or encryption that cannot be read.
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
             raise UserError(f"{name}: no archive that can be read: {error}") from error
 
@@ -184,7 +176,7 @@ class Uploads:
 
 
 def _read_poses(name: str, data: bytes) -> dict[str, PosedCamera]:
-    """Cameras by the name of their file, from the content of a `cameras.json`."""
+    """Cameras by the name of their picture, from the content of a `cameras.json`."""
     if len(data) > _MAX_POSES_BYTES:
         raise UserError(f"{name} is larger than {_mebibytes(_MAX_POSES_BYTES)}")
     poses, frames = {}, frames_of(parse_json(data, name), name)
@@ -206,13 +198,13 @@ def _is_poses(name: str) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    """Folders, and what macOS puts beside each file."""
+    """Whether it is a folder, or what macOS puts beside each file."""
     base = name.rpartition("/")[2]
     return not base or base.startswith(".") or name.startswith("__MACOSX/")
 
 
 def _plain(name: str) -> str:
-    """A name that other visitors may be shown."""
+    """A name that other visitors may see."""
     return _ODD.sub("_", name.replace("\\", "/")).strip("./ ")[-80:] or "unnamed"
 
 

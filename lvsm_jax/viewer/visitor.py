@@ -36,13 +36,13 @@ class Page:
 
     Attributes:
         gallery: of photographs.
-        renderer: asked for `Window`s.
+        renderer: takes `Window`s as requests.
         frame: from the scene's world to the page.
         sizes: height and width of coarse and full renders.
         frustum: size of frustums on the page.
         loading: decodes photographs to show beside renders.
         memory: of the cache, see `Session.memory`.
-        visitors: says how many there are.
+        visitors: returns their number.
     """
 
     gallery: Gallery
@@ -56,13 +56,7 @@ class Page:
 
 
 class Visitor:
-    """Shows the page to one of viser's clients until `leave`.
-
-    Args:
-        client: viser's.
-        page: shared with the others.
-        uploads: of this visitor.
-    """
+    """Shows the page to one of viser's clients until `leave`."""
 
     def __init__(self, client: Any, page: Page, uploads: Uploads):
         self._client, self._page, self._uploads = client, page, uploads
@@ -89,7 +83,7 @@ class Visitor:
             raise
 
     def leave(self) -> None:
-        """Frees all that was this visitor's."""
+        """Frees all that is this visitor's."""
         self._gone = True
         if self._beside:
             self._beside.close()
@@ -106,7 +100,7 @@ class Visitor:
         self._client.add_notification(title, body, color=colour, auto_close_seconds=12.0)
 
     def update_status(self) -> None:
-        """Shows the numbers of the moment, and what is wrong."""
+        """Shows times and memory, and what is wrong."""
         self._status.content = self._status_text()
 
     # The panel.
@@ -133,19 +127,19 @@ class Visitor:
         upload.on_upload(self._safely(self._uploaded))
 
     def _safely(self, callback: Callable[[Any], None]) -> Callable[[Any], None]:
-        """What goes wrong is told on the page, and the server goes on."""
+        """The callback, with its errors shown on the page while the server goes on."""
 
         @functools.wraps(callback)
         def call(event: Any) -> None:
             try:
                 callback(event)
-            except (ValueError, OSError) as error:
+            except (UserError, OSError) as error:
                 _log.info("refused: %s", error)
                 self.tell("That does not work", str(error), colour="red")
             except Exception as error:
                 if self._gone:
                     return
-                _log.exception("a visitor's wish failed")
+                _log.exception("a visitor's request failed")
                 message = f"{type(error).__name__} at the server, whose log says more"
                 self.tell("Something went wrong", message, colour="red")
 
@@ -171,7 +165,7 @@ class Visitor:
         finally:
             if self._gone:  # in the meantime
                 self._page.gallery.leave(self._key)
-        rest = "" if added == used else f", {added - used} not, for there is room for no more"
+        rest = "" if added == used else f", {added - used} not: there is no more room"
         self.tell("Photographs", f"{used} are in use now{rest}", colour="green")
 
     # The camera.
@@ -184,7 +178,7 @@ class Visitor:
         self._set_camera(frustum.listed.camera)
 
     def _set_camera(self, camera: PosedCamera) -> None:
-        """Takes the visitor to where a camera stood; the browser then says where it is."""
+        """Moves the visitor to a camera's place; the browser then reports where it is."""
         c2w, viewer = self._page.frame.to_page(camera.c2w), self._client.camera
         fov = geometry.field_of_view(camera, self._page.sizes[1], viewer.aspect)
         with self._client.atomic():
@@ -194,11 +188,11 @@ class Visitor:
             viewer.fov = fov
 
     async def _moved(self, _: Any) -> None:
-        """In viser's event loop, where the order of messages is kept."""
+        """Runs in viser's event loop, which keeps the order of messages."""
         self._look()
 
     def _look(self) -> None:
-        """Asks for what the visitor's window shows now."""
+        """Asks for a render of what the visitor's window shows now."""
         camera = self._client.camera
         try:
             place = np.asarray(camera.wxyz, np.float64), np.asarray(camera.position, np.float64)
@@ -228,7 +222,7 @@ class Visitor:
         threading.Thread(target=self._follow, args=(path, self._stop), daemon=True).start()
 
     def _follow(self, path: list[PosedCamera], stop: threading.Event) -> None:
-        """Plays a path once, at the speed that the slider says on the way."""
+        """Plays a path once, at the speed that the slider has meanwhile."""
         place, then = 0.0, time.monotonic()
         try:
             while not self._gone:
@@ -259,7 +253,7 @@ class Visitor:
             else:
                 self._client.scene.set_background_image(None)
                 known = before and str(before.error) == str(result.error)
-                if not (known or isinstance(result.error, ValueError)):
+                if not (known or isinstance(result.error, UserError)):
                     _log.error("a render failed", exc_info=result.error)
             self._hide()
             self.update_status()
@@ -291,12 +285,12 @@ class Visitor:
     # The scene.
 
     def _changed(self) -> None:
-        """The gallery has: called in the thread of whoever changed it."""
+        """Listens to the gallery, in the thread of whoever changed it."""
         if not self._gone:
             self._sync()
 
     def _sync(self) -> None:
-        """Makes frustums and lists those of the gallery."""
+        """Shows frustums and list as the gallery is now."""
         with self._lock, self._client.atomic():
             items = self._page.gallery.listing()
             self._frustums.update(items)
@@ -333,7 +327,7 @@ def _megabytes(count: int) -> str:
 
 
 def _device_memory() -> str:
-    """Of an accelerator, as far as it says."""
+    """Memory in use on an accelerator, where it says so."""
     statistics = jax.devices()[0].memory_stats() or {}
     if "bytes_in_use" not in statistics:
         return ""

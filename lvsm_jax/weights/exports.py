@@ -5,12 +5,10 @@ array) and `weights/`, an Orbax checkpoint with one array for each name of
 `common.tree.named_leaves`.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import uuid
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from etils import epath
 from jaxtyping import Array, Shaped, UInt32
 from orbax.checkpoint import v1 as ocp
@@ -109,8 +106,8 @@ _LARGE_FILE = 2**20  # bytes
 def _fingerprint_file(file: epath.Path) -> str:
     """Size and CRC; of large files the size alone.
 
-    Large ones hold arrays, which have their own CRCs. Small ones say where these are, and Orbax
-    would print tracebacks of damage there.
+    Large ones hold arrays, which have their own CRCs. Small ones say where these are: of damage
+    there Orbax would print tracebacks.
     """
     if not file.exists():
         return "missing"
@@ -187,7 +184,7 @@ def describe(path: epath.PathLike, *, verify: bool = True) -> dict[str, Any]:
     return description
 
 
-def model_config(path: epath.PathLike, **options: Any) -> ModelConfig:
+def model_config(path: epath.PathLike, *, verify: bool = True, **options: Any) -> ModelConfig:
     """The configuration of an export's model, with other options of how to compute.
 
     Raises:
@@ -195,12 +192,7 @@ def model_config(path: epath.PathLike, **options: Any) -> ModelConfig:
         UserError: an architecture or a field that this version does not know, or an option that
             the weights depend on.
     """
-    return _model_config(path, describe(path), options)
-
-
-def _model_config(
-    path: epath.PathLike, description: Mapping[str, Any], options: Mapping[str, Any]
-) -> ModelConfig:
+    description = describe(path, verify=verify)
     try:
         cls = config_class(description["architecture"])
         config = cls(**description["model"])
@@ -227,7 +219,7 @@ def load(path: epath.PathLike, *, verify: bool = True, **options: Any) -> ViewSy
     """
     path = absolute(path)
     description = describe(path, verify=verify)
-    template = abstract_model(_model_config(path, description, options))
+    template = abstract_model(model_config(path, verify=verify, **options))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
@@ -249,7 +241,7 @@ def _read_export(path: epath.Path, abstract: Mapping[str, Any]) -> dict[str, Any
     weights, leaves = path / "weights", {}
     context = _alone()
     context.pytree.loading.partial_load = True
-    with context, _quiet():
+    with context:
         try:
             stored = ocp.metadata(weights).metadata
             shapes = {name: str(array.shape) for name, array in stored.items()}
@@ -296,19 +288,6 @@ def _alone() -> ocp.Context:
     context.multiprocessing.primary_host = me
     context.multiprocessing.active_processes = {me}
     return context
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing but an exception tells of a damaged file."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def read_arrays(path: epath.Path, abstract: Mapping[str, Any]) -> dict[str, Any]:

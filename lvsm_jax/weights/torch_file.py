@@ -15,7 +15,7 @@ import struct
 import zipfile
 from typing import Any, BinaryIO, NamedTuple
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401
 import numpy as np
 from etils import epath
 
@@ -24,25 +24,12 @@ from lvsm_jax.common.files import expand
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before version 1.6
 
-_DTYPES = {
-    "float64": np.dtype(np.float64),
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
-    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
-    "complex128": np.dtype(np.complex128),
-    "complex64": np.dtype(np.complex64),
-    "int64": np.dtype(np.int64),
-    "int32": np.dtype(np.int32),
-    "int16": np.dtype(np.int16),
-    "int8": np.dtype(np.int8),
-    "uint64": np.dtype(np.uint64),
-    "uint32": np.dtype(np.uint32),
-    "uint16": np.dtype(np.uint16),
-    "uint8": np.dtype(np.uint8),
-    "bool": np.dtype(np.bool_),
-}
+_NAMES = (
+    "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 complex128 complex64 "
+    "int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
+)
+# ml_dtypes adds to NumPy those that it does not have.
+_DTYPES = {name: np.dtype(name) for name in _NAMES.split()}
 _STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",

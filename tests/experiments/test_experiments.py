@@ -7,7 +7,8 @@ import time
 import pytest
 
 from experiments import __main__ as experiments
-from experiments import parallel_runs, report, view_index
+from experiments import parallel_runs, view_index
+from experiments import report as reporting
 from experiments.configs import arms as experiments_config
 from input_pipeline.loading import open_eval_set
 from input_pipeline.sampling import evaluation_views
@@ -101,7 +102,7 @@ def invented_arm(curves, steps, inputs):
         found[str(seed)]["inputs"] = dict.fromkeys(inputs, scores)
     costs = {"steps": steps, "step_flops": 10**9, "parameters": 10**6}
     arm = {**costs, "overrides": {}, "config": {"data": {"image_height": 64}}, "runs": found}
-    return arm | {"psnr": report.psnr_by_inputs(arm, inputs)}
+    return arm | {"psnr": reporting.psnr_by_inputs(arm, inputs)}
 
 
 def test_means_and_spreads_are_over_the_seeds_that_are_done():
@@ -116,13 +117,13 @@ def test_means_and_spreads_are_over_the_seeds_that_are_done():
     timing = {"step_seconds": {"plucker": 6.0, "prope": 12.0}, "source": "invented"}
     report = {"inputs": [1, 2], "timing": timing, "arms": arms}
     assert arms["plucker"]["psnr"]["2"] == {"mean": 20.5, "spread": 1.0, "seeds": 2}
-    text = report.tables(report)
+    text = reporting.tables(report)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert ["100 steps", "20.50 (1.00)", "22.00", "+2.00"] in rows  # seed 0 against seed 0
     assert ["10.0 minutes", "20.50 (1.00)", "21.00", "+1.00"] in rows
     assert ["…, all three", "–", "–", "0"] in rows
-    assert report.draw_curves(report, ["plucker", "prope", "all_changes"]) is not None
-    assert report.draw_view_counts(report) is not None
+    assert reporting.draw_curves(report, ["plucker", "prope", "all_changes"]) is not None
+    assert reporting.draw_view_counts(report) is not None
 
 
 def sleeping_run(tmp_path, program):

@@ -1,5 +1,6 @@
 """Worker processes end with the program, however that ends, and not before."""
 
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -9,6 +10,8 @@ import time
 
 import pytest
 
+from input_pipeline.loading import train_batches
+from input_pipeline.workers import WorkerError
 from tests.helpers import tiny_dataset
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -74,6 +77,17 @@ def test_a_program_that_drops_its_batches_ends_and_leaves_no_workers(tmp_path, t
     assert program.wait(timeout=30) == 0
     assert program.stderr.read() == ""
     assert gone_after(program.pid, 10)
+
+
+def test_a_killed_worker_is_told(tiny):
+    before = set(multiprocessing.active_children())
+    batches = train_batches(tiny_dataset.config_of(tiny, num_workers=1), batch_size=2, seed=0)
+    next(batches)
+    for worker in set(multiprocessing.active_children()) - before:
+        worker.kill()
+    with pytest.raises(WorkerError, match=r"was killed .* lower data\.num_workers"):
+        for _ in batches:
+            pass
 
 
 def test_workers_outlive_a_signal_to_the_group_but_not_a_killed_parent(tmp_path, tiny):

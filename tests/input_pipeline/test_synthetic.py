@@ -15,7 +15,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from input_pipeline import sampling, storage
-from input_pipeline.synthetic import __main__ as synthetic
+from input_pipeline.synthetic import __main__ as program
+from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.synthetic import raycast, rooms, walks
 from lvsm_jax.models import cameras
 
@@ -52,10 +53,10 @@ def test_files_are_the_same_for_any_number_of_workers(small, tmp_path):
 def test_repeating_is_a_no_op_and_other_settings_are_an_error(small, capsys):
     before = contents(small)
     command = [str(small), "--train-scenes=20", "--test-scenes=3", "--frames=6", "--seed=3"]
-    synthetic.main([*command, "--height=16", "--width=24"])
+    program.main([*command, "--height=16", "--width=24"])
     assert "already complete" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
-        synthetic.main([*command, "--height=16", "--width=32"])
+        program.main([*command, "--height=16", "--width=32"])
     error = ended.value.code
     assert "width 24 there, 32 asked for" in error and "--overwrite" in error
     assert "seed" not in error
@@ -99,6 +100,24 @@ def test_killed_run_goes_on_where_it_was(tmp_path):
     assert contents(killed) == contents(straight)
     assert 0 < len(done) < 5
     assert all((killed / name).stat().st_mtime_ns == written for name, written in done.items())
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="finds workers in /proc")
+def test_ctrl_c_ends_the_program_and_its_workers_at_once(tmp_path):
+    sizes = ["--train-scenes=64", "--height=400", "--width=400", "--frames=40", "--workers=2"]
+    module = [sys.executable, "-m", "input_pipeline.synthetic", str(tmp_path / "rooms"), *sizes]
+    repository = pathlib.Path(__file__).parents[2]
+    process = subprocess.Popen(module, cwd=repository, stderr=subprocess.PIPE, text=True)
+    while len(list((tmp_path / "rooms").glob(".*.tmp"))) < 2:  # both write a shard
+        assert process.poll() is None, "finished, or failed, before it could be interrupted"
+        time.sleep(0.02)
+    workers = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGINT)  # to the program alone
+    _, errors = process.communicate(timeout=5)
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on from here" in errors
+    assert "Traceback" not in errors
+    assert not [worker for worker in workers if pathlib.Path(f"/proc/{worker}/fd/0").exists()]
 
 
 def test_records_are_readable_by_tfds_and_hold_what_was_rendered(small):

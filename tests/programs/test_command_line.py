@@ -92,7 +92,7 @@ def test_config_fields_beside_arguments():
     ("arguments", "message"),
     [
         ([CONFIG, "--viws=3"], r"no argument --viws=3; did you mean --views\?"),
-        ([CONFIG, "more"], "no argument more"),
+        ([CONFIG, "more"], "unexpected argument more"),
         (["--config.run.seed=1"], "--config.run.seed=1 sets a field of a config file"),
         ([CONFIG, "--config.run.sed=1"], "lacks a field of --config.run.sed=1"),
         ([CONFIG, "--config.run.seed=x"], "seed"),

@@ -159,6 +159,8 @@ def changed(row, column, value):
         ({"fxfycxcy": F[:3]}, r"fxfycxcy has shape \(3,\)"),
         ({"fxfycxcy": (np.inf, 1, 1, 1)}, "fxfycxcy is not finite"),
         ({"fxfycxcy": (50, -50, 1, 1)}, "focal lengths"),
+        ({"fxfycxcy": (1e-42, 50, 1, 1)}, "focal lengths"),
+        ({"fxfycxcy": (0.9, 1.4, 0.5, 0.5)}, "expected pixels, not shares"),
         ({"width": 0}, "width is 0"),
         ({"height": 48.5}, "height is 48.5"),
     ],

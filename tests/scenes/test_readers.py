@@ -255,6 +255,7 @@ def test_blender_transforms(images):
     [
         ({"k1": 0.1, "p2": -0.2}, r"the lens distorts \(k1 = 0.1, p2 = -0.2\)"),
         ({"k1": "no"}, "'k1' is \"no\""),
+        ({"distortion_params": [0, 0.1, 0, 0, 0, 0]}, r"distorts \(distortion_params\[1\] = 0.1\)"),
         ({"camera_model": "OPENCV_FISHEYE"}, "'camera_model' is 'OPENCV_FISHEYE'"),
         ({"is_fisheye": True}, "a fisheye"),
         ({"w": 49}, r"'w' and 'h' are 49×32, but .*p10.png has 48×32"),
@@ -291,7 +292,7 @@ def test_transforms_without_a_focal_length(images):
     [
         ({"file": "../outside.png"}, "'../outside.png', which lies outside of"),
         ({"file": "/etc/passwd"}, "lies outside of"),
-        ({"file": "images/link.png"}, "lies outside of"),
+        ({"file": "images/link.png"}, "lies outside of .*: it is a link to .*outside.png"),
         ({"file": None}, "expected the name of an image file"),
         ({"file": "a\0b"}, "expected the name of an image file"),
         ({"file": "a" * 5000}, "'file' is 'aaa"),
@@ -380,6 +381,38 @@ def test_real_scenes(shared_data):
         assert photograph.load().camera is photograph.camera
     with pytest.raises(SceneError, match="holds the scenes Herz-Jesus-P25"):
         read_scene(shared_data / "strecha")
+
+
+def test_windows_names(images):
+    content = cameras_json()
+    for frame in content["frames"]:
+        frame["file"] = frame["file"].replace("/", "\\")
+    write_json(images / "cameras.json", content)
+    assert [p.source.name for p in read_scene(images).photographs] == [
+        "p1.png",
+        "p2.jpg",
+        "p10.png",
+    ]
+
+
+@needs_pycolmap
+def test_colmap_text_with_spaces_in_names(images):
+    names = []
+    for i, name in enumerate(NAMES):
+        names.append(f"images/a photograph ({i}).png")
+        Image.open(images / name).save(images / names[-1])
+        (images / name).unlink()
+    write_colmap(images, names=names)
+    assert [f"images/{p.name}" for p in read_scene(images).photographs] == names
+
+
+def test_a_picture_that_exif_turns_says_so(images):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (WIDTH, HEIGHT)).save(images / NAMES[1], exif=exif)
+    write_json(images / "cameras.json", cameras_json(h=WIDTH, w=HEIGHT))
+    with pytest.raises(SceneError, match=r"has 48×32 pixels; its EXIF orientation 6"):
+        read_scene(images)
 
 
 def test_natural_order():

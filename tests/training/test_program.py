@@ -118,7 +118,7 @@ def test_it_trains_without_tensorflow(rooms, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "flags", "message"),
     [
-        ({}, ["--workdirr=x"], "there is no argument --workdirr; did you mean --workdir?"),
+        ({}, ["--workdirr=x"], "there is no argument --workdirr=x; did you mean --workdir?"),
         ({}, ["x"], "unexpected argument x"),
         ({"run.num_stpes": 3}, [], "num_steps"),
         ({"run.log_every": 0}, [], "run.log_every is 0, expected at least 1"),

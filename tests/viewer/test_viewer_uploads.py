@@ -202,7 +202,7 @@ def test_uploads_are_refused_before_they_are_kept():
     """Also of a browser that lies about sizes: viser's own handler is not called."""
     from viser import _messages as messages
 
-    from lvsm_jax.viewer.server import _bound_uploads
+    from lvsm_jax.viewer.server import _limit_uploads
 
     handlers, kept, sent, told = {}, [], [], []
     transfers = {}
@@ -233,7 +233,7 @@ def test_uploads_are_refused_before_they_are_kept():
     client = types.SimpleNamespace(
         gui=gui, add_notification=lambda title, body, **_: told.append(body)
     )
-    _bound_uploads(client, 2**20)
+    _limit_uploads(client, 2**20)
     assert handlers.keys() == {start_kind, part_kind}
     numbers = itertools.count()
 

@@ -33,7 +33,8 @@ def read_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = No
         SceneError: names the file, the place in it, and what was expected.
         OSError: a file that cannot be read.
     """
-    path, images = pathlib.Path(path), images if images is None else pathlib.Path(images)
+    path = pathlib.Path(path).expanduser()
+    images = None if images is None else pathlib.Path(images).expanduser()
     if images is not None and not images.is_dir():
         raise SceneError(f"there is no folder of images {images}")
     if not path.exists():

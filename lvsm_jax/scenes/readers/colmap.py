@@ -26,6 +26,7 @@ from lvsm_jax.scenes.readers.scene import (
     some_of,
 )
 
+_SECONDS, _BYTES_A_SECOND = 20, 2e6  # after which the reader of a damaged model is ended
 _PLACES = ("", "sparse", "sparse/*", "colmap/sparse/*")  # where COLMAP and its users put models
 
 
@@ -74,14 +75,22 @@ def _read_model(folder: pathlib.Path) -> dict[str, Any]:
             "pip install 'lvsm_jax[colmap]'"
         )
     program = pathlib.Path(__file__).with_name("colmap_model.py")
-    # -P: this package's modules must not stand in for others of the same name.
-    done = subprocess.run(
-        [sys.executable, "-P", os.fspath(program), os.fspath(folder.resolve())],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    num_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    try:
+        # -P: this package's modules must not stand in for others of the same name.
+        done = subprocess.run(
+            [sys.executable, "-P", os.fspath(program), os.fspath(folder.resolve())],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_SECONDS + num_bytes / _BYTES_A_SECOND,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SceneError(
+            f"{folder}: no COLMAP model that can be read: its reader did not end in "
+            f"{error.timeout:.0f} s"
+        ) from None
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         reason = lines[-1] if lines and done.returncode == 1 else "its reader broke down"

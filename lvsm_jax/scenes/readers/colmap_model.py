@@ -34,15 +34,26 @@ def main(folder: str) -> None:
         }
         for camera_id, camera in model.cameras.items()
     }
+    names = _names_in_text(pathlib.Path(folder))
     images = [
         {
-            "file": image.name,
+            "file": names.get(image.image_id, image.name),
             "camera": image.camera_id,
             "w2c": image.cam_from_world().matrix().tolist() if image.has_pose else None,
         }
         for image in model.images.values()
     ]
     json.dump({"cameras": cameras, "images": images}, sys.stdout)
+
+
+def _names_in_text(folder: pathlib.Path) -> dict[int, str]:
+    """Names of images by their ids; pycolmap ends those in text files at the first space."""
+    file = folder / "images.txt"
+    if (folder / "images.bin").exists() or not file.exists():
+        return {}
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+    poses = (line.split(maxsplit=9) for line in lines[::2])  # every other line is of points
+    return {int(pose[0]): pose[9].rstrip() for pose in poses if len(pose) == 10}
 
 
 if __name__ == "__main__":

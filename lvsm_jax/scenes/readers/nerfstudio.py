@@ -96,4 +96,7 @@ def _check_pinhole(values: Mapping[str, Any], where: str) -> None:
         for field in sorted(values)
         if _DISTORTION.fullmatch(field)
     }
+    if isinstance(parameters := values.get("distortion_params"), list):
+        given = numbers(values, "distortion_params", (len(parameters),), where)
+        distortion |= {f"distortion_params[{i}]": value for i, value in enumerate(given)}
     refuse_distortion(distortion, where)

@@ -18,7 +18,13 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.scenes.photograph import FORMATS, PICTURE_ERRORS, Photograph, PosedCamera
+from lvsm_jax.scenes.photograph import (
+    EXIF_ORIENTATION,
+    FORMATS,
+    PICTURE_ERRORS,
+    Photograph,
+    PosedCamera,
+)
 
 # Those that are a pinhole camera when their other parameters are zero.
 PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
@@ -94,9 +100,14 @@ def check_size(image: pathlib.Path | None, camera: PosedCamera, where: str) -> N
         return
     width, height = picture_size_of(image)
     if (width, height) != (camera.width, camera.height):
+        hint = ""
+        if (height, width) == (camera.width, camera.height):
+            with Image.open(image) as picture:
+                if (orientation := picture.getexif().get(EXIF_ORIENTATION, 1)) not in (0, 1):
+                    hint = f"; its EXIF orientation {orientation} asks for a turn: turn its pixels"
         raise SceneError(
             f"{where}: 'w' and 'h' are {camera.width}×{camera.height}, but {image} has "
-            f"{width}×{height} pixels"
+            f"{width}×{height} pixels{hint}"
         )
 
 
@@ -161,10 +172,14 @@ def find_image(
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise SceneError(f"{where} is missing or no text, expected the name of an image file")
-    for path in (root / f"{name}{suffix}" for suffix in ("", *suffixes)):
+    names = dict.fromkeys((name, name.replace("\\", "/")))  # Windows writes the latter so
+    for path in (root / f"{name}{suffix}" for name in names for suffix in ("", *suffixes)):
         try:
-            if not path.resolve().is_relative_to(root.resolve()):
-                raise SceneError(f"{where} is {name!r}, which lies outside of {root}")
+            real = path.resolve()
+            if not real.is_relative_to(root.resolve()):
+                is_link = pathlib.Path(os.path.abspath(path)).is_relative_to(root.absolute())
+                hint = f": it is a link to {real}, put a copy in its place" if is_link else ""
+                raise SceneError(f"{where} is {name!r}, which lies outside of {root}{hint}")
             if path.is_file():
                 return path
         except OSError as error:  # such as a name that is too long
