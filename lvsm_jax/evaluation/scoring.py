@@ -78,11 +78,8 @@ class Evaluation:
     def mean(self, metric: str, method: str = MODEL, *, context: bool = True) -> float | None:
         """Mean over the targets of a scene, then over scenes.
 
-        Args:
-            metric: one of those measured.
-            method: `model`, `copy_nearest` or `mean_color`.
-            context: whether targets that are also input views count. Without them, scenes where
-                none is left do not count either; None if no scene is left.
+        Without `context`, targets that are also input views do not count, nor do scenes where none
+        is left; None if no scene is left.
         """
         counted = np.full_like(self.is_context, True) if context else ~self.is_context
         some = counted.any(axis=1)
@@ -236,7 +233,7 @@ def render_scenes(
 
 
 def baseline_images(inputs: Any, targets: Any) -> dict[str, np.ndarray]:
-    """What the baselines show for the targets (`Views`), on the host.
+    """Images that the baselines show for the targets, on the host.
 
     `copy_nearest` is the input view taken from nearest to the target; `mean_color` is the mean
     colour of all input views, everywhere.
@@ -283,7 +280,7 @@ def render_views(model: Any, inputs: Views, cameras: Cameras) -> Float[Array, "b
 def _score(
     metrics: dict[str, Any], targets: UInt8[Array, "b t h w 3"], predictions: list[Array]
 ) -> dict[str, Float[Array, "b k t"]]:
-    """Every metric of every prediction; these may lack the dimensions in which all is equal."""
+    """Scores every prediction by every metric; dimensions of size 1 are broadcast."""
     sharding = jax.typeof(targets).sharding
     if sharding.mesh.empty or sharding.spec[0] is None:
         return _score_locally(metrics, targets, predictions)

@@ -189,7 +189,7 @@ class Dino(nnx.Module):
         return tuple(resize_bicubic(x, *grid) for x in self.block_outputs(images, blocks))
 
     def _tokens(self, images: Array, gh: int, gw: int) -> Float[Array, "b n d"]:
-        """What goes into the first block."""
+        """Input tokens of the first block."""
         pixels = (images.astype(jnp.float32) - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
         pixels = patchify(jnp.expand_dims(pixels, 1), self.config.patch_size)
         patches = self.patches(jnp.squeeze(pixels, 1)).astype(jnp.float32)

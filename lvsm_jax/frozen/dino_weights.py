@@ -1,4 +1,4 @@
-"""What the published files of DINOv2 and DINOv3 call their weights, and how they become ours.
+"""Published weights of DINOv2 and DINOv3, read into `Dino`.
 
 A file is first seen as a state dict of the original program, whose names those of Hugging Face's
 files are translated to. A torch `Linear` is `[out, in]` there and `[in, out]` here, and our blocks
@@ -77,13 +77,10 @@ def find_teacher(path: epath.PathLike, name: str) -> epath.Path:
 def load_teacher(
     path: epath.PathLike, name: str, *, num_blocks: int | None = None, **options: str
 ) -> Dino:
-    """Reads a teacher from a published file: a `.pth` or Hugging Face's `.safetensors`.
+    """Reads one of `TEACHERS` from a published file: a `.pth` or Hugging Face's `.safetensors`.
 
-    Args:
-        path: of the file, see `find_teacher`.
-        name: one of `lvsm_jax.frozen.dino.TEACHERS`.
-        num_blocks: how many blocks to keep, from the first; all by default.
-        **options: `dtype` and `attention` of the configuration.
+    Of its blocks the first `num_blocks` are kept, by default all; `options` are the `dtype` and
+    `attention` of its configuration.
 
     Raises:
         MissingWeightsError: no such file.

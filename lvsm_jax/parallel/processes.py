@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, what they agree on, and how they end together.
+"""The processes of a run: they meet, agree on values, and end together.
 
 A host of a TPU slice, or of a cluster of GPUs, runs a process of its own, and all run the same
 program at the same time. One process is the same code: it waits for nobody and agrees with itself.
@@ -223,7 +223,7 @@ def of_main(tree: Any) -> Any:
 
 
 def gather_texts(text: str) -> list[str]:
-    """What each process says, in their order; all must call it. Long texts are cut."""
+    """Gathers a text of each process, in their order; all must call it. Long texts are cut."""
     if jax.process_count() == 1:
         return [text]
     row = np.zeros((1, _LONGEST_TEXT), np.uint8)
@@ -327,19 +327,15 @@ def check_shared(directory: epath.PathLike) -> None:
             file.touch()
     try:
         with error_of_any():
-            _wait_for(file)
+            # Disks that are shared over a network show new files with a delay.
+            give_up = time.monotonic() + _SHARED_DISK_SECONDS
+            while not file.exists():
+                if time.monotonic() > give_up:
+                    raise UserError(
+                        f"{directory} is not the directory that process 0 has under this name: all "
+                        "processes need the same one, on a shared disk or in a bucket"
+                    )
+                time.sleep(0.2)
     finally:
         if is_main():
             file.unlink(missing_ok=True)
-
-
-def _wait_for(file: epath.Path) -> None:
-    """Disks that are shared over a network show new files with a delay."""
-    give_up = time.monotonic() + _SHARED_DISK_SECONDS
-    while not file.exists():
-        if time.monotonic() > give_up:
-            raise UserError(
-                f"{file.parent} is not the directory that process 0 has under this name: all "
-                "processes need the same one, on a shared disk or in a bucket"
-            )
-        time.sleep(0.2)

@@ -35,7 +35,7 @@ from lvsm_jax.training.train_state import (
 
 
 class StopSignals:
-    """Whether SIGTERM or SIGINT asked the run to stop; it does so a step later."""
+    """Handler of SIGTERM and SIGINT: `requested` asks the loop to stop after the next step."""
 
     requested = False
 

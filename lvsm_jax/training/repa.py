@@ -30,7 +30,7 @@ _INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 @dataclasses.dataclass(frozen=True)
 class RepaConfig:
-    """What is aligned with what; the defaults, with a weight of 0.5, are the published choice.
+    """Which layers are aligned with which blocks; with a weight of 0.5, defaults are as published.
 
     Attributes:
         weight: of the loss beside the others; 0 for no teacher at all.
@@ -71,17 +71,17 @@ class RepaConfig:
 
     @property
     def encoder_pairs(self) -> tuple[Pair, ...]:
-        """`encoder`, read."""
+        """`encoder`, parsed."""
         return _pairs("encoder", self.encoder)
 
     @property
     def decoder_pairs(self) -> tuple[Pair, ...]:
-        """`decoder`, read."""
+        """`decoder`, parsed."""
         return _pairs("decoder", self.decoder)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
-        """Of both streams, each once: so many projectors there are, in this order."""
+        """Pairs of both streams without repetition, in the order of their projectors."""
         return tuple(dict.fromkeys(self.encoder_pairs + self.decoder_pairs))
 
     @property
@@ -130,7 +130,7 @@ class Projector(nnx.Module):
         self.third = Linear(hidden, features, **options)
 
     def __call__(self, tokens: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:
-        """What the tokens say about the teacher's features."""
+        """Projects tokens to the teacher's features."""
         return self.third(jax.nn.silu(self.second(jax.nn.silu(self.first(tokens)))))
 
 

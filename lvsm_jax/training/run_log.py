@@ -1,4 +1,4 @@
-"""What a run tells: a line of progress for who watches, and all else in files of its directory."""
+"""Logs of a training run: a line of progress, log.txt, metrics.csv, pictures, TensorBoard."""
 
 import csv
 import datetime
@@ -52,7 +52,7 @@ class _Terminal(python_logging.Handler):
 
 
 def _is_not_chatter(record: python_logging.LogRecord) -> bool:
-    """Orbax tells some fifty lines about each checkpoint, TFDS what it reads; warnings stay."""
+    """Drops information of Orbax, some fifty lines a checkpoint, and of TFDS; keeps warnings."""
     chatty = any(name in record.pathname for name in ("orbax", "tensorflow_datasets"))
     return record.levelno > python_logging.INFO or not chatty
 

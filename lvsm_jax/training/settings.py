@@ -1,4 +1,4 @@
-"""A training run's config, checked: whether the run may start, or go on where another stopped."""
+"""Checks of a training run's config: whether the run may start, or resume another."""
 
 import dataclasses
 import json

@@ -40,7 +40,7 @@ TrainStep = Callable[["TrainState", Any, Frozen], tuple["TrainState", Metrics]]
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """All that a training step depends on besides its state and batch.
+    """Configuration of the training step.
 
     The schedule needs `num_steps`; `grad_accumulation` is the number of microbatches.
     """
@@ -74,7 +74,7 @@ class TrainingConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What the optimizer moves.
+    """Weights that the optimizer updates.
 
     Attributes:
         model: the weights that are evaluated and exported.
@@ -87,7 +87,7 @@ class Trained:
 
     @property
     def named_for_optimizer(self) -> Any:
-        """The tree whose names the arrays of the optimizer's state have in checkpoints."""
+        """The tree that the optimizer sees: its names are those of moments in checkpoints."""
         if self.projectors is None:
             return self.model
         return {"model": self.model, "projectors": self.projectors}
@@ -119,7 +119,7 @@ class TrainState:
 
     @property
     def trained(self) -> Trained:
-        """What the optimizer moves."""
+        """Weights that the optimizer updates."""
         return Trained(self.model, self.projectors)
 
     @property
