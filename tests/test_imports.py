@@ -48,6 +48,19 @@ ALLOWED = {
     "input_pipeline": {"batch", "common", "scenes", "weights"},
     "lvsm_jax": {"models", "rendering", "scenes", "weights"},  # the face
     "configs": {"common", "models", "parallel", "training"},
+    "benchmarks": {  # but no experiments
+        "batch",
+        "common",
+        "cost",
+        "evaluation",
+        "frozen",
+        "input_pipeline",
+        "models",
+        "parallel",
+        "rendering",
+        "scenes",
+        "training",
+    },
 }
 
 
@@ -74,7 +87,7 @@ def files_of(package: str) -> list[pathlib.Path]:
     return sorted(file for file in (REPOSITORY / package).rglob("*.py*") if file.suffix != ".pyc")
 
 
-@pytest.mark.parametrize("package", ["lvsm_jax", "input_pipeline", "configs"])
+@pytest.mark.parametrize("package", ["lvsm_jax", "input_pipeline", "configs", "benchmarks"])
 def test_imports_flow_one_way(package):
     wrong = []
     for file in files_of(package):

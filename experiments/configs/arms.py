@@ -1,6 +1,6 @@
 """What a change of the model or of its samples is worth, on the quickstart's small Efficient-LVSM.
 
-    python -m input_pipeline.synthetic data/wide_rooms --train-scenes 2000 --test-scenes 96 \
+    lvsm synthetic data/wide_rooms --train-scenes 2000 --test-scenes 96 \
         --frames 40 --motion 1.6 2.4 --turn 2.0 --objects 3 5
     python train.py --config=experiments/configs/arms.py:prope --workdir=runs/prope
 
