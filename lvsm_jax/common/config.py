@@ -271,7 +271,7 @@ def section(config: ml_collections.ConfigDict, name: str, cls: type[T]) -> T:
     """Reads a section into its dataclass.
 
     Raises:
-        ValueError: a field that is unknown or missing, or has another type than the dataclass's,
+        UserError: a field that is unknown or missing, or has another type than the dataclass's,
             or a value that the dataclass refuses; the field is named.
     """
     if name not in config:
@@ -304,5 +304,4 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
     if not isinstance(value, kinds) or isinstance(value, bool) != (bool in kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(f"config.{name} is {value!r}, expected {names}")
-    # Of a string only a path begins so.
-    return os.path.expanduser(value) if isinstance(value, str) and value[:2] == "~/" else value
+    return value

@@ -21,7 +21,7 @@ def psnr(
     """Peak signal-to-noise ratio in dB of images clipped to [0, 1]; infinite where they agree.
 
     Raises:
-        ValueError: integer images, or shapes that differ.
+        UserError: integer images, or shapes that differ.
     """
     target, prediction = _float32(target, prediction)
     error = jnp.clip(target, 0, 1) - jnp.clip(prediction, 0, 1)
@@ -37,7 +37,7 @@ def ssim(
     data_range=1, channel_axis=-1)`: sample covariances, and only windows inside the image count.
 
     Raises:
-        ValueError: integer images, shapes that differ, or images smaller than 11×11 pixels.
+        UserError: integer images, shapes that differ, or images smaller than 11×11 pixels.
     """
     x, y = _float32(target, prediction)
     if min(x.shape[1:3]) < _SSIM_TAPS:

@@ -45,14 +45,7 @@ def render_page(
     pictures: Mapping[str, SceneImages],
     groups: Mapping[str, list[int]],
 ) -> str:
-    """The page's HTML.
-
-    Args:
-        evaluation: all scores.
-        summary: what `eval.py` writes to summary.json.
-        pictures: of the scenes in `groups`, by key.
-        groups: from `choose_scenes`.
-    """
+    """The page's HTML, with pictures by scene of the `groups` that `choose_scenes` chose."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lvsm_jax.evaluation"),
         autoescape=True,
@@ -125,7 +118,7 @@ def _exact_copies(evaluation: Evaluation) -> int:
 
 
 def _card(evaluation: Evaluation, s: int, images: SceneImages) -> dict[str, Any]:
-    """What the template shows of one scene."""
+    """Data of one scene for the template."""
     count = images.targets.shape[0]
     shown = np.unique(np.linspace(0, count - 1, min(count, _TARGETS_SHOWN)).round().astype(int))
     scores = evaluation.scores
@@ -182,7 +175,7 @@ def _number(value: float | None, metric: str) -> str:
 
 
 def _histogram(evaluation: Evaluation) -> dict[str, Any]:
-    """Geometry, in units of the SVG's view box, of the distribution of scenes over PSNR."""
+    """Histogram of the scenes' PSNR, in units of the SVG's view box."""
     width, height = 720, 240
     methods = [method for method in (MODEL, COPY_NEAREST) if method in evaluation.scores]
     means = {method: evaluation.scene_means("psnr", method) for method in methods}

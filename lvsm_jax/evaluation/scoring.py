@@ -17,9 +17,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from tqdm import tqdm
 
-from lvsm_jax.batch import Batch
+from lvsm_jax.batch import Batch, Views
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.evaluation.metrics import psnr, ssim
+from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.parallel import processes
 
 MODEL, COPY_NEAREST, MEAN_COLOR = "model", "copy_nearest", "mean_color"
@@ -77,11 +78,8 @@ class Evaluation:
     def mean(self, metric: str, method: str = MODEL, *, context: bool = True) -> float | None:
         """Mean over the targets of a scene, then over scenes.
 
-        Args:
-            metric: one of those measured.
-            method: `model`, `copy_nearest` or `mean_color`.
-            context: whether targets that are also input views count. Without them, scenes where
-                none is left do not count either; None if no scene is left.
+        Without `context`, targets that are also input views do not count, nor do scenes where none
+        is left; None if no scene is left.
         """
         counted = np.full_like(self.is_context, True) if context else ~self.is_context
         some = counted.any(axis=1)
@@ -170,14 +168,14 @@ def evaluate(
         progress: whether to show scenes done and time left, on stderr.
 
     Raises:
-        ValueError: an empty set.
+        UserError: an empty set.
     """
     model, metrics = _as_pytree(model), {k: _as_pytree(metric) for k, metric in metrics.items()}
     methods = [MODEL, COPY_NEAREST, MEAN_COLOR] if baselines else [MODEL]
 
     def dispatch(batch: Batch) -> dict[str, Any]:
         placed = put(batch)
-        predictions = [_render_batch(model, placed)]
+        predictions = [render_views(model, placed.inputs, placed.targets.cameras)]
         if baselines:
             images = baseline_images(batch.inputs, batch.targets)
             predictions += put([images[method] for method in methods[1:]])
@@ -189,8 +187,7 @@ def evaluate(
             "scores": _score(metrics, placed.targets.images, predictions),
         }
 
-    parts = []
-    total = eval_set.num_scenes
+    parts, total = [], eval_set.num_scenes
     with tqdm(total=total, desc="evaluating", unit="scene", disable=not progress) as bar:
         # A batch is fetched after the next one is dispatched: the device computes meanwhile.
         dispatched = itertools.chain(map(dispatch, eval_set), [None])
@@ -227,7 +224,7 @@ def render_scenes(
     for batch in eval_set:
         placed = put(batch)
         nearest = put(baseline_images(batch.inputs, batch.targets)[COPY_NEAREST])
-        renders = _render_batch(model, placed)
+        renders = render_views(model, placed.inputs, placed.targets.cameras)
         pictures = placed.inputs.images, placed.targets.images, nearest, renders
         valid, scene, pictures = processes.gather((placed.valid, placed.scene, pictures))
         for i in np.flatnonzero(valid):
@@ -236,7 +233,7 @@ def render_scenes(
 
 
 def baseline_images(inputs: Any, targets: Any) -> dict[str, np.ndarray]:
-    """What the baselines show for the targets (`Views`), on the host.
+    """Images that the baselines show for the targets, on the host.
 
     `copy_nearest` is the input view taken from nearest to the target; `mean_color` is the mean
     colour of all input views, everywhere.
@@ -273,20 +270,17 @@ def _valid_rows(rows: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(lambda x: x[valid], rows)
 
 
-def _render_batch(model: Any, batch: Any) -> Array:
-    return _render(model, batch.inputs.images, batch.inputs.cameras, batch.targets.cameras)
-
-
 @jax.jit
-def _render(model: Any, images: Array, inputs: Any, targets: Any) -> Array:
-    return model(_unit_range(images), inputs, targets).astype(jnp.float32)
+def render_views(model: Any, inputs: Views, cameras: Cameras) -> Float[Array, "b t h w 3"]:
+    """What the model shows at these cameras, in float32."""
+    return model(_unit_range(inputs.images), inputs.cameras, cameras).astype(jnp.float32)
 
 
 @jax.jit
 def _score(
     metrics: dict[str, Any], targets: UInt8[Array, "b t h w 3"], predictions: list[Array]
 ) -> dict[str, Float[Array, "b k t"]]:
-    """Every metric of every prediction; these may lack the dimensions in which all is equal."""
+    """Scores every prediction by every metric; dimensions of size 1 are broadcast."""
     sharding = jax.typeof(targets).sharding
     if sharding.mesh.empty or sharding.spec[0] is None:
         return _score_locally(metrics, targets, predictions)
@@ -319,8 +313,7 @@ def _score_locally(
 
 
 def _unit_range(images: Array) -> Array:
-    images_are_bytes = images.dtype == jnp.uint8
-    return images.astype(jnp.float32) / 255 if images_are_bytes else images
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
 def _as_pytree(function: Callable[..., Array]) -> Any:

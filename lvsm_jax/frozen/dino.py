@@ -29,7 +29,7 @@ from lvsm_jax.models.layers import (
     broadcast_scenes,
     check_image_size,
     patchify,
-    scan_tapped,
+    scan_layers,
     stack_layers,
 )
 
@@ -159,7 +159,7 @@ class Dino(nnx.Module):
             blocks: counted from 1, in any order. What comes after the last is not computed.
 
         Raises:
-            ValueError: no such block, or a size that is no multiple of the patch.
+            UserError: no such block, or a size that is no multiple of the patch.
         """
         depth, patch = self.config.num_layers, self.config.patch_size
         if not blocks or not all(1 <= block <= depth for block in blocks):
@@ -169,7 +169,7 @@ class Dino(nnx.Module):
         grid = height // patch, width // patch
         rotation = self._rotation(*grid)
         used = jax.tree.map(lambda stacked: stacked[: max(blocks)], self.blocks)
-        _, _, outputs = scan_tapped(
+        _, _, outputs = scan_layers(
             lambda tokens, block: (block(tokens, rotation), None),
             self._tokens(images, *grid),
             used,
@@ -189,7 +189,7 @@ class Dino(nnx.Module):
         return tuple(resize_bicubic(x, *grid) for x in self.block_outputs(images, blocks))
 
     def _tokens(self, images: Array, gh: int, gw: int) -> Float[Array, "b n d"]:
-        """What goes into the first block."""
+        """Input tokens of the first block."""
         pixels = (images.astype(jnp.float32) - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
         pixels = patchify(jnp.expand_dims(pixels, 1), self.config.patch_size)
         patches = self.patches(jnp.squeeze(pixels, 1)).astype(jnp.float32)

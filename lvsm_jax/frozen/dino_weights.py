@@ -1,4 +1,4 @@
-"""What the published files of DINOv2 and DINOv3 call their weights, and how they become ours.
+"""Published weights of DINOv2 and DINOv3, read into `Dino`.
 
 A file is first seen as a state dict of the original program, whose names those of Hugging Face's
 files are translated to. A torch `Linear` is `[out, in]` there and `[in, out]` here, and our blocks
@@ -77,23 +77,20 @@ def find_teacher(path: epath.PathLike, name: str) -> epath.Path:
 def load_teacher(
     path: epath.PathLike, name: str, *, num_blocks: int | None = None, **options: str
 ) -> Dino:
-    """Reads a teacher from a published file: a `.pth` or Hugging Face's `.safetensors`.
+    """Reads one of `TEACHERS` from a published file: a `.pth` or Hugging Face's `.safetensors`.
 
-    Args:
-        path: of the file, see `find_teacher`.
-        name: one of `lvsm_jax.frozen.dino.TEACHERS`.
-        num_blocks: how many blocks to keep, from the first; all by default.
-        **options: `dtype` and `attention` of the configuration.
+    Of its blocks the first `num_blocks` are kept, by default all; `options` are the `dtype` and
+    `attention` of its configuration.
 
     Raises:
         MissingWeightsError: no such file.
-        ValueError: weights that are not exactly this teacher's, all named.
+        UserError: weights that are not exactly this teacher's, all named.
     """
     config = dataclasses.replace(TEACHERS[name], **options)
     path = find_teacher(path, name)
     try:
         return from_state_dict(read_checkpoint(path).arrays, config, num_blocks=num_blocks)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path} as {name}: {error}") from error
 
 

@@ -31,11 +31,8 @@ _SCALE = (0.458, 0.448, 0.450)
 class LPIPS:
     """Learned perceptual distance of images in [0, 1] (not clipped); a pytree of its weights.
 
-    VGG-16 is computed in the type of its weights, the rest in float32.
-
-    Attributes:
-        vgg: `lvsm_jax.frozen.vgg.Weights` of VGG-16.
-        linear: for each block, the weights of its channels `[c]`.
+    VGG-16 is computed in the type of its weights (`vgg.Weights`), the rest in float32; `linear` has
+    for each block the weights of its channels `[c]`.
     """
 
     # Any, for a pytree also holds shapes, shardings and specs as leaves.
@@ -100,7 +97,7 @@ def load_lpips(path: epath.PathLike | None = None) -> LPIPS:
 
     Raises:
         MissingWeightsError: no such file.
-        ValueError: the file holds something else than these weights.
+        UserError: the file holds something else than these weights.
     """
     path = find_weights(path)
     tree = read_tree(path)
@@ -126,7 +123,7 @@ def read_tree(path: epath.PathLike) -> dict:
     need stand for inert classes made for this one reading, and any other is refused.
 
     Raises:
-        ValueError: naming the file and what in it was refused.
+        UserError: naming the file and what in it was refused.
     """
     with epath.Path(path).open("rb") as file:
         try:
@@ -136,7 +133,7 @@ def read_tree(path: epath.PathLike) -> dict:
 
 
 class _Recorded:
-    """What stands for an object of the pickle: the state that the file gave it."""
+    """Stands for an object of the pickle: its arguments, and the state that the file gave it."""
 
     state: object = None
 
@@ -167,7 +164,7 @@ def _unpickler(file: object) -> pickle.Unpickler:
 
 
 def _arrays(tree: object, where: str = "") -> dict | np.ndarray:
-    """The tree with arrays in the place of what was recorded of them."""
+    """Replaces what was recorded of arrays by the arrays."""
     if type(tree) is dict:
         return {key: _arrays(value, f"{where}/{key}") for key, value in tree.items()}
     match tree:

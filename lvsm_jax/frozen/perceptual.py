@@ -31,8 +31,7 @@ _SCALES = (1, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)
 class Perceptual:
     """Distance of images in [0, 1]; a pytree of its weights, in whose type it is computed.
 
-    Attributes:
-        vgg: `lvsm_jax.frozen.vgg.Weights` of VGG-19 up to its second convolution of the last block.
+    They are VGG-19's up to the second convolution of the last block (`vgg.Weights`).
     """
 
     # Any, for a pytree also holds shapes, shardings and specs as leaves.
@@ -54,7 +53,7 @@ class Perceptual:
         """Scaled mean absolute differences: of the images in [0, 255], then of five activations.
 
         Raises:
-            ValueError: images too small for the last activations.
+            UserError: images too small for the last activations.
         """
         if min(target.shape[1:3]) < 16:
             raise UserError(
@@ -91,7 +90,7 @@ def load_perceptual(path: epath.PathLike) -> Perceptual:
 
     Raises:
         MissingWeightsError: no such file.
-        ValueError: the file holds something else than these weights.
+        UserError: the file holds something else than these weights.
     """
     with find_vgg19(path).open("rb") as file:
         try:

@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, what they agree on, and how they end together.
+"""The processes of a run: they meet, agree on values, and end together.
 
 A host of a TPU slice, or of a cluster of GPUs, runs a process of its own, and all run the same
 program at the same time. One process is the same code: it waits for nobody and agrees with itself.
@@ -223,7 +223,7 @@ def of_main(tree: Any) -> Any:
 
 
 def gather_texts(text: str) -> list[str]:
-    """What each process says, in their order; all must call it. Long texts are cut."""
+    """Gathers a text of each process, in their order; all must call it. Long texts are cut."""
     if jax.process_count() == 1:
         return [text]
     row = np.zeros((1, _LONGEST_TEXT), np.uint8)
@@ -287,7 +287,7 @@ def ending_at_once() -> Iterator[None]:
 
 
 def check_same_config(config: Mapping[str, Any]) -> None:
-    """Raises ValueError unless all processes have the same config; who they are may differ."""
+    """Raises UserError unless all processes have the same config; who they are may differ."""
     mine = {name: values for name, values in config.items() if name != "processes"}
     text = json.dumps(mine, sort_keys=True, default=str)
     digest = uuid.uuid5(uuid.NAMESPACE_OID, text).hex
@@ -315,7 +315,7 @@ def check_writable(flag: str, directory: epath.PathLike) -> None:
 
 
 def check_shared(directory: epath.PathLike) -> None:
-    """Makes a directory, and raises ValueError unless all processes see the same one."""
+    """Makes a directory, and raises UserError unless all processes see the same one."""
     directory = epath.Path(directory)
     if is_main():
         directory.mkdir(parents=True, exist_ok=True)
@@ -327,19 +327,15 @@ def check_shared(directory: epath.PathLike) -> None:
             file.touch()
     try:
         with error_of_any():
-            _wait_for(file)
+            # Disks that are shared over a network show new files with a delay.
+            give_up = time.monotonic() + _SHARED_DISK_SECONDS
+            while not file.exists():
+                if time.monotonic() > give_up:
+                    raise UserError(
+                        f"{directory} is not the directory that process 0 has under this name: all "
+                        "processes need the same one, on a shared disk or in a bucket"
+                    )
+                time.sleep(0.2)
     finally:
         if is_main():
             file.unlink(missing_ok=True)
-
-
-def _wait_for(file: epath.Path) -> None:
-    """Disks that are shared over a network show new files with a delay."""
-    give_up = time.monotonic() + _SHARED_DISK_SECONDS
-    while not file.exists():
-        if time.monotonic() > give_up:
-            raise UserError(
-                f"{file.parent} is not the directory that process 0 has under this name: all "
-                "processes need the same one, on a shared disk or in a bucket"
-            )
-        time.sleep(0.2)

@@ -42,15 +42,13 @@ def main(arguments: list[str]) -> None:
     given, config = parse_with_config(parser, arguments)
 
     # Only now, so that --help comes at once.
-    from absl import logging
-
     from lvsm_jax.common.config import EvalConfig, RunConfig, section
     from lvsm_jax.parallel import processes
     from lvsm_jax.parallel.mesh import MeshConfig, simulate_cpu_devices
     from lvsm_jax.parallel.processes import ProcessesConfig
     from lvsm_jax.programs.evaluation_run import evaluate_export
+    from lvsm_jax.training.run_log import log_to
 
-    logging.set_verbosity(logging.WARNING)
     batch_size = section(config, "eval", EvalConfig).batch_size
     output = given.output or f"{given.checkpoint.rstrip('/')}_evaluation"
     count = processes.start(section(config, "processes", ProcessesConfig))
@@ -60,6 +58,7 @@ def main(arguments: list[str]) -> None:
         batch_size,
         processes=count,
     )
+    log_to(None)
     processes.check_same_config(config.to_dict())
     summary = evaluate_export(
         config,

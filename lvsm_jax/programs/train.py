@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     from lvsm_jax.parallel import processes
     from lvsm_jax.parallel.mesh import simulate_cpu_devices
     from lvsm_jax.programs.training_run import train
-    from lvsm_jax.training.run_log import log_to_file
+    from lvsm_jax.training.run_log import log_to
     from lvsm_jax.training.settings import Settings, check_start
 
     settings, workdir = Settings.of(config), epath.Path(given.workdir)
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
         check_start(settings, workdir)
         processes.check_writable("--workdir", workdir)
     processes.check_shared(workdir)
-    log_to_file(workdir / "log.txt" if processes.is_main() else None)
+    log_to(workdir / "log.txt")
     try:
         train(config, workdir)
     except Exception:

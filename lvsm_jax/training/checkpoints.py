@@ -36,12 +36,9 @@ class CheckpointError(UserError):
 class Checkpoints:
     """The checkpoints of a run: written in the background, whole or not at all.
 
-    Args:
-        directory: where they are.
-        keep_last: how many of the newest stay; None for a reader, who deletes nothing.
-        keep_best: how many of those with the highest `psnr` stay besides.
-
-    What a process that died left half written is removed by the next one that writes.
+    Of the newest `keep_last` stay (None for a reader, who deletes nothing), and of those with the
+    highest PSNR `keep_best` besides. What a process that died left half written is removed by the
+    next one that writes.
     """
 
     def __init__(self, directory: epath.PathLike, *, keep_last: int | None, keep_best: int = 0):
@@ -83,11 +80,8 @@ class Checkpoints:
     ) -> None:
         """Starts to save; `state` may be donated as soon as this returns. All processes call it.
 
-        Args:
-            step: steps done; nothing is written where it is saved already.
-            state: arrays on the mesh in use.
-            psnr: of the quick evaluation, by which the best are kept.
-            extra: small JSON values to keep beside the state.
+        A step that is saved already is left as it is. `extra` are small JSON values to keep beside
+        the state.
 
         Raises:
             CheckpointError: the disk does not take this checkpoint, or the one before.

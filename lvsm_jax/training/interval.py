@@ -1,4 +1,4 @@
-"""What a row of metrics says of the steps since the row before: their means, and their time."""
+"""Means and times of the steps that one row of metrics covers: those since the row before."""
 
 import time
 from collections.abc import Iterator, Mapping

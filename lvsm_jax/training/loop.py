@@ -18,7 +18,7 @@ from lvsm_jax.batch import Batch, shard_batch
 from lvsm_jax.common.config import RunConfig
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.evaluation.metrics import psnr
-from lvsm_jax.evaluation.scoring import EvalSet, evaluate
+from lvsm_jax.evaluation.scoring import EvalSet, evaluate, render_views
 from lvsm_jax.parallel import processes
 from lvsm_jax.training import diagnostics
 from lvsm_jax.training.checkpoints import Checkpoints
@@ -35,7 +35,7 @@ from lvsm_jax.training.train_state import (
 
 
 class StopSignals:
-    """Whether SIGTERM or SIGINT asked the run to stop; it does so a step later."""
+    """Handler of SIGTERM and SIGINT: `requested` asks the loop to stop after the next step."""
 
     requested = False
 
@@ -59,13 +59,37 @@ def stop_signals() -> Iterator[StopSignals]:
             signal.signal(number, old)
 
 
-class Done(NamedTuple):
-    """A step that was dispatched; the device may still compute it.
+class Due(NamedTuple):
+    """What comes after a step; with an evaluation or layers comes a row, so that it is whole."""
 
-    Attributes:
-        step: its number, from 1.
-        metrics: of `train_step`, and `stop`, whether any process was asked to stop.
-        sums: of the interval that its row covers, or None where no row is due.
+    row: bool
+    evaluation: bool
+    layers: bool
+    picture: bool
+    checkpoint: bool
+
+
+def what_is_due(run: RunConfig, step: int, *, evaluates: bool) -> Due:
+    """What comes after the step of this number, from 1."""
+
+    def due(every: int) -> bool:
+        return every > 0 and step % every == 0
+
+    last = step == run.num_steps
+    evaluation = evaluates and (last or due(run.eval_every))
+    return Due(
+        row=last or evaluation or due(run.layers_every) or due(run.log_every),
+        evaluation=evaluation,
+        layers=due(run.layers_every),
+        picture=due(run.image_every),
+        checkpoint=last or evaluation or due(run.checkpoint_every),
+    )
+
+
+class Done(NamedTuple):
+    """A step that was dispatched, with the sums of its row's interval if a row is due.
+
+    Its metrics have `stop` beside those of `train_step`: whether any process was asked to stop.
     """
 
     step: int
@@ -88,17 +112,8 @@ def train_steps(
 ) -> TrainState:
     """Trains to the last step, or until a process is asked to stop; the last state is saved.
 
-    Args:
-        run: when what is due.
-        training: what a step is.
-        mesh: the devices, in use.
-        state: to begin with.
-        frozen: networks that the losses look through.
-        batches: of this process, from the state's step on.
-        checkpoints: where the state is saved, and the sums of an interval that is not complete.
-        log: takes the metrics.
-        eval_set: of the quick evaluations, or None for none.
-        stop: of this process.
+    `batches` are those of this process from the state's step on. A checkpoint inside an interval
+    has its sums beside the state.
 
     Raises:
         UserError: too many steps in a row were skipped.
@@ -129,30 +144,17 @@ def train_steps(
         log.advance()
         # Metrics are fetched one step late: the device computes while the host waits.
         stopping |= fetch(pending)
-        last = step == run.num_steps
-        evaluates = eval_set is not None and (last or due(step, run.eval_every))
-        shows_layers, shows_picture = due(step, run.layers_every), due(step, run.image_every)
-        ends_row = last or evaluates or shows_layers or due(step, run.log_every)
-        pending = Done(step, metrics, sums if ends_row else None)
-        saves = last or evaluates or due(step, run.checkpoint_every)
-        if saves or shows_layers or shows_picture:
+        due = what_is_due(run, step, evaluates=eval_set is not None)
+        pending = Done(step, metrics, sums if due.row else None)
+        if due.checkpoint or due.layers or due.picture:
             # The step's row comes first: killed in between, a resumed run would not write it.
             stopping, pending = stopping | fetch(pending), None
             with clock.aside():
-                score = None
-                if evaluates:
-                    score = _quick_evaluation(state, eval_set, mesh)
-                    log.scalars(step, {"eval/psnr": score})
-                    say(
-                        f"step {step}: PSNR {score:.2f} dB on {eval_set.num_scenes} held-out scenes"
-                    )
-                if shows_layers:
-                    log.scalars(step, _by_layer(state, batch, means(sums)))
-                if shows_picture:
-                    log.picture(step, "train", _picture(state, batch))
-                if saves:  # before the next batch is drawn, so that what is scored is saved too
-                    checkpoints.save(step, state, score, None if ends_row else to_json(sums))
-        if ends_row:
+                score = _quick_evaluation(state, eval_set, mesh) if due.evaluation else None
+                _tell(log, due, step, state, batch, sums, score)
+                if due.checkpoint:  # before the next batch is drawn: what is scored is saved
+                    checkpoints.save(step, state, score, None if due.row else to_json(sums))
+        if due.row:
             sums = None
     fetch(pending)
     checkpoints.save(step, state, extra=to_json(sums))
@@ -190,6 +192,25 @@ def _fetch(run: RunConfig, log: RunLog, clock: Clock, programs: int, done: Done)
     return bool(last["stop"])
 
 
+def _tell(
+    log: RunLog,
+    due: Due,
+    step: int,
+    state: TrainState,
+    batch: Batch,
+    sums: Sums,
+    score: float | None,
+) -> None:
+    """Logs the evaluation's score, the diagnostics of layers and a picture, where they are due."""
+    if score is not None:
+        log.scalars(step, {"eval/psnr": score})
+        say(f"step {step}: PSNR {score:.2f} dB on held-out scenes")
+    if due.layers:
+        log.scalars(step, _by_layer(state, batch, means(sums)))
+    if due.picture:
+        log.picture(step, "train", _picture(state, batch))
+
+
 def _quick_evaluation(state: TrainState, eval_set: EvalSet, mesh: Mesh) -> float:
     """PSNR on the quick evaluation's scenes."""
     put = functools.partial(shard_batch, mesh)
@@ -201,7 +222,7 @@ def _picture(state: TrainState, batch: Batch) -> np.ndarray:
     """The inputs of the batch's first scene, then target and render of its first target."""
     first = processes.of_main(jax.tree.map(lambda x: x[:1], batch))
     targets = jax.tree.map(lambda x: x[:, :1], first.targets)
-    render = _render_first(state.best_weights, first.inputs, targets.cameras)
+    render = render_views(state.best_weights, first.inputs, targets.cameras)
     render = (processes.gather(render)[0, 0] * 255).round().astype(np.uint8)
     return np.concatenate([*first.inputs.images[0], targets.images[0, 0], render], axis=1)
 
@@ -218,14 +239,3 @@ def _by_layer(state: TrainState, batch: Batch, means: Mapping[str, Any]) -> dict
     views = f"{inputs.images.shape[1]}_views"
     names = {name: f"{name}/{views}" if name == "attention_entropy" else name for name in values}
     return diagnostics.rows(norms | {names[name]: value for name, value in values.items()})
-
-
-@jax.jit
-def _render_first(model: Any, inputs: Any, cameras: Any) -> jax.Array:
-    """One scene, rendered on every device alike."""
-    return model(to_unit(jnp.asarray(inputs.images)), inputs.cameras, cameras)
-
-
-def due(step: int, every: int) -> bool:
-    """Whether something done every so many steps (0: never) is due."""
-    return every > 0 and step % every == 0

@@ -54,13 +54,13 @@ def total_loss(
     *,
     remat: str = "none",
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The weighted sum, and each term before its weight.
+    """The weighted sum, and each term before its weight; images are in [0, 1].
 
     Args:
         config: weights.
         frozen: a `Frozen`, with the networks of the terms that have a weight.
-        render: of the model, in [0, 1].
-        target: what it should be.
+        render: of the model.
+        target: of the data.
         step: steps done; terms that start later are 0.
         remat: what the backward pass recomputes of the networks, see `models.layers.recomputed`.
     """

@@ -20,7 +20,7 @@ _MATRICES = ("kernel", "latents")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and what surrounds it; the defaults are those of the reference.
+    """AdamW, its schedule, clipping, skipped steps and EMA; defaults are those of the reference.
 
     Attributes:
         learning_rate: peak of the schedule.

@@ -30,7 +30,7 @@ _INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 @dataclasses.dataclass(frozen=True)
 class RepaConfig:
-    """What is aligned with what; the defaults, with a weight of 0.5, are the published choice.
+    """Which layers are aligned with which blocks; with a weight of 0.5, defaults are as published.
 
     Attributes:
         weight: of the loss beside the others; 0 for no teacher at all.
@@ -71,17 +71,17 @@ class RepaConfig:
 
     @property
     def encoder_pairs(self) -> tuple[Pair, ...]:
-        """`encoder`, read."""
+        """`encoder`, parsed."""
         return _pairs("encoder", self.encoder)
 
     @property
     def decoder_pairs(self) -> tuple[Pair, ...]:
-        """`decoder`, read."""
+        """`decoder`, parsed."""
         return _pairs("decoder", self.decoder)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
-        """Of both streams, each once: so many projectors there are, in this order."""
+        """Pairs of both streams without repetition, in the order of their projectors."""
         return tuple(dict.fromkeys(self.encoder_pairs + self.decoder_pairs))
 
     @property
@@ -95,7 +95,7 @@ class RepaConfig:
         }
 
     def check_fits(self, model: ModelConfig) -> None:
-        """Raises ValueError unless the model has these layers."""
+        """Raises UserError unless the model has these layers."""
         if not self.weight:
             return
         if not isinstance(model, EfficientLVSMConfig):
@@ -130,7 +130,7 @@ class Projector(nnx.Module):
         self.third = Linear(hidden, features, **options)
 
     def __call__(self, tokens: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:
-        """What the tokens say about the teacher's features."""
+        """Projects tokens to the teacher's features."""
         return self.third(jax.nn.silu(self.second(jax.nn.silu(self.first(tokens)))))
 
 
@@ -147,12 +147,9 @@ def new_projectors(config: RepaConfig, model: ModelConfig, rngs: nnx.Rngs) -> Pr
 
 
 class Stream(NamedTuple):
-    """What of a stream of the model is aligned.
+    """What of a stream of the model is aligned: for each pair the tokens `[b, v, n, d]` of images.
 
-    Attributes:
-        pairs: the layers that the tokens come from, each with a block of the teacher.
-        images: `[b, v, h, w, 3]` in [0, 1], what the tokens are of.
-        tokens: `[b, v, n, d]` for each pair.
+    The images are `[b, v, h, w, 3]` in [0, 1].
     """
 
     pairs: tuple[Pair, ...]
@@ -171,13 +168,8 @@ def repa_loss(
 ) -> Float[Array, ""]:
     """Distance of projected tokens and the teacher's features, averaged over everything.
 
-    Args:
-        config: what is aligned.
-        projectors: as of `new_projectors`.
-        teacher: frozen; no gradient goes through it.
-        streams: of the encoder and the decoder.
-        patch_size: of the student.
-        remat: what the backward pass recomputes of projectors, see `models.layers.recomputed`.
+    No gradient goes through the teacher; `patch_size` is the student's, and `remat` says what the
+    backward pass recomputes of projectors (`models.layers.recomputed`).
     """
 
     def align(projector: Projector, tokens: Array, features: Array) -> Array:
@@ -223,8 +215,7 @@ def _l2(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, ""
 
 
 def _cosine(a: Float[Array, "*batch e"], b: Float[Array, "*batch e"]) -> Float[Array, ""]:
-    lengths = (jnp.sqrt(jnp.square(x).sum(axis=-1) + 1e-12) for x in (a, b))
-    length_a, length_b = lengths
+    length_a, length_b = (jnp.sqrt(jnp.square(x).sum(axis=-1) + 1e-12) for x in (a, b))
     return (1 - (a * b).sum(axis=-1) / (length_a * length_b)).mean()
 
 

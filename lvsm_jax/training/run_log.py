@@ -1,4 +1,4 @@
-"""What a run tells: a line of progress for who watches, and all else in files of its directory."""
+"""Logs of a training run: a line of progress, log.txt, metrics.csv, pictures, TensorBoard."""
 
 import csv
 import datetime
@@ -23,19 +23,18 @@ from lvsm_jax.common.tree import named_leaves
 from lvsm_jax.parallel import processes
 
 
-def log_to_file(path: epath.PathLike | None) -> None:
-    """Sends all that is logged to a local file, and warnings to the terminal as well.
+def log_to(path: epath.PathLike | None) -> None:
+    """Sends all that the main process logs to a local file, and warnings to the terminal as well.
 
-    Args:
-        path: of the file; none is written in a bucket, which has no appending, or for None, as in
-            all processes but the main one: those tell errors alone.
+    A bucket, which has no appending, gets none. Other processes tell errors alone.
     """
-    terminal = _Terminal(python_logging.ERROR if path is None else python_logging.WARNING)
+    is_main = processes.is_main()
+    terminal = _Terminal(python_logging.WARNING if is_main else python_logging.ERROR)
     terminal.setFormatter(python_logging.Formatter("%(levelname)s: %(message)s"))
     # What fails in Orbax is raised as well, and told then.
     terminal.addFilter(lambda record: "orbax" not in record.pathname)
     handlers: list[python_logging.Handler] = [terminal]
-    if path is not None and "://" not in os.fspath(path):
+    if is_main and path is not None and "://" not in os.fspath(path):
         handlers.append(python_logging.FileHandler(path))
         handlers[-1].setFormatter(logging.PythonFormatter())
     for handler in handlers:
@@ -53,7 +52,7 @@ class _Terminal(python_logging.Handler):
 
 
 def _is_not_chatter(record: python_logging.LogRecord) -> bool:
-    """Orbax tells some fifty lines about each checkpoint, TFDS what it reads; warnings stay."""
+    """Drops information of Orbax, some fifty lines a checkpoint, and of TFDS; keeps warnings."""
     chatty = any(name in record.pathname for name in ("orbax", "tensorflow_datasets"))
     return record.levelno > python_logging.INFO or not chatty
 
@@ -94,13 +93,7 @@ class CsvWriter:
 
 
 class RunLog:
-    """Writes metrics, pictures and progress of a run; only the main process writes.
-
-    Args:
-        directory: of the run.
-        num_steps: steps of the run.
-        start_step: steps that are done already.
-    """
+    """Writes metrics, pictures and progress of a run; only the main process writes."""
 
     def __init__(self, directory: epath.PathLike, num_steps: int, start_step: int):
         self._images, self._num_steps = epath.Path(directory) / "images", num_steps
@@ -114,7 +107,7 @@ class RunLog:
         self._progress = tqdm(
             total=num_steps,
             initial=start_step,
-            desc="compiling",
+            desc="starting",
             bar_format="step {n_fmt}/{total_fmt} · {desc} · {remaining} left",
             disable=not self._on_terminal,
         )

@@ -1,13 +1,11 @@
-"""A training run's config, checked: whether the run may start, or go on where another stopped."""
+"""Checks of a training run's config: whether the run may start, or resume another."""
 
 import dataclasses
 import json
-import os
 
 import ml_collections
 from absl import logging
 from etils import epath
-from jax.sharding import Mesh
 
 from lvsm_jax.common.config import DataConfig, EvalConfig, RunConfig, flat, section
 from lvsm_jax.common.errors import UserError
@@ -41,7 +39,7 @@ class Settings:
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "Settings":
-        """Reads a config, or raises ValueError naming a field."""
+        """Reads a config, or raises UserError naming a field."""
         data = section(config, "data", DataConfig)
         data.check_training()
         return cls(
@@ -51,31 +49,26 @@ class Settings:
             data=data,
             evaluation=section(config, "eval", EvalConfig),
             training=TrainingConfig.of(config),
-            init_from=os.path.expanduser(config.init_from),
+            init_from=config.init_from,
         )
 
 
 def check_start(settings: Settings, workdir: epath.PathLike) -> None:
-    """Raises ValueError or FileNotFoundError for what cannot start, before anything is made."""
-    workdir = epath.Path(workdir)
-    _check_batch_sizes(settings, make_mesh(settings.mesh))
-    find_frozen(settings.training.loss, settings.training.repa)
-    if (workdir / "config.json").exists():
-        _check_resumable(settings, workdir)
-    begun = (workdir / "checkpoints").exists() and any((workdir / "checkpoints").glob("[0-9]*"))
-    if settings.init_from and not begun:
-        check_weights_fit(model_config(settings.init_from), settings.training.model)
-
-
-def _check_batch_sizes(settings: Settings, mesh: Mesh) -> None:
-    """Raises ValueError unless the mesh divides the batches, and the model takes such a mesh."""
+    """Raises UserError or FileNotFoundError for what cannot start, before anything is made."""
+    run, evaluation, mesh = settings.run, settings.evaluation, make_mesh(settings.mesh)
     settings.training.model.check_spread(settings.mesh.view)
-    run, evaluation = settings.run, settings.evaluation
     name = f"run.batch_size {run.batch_size} / run.grad_accumulation {run.grad_accumulation}"
     for inputs in settings.data.possible_inputs:
         check_batch(mesh, name, settings.batch_sizes[0], inputs)
     if run.eval_every:
         check_batch(mesh, "section eval", evaluation.batch_size, evaluation.num_inputs)
+    find_frozen(settings.training.loss, settings.training.repa)
+    workdir = epath.Path(workdir)
+    if (workdir / "config.json").exists():
+        _check_resumable(settings, workdir)
+    begun = (workdir / "checkpoints").exists() and any((workdir / "checkpoints").glob("[0-9]*"))
+    if settings.init_from and not begun:
+        check_weights_fit(model_config(settings.init_from), settings.training.model)
 
 
 def starting_weights(settings: Settings) -> ViewSynthesisModel | None:
@@ -86,30 +79,34 @@ def starting_weights(settings: Settings) -> ViewSynthesisModel | None:
 
 
 def _check_resumable(settings: Settings, workdir: epath.Path) -> None:
-    """Raises ValueError where a run was begun with other arrays than this config makes."""
+    """Raises UserError where a run was begun with other arrays than this config makes."""
     recorded = ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text()))
     try:
         old = TrainingConfig.of(recorded)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{workdir}/config.json, perhaps of another version: {error}") from error
-    new = settings.training
-    pairs = [
-        ("architecture", architecture_of(old.model), architecture_of(new.model)),
-        ("init_from", recorded.get("init_from"), settings.init_from),
-    ]
-    for field in new.model.structure:
-        pairs.append((f"model.{field}", old.model.structure.get(field), new.model.structure[field]))
-    before, after = old.repa.structure, new.repa.structure
-    for field in before | after:
-        pairs.append((f"repa.{field}", before.get(field, "nothing"), after.get(field, "nothing")))
-    decays = old.optimizer.ema_decay, new.optimizer.ema_decay
-    if bool(decays[0]) != bool(decays[1]):
-        pairs.append(("optimizer.ema_decay", *decays))
-    for name, before, after in pairs:
-        if before != after:
+    before, after = (
+        {
+            "architecture": architecture_of(training.model),
+            "init_from": init_from,
+            **{f"model.{field}": value for field, value in training.model.structure.items()},
+            **{f"repa.{field}": value for field, value in training.repa.structure.items()},
+            "optimizer.ema_decay": training.optimizer.ema_decay,
+        }
+        for training, init_from in (
+            (old, recorded.get("init_from")),
+            (settings.training, settings.init_from),
+        )
+    )
+    decays = before["optimizer.ema_decay"], after["optimizer.ema_decay"]
+    if bool(decays[0]) == bool(decays[1]):  # its value may change
+        before["optimizer.ema_decay"] = decays[1]
+    for name in after | before:
+        was, now = before.get(name, "nothing"), after.get(name, "nothing")
+        if was != now:
             raise UserError(
-                f"{workdir} was begun with {name} {before} and cannot go on with {after}; use "
-                "another --workdir"
+                f"{workdir} was begun with {name} {was} and cannot go on with {now}; use another "
+                "--workdir"
             )
 
 

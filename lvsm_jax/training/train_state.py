@@ -40,15 +40,9 @@ TrainStep = Callable[["TrainState", Any, Frozen], tuple["TrainState", Metrics]]
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """All that a training step depends on besides its state and batch.
+    """Configuration of the training step.
 
-    Attributes:
-        model: sizes of the model.
-        optimizer: AdamW and its surroundings.
-        loss: weights of the loss terms.
-        num_steps: length of the run, which the schedule needs.
-        grad_accumulation: microbatches whose gradients are taken one after the other.
-        repa: alignment of tokens with a frozen teacher's.
+    The schedule needs `num_steps`; `grad_accumulation` is the number of microbatches.
     """
 
     model: ModelConfig
@@ -60,7 +54,7 @@ class TrainingConfig:
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "TrainingConfig":
-        """Reads an experiment's config, or raises ValueError naming a field."""
+        """Reads an experiment's config, or raises UserError naming a field."""
         run = section(config, "run", RunConfig)
         return cls(
             model=read_config(config),
@@ -80,7 +74,7 @@ class TrainingConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What the optimizer moves.
+    """Weights that the optimizer updates.
 
     Attributes:
         model: the weights that are evaluated and exported.
@@ -93,7 +87,7 @@ class Trained:
 
     @property
     def named_for_optimizer(self) -> Any:
-        """The tree whose names the arrays of the optimizer's state have in checkpoints."""
+        """The tree that the optimizer sees: its names are those of moments in checkpoints."""
         if self.projectors is None:
             return self.model
         return {"model": self.model, "projectors": self.projectors}
@@ -125,7 +119,7 @@ class TrainState:
 
     @property
     def trained(self) -> Trained:
-        """What the optimizer moves."""
+        """Weights that the optimizer updates."""
         return Trained(self.model, self.projectors)
 
     @property
@@ -172,14 +166,10 @@ def init_state(
 ) -> TrainState:
     """A new state whose shards are each made on the device where they live.
 
-    Args:
-        config: of the training step.
-        mesh: devices.
-        seed: of random weights.
-        model: weights to start from instead.
+    It has the weights of `model`, or random ones.
 
     Raises:
-        ValueError: a model of another architecture or other sizes than `config.model`.
+        UserError: a model of another architecture or other sizes than `config.model`.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     if model is None:
@@ -192,7 +182,7 @@ def init_state(
 
 
 def check_weights_fit(given: ModelConfig, wanted: ModelConfig) -> None:
-    """Raises ValueError unless weights made for `given` are those of a `wanted` model."""
+    """Raises UserError unless weights made for `given` are those of a `wanted` model."""
     if type(given) is not type(wanted):
         raise UserError(
             f"the weights are of {architecture_of(given)}, but architecture is "
@@ -220,15 +210,10 @@ def compiled_step(config: TrainingConfig, mesh: Mesh) -> TrainStep:
 def train_step(
     config: TrainingConfig, state: TrainState, batch: Batch, frozen: Frozen = NO_NETWORKS
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step; metrics are those before it.
+    """One optimizer step on a batch, with the frozen networks that the losses need.
 
-    They are numbers, but for the gradient's norms in each layer of a stack (`grad_norm/encoder`).
-
-    Args:
-        config: of the step.
-        state: before it.
-        batch: of this process's mesh.
-        frozen: the networks that the config's losses need, see `load_frozen`.
+    The metrics are those before the step: numbers, and the norms of the gradient in each layer of a
+    stack (`grad_norm/encoder`).
     """
     loss, terms, mean_psnr, grads = _gradients(config, state, batch, frozen)
     grad_norm = optax.global_norm(grads)

@@ -354,6 +354,8 @@ def test_program_needs_a_free_place(config, export, tmp_path):
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(FileExistsError, match="--overwrite"):
         evaluate_export(config, export, tmp_path)
+    with pytest.raises(UserError, match=r"--output=.*summary\.json/x cannot be written: Not a dir"):
+        evaluate_export(config, export, tmp_path / "summary.json" / "x")
     summary = evaluate_export(config, export, tmp_path, overwrite=True)
     assert json.loads((tmp_path / "summary.json").read_text())["psnr"] == summary["psnr"]
 

@@ -196,7 +196,7 @@ def test_missing_file_says_where_to_get_it_and_where_to_put_it(name, tmp_path, m
         assert re.search(rf"teacher {name}, and \S*{place} is missing", str(error.value))
         assert re.search(rf"get {name}_pretrain\S*\.pth by", str(error.value))
         assert f"github.com/facebookresearch/{name[:6]}" in str(error.value)
-        assert "or name its place in repa.teacher_weights" in str(error.value)
+        assert "or name its place in --config.repa.teacher_weights" in str(error.value)
 
 
 @pytest.mark.parametrize(
