@@ -7,10 +7,13 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from lvsm_jax.common.table import format_table
 from lvsm_jax.cost import hlo
 from lvsm_jax.cost.chips import Work, estimate
 from lvsm_jax.cost.flops import Macs, forward_macs, training_flops
 from lvsm_jax.cost.topology import USABLE, Case, least_sent
+
+_COLUMNS = ("kind", "dtype", "group", "times", "operations")
 
 
 def work(case: Case, mesh: Mesh, text: str) -> Work:
@@ -58,7 +61,7 @@ def report(
     total, least = sum(parts.values()), least_sent(case, mesh)
     fewest = sum(least.values())
     return {
-        **describe_case(case, mesh),
+        **case_values(case, mesh),
         "memory": {**parts, "total": total, "hbm": case.chip.hbm},
         "fits": total <= USABLE * case.chip.hbm,
         "work": dataclasses.asdict(done),
@@ -79,14 +82,13 @@ def _collective_rows(program: str) -> list[dict[str, Any]]:
         row[0] += 1
         row[1] += c.payload
         row[2] += c.sent
-    names = ("kind", "dtype", "group", "times")
     return [
-        dict(zip(names, key, strict=True)) | {"operations": n, "payload": payload, "sent": sent}
+        dict(zip(_COLUMNS, key, strict=False)) | {"operations": n, "payload": payload, "sent": sent}
         for key, (n, payload, sent) in sorted(rows.items())
     ]
 
 
-def describe_case(case: Case, mesh: Mesh) -> dict[str, Any]:
+def case_values(case: Case, mesh: Mesh) -> dict[str, Any]:
     """What was asked for, as JSON values."""
     return {
         "topology": case.topology,
@@ -121,11 +123,12 @@ def text(result: Mapping[str, Any]) -> str:
         "and of loops one turn",
         f"  HBM              {work['hbm_bytes'] / 1e9:9.2f} GB",
         "",
-        "collectives          dtype  group  times  operations  MB sent",
-        *(
-            f"  {c['kind']:19}{c['dtype']:>5}{c['group']:7}{c['times']:7}{c['operations']:12}"
-            f"{c['sent'] / 1e6:9.1f}"
-            for c in result["collectives"]
+        format_table(
+            ["collectives", "dtype", "group", "times", "operations", "MB sent"],
+            [
+                [*(c[name] for name in _COLUMNS), f"{c['sent'] / 1e6:.1f}"]
+                for c in result["collectives"]
+            ],
         ),
         f"  sent {work['sent_bytes'] / 1e6:.1f} MB, at least "
         + " + ".join(f"{v / 1e6:.1f} ({k})" for k, v in result["least_sent"].items())

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from lvsm_jax.models.attention import Partial, attention_with_lse, merge_attention
 from lvsm_jax.models.sharded_attention import merge_shards
@@ -187,7 +187,7 @@ def remove(
     )
 
 
-def _view(x: Float[Array, "l b v ..."], number: Int[Array, "b"]) -> Float[Array, "l b 1 ..."]:
+def _view(x: Shaped[Array, "l b v ..."], number: Int[Array, "b"]) -> Shaped[Array, "l b 1 ..."]:
     """One view of each scene, from the device that has it."""
     view = x[:, jnp.arange(len(number)), number // view_devices()]
     if view_devices() > 1:
