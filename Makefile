@@ -1,14 +1,20 @@
-# make demo   everything from nothing: environment, data, training, evaluation, a page to look at
-# make test   environment and tests          make lint   formatting and lint
-# make docs   the site, into site/
-# Both are safe to interrupt and to repeat: what is done is kept.
+# make demo      everything from nothing: environment, data, training, evaluation, a page to look at
+# make test      what a change is likely to break, in minutes
+# make test-all  every test
+# make lint      formatting and lint
+# make docs      the site, into site/
+# All are safe to interrupt and to repeat: what is done is kept.
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+LVSM := $(VENV)/bin/lvsm
+# Tests run in so many processes.
+JOBS ?= 2
+PYTEST := $(PY) -m pytest --numprocesses=$(JOBS) --dist=worksteal
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint docs install clean
+.PHONY: help demo test test-all test-slow lint docs install clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -27,17 +33,27 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	@echo "==> synthetic rooms into data/synthetic"
-	$(PY) -m input_pipeline.synthetic data/synthetic
+	$(LVSM) synthetic data/synthetic
 	@echo "==> training configs/quickstart.py into runs/quickstart (some minutes)"
-	$(PY) train.py --config=configs/quickstart.py --workdir=runs/quickstart
+	$(LVSM) train --config=configs/quickstart.py --workdir=runs/quickstart
 	@echo "==> evaluating on rooms that were held out"
-	$(PY) eval.py --config=configs/quickstart.py --checkpoint=runs/quickstart/export \
+	$(LVSM) eval --config=configs/quickstart.py --checkpoint=runs/quickstart/export \
 	  --output=runs/quickstart/eval --overwrite
-	@echo "==> look at runs/quickstart/eval/index.html"
+	@echo "==> what to do next"
+	@echo "  look at what it renders         runs/quickstart/eval/index.html"
+	@echo "  walk through a room             $(LVSM) view"
+	@echo "  your own posed photographs      $(LVSM) render runs/quickstart/export PHOTOS out"
+	@echo "  all commands                    $(LVSM) --help"
 
 test: $(INSTALLED)
-	@echo "==> tests"
-	$(PY) -m pytest
+	@echo "==> tests that a change is likely to break"
+	$(PYTEST) -m "not slow"
+
+test-slow: $(INSTALLED)
+	@echo "==> the slow tests"
+	$(PYTEST) -m slow
+
+test-all: test test-slow
 
 lint: $(INSTALLED)
 	@echo "==> ruff"

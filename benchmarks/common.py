@@ -57,14 +57,6 @@ def benchmark_parser(name: str, doc: str, *, plot: bool = False) -> argparse.Arg
     return parser
 
 
-def parse_with_fields(
-    parser: argparse.ArgumentParser, arguments: Sequence[str]
-) -> argparse.Namespace:
-    """Options, those of the config file (--config.SECTION.FIELD=VALUE) as `fields`."""
-    options, fields = parser.parse_known_args(arguments)
-    return argparse.Namespace(**vars(options), fields=fields)
-
-
 def report_benchmark(
     options: argparse.Namespace,
     measure: Callable[[argparse.Namespace], Report],

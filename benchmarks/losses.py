@@ -7,7 +7,7 @@ The model, its images and REPA are those of the config; the losses' networks hav
 and, like the model, random weights: speed does not depend on them. Each row is a whole optimizer
 step on one device, median of --repeats; in the last row the perceptual loss has not started and
 REPA has stopped. FLOPs are counted from the sizes; what is recomputed counts nothing. With --count
-nothing is measured. --config.SECTION.FIELD=VALUE sets a field of the config.
+nothing is measured.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from tqdm import tqdm
 
@@ -26,11 +27,10 @@ from benchmarks.common import (
     describe_run,
     markdown_table,
     measure_call,
-    parse_with_fields,
     random_batch,
     report_benchmark,
 )
-from lvsm_jax.common.command_line import path, program, read_config_file
+from lvsm_jax.common.command_line import add_config_option, parse_with_config, program
 from lvsm_jax.cost.flops import Macs, forward_macs, teacher_macs, training_flops, vgg_macs
 from lvsm_jax.frozen import vgg
 from lvsm_jax.frozen.dino import TEACHERS
@@ -44,12 +44,12 @@ from lvsm_jax.training.train_state import TrainingConfig, new_state, train_step
 @program
 def main(arguments: list[str]) -> None:
     """Prints a table and writes JSON."""
-    report_benchmark(parse_with_fields(_parser(), arguments), measure, table)
+    options, config = parse_with_config(_parser(), arguments)
+    report_benchmark(options, functools.partial(measure, config), table)
 
 
-def measure(options: argparse.Namespace) -> Report:
+def measure(config: ml_collections.ConfigDict, options: argparse.Namespace) -> Report:
     """A row for each set of losses; only counted with --count."""
-    config = read_config_file(options.config, options.fields)
     training = dataclasses.replace(TrainingConfig.of(config), grad_accumulation=1)
     views = {"views": config.data.num_inputs, "targets": config.data.num_targets}
     size = config.data.image_height
@@ -65,7 +65,7 @@ def measure(options: argparse.Namespace) -> Report:
             step = functools.partial(train_step, losses)
             row |= measure_call(step, (state, batch, frozen), row["flops"], options.repeats)
         rows.append(row)
-    return {**describe_run(options), "rows": rows}
+    return {**describe_run(options), "config": config.to_dict(), "rows": rows}
 
 
 def variants(training: TrainingConfig) -> dict[str, TrainingConfig]:
@@ -104,8 +104,11 @@ def step_flops(training: TrainingConfig, *, views: int, targets: int, size: int)
     """FLOPs of one scene's part of a step, of the terms that are due at step 1."""
     image, model, repa = {"height": size, "width": size}, training.model, training.repa
     total = training_flops(forward_macs(model, views=views, targets=targets, **image))
-    for term, plan in (("perceptual", PLAN), ("lpips", vgg.VGG16)):
-        if getattr(training.loss, term) and training.loss.start(term) <= 1:
+    for weight, start, plan in (
+        (training.loss.perceptual, training.loss.perceptual_start, PLAN),
+        (training.loss.lpips, training.loss.lpips_start, vgg.VGG16),
+    ):
+        if weight and start <= 1:
             # Forward for target and render, backward for the render's pixels alone.
             total += 3 * targets * vgg_macs(plan, **image).flops
     if repa.weight and repa.stop_step != 1:
@@ -146,7 +149,8 @@ def _more(row: dict[str, Any], first: dict[str, Any], key: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = benchmark_parser("losses", __doc__)
     add = parser.add_argument
-    add("--config", type=path, default="configs/quickstart.py", help="(configs/quickstart.py)")
+    add_config_option(parser, required=False)
+    parser.set_defaults(config="configs/quickstart.py")
     add("--batch", type=int, default=4, help="scenes (4)")
     add("--repeats", type=int, default=3, help="runs of which the median counts (3)")
     add("--count", action="store_true", help="count FLOPs, and measure nothing")

@@ -12,25 +12,21 @@ alike. Scenes are those of the config's evaluation index, the first --scenes of 
 
 import argparse
 import dataclasses
+import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.common import (
-    Report,
-    describe_run,
-    markdown_table,
-    parse_with_fields,
-    report_benchmark,
-)
+from benchmarks.common import Report, describe_run, markdown_table, report_benchmark
 from experiments.exports import exports_parser, load_models
 from experiments.view_index import COUNTS
 from input_pipeline.loading import EvalSet, open_eval_set
-from lvsm_jax.common.command_line import program, read_config_file
+from lvsm_jax.common.command_line import parse_with_config, program
 from lvsm_jax.common.config import EvalConfig, section
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.efficient_lvsm import EfficientLVSM
@@ -41,17 +37,17 @@ from lvsm_jax.training.train_state import to_unit
 @program
 def main(arguments: list[str]) -> None:
     """Prints a table, and writes JSON."""
-    report_benchmark(parse_with_fields(_parser(), arguments), measure, table)
+    options, config = parse_with_config(_parser(), arguments)
+    report_benchmark(options, functools.partial(measure, config), table)
 
 
-def measure(options: argparse.Namespace) -> Report:
+def measure(config: ml_collections.ConfigDict, options: argparse.Namespace) -> Report:
     """Every export with every number of inputs.
 
     Returns:
         Among others `rows`: for each export by number of inputs the `tokens` that a query may look
         at, and in `entropy` that of each layer in nats.
     """
-    config = read_config_file(options.config, options.fields)
     settings = section(config, "eval", EvalConfig)
     rows: list[dict[str, Any]] = []
     with tqdm(total=len(options.exports) * len(options.inputs), desc="entropies") as progress:

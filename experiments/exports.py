@@ -8,7 +8,7 @@ import ml_collections
 
 import lvsm_jax
 from benchmarks.common import benchmark_parser
-from lvsm_jax.common.command_line import path
+from lvsm_jax.common.command_line import add_config_option, path
 from lvsm_jax.common.config import DataConfig, section
 from lvsm_jax.models.base import ViewSynthesisModel
 
@@ -17,10 +17,10 @@ def exports_parser(name: str, doc: str) -> argparse.ArgumentParser:
     """The parser of a program whose arguments are exports and a config file."""
     parser = benchmark_parser(name, doc)
     parser.prog = f"python -m experiments.{name}"
-    parser.epilog = "Fields of the config are set by --config.SECTION.FIELD=VALUE."
-    add = parser.add_argument
-    add("exports", nargs="+", type=path, metavar="EXPORT", help="directory of an export")
-    add("--config", required=True, type=path, metavar="FILE", help="config file, see configs/")
+    parser.add_argument(
+        "exports", nargs="+", type=path, metavar="EXPORT", help="directory of an export"
+    )
+    add_config_option(parser)
     return parser
 
 

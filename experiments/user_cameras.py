@@ -16,24 +16,20 @@ copy of the nearest input view, in its own row.
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
+import ml_collections
 import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from benchmarks.common import (
-    Report,
-    describe_run,
-    markdown_table,
-    parse_with_fields,
-    report_benchmark,
-)
+from benchmarks.common import Report, describe_run, markdown_table, report_benchmark
 from experiments.exports import exports_parser, load_models
 from input_pipeline.loading import EvalSet, open_eval_set
 from lvsm_jax.batch import Batch
-from lvsm_jax.common.command_line import program, read_config_file
+from lvsm_jax.common.command_line import parse_with_config, program
 from lvsm_jax.common.config import EvalConfig, section
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.evaluation.metrics import psnr
@@ -46,18 +42,18 @@ PLACES = {"middle": (0.5, 0.5), "upper left": (0.0, 0.0), "lower right": (1.0, 1
 @program
 def main(arguments: list[str]) -> None:
     """Prints a table, and writes JSON."""
-    report_benchmark(parse_with_fields(_parser(), arguments), measure, table)
+    options, config = parse_with_config(_parser(), arguments)
+    report_benchmark(options, functools.partial(measure, config), table)
 
 
-def measure(options: argparse.Namespace) -> Report:
+def measure(config: ml_collections.ConfigDict, options: argparse.Namespace) -> Report:
     """Every export on every window.
 
     Returns:
         Among others `rows` with `factor`, `place`, `fxfycxcy` (over the image's height), the PSNR
         of the baseline in `copy_nearest`, and in `psnr` those of the exports in their order.
     """
-    config, exports = read_config_file(options.config, options.fields), options.exports
-    settings = section(config, "eval", EvalConfig)
+    exports, settings = options.exports, section(config, "eval", EvalConfig)
     rows = [
         {"factor": factor, "place": place, "psnr": []}
         for factor in options.factors

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from benchmarks.common import Report, describe_run, markdown_table, report_benchmark
 from experiments.runs import experiment_parser
+from lvsm_jax.common import compilation
 from lvsm_jax.common.command_line import path, program
 from lvsm_jax.common.errors import UserError
 
@@ -44,7 +45,8 @@ def measure(options: argparse.Namespace) -> Report:
 
 def time_start(command: list[str], compiled: str | os.PathLike) -> tuple[float, float]:
     """Seconds until the viewer is ready, by the clock and of the CPU; it is ended then."""
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
+    environment = os.environ | {compilation.VARIABLE: str(compiled)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     cpu, start = _cpu_seconds(), time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as viewer:
         ready = any(line.startswith("ready") for line in viewer.stdout)

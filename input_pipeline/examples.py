@@ -146,7 +146,7 @@ class ExampleLoader:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingDraw:
-    """A training sample before it is loaded; a few bytes that any worker process can be sent."""
+    """A training sample before it is loaded: a few bytes, to be sent to worker processes."""
 
     step: int  # that the sample is for
     choice: int  # which of the usable rows of the scene table it is from

@@ -83,7 +83,7 @@ def train_batches(
         .shuffle()
         .repeat()
         .map_with_index(lambda index, choice: (index // batch_size, choice))
-        # grain uses its generators again.
+        # Copied, for grain uses its generators again.
         .random_map(lambda draw, rng: TrainingDraw(*draw, copy.deepcopy(rng)), seed=sample_seed)
     )
     return prefetched_batches(

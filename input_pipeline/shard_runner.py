@@ -1,7 +1,7 @@
 """Writes the shards of a dataset, several at a time, so that it can be stopped at any moment.
 
-A shard appears whole or not at all, and so does what its maker notes of it; a shard with a note is
-finished. Whatever was not finished is done again from its beginning by the same command.
+A job writes a shard and then a note of the result; both appear whole or not at all. A job with a
+note is finished. The same command does all others again from their beginning.
 """
 
 import multiprocessing
@@ -40,8 +40,8 @@ def run_jobs(
         write: does a job; picklable, for worker processes.
         size: of a job, in units of the progress.
         workers: processes that write; with 1 this one does.
-        label: of the progress.
-        unit: of the progress.
+        label: shown before the progress.
+        unit: shown after it.
 
     Raises:
         WorkerError: a worker process was killed.

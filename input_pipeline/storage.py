@@ -8,7 +8,7 @@ A frame is a `tf.Example` with the features `image` (the JPEG's bytes, never dec
 `fxfycxcy` (float32[4], fx and cx divided by the image's width, fy and cy by its height), `w2c`
 (float32[3, 4], OpenCV world-to-camera) and `timestamp` (int64, microseconds). Any program can read
 the directory with `tfds.builder_from_directory(directory).as_data_source(split)`; `SplitReader`
-reads the same files with less traffic, knows the scenes, and needs neither TFDS nor TensorFlow.
+reads the same files with less traffic, knows the scenes, and imports nothing that the files name.
 
 A directory may lie in a bucket (`gs://`, `s3://`, …). Writing and small files go through
 `etils.epath`, a shard being written on the local disk and copied up; frames are read through fsspec
@@ -34,7 +34,7 @@ from jaxtyping import Float32, Int64, Shaped
 
 from input_pipeline.tf_example import Example
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import atomic_write, expand, write_text
+from lvsm_jax.common.files import atomic_write, expand
 
 # A group is what one read costs, and JPEGs do not compress.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -136,6 +136,8 @@ def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence
     `splits` maps each split to all its shards in order. Shards are checked to be there under the
     names that TFDS derives, keys to be unique and no split to be empty (DatasetError otherwise).
     """
+    from input_pipeline import tfds_metadata  # imports TFDS, which takes seconds
+
     directory = expand(directory)
     there = {path.name for path in directory.iterdir()}
     for split, shards in splits.items():
@@ -147,44 +149,9 @@ def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence
         if missing := sorted(set(expected) - there):
             raise DatasetError(f"{directory}: missing shards {missing[:5]}")
         _write_scene_table(directory / f"scenes-{split}.npz", split, shards)
-    # As TFDS writes them, to the byte.
-    write_text(directory / "features.json", json.dumps(_FEATURES, indent=4))
-    info = {
-        "description": "Clips of static scenes: one record is one JPEG frame with its camera.",
-        "fileFormat": "array_record",
-        "name": name,
-        "splits": [
-            {
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-                "name": split,
-                "numBytes": str(sum(shard.num_bytes for shard in shards)),
-                "shardLengths": [str(sum(shard.num_frames)) for shard in shards],
-            }
-            for split, shards in splits.items()
-        ],
-        "version": "1.0.0",
-    }
-    write_text(directory / "dataset_info.json", json.dumps(info, indent=2))
-
-
-def _feature(kind: str, dtype: str, *shape: int) -> dict[str, Any]:
-    tensor = {"dtype": dtype, "encoding": "none", "shape": {}}
-    if shape:
-        tensor["shape"] = {"dimensions": [str(side) for side in shape]}
-    return {"pythonClassName": f"tensorflow_datasets.core.features.{kind}", "tensor": tensor}
-
-
-_FEATURES = {
-    "featuresDict": {
-        "features": {
-            "fxfycxcy": _feature("tensor_feature.Tensor", "float32", 4),
-            "image": _feature("tensor_feature.Tensor", "string"),
-            "timestamp": _feature("scalar.Scalar", "int64"),
-            "w2c": _feature("tensor_feature.Tensor", "float32", 3, 4),
-        }
-    },
-    "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
-}
+    lengths = {s: [sum(shard.num_frames) for shard in shards] for s, shards in splits.items()}
+    num_bytes = {s: sum(shard.num_bytes for shard in shards) for s, shards in splits.items()}
+    tfds_metadata.write(directory, name, lengths, num_bytes)
 
 
 def _write_scene_table(path: epath.Path, split: str, shards: Sequence[Shard]) -> None:

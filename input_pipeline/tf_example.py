@@ -30,8 +30,7 @@ message_type { name: "Example"
     type: TYPE_MESSAGE type_name: ".tensorflow.Features" } }
 """
 
-_pool = (
-    descriptor_pool.DescriptorPool()
-)  # of our own: TFDS may define the same names in the default
+# A pool of our own: TFDS may define the same names in the default one.
+_pool = descriptor_pool.DescriptorPool()
 _pool.Add(text_format.Parse(_SCHEMA, descriptor_pb2.FileDescriptorProto()))
 Example = message_factory.GetMessageClass(_pool.FindMessageTypeByName("tensorflow.Example"))

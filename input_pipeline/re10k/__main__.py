@@ -36,6 +36,7 @@ from input_pipeline.re10k.import_chunks import (
 from input_pipeline.shard_runner import remove_unfinished
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.files import expand, write_text
+from lvsm_jax.common.table import format_table
 
 _SHOWN = 20  # refusals printed; all are in the file
 
@@ -162,11 +163,12 @@ def _report(
         indent=1,
     )
     write_text(output / "refused.json", text)
-    print(f"{'split':<12}{'chunks':>8}{'clips':>10}{'frames':>12}{'refused':>10}")
+    rows = []
     for split, members in sorted(results.items()):
         frames = [count for result in members for count in result.shard.num_frames]
         left_out = sum(finding.split == split for finding in refused)
-        print(f"{split:<12}{len(members):>8}{len(frames):>10}{sum(frames):>12}{left_out:>10}")
+        rows.append((split, len(members), len(frames), sum(frames), left_out))
+    print(format_table(("split", "chunks", "clips", "frames", "refused"), rows))
     for title, group in (("Refused", refused), ("Noted", notes)):
         if group:
             print(f"{title}: {len(group)}, all of them in {output / 'refused.json'}")

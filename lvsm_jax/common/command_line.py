@@ -16,7 +16,7 @@ from lvsm_jax.common.errors import UserError
 if TYPE_CHECKING:
     import ml_collections
 
-# Set to 1, it has programs print the traceback of errors that they tell in one line.
+# Set to 1, programs also print the traceback of errors that they print in one line.
 TRACEBACK_VARIABLE = "LVSM_TRACEBACK"
 
 
@@ -114,7 +114,7 @@ def read_config_file(path: str, overrides: Sequence[str] = ()) -> "ml_collection
 
     arguments = ["", f"--config={_find_config_file(path)}", *overrides]
     values = flags.FlagValues()
-    with _told_in_a_line(overrides):
+    with _one_line_errors(overrides):
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
         values(arguments)
     _expand_home(values.config)
@@ -142,7 +142,7 @@ def _expand_home(config: "ml_collections.ConfigDict") -> None:
 
 
 @contextmanager
-def _told_in_a_line(overrides: Sequence[str]) -> Iterator[None]:
+def _one_line_errors(overrides: Sequence[str]) -> Iterator[None]:
     from absl import flags
 
     try:

@@ -1,4 +1,4 @@
-"""Errors that are told in one line, because the user can mend what they name."""
+"""Errors that are printed in one line, because the user can mend what they name."""
 
 
 class UserError(ValueError):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.tables import format_table
+from lvsm_jax.common.table import format_table
 from lvsm_jax.cost import memory
 from lvsm_jax.cost.flops import Macs, forward_macs, stages, training_flops
 from lvsm_jax.models.architectures import architecture_of
@@ -105,14 +105,14 @@ def text(description: Mapping[str, Any]) -> str:
 
 
 def _parameters_table(parameters: Mapping[str, Any]) -> str:
-    rows = [("parameters", "layers", "a layer", "all", "M")]
+    rows = []
     for name, part in parameters["parts"].items():
         count, layers = part["parameters"], part["layers"]
         each = (f"{layers}", f"{count // layers:,}") if layers > 1 else ("", "")
         rows.append((name, *each, f"{count:,}", f"{count / 1e6:.2f}"))
     total = parameters["total"]
     rows.append(("total", "", "", f"{total:,}", f"{total / 1e6:.2f}"))
-    return format_table(rows)
+    return format_table(("parameters", "layers", "a layer", "all", "M"), rows)
 
 
 def _macs_table(macs: Mapping[str, Any], flops: Mapping[str, int]) -> str:
@@ -127,12 +127,10 @@ def _macs_table(macs: Mapping[str, Any], flops: Mapping[str, int]) -> str:
         for count in counts.values()
     ]
     shares = [f"{count.total / forward.total:.1%}" for count in counts.values()]
-    rows = [
-        ("multiply-accumulates of a forward pass, G", "linear", "attention", "both", "share"),
-        *((name, *row, share) for name, row, share in zip(counts, numbers, shares, strict=True)),
-    ]
+    header = ("multiply-accumulates of a forward pass, G", "linear", "attention", "both", "share")
+    rows = [(name, *row, share) for name, row, share in zip(counts, numbers, shares, strict=True)]
     once, step = _in_units([flops["forward"], flops["training_step"]], 1e9, flops["forward"])
-    return f"{format_table(rows)}\nFLOPs: {once} G forward, {step} G in a training step"
+    return f"{format_table(header, rows)}\nFLOPs: {once} G forward, {step} G in a training step"
 
 
 def _bytes_table(description: Mapping[str, Any]) -> str:
@@ -154,7 +152,7 @@ def _bytes_table(description: Mapping[str, Any]) -> str:
     ]
     names, numbers = zip(*rows, strict=True)
     numbers = _in_units(numbers, 1e6, max(numbers))
-    lines = [format_table([("bytes", "MB"), *zip(names, numbers, strict=True)])]
+    lines = [format_table(("bytes", "MB"), zip(names, numbers, strict=True))]
     if cache is None:
         lines.append(textwrap.fill(_WITHOUT_CACHE[description["architecture"]], 100))
     kernel = sizes["activations_attention"]

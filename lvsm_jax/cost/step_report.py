@@ -7,6 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from lvsm_jax.common.table import format_table
 from lvsm_jax.cost import hlo
 from lvsm_jax.cost.chips import Work, estimate
 from lvsm_jax.cost.flops import Macs, forward_macs, training_flops
@@ -105,6 +106,10 @@ def text(result: Mapping[str, Any]) -> str:
     """A report to read."""
     sizes = " × ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
     memory, work, guess = result["memory"], result["work"], result["estimate"]
+    rows = [
+        (c["kind"], c["dtype"], c["group"], c["times"], c["operations"], f"{c['sent'] / 1e6:.1f}")
+        for c in result["collectives"]
+    ]
     lines = [
         f"{result['program']} on {result['topology']}: {result['chips']} chips, {sizes}",
         f"{result['batch']} scenes of {result['views']} + {result['targets']} views, "
@@ -121,13 +126,8 @@ def text(result: Mapping[str, Any]) -> str:
         "and of loops one turn",
         f"  HBM              {work['hbm_bytes'] / 1e9:9.2f} GB",
         "",
-        "collectives          dtype  group  times  operations  MB sent",
-        *(
-            f"  {c['kind']:19}{c['dtype']:>5}{c['group']:7}{c['times']:7}{c['operations']:12}"
-            f"{c['sent'] / 1e6:9.1f}"
-            for c in result["collectives"]
-        ),
-        f"  sent {work['sent_bytes'] / 1e6:.1f} MB, at least "
+        format_table(("collectives", "dtype", "group", "times", "operations", "MB sent"), rows),
+        f"sent {work['sent_bytes'] / 1e6:.1f} MB, at least "
         + " + ".join(f"{v / 1e6:.1f} ({k})" for k, v in result["least_sent"].items())
         + (f": {result['sent_over_least']:.3f} times" if result["sent_over_least"] else ""),
         "",

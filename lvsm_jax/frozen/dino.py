@@ -29,7 +29,7 @@ from lvsm_jax.models.layers import (
     broadcast_scenes,
     check_image_size,
     patchify,
-    scan_tapped,
+    scan_layers,
     stack_layers,
 )
 
@@ -169,7 +169,7 @@ class Dino(nnx.Module):
         grid = height // patch, width // patch
         rotation = self._rotation(*grid)
         used = jax.tree.map(lambda stacked: stacked[: max(blocks)], self.blocks)
-        _, _, outputs = scan_tapped(
+        _, _, outputs = scan_layers(
             lambda tokens, block: (block(tokens, rotation), None),
             self._tokens(images, *grid),
             used,

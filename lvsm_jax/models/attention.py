@@ -36,7 +36,7 @@ def attention(
     """`softmax(q·kᵀ / √c)·v` for each head, with the softmax in float32.
 
     Args:
-        q: queries; keys and values are cut over devices by the same scenes.
+        q: queries; a mesh cuts them as keys and values, by their leading dimensions.
         k: keys.
         v: values.
         implementation: `auto` takes the best for the backend and the shapes, else one of
@@ -47,7 +47,7 @@ def attention(
             hence slow, on other backends).
 
     Raises:
-        ValueError: unknown implementation, or shapes that it cannot take.
+        UserError: unknown implementation, or shapes that it cannot take.
     """
     implementation = choose(implementation, q, k)
 
@@ -73,18 +73,11 @@ def attention_with_lse(
     lengths: Int[Array, "b"] | None = None,
     implementation: str = "auto",
 ) -> tuple[Float[Array, "b t m c"], Float[Array, "b t m"]]:
-    """Attention to some of the keys, and the log-sum-exp by which `merge_attention` joins others.
+    """`attention`, and the `log Σ exp(q·kᵀ / √c)` by which `merge_attention` joins other keys.
 
-    Args:
-        q: queries.
-        k: keys.
-        v: values.
-        lengths: how many keys, from the first, count in each scene; all by default.
-        implementation: as of `attention`; with lengths, all but `cudnn` are `xla`.
-
-    Returns:
-        The attention, and `log Σ exp(q·kᵀ / √c)` in float32. `cudnn` and `xla` round it to the
-        dtype of the keys (`jax.nn.dot_product_attention` does).
+    In each scene the first `lengths` keys count, by default all; with lengths, implementations
+    other than `cudnn` are `xla`. The log-sum-exp is float32, but `cudnn` and `xla` round it to the
+    dtype of the keys (`jax.nn.dot_product_attention` does).
     """
     implementation = choose(implementation, q, k)
     if implementation == "blocked" and lengths is None:
@@ -120,15 +113,12 @@ def skips_by_length(implementation: str, dtype: Any) -> bool:
     return implementation == "cudnn" or (implementation == "auto" and _has_cudnn(dtype))
 
 
-# Attention to some of the keys, and its log-sum-exp.
+# What `attention_with_lse` returns.
 Partial = tuple[Float[Array, "b t m c"], Float[Array, "b t m"]]
 
 
 def merge_attention(a: Partial, b: Partial) -> Partial:
-    """Attention to two sets of keys from what `attention_with_lse` returned for each.
-
-    Exact, and in float32. A set without keys has the log-sum-exp `-inf`.
-    """
+    """Attention to two sets of keys from that to each; exact. Without keys, log-sum-exp is -inf."""
     (out_a, lse_a), (out_b, lse_b) = a, b
     lse = jnp.logaddexp(lse_a, lse_b)
     # Of two empty sets, -inf - -inf would be NaN.

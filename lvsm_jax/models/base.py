@@ -97,7 +97,7 @@ class ModelConfig:
         return self.num_layers**-0.5 if self.residual_scaling else 1.0
 
     def check_spread(self, devices: int) -> None:
-        """Raises UserError if input views cannot be spread over so many devices."""
+        """Raises UserError if input views cannot be sharded over this many devices."""
         if devices > 1 and not self.spreads_views:
             raise UserError(
                 f"mesh.view is {devices}, but in {type(self).__name__.removesuffix('Config')} the "
@@ -133,10 +133,6 @@ class ViewSynthesisModel(nnx.Module):
     """Renders target views of a scene from posed input views.
 
     Subclasses make their layers, then the head by `make_head`.
-
-    Args:
-        config: sizes.
-        rngs: source of the initial weights.
     """
 
     head_norm: LayerNorm
@@ -146,8 +142,7 @@ class ViewSynthesisModel(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
-        pixels = config.patch_size**2
-        poses = config.pose_channels
+        pixels, poses = config.patch_size**2, config.pose_channels
         self.input_tokenizer = self._linear((3 + poses) * pixels, config.width, rngs)
         self.target_tokenizer = self._linear(poses * pixels, config.width, rngs)
 
@@ -171,10 +166,7 @@ class ViewSynthesisModel(nnx.Module):
         """Renders the cameras from what `encode` returned."""
 
     def __call__(
-        self,
-        images: Array | np.ndarray,
-        input_cameras: Cameras,
-        target_cameras: Cameras,
+        self, images: Array | np.ndarray, input_cameras: Cameras, target_cameras: Cameras
     ) -> Float[Array, "b t h w 3"]:
         """Renders the targets at the size of the inputs, float32 in [0, 1].
 
@@ -233,17 +225,9 @@ def _render(model: ViewSynthesisModel, images: Array, inputs: Cameras, targets: 
 
 
 def check_images(
-    images: Array | np.ndarray,
-    cameras: Cameras,
-    patch: int,
-    name: str = "cameras",
-    *,
-    read_device: bool = True,
+    images: Any, cameras: Cameras, patch: int, name: str = "cameras", *, read_device: bool = True
 ) -> None:
-    """Raises UserError unless these are posed images that a model can read.
-
-    Values are checked where `can_read` says so.
-    """
+    """Raises UserError unless a model can read these posed images; values as `can_read` says."""
     if images.ndim != 5 or images.shape[-1] != 3:
         raise UserError(f"images have shape {images.shape}, expected [b, v, h, w, 3]")
     if not jnp.issubdtype(images.dtype, jnp.floating):

@@ -26,7 +26,7 @@ from lvsm_jax.models.layers import (
     LayerNorm,
     TransformerBlock,
     residual_init,
-    scan_tapped,
+    scan_layers,
     stack_layers,
 )
 from lvsm_jax.models.prope import Positions, view_positions
@@ -226,11 +226,10 @@ class DecoderBlock(nnx.Module):
             encoder: the encoder's block of this layer, where the streams share weights.
             diagnose: whether to return diagnostics too.
         """
-        stream = self if encoder is None else encoder
+        shared = self if encoder is None else encoder
         if self.has_self_attention:
             normed, inside = self.norm(targets), None if positions is None else positions.inside
-            keys_values = stream.self_attention.keys_values(normed, inside)
-            branch = stream.self_attention(normed, keys_values, inside)
+            branch = shared.self_attention(normed, normed, inside)
             targets = targets + self.branch_scale * branch
         entropies = []
         for attention, kv in zip(self.cross_attentions, inputs, strict=True):
@@ -245,7 +244,7 @@ class DecoderBlock(nnx.Module):
             targets = targets + self.branch_scale * attention.outputs(attended, positions)
             if diagnose:
                 entropies.append(kv.relative_entropy(queries))
-        targets = targets + self.branch_scale * stream.mlp(self.norm(targets))
+        targets = targets + self.branch_scale * shared.mlp(self.norm(targets))
         if not diagnose:
             return targets, None
         return targets, LayerDiagnostics(rms(targets), jnp.stack(entropies).mean())
@@ -262,10 +261,6 @@ class EfficientLVSM(ViewSynthesisModel):
     Example:
         >>> model = EfficientLVSM(EfficientLVSMConfig(), rngs=nnx.Rngs(0))
         >>> renders = model(images, input_cameras, target_cameras)
-
-    Args:
-        config: sizes.
-        rngs: source of the initial weights.
     """
 
     config: EfficientLVSMConfig
@@ -302,7 +297,7 @@ class EfficientLVSM(ViewSynthesisModel):
             return views, views if every_layer else None
 
         tokens = self.input_tokens(images, cameras)
-        last, every, kept = scan_tapped(
+        last, every, kept = scan_layers(
             layer, tokens, self.encoder, () if every_layer else taps, remat=self.config.remat
         )
         if every_layer:
@@ -318,15 +313,15 @@ class EfficientLVSM(ViewSynthesisModel):
         return view_positions(config.camera_encoding, cameras, *sizes)
 
     def decode(
-        self, inputs: InputViews, cameras: Cameras, height: int, width: int
+        self, memory: InputViews, cameras: Cameras, height: int, width: int
     ) -> Float[Array, "b t {height} {width} 3"]:
         """Renders the cameras from what `encode` returned, or from a cache."""
-        tokens, _, _ = self.decode_tokens(inputs, cameras, height, width)
+        tokens, _, _ = self.decode_tokens(memory, cameras, height, width)
         return self.pixels(tokens, height, width)
 
     def decode_tokens(
         self,
-        inputs: InputViews,
+        memory: InputViews,
         cameras: Cameras,
         height: int,
         width: int,
@@ -339,24 +334,24 @@ class EfficientLVSM(ViewSynthesisModel):
         In the middle, where asked for, diagnostics of all layers, `[l]`.
         """
         positions = self.positions(cameras, height, width)
-        temperature = self.temperature(*inputs.size)
+        temperature = self.temperature(*memory.size)
 
         def layer(targets: Array, xs: tuple) -> tuple[Array, LayerDiagnostics | None]:
             block, encoder, own = xs
-            keys_values = inputs.keys_values(block, own)
+            keys_values = memory.keys_values(block, own)
             return block(targets, keys_values, positions, temperature, encoder, diagnose)
 
         encoder = self.encoder if self.config.shared_streams else None
-        return scan_tapped(
+        return scan_layers(
             layer,
             self.target_tokens(cameras, height, width),
-            (self.decoder, encoder, inputs.by_layer),
+            (self.decoder, encoder, memory.by_layer),
             taps,
             remat=self.config.remat,
         )
 
     def temperature(self, views: Int[Array, "b"] | int, tokens: int) -> Float[Array, "#b"] | None:
-        """Factor of the logits of cross-attention to so many views of so many tokens; None is 1."""
+        """Factor of the logits of cross-attention, by views and tokens of a view; None is 1."""
         if self.config.attention_temperature == "constant":
             return None
         keys = jnp.maximum(jnp.atleast_1d(views), 1) * tokens
@@ -374,15 +369,7 @@ class EfficientLVSM(ViewSynthesisModel):
         tuple[Float[Array, "b v n d"], ...],
         tuple[Float[Array, "b t n d"], ...],
     ]:
-        """What the call returns, and tokens on the way, for losses that look at them.
-
-        Args:
-            images: as of the call, like the cameras.
-            input_cameras: of the images.
-            target_cameras: to render.
-            encoder_layers: layers, counted from 1, after which to return the inputs' tokens.
-            decoder_layers: the same of the targets' tokens.
-        """
+        """What the call returns, and inputs' and targets' tokens after these layers, from 1 on."""
         check_images(images, input_cameras, self.config.patch_size, "input_cameras")
         height, width = images.shape[2:4]
         memory, inputs = self.encode_with_features(images, input_cameras, encoder_layers)

@@ -28,14 +28,7 @@ REMAT_POLICIES = ("none", "dots", "full")
 
 
 class LayerNorm(nnx.Module):
-    """LayerNorm with statistics in float32.
-
-    Args:
-        size: of the last dimension.
-        scale: whether there is a learned scale.
-        bias: whether there is a learned bias.
-        eps: added to the variance.
-    """
+    """LayerNorm with statistics in float32."""
 
     def __init__(self, size: int, *, scale: bool, bias: bool = False, eps: float = 1e-5):
         self.eps = eps
@@ -161,12 +154,7 @@ class Attention(nnx.Module):
     """Multi-head attention with RMS-normalised queries and keys.
 
     Keys and values are computed apart from the queries, because those of an input view depend on
-    that view alone and can be kept.
-
-    Args:
-        config: a `lvsm_jax.models.base.ModelConfig`.
-        init: of all kernels.
-        rngs: source of the initial weights.
+    that view alone and can be kept. `config` is a `lvsm_jax.models.base.ModelConfig`.
     """
 
     def __init__(self, config: Any, *, init: Initializer, rngs: nnx.Rngs):
@@ -211,12 +199,12 @@ class Attention(nnx.Module):
     def __call__(
         self,
         tokens: Float[Array, "*batch t d"],
-        keys_values: DenseKV,
+        attended: Float[Array, "*batch s d"],
         positions: Positions | None = None,
     ) -> Float[Array, "*batch t d"]:
-        """What `tokens` read from the keys and values."""
-        attended = keys_values.attend(self.queries(tokens, positions))
-        return self.outputs(attended, positions)
+        """What `tokens` read from the `attended` ones, all of the same view or sequence."""
+        keys_values = self.keys_values(attended, positions)
+        return self.outputs(keys_values.attend(self.queries(tokens, positions)), positions)
 
 
 class MLP(nnx.Module):
@@ -244,14 +232,7 @@ class MLP(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """Pre-norm self-attention, then an MLP.
-
-    Args:
-        config: a `lvsm_jax.models.base.ModelConfig`.
-        init: of all kernels.
-        norm_scale: whether the two norms have a learned scale.
-        rngs: source of the initial weights.
-    """
+    """Pre-norm self-attention, then an MLP; `norm_scale` gives the norms a learned scale."""
 
     def __init__(self, config: Any, *, init: Initializer, norm_scale: bool, rngs: nnx.Rngs):
         self.branch_scale = config.branch_scale
@@ -266,17 +247,14 @@ class TransformerBlock(nnx.Module):
         sequence: Float[Array, "*batch s d"] | None = None,
         positions: Positions | None = None,
     ) -> Float[Array, "*batch n d"]:
-        """One layer.
+        """The tokens after this layer.
 
-        Args:
-            tokens: of which the next layer's are computed.
-            sequence: all tokens that they attend to, themselves included; `tokens` by default.
-            positions: of the tokens inside their views, where attention encodes cameras.
+        They attend to a `sequence` that holds themselves, by default to each other. `positions` are
+        inside their views, where attention encodes cameras.
         """
         normed = self.norm1(tokens)
         attended = normed if sequence is None else self.norm1(sequence)
-        keys_values = self.self_attention.keys_values(attended, positions)
-        branch = self.self_attention(normed, keys_values, positions)
+        branch = self.self_attention(normed, attended, positions)
         tokens = tokens + self.branch_scale * branch
         return tokens + self.branch_scale * self.mlp(self.norm2(tokens))
 
@@ -285,11 +263,6 @@ class Transformer(nnx.Module):
     """Self-attention blocks over a sequence of which only some tokens are wanted at the end.
 
     The last block is outside the stack, because it computes the wanted tokens alone.
-
-    Args:
-        config: a `lvsm_jax.models.base.ModelConfig`.
-        num_layers: blocks, the last included.
-        rngs: source of the initial weights.
     """
 
     def __init__(self, config: Any, num_layers: int, *, rngs: nnx.Rngs):
@@ -308,7 +281,7 @@ class Transformer(nnx.Module):
         """The wanted tokens after the last block; all tokens attend to all."""
         tokens = jnp.concatenate([wanted, others], axis=-2)
         if self.blocks is not None:
-            tokens, _ = scan_layers(
+            tokens, _, _ = scan_layers(
                 lambda tokens, block: (block(tokens), None), tokens, self.blocks, remat=self.remat
             )
         last = recomputed(lambda block, *tokens: block(*tokens), self.remat)
@@ -362,24 +335,15 @@ def stack_layers(make: Callable[..., Module], layers: int, rngs: nnx.Rngs) -> Mo
     )
 
 
-def scan_layers(body: Callable, carry: Any, layers: object, *, remat: str) -> tuple:
-    """`jax.lax.scan` over stacked layers, with the backward pass that `remat` names.
-
-    `none` recomputes nothing; `dots` all but the results of linear layers and of the TPU's
-    attention kernel; `full` everything but each layer's input.
-    """
-    return jax.lax.scan(recomputed(body, remat, prevent_cse=False), carry, layers)
-
-
-def scan_tapped(
-    body: Callable, carry: Array, layers: object, taps: Sequence[int], *, remat: str
+def scan_layers(
+    body: Callable, carry: Array, layers: object, taps: Sequence[int] = (), *, remat: str
 ) -> tuple[Array, Any, tuple[Array, ...]]:
-    """`scan_layers`, which also returns the carry after each of the layers `taps`, from 1 on.
+    """`jax.lax.scan` over stacked layers, which also returns the carry after the layers `taps`.
 
-    Still one program for all layers, and no other layer's carry is kept.
+    They count from 1, and no other layer's carry is kept. Of `remat`, `none` recomputes nothing in
+    the backward pass; `dots` all but the results of linear layers and of the TPU's attention
+    kernel; `full` everything but each layer's input.
     """
-    if not taps:
-        return *scan_layers(body, carry, layers, remat=remat), ()
 
     def tapped(state: tuple, layer: tuple) -> tuple:
         (carry, kept), (index, layer) = state, layer
@@ -390,9 +354,9 @@ def scan_tapped(
         )
         return (carry, kept), output
 
-    zeros = tuple(jnp.zeros_like(carry) for _ in taps)
-    indices = jnp.arange(1, len(jax.tree.leaves(layers)[0]) + 1)
-    (carry, kept), outputs = scan_layers(tapped, (carry, zeros), (indices, layers), remat=remat)
+    state = carry, tuple(jnp.zeros_like(carry) for _ in taps)
+    xs = jnp.arange(1, len(jax.tree.leaves(layers)[0]) + 1), layers
+    (carry, kept), outputs = jax.lax.scan(recomputed(tapped, remat, prevent_cse=False), state, xs)
     return carry, outputs, kept
 
 

@@ -53,10 +53,6 @@ class LVSMDecoderOnly(ViewSynthesisModel):
     """One sequence for each target: the tokens of all input views and of that target.
 
     All attend to all, so nothing of the inputs beyond their tokens can be kept for another target.
-
-    Args:
-        config: sizes.
-        rngs: source of the initial weights.
     """
 
     config: LVSMDecoderOnlyConfig
@@ -84,12 +80,7 @@ class LVSMDecoderOnly(ViewSynthesisModel):
 
 
 class LVSMEncoderDecoder(ViewSynthesisModel):
-    """The encoder reads all input views into latent tokens; each target is decoded with them.
-
-    Args:
-        config: sizes.
-        rngs: source of the initial weights.
-    """
+    """The encoder reads all input views into latent tokens; each target is decoded with them."""
 
     config: LVSMEncoderDecoderConfig
     stacks: ClassVar[tuple[str, ...]] = ("encoder", "decoder")

@@ -67,13 +67,7 @@ def view_positions(
 ) -> Positions:
     """For attention between views, and by `inside` for attention in each of them.
 
-    Args:
-        encoding: `gta` for extrinsics alone, else PRoPE's.
-        cameras: `[b, v]`.
-        height: of the images in pixels.
-        width: of the images in pixels.
-        patch: side of a patch in pixels.
-        head_dim: a multiple of 8.
+    Sizes are in pixels, `head_dim` is a multiple of 8. The encoding `gta` uses extrinsics alone.
     """
     c2w = jnp.asarray(cameras.c2w, jnp.float32)
     rotation, position = c2w[..., :3, :3], c2w[..., :3, 3]
@@ -98,8 +92,8 @@ def _angles(rows: int, columns: int, head_dim: int) -> tuple[Array, Array]:
     frequencies = head_dim // 8
     rates = _BASE ** (-jnp.arange(frequencies, dtype=jnp.float32) / frequencies)
     y, x = jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij")
-    places = jnp.stack([x.reshape(-1), y.reshape(-1)], axis=-1).astype(jnp.float32)
-    angles = places[..., None] * rates
+    patches = jnp.stack([x.reshape(-1), y.reshape(-1)], axis=-1).astype(jnp.float32)
+    angles = patches[..., None] * rates
     return jnp.cos(angles), jnp.sin(angles)
 
 

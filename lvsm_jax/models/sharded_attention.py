@@ -59,13 +59,8 @@ def merge_shards(
 ) -> tuple[Float[Array, "b own m c"], Float[Array, "b t m"]]:
     """Attention to the keys of all devices along `view`; for use under `per_device`.
 
-    Weights are exact in float32; what travels has the dtype of the queries.
-
-    Args:
-        attend: attention of all queries to this device's keys; without any, its log-sum-exp is
-            `-inf`.
-        q: queries of this device, or of all.
-        sharded_queries: whether each device has queries of its own.
+    `attend` is attention of all queries to this device's keys. `q` are this device's queries, or
+    all. Weights are exact in float32; what travels has the dtype of the queries.
 
     Returns:
         The attention of `q`, and the log-sum-exp of all queries.
@@ -137,6 +132,8 @@ def shard_gradients(
 ) -> Gradients:
     """Backward pass of attention for one shard of the keys, given the global log-sum-exp.
 
+    All implementations but `splash` go by blocks, larger ones where there is no CPU's cache.
+
     Args:
         q: queries.
         k: keys of the shard.
@@ -144,8 +141,7 @@ def shard_gradients(
         lse: log-sum-exp of the scores of all keys.
         mean: attention to all keys times its gradient `g`, summed over the channels.
         g: gradient of the attention to all keys.
-        implementation: as of `attention`; all but `splash` go by `blocked`, with larger blocks
-            where there is no CPU's cache to keep them in.
+        implementation: as of `attention`.
 
     Returns:
         The shard's summand of the queries' gradient, in float32, and the gradients of `k` and `v`.

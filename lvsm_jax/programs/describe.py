@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
 
     from lvsm_jax.common.config import DataConfig, section  # only now: --help comes at once
     from lvsm_jax.common.files import check_parent, write_text
-    from lvsm_jax.cost.model_cost import describe, text
+    from lvsm_jax.cost.model_cost import count_costs, text
     from lvsm_jax.training.train_state import TrainingConfig
 
     if given.json not in (None, "-"):
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
     else:
         training = TrainingConfig.of(config)
         model, data = training.model, dataclasses.asdict(section(config, "data", DataConfig))
-    description = describe(model, training, **_scene(given, data))
+    description = count_costs(model, training, **_scene(given, data))
     as_json = json.dumps(description, indent=2)
     if given.json == "-":
         print(as_json)

@@ -24,6 +24,7 @@ from lvsm_jax.common.command_line import (
     path,
     program,
 )
+from lvsm_jax.common.table import format_table
 
 
 @program
@@ -76,16 +77,16 @@ def table(summary: dict[str, Any]) -> str:
     methods = {"model": summary} | summary["baselines"]
     metrics = [metric for metric in ("psnr", "ssim", "lpips") if summary[metric] is not None]
 
-    def lines(title: str, scores: dict[str, dict[str, float | None]]) -> list[str]:
-        rows = ["", f"{title:<42}" + "".join(f"{metric.upper():>9}" for metric in metrics)]
-        for method, means in scores.items():
-            values = (f"{means[m]:.{2 if m == 'psnr' else 3}f}" for m in metrics)
-            rows.append(f"  {method.replace('_', ' '):<40}" + "".join(f"{v:>9}" for v in values))
-        return rows
+    def of(title: str, scores: dict[str, dict[str, float | None]]) -> str:
+        rows = [
+            (name.replace("_", " "), *(f"{means[m]:.{2 if m == 'psnr' else 3}f}" for m in metrics))
+            for name, means in scores.items()
+        ]
+        return format_table((title, *(metric.upper() for metric in metrics)), rows)
 
-    text = lines(f"{summary['num_images']:,} targets", methods)
+    tables = [of(f"{summary['num_images']:,} targets", methods)]
     context = summary["num_context_targets"]
     if 0 < context < summary["num_images"]:
         others = {method: means["without_context_targets"] for method, means in methods.items()}
-        text += lines(f"without the {context:,} that are input views", others)
-    return "\n".join(text)
+        tables.append(of(f"without the {context:,} that are input views", others))
+    return "\n\n".join(tables)

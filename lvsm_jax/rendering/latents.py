@@ -4,13 +4,12 @@ A view cannot be added to them, replaced or removed: all views are encoded again
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.base import ViewSynthesisModel, check_images
@@ -67,20 +66,14 @@ def check_latents_fit(model: ViewSynthesisModel, cache: LatentCache) -> None:
     _check_model(model)
     _, latents, width = cache.tokens.shape
     config = model.config
-    for name, ours, theirs in (
-        ("latents", latents, config.num_latents),
-        ("channels a token", width, config.width),
-    ):
+    check_same(("latents", latents, config.num_latents), ("channels a token", width, config.width))
+
+
+def check_same(*sizes: tuple[str, int, int]) -> None:
+    """Raises UserError unless sizes of a cache, each with its name, are those of the model."""
+    for name, ours, theirs in sizes:
         if ours != theirs:
             raise UserError(f"the cache has {ours} {name}, but the model {theirs}")
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def render_latents(
-    model: LVSMEncoderDecoder, cache: LatentCache, cameras: Cameras, image_size: tuple[int, int]
-) -> Float[Array, "b t h w 3"]:
-    """Renders the cameras, all at once."""
-    return model.decode(cache.tokens, cameras, *image_size)
 
 
 @jax.jit

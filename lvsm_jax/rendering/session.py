@@ -1,4 +1,4 @@
-"""What an application holds: a model, the photographs of one scene by name, and renders of it."""
+"""The session of an application: a model, photographs of one scene by name, and renders of it."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class _State:
-    """All that a session knows; the cache follows from it. Replaced as a whole, never changed.
+    """All that a session knows; the cache can be computed from it. Replaced as a whole.
 
     Attributes:
         frame: the frame of the model's cameras, once it is fixed.
@@ -62,8 +62,9 @@ class Session:
     length: then one unit of the world is one of the model's, unless `scale` or `frame` is given.
 
     All methods may be called from several threads; they take turns. A call that fails, whatever
-    the reason, leaves the session as it was. Programs are compiled at the first call of each kind
-    (`render` and `render_path`: for each size) and never again.
+    the reason, leaves the session as it was. After `close` all raise RuntimeError. Programs are
+    compiled at the first call of each kind (`render` and `render_path`: for each size) and never
+    again.
 
     Example:
         >>> with lvsm_jax.Session(lvsm_jax.load("path/to/export")) as session:
@@ -83,7 +84,7 @@ class Session:
         scale: units of the model a unit of the world, if the first photographs are not to fix it.
 
     Raises:
-        ValueError: a model without such a cache, or a size or number that cannot be.
+        UserError: a model without such a cache, or a size or number that cannot be.
     """
 
     def __init__(
@@ -131,9 +132,8 @@ class Session:
             number once in a session.
 
         Raises:
-            ValueError: no room for so many, a name that is taken, a photograph with too many
+            UserError: no room for so many, a name that is taken, a photograph with too many
                 pixels, or cameras that the frame puts out of reach of float32.
-            RuntimeError: the session is closed.
         """
         with self._timed("add"):
             several = [photographs] if isinstance(photographs, Photograph) else list(photographs)
@@ -156,15 +156,10 @@ class Session:
                 return names
 
     def replace(self, name: str, photograph: Photograph) -> None:
-        """Puts another photograph in the place of one.
-
-        Args:
-            name: of the one to replace, which the new one takes whatever its own.
-            photograph: the new one.
+        """Replaces the photograph of this name; the new one takes it, whatever its own.
 
         Raises:
-            ValueError: no view of that name, or a photograph that `add` would refuse.
-            RuntimeError: the session is closed.
+            UserError: no view of that name, or a photograph that `add` would refuse.
         """
         with self._timed("replace"):
             with self._open() as state:
@@ -183,8 +178,7 @@ class Session:
         """Removes views; all of them or, if one cannot be, none.
 
         Raises:
-            ValueError: no view of that name, or a name given twice.
-            RuntimeError: the session is closed.
+            UserError: no view of that name, or a name given twice.
         """
         with self._timed("remove"), self._open() as state:
             _check_known(state, names)
@@ -211,8 +205,7 @@ class Session:
             width: the same; give both or none.
 
         Raises:
-            ValueError: no views, or a size that cannot be rendered.
-            RuntimeError: the session is closed.
+            UserError: no views, or a size that cannot be rendered.
         """
         with self._timed("render"):
             size = self._render_size(height, width)
@@ -231,8 +224,7 @@ class Session:
         that are there then; in between, others can use the session.
 
         Raises:
-            ValueError: no views, or a size that cannot be rendered.
-            RuntimeError: the session is closed; also on the way.
+            UserError: no views, or a size that cannot be rendered.
         """
         size = self._render_size(height, width)
         with self._open() as state:

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from lvsm_jax.models.attention import Partial, attention_with_lse, merge_attention
 from lvsm_jax.models.sharded_attention import merge_shards
@@ -52,13 +52,12 @@ class CachedKV:
     """Keys and values of one layer in a cache.
 
     Attributes:
-        k: keys of all layers, `Stored`.
-        v: values of all layers, `Stored`.
+        k: `Stored` keys of all layers.
+        v: `Stored` values of all layers.
         layer: number of the layer.
         num_views: `[b]`, views of each scene.
         implementation: of attention.
-        slots_at_once: slots that a round of attention reads on each device, a divisor of those
-            there.
+        slots_at_once: slots of a device that a round of attention reads, a divisor of their number.
     """
 
     k: Any
@@ -74,7 +73,7 @@ class CachedKV:
         The number of rounds is known only when the program runs: it compiles once, and its time
         follows the views.
         """
-        sharded_queries = any(axes_of(q)[1:])  # targets too are spread
+        sharded_queries = any(axes_of(q)[1:])
         queries = spec(*(BY_VIEW if sharded_queries else BY_SCENE))
         own = dataclasses.replace(
             self, k=spec(*STORE), v=spec(*STORE), layer=spec(), num_views=spec(*BY_SCENE)
@@ -123,15 +122,11 @@ class CachedKV:
 
 
 def pick_own(views: Any, first: Int[Array, "b"]) -> Any:
-    """Of `k` new views with numbers from `first` on, those that each device has slots for.
-
-    Args:
-        views: pytree of `[b, k, ...]`.
-        first: number of the first one in each scene.
+    """Of `k` new views `[b, k, ...]` with numbers from `first` on, those of each device's slots.
 
     Returns:
-        The same of `[b, n * ceil(k / n), ...]`, cut by `view`; where a device has slots for fewer
-        than others, another view fills up.
+        The same of `[b, n * ceil(k / n), ...]`, cut by `view`; where a device has one fewer than
+        others, another view fills up.
     """
     k = jax.tree.leaves(views)[0].shape[1]
 
@@ -145,13 +140,9 @@ def pick_own(views: Any, first: Int[Array, "b"]) -> Any:
 
 
 def write_own(store: Any, new: Any, first: Int[Array, "b"], k: int) -> Any:
-    """The store with the `k` new views of which `pick_own` gave each device its own.
+    """The store `[l, b, v, ...]` with `k` new views, which `pick_own` gave; in place if donated.
 
-    Args:
-        store: pytree of `[l, b, v, ...]`; written in place where it is donated.
-        new: the same of what `pick_own` returned.
-        first: number of the first one in each scene; numbers without a slot are not written.
-        k: new views, without those that fill up.
+    They have the numbers from `first` on. Those without a slot are not written.
     """
 
     def local(store: Any, new: Any, first: Array) -> Any:
@@ -187,7 +178,7 @@ def remove(
     )
 
 
-def _view(x: Float[Array, "l b v ..."], number: Int[Array, "b"]) -> Float[Array, "l b 1 ..."]:
+def _view(x: Shaped[Array, "l b v ..."], number: Int[Array, "b"]) -> Shaped[Array, "l b 1 ..."]:
     """One view of each scene, from the device that has it."""
     view = x[:, jnp.arange(len(number)), number // view_devices()]
     if view_devices() > 1:

@@ -35,7 +35,7 @@ from lvsm_jax.models.layers import check_image_size
 from lvsm_jax.models.lvsm import LVSMEncoderDecoder
 from lvsm_jax.parallel.mesh import check_batch, reshard, spec, view_devices
 from lvsm_jax.rendering import slots
-from lvsm_jax.rendering.latents import LatentCache, check_latents_fit, render_latents
+from lvsm_jax.rendering.latents import LatentCache, check_latents_fit, check_same
 from lvsm_jax.rendering.slots import CachedKV, Stored
 
 _SLOTS_AT_ONCE = 8
@@ -108,7 +108,7 @@ def init_cache(
     slots of a scene over the axis `view`. All other functions then need that mesh too.
 
     Args:
-        model: whose keys and values it is for.
+        model: an EfficientLVSM.
         batch: scenes.
         max_views: most views of a scene.
         image_size: height and width of the input views in pixels.
@@ -138,7 +138,7 @@ def init_cache(
         num_views=jnp.zeros(batch, jnp.int32, out_sharding=by_scene),
         image_size=tuple(image_size),
     )
-    return _beside(model, cache)
+    return _with_weights(model, cache)
 
 
 def add_views(
@@ -202,9 +202,9 @@ def replace_view(
     index = _integers(index)
     if index.ndim and index.shape != (cache.batch,):
         raise UserError(f"index has shape {index.shape}, expected one number or [{cache.batch}]")
-    numbers = np.broadcast_to(index, cache.batch)
-    if (numbers < 0).any():
+    if (index < 0).any():
         raise UserError(f"index is {index.tolist()}, but views are numbered from 0")
+    numbers = np.broadcast_to(index, cache.batch)
     _check_numbers(cache, numbers[:, None])
     return _replace_view(model, cache, numbers, jnp.asarray(images), cameras)
 
@@ -250,7 +250,7 @@ def render(
         cameras: `[b, t]`, any number.
         image_size: height and width of the renders, to which the intrinsics belong; by default
             that of the inputs.
-        targets_at_once: more targets are rendered in groups of so many, in constant memory.
+        targets_at_once: targets of a group; more are rendered group by group, in constant memory.
 
     Raises:
         UserError: what does not fit together.
@@ -281,26 +281,17 @@ def render_path(
         raise UserError(f"cameras of {cameras.shape[0]} scenes with a cache of {cache.batch}")
     if targets_at_once < 1:
         raise UserError(f"targets_at_once is {targets_at_once}, expected at least 1")
-    return _groups(model, cache, cameras, (int(height), int(width)), targets_at_once)
+    t, size = cameras.shape[1], (int(height), int(width))
+    if t <= targets_at_once:
+        return iter([_render(model, cache, cameras, size)])
 
+    def group(start: int) -> Array:
+        # The last one is filled up with its last camera: another size would be compiled anew.
+        taken = np.minimum(np.arange(start, start + targets_at_once), t - 1)
+        some = jax.tree.map(lambda x: jnp.asarray(x)[:, taken], cameras)
+        return _render(model, cache, some, size)[:, : t - start]
 
-def _groups(
-    model: ViewSynthesisModel,
-    cache: ViewCache | LatentCache,
-    cameras: Cameras,
-    size: tuple[int, int],
-    at_once: int,
-) -> Iterator[Array]:
-    program = render_latents if isinstance(cache, LatentCache) else _render
-    t = cameras.shape[1]
-    if t <= at_once:
-        yield program(model, cache, cameras, size)
-        return
-    for start in range(0, t, at_once):
-        # The last group is filled up with its last camera: another size would be compiled anew.
-        taken = np.minimum(np.arange(start, start + at_once), t - 1)
-        group = jax.tree.map(lambda x, taken=taken: jnp.asarray(x)[:, taken], cameras)
-        yield program(model, cache, group, size)[:, : t - start]
+    return map(group, range(0, t, targets_at_once))
 
 
 @functools.partial(jax.jit, donate_argnums=1)
@@ -332,13 +323,17 @@ def _remove_views(cache: ViewCache, indices: Int[Array, "b k"]) -> ViewCache:
 
 @functools.partial(jax.jit, static_argnums=3)
 def _render(
-    model: EfficientLVSM, cache: ViewCache, cameras: Cameras, image_size: tuple[int, int]
+    model: ViewSynthesisModel,
+    cache: ViewCache | LatentCache,
+    cameras: Cameras,
+    image_size: tuple[int, int],
 ) -> Float[Array, "b t h w 3"]:
-    # As in training: targets are spread where the axis divides them.
-    spread = cameras.shape[1] % view_devices() == 0
-    cameras = reshard(cameras, *(slots.BY_VIEW if spread else slots.BY_SCENE))
-    # All targets on all devices of the axis, for the caller takes parts of them.
-    return reshard(model.decode(cache, cameras, *image_size), *slots.BY_SCENE)
+    memory = cache.tokens if isinstance(cache, LatentCache) else cache
+    # As in training, targets are sharded where the axis divides them.
+    divides = cameras.shape[1] % view_devices() == 0
+    cameras = reshard(cameras, *(slots.BY_VIEW if divides else slots.BY_SCENE))
+    # All targets on all devices of the axis, because the caller slices them.
+    return reshard(model.decode(memory, cameras, *image_size), *slots.BY_SCENE)
 
 
 def _encode_into(
@@ -354,11 +349,10 @@ def _encode_into(
 
 
 def slots_at_once(cache: ViewCache, implementation: str, dtype: str) -> int:
-    """How many slots a round of attention reads: a divisor of their number on a device.
+    """Slots of a device that a round of attention reads, a divisor of their number.
 
-    Some where the kernel is told the lengths and skips empty slots by itself: enough to keep it
-    busy, and few beside the views that are there, for a round reads all its slots. One elsewhere:
-    other kernels would compute the scores of empty slots too.
+    Up to 8 where the kernel takes lengths and skips empty slots: that keeps it busy. One elsewhere,
+    for other kernels would compute the scores of empty slots too.
     """
     if not skips_by_length(implementation, dtype):
         return 1
@@ -366,8 +360,8 @@ def slots_at_once(cache: ViewCache, implementation: str, dtype: str) -> int:
     return max(n for n in range(1, min(here, _SLOTS_AT_ONCE) + 1) if here % n == 0)
 
 
-def _beside(model: Any, cache: ViewCache) -> ViewCache:
-    """The cache on the devices of the weights; elsewhere, the first call would compile twice."""
+def _with_weights(model: Any, cache: ViewCache) -> ViewCache:
+    """The cache on the devices of the weights, so that the first call does not compile twice."""
     weight = jax.tree.leaves(model)[0]
     if spec() is not None or not getattr(weight, "committed", False):
         return cache  # it is on the mesh, or goes wherever it is used
@@ -391,15 +385,13 @@ def _check_fits(model: Any, cache: ViewCache) -> None:
     _check_model(model)
     layers, _, _, tokens, heads, head_dim = cache.store[0][0].data.shape
     config = model.config
-    for name, ours, theirs in (
+    check_same(
         ("layers", layers, config.num_layers),
         ("heads", heads, config.width // config.head_dim),
         ("channels a head", head_dim, config.head_dim),
         ("patch size", math.isqrt(math.prod(cache.image_size) // tokens), config.patch_size),
         ("cross-attentions a layer", len(cache.store), config.num_cross_attentions),
-    ):
-        if ours != theirs:
-            raise UserError(f"the cache has {ours} {name}, but the model {theirs}")
+    )
 
 
 def _check_views(model: Any, cache: ViewCache, images: Any, cameras: Cameras) -> None:
@@ -426,9 +418,6 @@ def _check_numbers(cache: ViewCache, numbers: Int[np.ndarray, "b k"]) -> None:
         given = [number for number in row if number != -1]
         if len(set(given)) < len(given):
             raise UserError(f"scene {scene}: {given} holds a view twice")
-        unknown = [number for number in given if not 0 <= number < cache.max_views]
-        if unknown:
-            raise UserError(
-                f"scene {scene} has no views {unknown}: at most {cache.max_views} are numbered "
-                "from 0"
-            )
+        if unknown := [number for number in given if not 0 <= number < cache.max_views]:
+            most = f"at most {cache.max_views} are numbered from 0"
+            raise UserError(f"scene {scene} has no views {unknown}: {most}")

@@ -40,11 +40,11 @@ def from_state_dict(arrays: StateDict, **options: Any) -> ViewSynthesisModel:
         arrays: `{torch name: array}`, float32, or float16 or bfloat16, which become float32. A
             prefix `module.` or `_orig_mod.` is taken off; frozen helper networks
             (`loss_computer.*`, `repa_encoder.*`, `repa_projector.*`) are left out.
-        **options: fields of the model's configuration that no weight tells: `dtype`,
+        **options: fields of the model's configuration that cannot be inferred: `dtype`,
             `attention`, `remat`, `targets_at_once`, `cache_dtype`.
 
     Raises:
-        ValueError: weights of no known architecture; or weights that are missing, surplus,
+        UserError: weights of no known architecture; or weights that are missing, surplus,
             mis-shaped, of another type or not finite, all named.
     """
     arrays = _strip(arrays)
@@ -58,7 +58,7 @@ def from_state_dict(arrays: StateDict, **options: Any) -> ViewSynthesisModel:
     expected = {
         weight.torch_name: _torch_shape(weight, leaves)
         for weight in weights
-        if not sizes.untold.fullmatch(weight.torch_name)
+        if not sizes.unknown.fullmatch(weight.torch_name)
     }
     found = problems(arrays, [weight.torch_name for weight in weights], expected)
     if found or sizes.complaints:
@@ -71,7 +71,7 @@ def to_state_dict(model: ViewSynthesisModel) -> dict[str, Shaped[np.ndarray, "..
     """The model's weights under the published names and in torch's shapes.
 
     Raises:
-        ValueError: a variant of the model that no published program has.
+        UserError: a variant of the model that no published program has.
     """
     config = model.config
     for field in dataclasses.fields(config):
@@ -116,7 +116,7 @@ def _torch_shape(weight: Weight, leaves: Mapping[str, Any]) -> tuple[int, ...]:
 def _leaves(
     arrays: Mapping[str, np.ndarray], weights: list[Weight], shapes: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
-    """Our arrays, made one after the other: beside them no second copy of the model is held."""
+    """Our arrays, made one by one: no second copy of the model is held beside them."""
     parts = collections.defaultdict(list)
     for weight in weights:
         rows = np.cumsum([shapes[name].shape[-1] for name in weight.names])[:-1]
@@ -145,7 +145,7 @@ def import_weights(
     Raises:
         FileExistsError: something is at `output` already.
         OSError: no such file.
-        ValueError: see `read_checkpoint` and `from_state_dict`.
+        UserError: see `read_checkpoint` and `from_state_dict`.
     """
     checkpoint, output = expand(checkpoint), expand(output)
     if output.suffix in _WEIGHT_FILES:
@@ -161,7 +161,7 @@ def import_weights(
 
 
 def _read_model(checkpoint: epath.Path) -> tuple[ViewSynthesisModel, dict[str, int]]:
-    """Apart from what is done with it, so that the file is no longer mapped then."""
+    """A function of its own, so that the file is unmapped before the export is written."""
     arrays, counters = read_checkpoint(checkpoint)
     try:
         return from_state_dict(arrays), counters
@@ -177,7 +177,7 @@ def export_weights(
     Raises:
         FileExistsError: something is at `output` already.
         FileNotFoundError: no export.
-        ValueError: an output of another name, or a model that no published program has.
+        UserError: an output of another name, or a model that no published program has.
     """
     output = expand(output)
     if not output.name.endswith(".safetensors"):

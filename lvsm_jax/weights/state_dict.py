@@ -32,11 +32,11 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: epath.PathLike) -> Checkpoint:
-    """Reads a state dict from a file of `torch.save` or of safetensors, told by their content.
+    """Reads a state dict from a file of `torch.save` or safetensors, recognised by their content.
 
     Raises:
         OSError: no such file.
-        ValueError: another kind of file, a damaged one, or one without a state dict.
+        UserError: another kind of file, a damaged one, or one without a state dict.
     """
     path = expand(path)
     with path.open("rb") as file:
@@ -104,12 +104,12 @@ def _read_safetensors(path: epath.PathLike) -> dict[str, np.ndarray]:
 def problems(
     arrays: Mapping[str, np.ndarray], names: list[str], expected: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """What is wrong with weights, in a line each; nothing where all is well.
+    """What is wrong with a state dict, a line each.
 
     Args:
         arrays: the state dict.
-        names: all weights that there have to be.
-        expected: their shapes; those that are not in it are not judged.
+        names: of all weights that it must have.
+        expected: shapes by name; weights without one may have any.
     """
     there = [name for name in names if name in arrays]
     known = set(names)

@@ -1,4 +1,4 @@
-"""What the published PyTorch programs call the weights of each architecture.
+"""Names of weights in the published PyTorch programs, by architecture.
 
 A weight of a torch `Linear` is `[out, in]`; ours is `[in, out]`, with the layers stacked first.
 Names are those of `state_dict` in the published checkpoints.
@@ -15,13 +15,13 @@ from lvsm_jax.common.errors import UserError
 
 Shape = tuple[int, ...]
 
-# Frozen helper networks that training checkpoints carry; they are no part of the model.
+# Frozen networks of the losses, which training checkpoints contain beside the model.
 HELPERS = ("loss_computer", "repa_encoder", "repa_projector")
 
-# The fields of a configuration that the weights tell; the other fields are variants of a model.
+# Fields of a configuration that are inferred from weights; the others are variants of a model.
 SIZES = ("num_layers", "width", "head_dim", "patch_size", "mlp_ratio", "num_latents")
 
-# Where each architecture keeps its layers: what tells it from the others, and how deep it is.
+# Prefixes of the layers of each architecture, by which it is recognised and its depth counted.
 _STREAMS: dict[str, tuple[str, ...]] = {
     "EfficientLVSM": ("input_self_attn_blocks", "self_cross_blocks"),
     "LVSMDecoderOnly": ("transformer_blocks",),
@@ -39,7 +39,7 @@ _PATCHES = {
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A torch weight, which is some of our arrays one after the other along its rows.
+    """A torch weight: some of our arrays, concatenated along its rows.
 
     Attributes:
         torch_name: its name in a state dict.
@@ -89,22 +89,21 @@ def architecture_and_layers(names: Iterable[str]) -> tuple[str, int]:
 
 
 class Sizes(NamedTuple):
-    """What weights tell of their model.
+    """Sizes inferred from weights.
 
     Attributes:
-        fields: sizes of a configuration, `num_layers` apart; those that no weight tells are some
-            that are possible.
-        complaints: why a size is not told, naming weights.
-        untold: matches the names of weights whose shapes follow from sizes that are not told.
+        fields: of a configuration, without `num_layers`; unknown sizes have a placeholder.
+        complaints: why a size is unknown, naming weights.
+        unknown: matches the names of weights whose shapes depend on unknown sizes.
     """
 
     fields: dict[str, int]
     complaints: list[str]
-    untold: re.Pattern[str]
+    unknown: re.Pattern[str]
 
 
-# Of each size: the weights that tell it, and how they should look.
-_TOLD_BY = {
+# The weights from which each size is inferred, and the shapes that they should have.
+_INFERRED_FROM = {
     "width": (r".*(_tokenizer\.1|\.fc)\.weight", "expected [width, ...]"),
     "head_dim": (r".*\.[qk]_norm\.weight", "expected [head_dim], which divides the width"),
     "patch_size": (
@@ -118,11 +117,11 @@ _TOLD_BY = {
 
 
 def sizes_of(architecture: str, shapes: Mapping[str, Shape]) -> Sizes:
-    """The sizes of an architecture that most of its weights agree on."""
-    complaints, untold = [], []
+    """Sizes of an architecture, each by a majority vote of its weights."""
+    complaints, unknown = [], []
 
     def vote(field: str, size: Callable[[str, Shape], int], otherwise: int) -> int:
-        names, expected = _TOLD_BY[field]
+        names, expected = _INFERRED_FROM[field]
         there = {name: shape for name, shape in shapes.items() if re.fullmatch(names, name)}
         votes = [size(name, shape) for name, shape in there.items()]
         counts = collections.Counter(vote for vote in votes if vote >= 1)
@@ -130,7 +129,7 @@ def sizes_of(architecture: str, shapes: Mapping[str, Shape]) -> Sizes:
             return counts.most_common(1)[0][0]
         found = ", ".join(f"{name} {shape}" for name, shape in list(there.items())[:4])
         complaints.append(f"no {field} fits {found or names + ' (missing)'}: {expected}")
-        untold.append(names)
+        unknown.append(names)
         return otherwise
 
     def first(dimensions: int) -> Callable[[str, Shape], int]:
@@ -148,8 +147,8 @@ def sizes_of(architecture: str, shapes: Mapping[str, Shape]) -> Sizes:
         return _whole(shape[axis] / width) if len(shape) == 2 else 0
 
     width = vote("width", first(2), 1)
-    if untold:  # every shape depends on it
-        untold.append(".*")
+    if unknown:  # every shape depends on it
+        unknown.append(".*")
     fields = {
         "width": width,
         "head_dim": vote("head_dim", divisor, width),
@@ -158,7 +157,7 @@ def sizes_of(architecture: str, shapes: Mapping[str, Shape]) -> Sizes:
     }
     if architecture == "LVSMEncoderDecoder":
         fields["num_latents"] = vote("num_latents", first(2), 1)
-    return Sizes(fields, complaints, re.compile("|".join(untold) or r"(?!)"))
+    return Sizes(fields, complaints, re.compile("|".join(unknown) or r"(?!)"))
 
 
 def weights_of(architecture: str, num_layers: int) -> Iterator[Weight]:

@@ -13,7 +13,7 @@ from flax import nnx
 
 import lvsm_jax
 from lvsm_jax.cost import memory
-from lvsm_jax.cost.model_cost import describe, text
+from lvsm_jax.cost.model_cost import count_costs, text
 from lvsm_jax.models.architectures import abstract_model, new_model
 from lvsm_jax.programs.describe import main
 from lvsm_jax.training.losses import LossConfig
@@ -83,7 +83,7 @@ def test_parameters_by_part(config, millions):
 
 
 def test_text_of_lvsm_decoder_only():
-    shown = text(describe(DECODER_ONLY(), views=6, targets=7, height=256, width=256))
+    shown = text(count_costs(DECODER_ONLY(), views=6, targets=7, height=256, width=256))
     rows = {line.split("  ")[0]: line.split()[-4:] for line in shown.splitlines()}
     layers = rows["layers over all inputs and one target"]
     assert layers[:2] == ["8,523.4", "13,258.6"]

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 import lvsm_jax
-from benchmarks.common import parse_with_fields
 from experiments import attention_entropy, user_cameras
 from input_pipeline.loading import open_eval_set
-from lvsm_jax.common.command_line import read_config_file
+from lvsm_jax.common.command_line import parse_with_config
 from lvsm_jax.common.config import DataConfig, EvalConfig, section
 from lvsm_jax.evaluation.scoring import evaluate
 from tests.helpers.tiny_export import save_tiny_export
@@ -51,10 +50,9 @@ def test_models_are_compared_on_other_cameras(tiny_export, rooms, tmp_path, caps
 
 def test_the_window_of_an_evaluation_is_that_of_its_row(tiny_export, rooms):
     arguments = user_cameras_arguments(rooms, tiny_export, "--factors", 2)
-    options = parse_with_fields(user_cameras._parser(), arguments)
-    row = user_cameras.measure(options)["rows"][1]
+    options, config = parse_with_config(user_cameras._parser(), arguments)
+    row = user_cameras.measure(config, options)["rows"][1]
     settings = EvalConfig(crop_share=0.5, crop_place=(0.0, 0.0))
-    config = read_config_file(options.config, options.fields)
     data = section(config, "data", DataConfig)
     scores = evaluate(lvsm_jax.load(tiny_export), open_eval_set(data, settings), progress=False)
     assert row["psnr"] == [pytest.approx(scores.mean("psnr"), abs=1e-4)]

@@ -8,7 +8,7 @@ from experiments import viewer_start
 
 
 def test_a_start_of_the_viewer_is_timed(tmp_path):
-    work = "import os, pathlib; pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'], 'x').touch()"
+    work = "import os, pathlib; pathlib.Path(os.environ['LVSM_COMPILATION_CACHE'], 'x').touch()"
     ready = "print('ready: http://localhost', flush=True)"
     seconds, cpu_seconds = viewer_start.time_start(
         [sys.executable, "-c", f"{work}; {ready}"], tmp_path

@@ -227,6 +227,11 @@ def test_incomplete_and_damaged_datasets_are_named(dataset, tmp_path):
         storage.finalize(tmp_path, NAME, shards)
 
 
+def test_a_leading_tilde_is_the_home_directory(dataset, monkeypatch):
+    monkeypatch.setenv("HOME", str(dataset.parent))
+    assert len(storage.SplitReader(f"~/{dataset.name}", "train")) == 29
+
+
 def test_finalize_refuses_what_would_not_be_a_dataset(tmp_path):
     rng = random.Random(0)
     twice = {"train": [[make_clip("a", 2, rng)], [make_clip("a", 2, rng)]]}

@@ -82,7 +82,7 @@ def test_the_formula_written_out(encoding):
         d_i,
         attend(
             np.einsum("bidc,bimd->bimc", d_i, flat(q)),
-            np.einsum("bjcd,bjmd->bjmc", inverse, flat(kv.k)),
+            np.einsum("bjcd,bjmd->bjmc", inverse, flat(k)),
             np.einsum("bjcd,bjmd->bjmc", inverse, flat(v)),
         ),
     )
@@ -123,8 +123,8 @@ def test_a_models_attention_is_the_formula_written_out():
         )
         return jnp.asarray(np.einsum("bicd,bimd->bimc", d_i, read).reshape(q.shape))
 
-    kv, queries = layer.keys_values(y, positions(inputs)), layer.queries(x, positions(targets))
-    attended = attend(flat(queries), flat(kv.k), flat(kv.v)).reshape(queries.shape)
+    queries, moved = layer.queries(x, positions(targets)), layer.keys_values(y, positions(inputs))
+    attended = attend(flat(queries), flat(moved.k), flat(moved.v)).reshape(queries.shape)
     ours = layer.outputs(attended, positions(targets))
     expected = layer.outputs(dense(layer.queries(x)))
     np.testing.assert_allclose(ours, expected, atol=2e-4)
