@@ -259,7 +259,7 @@ def test_a_finished_run_is_left_as_it_is(undisturbed, rooms):
         ({"data.path": "/nowhere"}, "/nowhere"),
         ({"optimizer.schedule": "linear"}, "optimizer.schedule is 'linear'"),
         ({"loss.perceptual": 0.5}, "get imagenet-vgg-verydeep-19.mat"),
-        ({"repa.weight": 0.5}, "go without by repa.weight=0"),
+        ({"repa.weight": 0.5}, "go without by --config.repa.weight=0"),
         (
             {"run.batch_size": 3, "run.cpu_devices": 2},
             "do not divide over mesh.data × mesh.fsdp = 2",
