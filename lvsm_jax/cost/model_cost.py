@@ -17,7 +17,7 @@ from lvsm_jax.training.train_state import TrainingConfig
 _STACKS = ("encoder", "decoder", "transformer")
 
 
-def describe(
+def count_costs(
     model: ModelConfig,
     training: TrainingConfig | None = None,
     *,
@@ -85,7 +85,7 @@ def describe(
 
 
 def text(description: Mapping[str, Any]) -> str:
-    """The tables that a person reads, from what `describe` returned."""
+    """The tables that a person reads, from what `count_costs` returned."""
     title = (
         "{architecture}: {num_layers} layers of width {width}, heads of {head_dim}, patches of "
         "{patch_size} px; {dtype}, remat {remat}"

@@ -1,4 +1,4 @@
-"""What the compiler says of a training step for a TPU pod, and what to make of it."""
+"""The report of a step compiled for a TPU pod: memory, FLOPs, collectives and estimates."""
 
 import collections
 import dataclasses
@@ -40,7 +40,7 @@ def work(case: Case, mesh: Mesh, text: str) -> Work:
 def report(
     case: Case, mesh: Mesh, program: str, memory: Any, compiler_flops: float | None
 ) -> dict[str, Any]:
-    """All that is said of a compiled program, as JSON values: bytes, FLOPs and seconds a chip.
+    """The report of a compiled program as JSON values: bytes, FLOPs and seconds of a chip.
 
     Args:
         case: what was compiled.
@@ -59,7 +59,7 @@ def report(
     total, least = sum(parts.values()), least_sent(case, mesh)
     fewest = sum(least.values())
     return {
-        **describe_case(case, mesh),
+        **case_values(case, mesh),
         "memory": {**parts, "total": total, "hbm": case.chip.hbm},
         "fits": total <= USABLE * case.chip.hbm,
         "work": dataclasses.asdict(done),
@@ -87,7 +87,7 @@ def _collective_rows(program: str) -> list[dict[str, Any]]:
     ]
 
 
-def describe_case(case: Case, mesh: Mesh) -> dict[str, Any]:
+def case_values(case: Case, mesh: Mesh) -> dict[str, Any]:
     """What was asked for, as JSON values."""
     return {
         "topology": case.topology,
