@@ -15,9 +15,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.models.attention import SAVED_ATTENTION, attention_entropy
+from lvsm_jax.models.attention import SAVED_ATTENTION, attention, attention_entropy
 from lvsm_jax.models.prope import Positions
-from lvsm_jax.models.sharded_attention import cross_attention
+from lvsm_jax.models.sharded_attention import sharded_attention
 from lvsm_jax.parallel.mesh import axes_of, reshard, sharded_like
 
 Initializer = Callable[..., Array]
@@ -137,7 +137,8 @@ class DenseKV:
 
     def attend(self, q: Float[Array, "*batch t m c"]) -> Float[Array, "*batch t m c"]:
         """Attention of queries to these keys and values."""
-        return cross_attention(q, self.k, self.v, implementation=self.implementation)
+        attend = attention if axes_of(self.k)[-3] is None else sharded_attention
+        return attend(q, self.k, self.v, implementation=self.implementation)
 
     def relative_entropy(self, q: Float[Array, "b t m c"]) -> Float[Array, ""]:
         """Mean entropy of the weights of `attend`, as a share of the largest it can be."""

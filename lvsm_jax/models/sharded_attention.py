@@ -20,7 +20,6 @@ from jaxtyping import Array, Float
 
 from lvsm_jax.models.attention import (
     Partial,
-    attention,
     attention_with_lse,
     block_sizes,
     choose,
@@ -34,21 +33,6 @@ from lvsm_jax.parallel.mesh import axes_of, per_device, view_devices
 _BLOCK_SCORES = 2**26
 
 Gradients = tuple[Float[Array, "b t m c"], Float[Array, "b s m c"], Float[Array, "b s m c"]]
-
-
-def cross_attention(
-    q: Float[Array, "*batch t m c"],
-    k: Float[Array, "*batch s m c"],
-    v: Float[Array, "*batch s m c"],
-    *,
-    implementation: str = "auto",
-) -> Float[Array, "*batch t m c"]:
-    """As `lvsm_jax.models.attention.attention`, also where `view` cuts the keys' tokens.
-
-    The queries' tokens are then cut by `view` too, or not at all.
-    """
-    attend = attention if axes_of(k)[-3] is None else _sharded_attention
-    return attend(q, k, v, implementation=implementation)
 
 
 def merge_shards(
@@ -88,7 +72,13 @@ def _sum_tokens(x: Float[Array, "b t m c"], are_sharded: bool) -> Float[Array, "
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _sharded_attention(q: Array, k: Array, v: Array, implementation: str) -> Array:
+def sharded_attention(
+    q: Float[Array, "b t m c"],
+    k: Float[Array, "b s m c"],
+    v: Float[Array, "b s m c"],
+    implementation: str,
+) -> Float[Array, "b t m c"]:
+    """As `attention`, of keys whose tokens `view` cuts, and queries whose tokens it cuts or not."""
     return _forward(q, k, v, implementation)[0]
 
 
@@ -117,7 +107,7 @@ def _backward(implementation: str, saved: tuple, g: Array) -> tuple[Array, Array
     return per_device(local, specs, (queries, keys, keys))(*saved, g)
 
 
-_sharded_attention.defvjp(_forward, _backward)
+sharded_attention.defvjp(_forward, _backward)
 
 
 def shard_gradients(

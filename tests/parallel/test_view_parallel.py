@@ -22,7 +22,8 @@ from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.evaluation.scoring import evaluate
 from lvsm_jax.models.attention import attention, attention_with_lse, merge_attention
-from lvsm_jax.models.sharded_attention import cross_attention, shard_gradients
+from lvsm_jax.models.layers import DenseKV
+from lvsm_jax.models.sharded_attention import shard_gradients
 from lvsm_jax.parallel.mesh import MeshConfig, data_shard, make_mesh
 from lvsm_jax.training.checkpoints import Checkpoints
 from lvsm_jax.training.losses import LossConfig
@@ -111,7 +112,7 @@ def test_attention_to_spread_keys(targets, dtype):
 
     def gradients(q, k, v, weights):
         def value(q, k, v):
-            out = cross_attention(q, k, v)
+            out = DenseKV(k, v, "auto").attend(q)
             return (out * weights).astype(jnp.float32).sum(), out
 
         return jax.grad(value, argnums=(0, 1, 2), has_aux=True)(q, k, v)
