@@ -75,18 +75,19 @@ def main(arguments: list[str]) -> None:
 def table(summary: dict[str, Any]) -> str:
     """The means, for a terminal."""
     methods = {"model": summary} | summary["baselines"]
-    metrics = [metric for metric in ("psnr", "ssim", "lpips") if summary[metric] is not None]
+    decimals = {"psnr": 2, "ssim": 3, "lpips": 3}
+    metrics = [metric for metric in decimals if summary[metric] is not None]
 
-    def of(title: str, scores: dict[str, dict[str, float | None]]) -> str:
-        rows = [
-            (name.replace("_", " "), *(f"{means[m]:.{2 if m == 'psnr' else 3}f}" for m in metrics))
-            for name, means in scores.items()
-        ]
-        return format_table((title, *(metric.upper() for metric in metrics)), rows)
+    def means(title: str, scores: dict[str, dict[str, float]]) -> str:
+        rows = (
+            [method.replace("_", " "), *(f"{of[m]:.{decimals[m]}f}" for m in metrics)]
+            for method, of in scores.items()
+        )
+        return format_table([title, *map(str.upper, metrics)], rows)
 
-    tables = [of(f"{summary['num_images']:,} targets", methods)]
+    tables = [means(f"{summary['num_images']:,} targets", methods)]
     context = summary["num_context_targets"]
     if 0 < context < summary["num_images"]:
-        others = {method: means["without_context_targets"] for method, means in methods.items()}
-        tables.append(of(f"without the {context:,} that are input views", others))
+        others = {method: scores["without_context_targets"] for method, scores in methods.items()}
+        tables.append(means(f"without the {context:,} that are input views", others))
     return "\n\n".join(tables)
