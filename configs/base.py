@@ -6,15 +6,10 @@
 
 Sections are the fields of dataclasses, whose docstrings say what each does:
 
-- `run`: `lvsm_jax.common.config.RunConfig`
-- `processes`: `lvsm_jax.parallel.processes.ProcessesConfig`
-- `mesh`: `lvsm_jax.parallel.mesh.MeshConfig`
+- `run`, `data`, `eval`: `RunConfig`, `DataConfig`, `EvalConfig` in `lvsm_jax.common.config`
+- `processes`, `mesh`: `ProcessesConfig`, `MeshConfig` in `lvsm_jax.parallel`
 - `model`: `EfficientLVSMConfig` in `lvsm_jax.models.efficient_lvsm`, or the architecture's own
-- `data`: `lvsm_jax.common.config.DataConfig`
-- `optimizer`: `lvsm_jax.training.optimizer.OptimizerConfig`
-- `loss`: `lvsm_jax.training.losses.LossConfig`
-- `repa`: `lvsm_jax.training.repa.RepaConfig`
-- `eval`: `lvsm_jax.common.config.EvalConfig`
+- `optimizer`, `loss`, `repa`: `OptimizerConfig`, `LossConfig`, `RepaConfig` in `lvsm_jax.training`
 """
 
 import ml_collections

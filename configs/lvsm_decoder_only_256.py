@@ -5,8 +5,7 @@ from); `--config.loss.perceptual=0` goes without.
 
     lvsm train --config=configs/lvsm_decoder_only_256.py --workdir=runs/lvsm_decoder_only \
         --config.data.path=data/re10k
-    lvsm eval --config=configs/lvsm_decoder_only_256.py \
-        --checkpoint=runs/lvsm_decoder_only/export
+    lvsm eval --config=configs/lvsm_decoder_only_256.py --checkpoint=runs/lvsm_decoder_only/export
 
 Hardware: one process with all its devices. The published batch of 512 scenes was on 64 A100s; on
 one, `--config.run.batch_size=8`, or the whole batch with `--config.run.grad_accumulation=64`.
@@ -22,10 +21,8 @@ from configs import base
 def get_config(architecture: str = "LVSMDecoderOnly") -> ml_collections.ConfigDict:
     """The 256 px stage; the optimizer's defaults are LVSM's."""
     config = base.get_config(architecture)
-    config.model.dtype = "bfloat16"
-    config.model.remat = "full"
     # All targets together: their gradients are added, and weights gathered, once a step.
-    config.model.targets_at_once = 0
+    config.model.update(dtype="bfloat16", remat="full", targets_at_once=0)
     config.data.num_workers = 8
     config.loss.perceptual = 0.5
     return config

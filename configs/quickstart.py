@@ -4,16 +4,15 @@
     lvsm train --config=configs/quickstart.py --workdir=runs/quickstart
     lvsm eval --config=configs/quickstart.py --checkpoint=runs/quickstart/export
 
-`make demo` runs the three. The measured score and time are in docs/quickstart.md. The other models
-of like size: `--config=configs/quickstart.py:LVSMDecoderOnly`, or `:LVSMEncoderDecoder`.
+`make demo` runs the three; docs/quickstart.md has score and time. The other models of like size:
+`--config=configs/quickstart.py:LVSMDecoderOnly`, or `:LVSMEncoderDecoder`.
 """
 
 import ml_collections
 
 from configs import base
 
-# A quarter of the published layers.
-_LAYERS = {
+_LAYERS = {  # a quarter of the published
     "EfficientLVSM": {"num_layers": 3},
     "LVSMDecoderOnly": {"num_layers": 6, "targets_at_once": 0},
     # 1.5 latents for each token of two inputs, as published at 256 px.
@@ -27,24 +26,10 @@ def get_config(architecture: str = "EfficientLVSM") -> ml_collections.ConfigDict
         raise ValueError(f"architecture is {architecture!r}, expected one of {tuple(_LAYERS)}")
     config = base.get_config(architecture)
     config.model.update(width=128, head_dim=32, remat="dots", **_LAYERS[architecture])
-    config.data.update(
-        path="data/synthetic",
-        image_height=64,
-        num_views=6,
-        num_inputs=2,
-        num_targets=4,
-        min_span=8,
-        max_span=11,
-    )
-    config.run.update(
-        num_steps=800,
-        batch_size=16,
-        log_every=25,
-        image_every=200,
-        eval_every=400,
-        eval_scenes=32,
-        checkpoint_every=200,
-    )
+    config.data.update(path="data/synthetic", image_height=64)
+    config.data.update(num_views=6, num_inputs=2, num_targets=4, min_span=8, max_span=11)
+    config.run.update(num_steps=800, batch_size=16, log_every=25, checkpoint_every=200)
+    config.run.update(image_every=200, eval_every=400, eval_scenes=32)
     config.optimizer.update(
         learning_rate=1.5e-3, weight_decay=0.01, warmup_steps=100, skip_after=100
     )

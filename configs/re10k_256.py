@@ -4,14 +4,12 @@ MSE and half of the perceptual loss, which needs VGG-19's weights (docs/training
 from); `--config.loss.perceptual=0` goes without. `re10k_256_repa.py` has REPA besides, as the
 published model had; `re10k_512.py` is the second stage.
 
-    lvsm train --config=configs/re10k_256.py --workdir=runs/re10k_256 \
-        --config.data.path=data/re10k
+    lvsm train --config=configs/re10k_256.py --workdir=runs/re10k_256 --config.data.path=data/re10k
     lvsm eval --config=configs/re10k_256.py --checkpoint=runs/re10k_256/export
 
-Hardware: one process with all its devices. The published batch of 512 scenes wants 64 A100s, as
-LVSM's; on one, `--config.run.batch_size=8`, or the whole batch with
-`--config.run.grad_accumulation=64`. 199 M parameters in float32 with AdamW take 3.2 GB, activations
-are bfloat16 with `remat="full"`.
+Hardware: one process with all its devices. The published batch of 512 scenes wants 64 A100s; on
+one, `--config.run.batch_size=8`, or the whole batch with `--config.run.grad_accumulation=64`.
+199 M parameters in float32 with AdamW take 3.2 GB.
 Cost: 3.7 PFLOP a step (`cost/flops.py`), 34 A100-days for 100 k steps at 40 % of 312 TFLOP/s,
 and what the perceptual loss takes (docs/training.md).
 Expected score, as published with REPA: PSNR 28.93, SSIM 0.895, LPIPS 0.102 with 2 inputs.
@@ -25,11 +23,8 @@ from configs import base
 def get_config() -> ml_collections.ConfigDict:
     """The 256 px stage."""
     config = base.get_config()
-    config.model.dtype = "bfloat16"
-    config.model.remat = "full"
+    config.model.update(dtype="bfloat16", remat="full")
     config.data.num_workers = 8
-    config.optimizer.schedule = "constant"
-    config.optimizer.clip_norm = 5.0
-    config.optimizer.skip_factor = 5.0
+    config.optimizer.update(schedule="constant", clip_norm=5.0, skip_factor=5.0)
     config.loss.perceptual = 0.5
     return config

@@ -1,7 +1,7 @@
 """`re10k_256.py` with REPA: the published first stage, complete (arXiv 2602.06478).
 
-Tokens after layer 2 of both streams are aligned with block 8 of DINOv3 ViT-B/16, by smooth-L1.
-That needs the teacher's weights beside VGG-19's (docs/training.md says where from).
+Tokens after layer 2 of both streams are aligned with block 8 of DINOv3 ViT-B/16, by smooth-L1;
+docs/training.md says where the teacher's weights come from.
 
     lvsm train --config=configs/re10k_256_repa.py --workdir=runs/re10k_256_repa \
         --config.data.path=data/re10k

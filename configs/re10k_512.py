@@ -3,8 +3,7 @@
 It starts from what `re10k_256.py` left in `runs/re10k_256`; `--config.init_from` names another
 export, `--config.init_from=` none.
 
-    lvsm train --config=configs/re10k_512.py --workdir=runs/re10k_512 \
-        --config.data.path=data/re10k
+    lvsm train --config=configs/re10k_512.py --workdir=runs/re10k_512 --config.data.path=data/re10k
     lvsm eval --config=configs/re10k_512.py --checkpoint=runs/re10k_512/export
 
 Hardware: as for 256 px; 4096 tokens a view instead of 1024, batch 128, 20 k steps.
@@ -23,10 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = re10k_256.get_config()
     config.init_from = "runs/re10k_256/export"
     config.data.image_height = 512
-    config.run.batch_size = 128
-    config.run.num_steps = 20_000
-    config.optimizer.learning_rate = 1e-4
-    config.optimizer.warmup_steps = 1000
-    config.optimizer.skip_after = 1000
+    config.run.update(batch_size=128, num_steps=20_000)
+    config.optimizer.update(learning_rate=1e-4, warmup_steps=1000, skip_after=1000)
     config.eval.batch_size = 2
     return config

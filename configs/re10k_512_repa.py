@@ -1,8 +1,6 @@
 """`re10k_512.py` with REPA: the published second stage, complete (arXiv 2602.06478).
 
-Tokens after layer 2 of both streams are aligned with block 8 of DINOv3 ViT-B/16, by smooth-L1.
-That needs the teacher's weights beside VGG-19's (docs/training.md says where from).
-It starts from what `re10k_256_repa.py` left in `runs/re10k_256_repa`.
+It starts from what `re10k_256_repa.py` left in `runs/re10k_256_repa`, and needs the same teacher.
 
     lvsm train --config=configs/re10k_512_repa.py --workdir=runs/re10k_512_repa \
         --config.data.path=data/re10k

@@ -60,25 +60,12 @@ def get_config(arm: str = "plucker") -> ml_collections.ConfigDict:
     if arm not in ARMS:
         raise ValueError(f"arm is {arm!r}, expected one of {tuple(ARMS)}")
     config = quickstart.get_config()
-    config.data.update(
-        path="data/wide_rooms",
-        image_height=32,
-        num_views=16,
-        num_inputs=2,
-        num_targets=6,
-        min_span=20,
-        max_span=39,
-    )
-    config.run.update(
-        num_steps=1200,
-        batch_size=8,
-        cpu_devices=1,  # two runs at a time, a core each
-        log_every=50,
-        image_every=0,
-        eval_every=200,
-        eval_scenes=96,
-        checkpoint_every=400,
-    )
+    config.data.update(path="data/wide_rooms", image_height=32)
+    config.data.update(num_views=16, num_inputs=2, num_targets=6, min_span=20, max_span=39)
+    # Two runs at a time, a core each.
+    config.run.update(num_steps=1200, batch_size=8, cpu_devices=1)
+    config.run.update(log_every=50, image_every=0, checkpoint_every=400)
+    config.run.update(eval_every=200, eval_scenes=96)
     config.eval.batch_size = 8
     few = config.copy_and_resolve_references()
     for name, value in ARMS[arm].items():
