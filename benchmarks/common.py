@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import math
+import pathlib
 import platform
 import statistics
 import time
@@ -26,8 +27,7 @@ from lvsm_jax.models.base import ViewSynthesisModel
 from lvsm_jax.parallel.mesh import cpu_cores
 from lvsm_jax.training.train_state import to_unit
 
-# How the models are named and coloured (Okabe and Ito's colours, which colour-blind eyes tell
-# apart too).
+# Of the models; colours by Okabe and Ito, which colour-blind eyes tell apart too.
 NAMES = {
     "EfficientLVSM": "Efficient-LVSM",
     "LVSMDecoderOnly": "LVSM decoder-only",
@@ -44,16 +44,21 @@ Report = dict[str, Any]
 markdown_table = functools.partial(format_table, markdown=True)
 
 
-def benchmark_parser(name: str, doc: str, *, plot: bool = False) -> argparse.ArgumentParser:
-    """The parser of `python -m benchmarks.NAME`, with the options that benchmarks share."""
-    parser = argument_parser(name, doc)
-    parser.prog = f"python -m benchmarks.{name}"
-    parser.add_argument("--output", type=path, metavar="FILE", help="JSON file to write")
+def module_parser(module: str, doc: str) -> argparse.ArgumentParser:
+    """The parser of `python -m MODULE`; its help is the module's docstring."""
+    parser = argument_parser("", doc)
+    parser.prog = f"python -m {module}"
+    return parser
+
+
+def benchmark_parser(module: str, doc: str, *, plot: bool = False) -> argparse.ArgumentParser:
+    """A parser with the options that benchmarks share."""
+    parser = module_parser(module, doc)
+    add = functools.partial(parser.add_argument, type=path, metavar="FILE")
+    add("--output", help="JSON file to write")
     if plot:
-        parser.add_argument(
-            "--read", type=path, metavar="FILE", help="JSON of an earlier run to show"
-        )
-        parser.add_argument("--plot", type=path, metavar="FILE", help="PNG file to write")
+        add("--read", help="JSON of an earlier run to show")
+        add("--plot", help="PNG file to write")
     return parser
 
 
@@ -65,8 +70,7 @@ def report_benchmark(
 ) -> None:
     """Measures, or reads what was measured; prints tables, and writes the files asked for."""
     if draw and options.read:
-        with open(options.read, encoding="utf-8") as file:
-            report = json.load(file)
+        report = json.loads(pathlib.Path(options.read).read_text(encoding="utf-8"))
     else:
         report = measure(options)
         write_report(options.output, report)
@@ -129,25 +133,19 @@ def measure_call(
     *,
     enough_seconds: float = math.inf,
 ) -> Report:
-    """Time and memory of a compiled call that donates nothing.
+    """Time and memory of a compiled call that donates nothing: the median of up to `repeats` calls.
 
-    The first call warms up and is not counted, unless it alone takes `enough_seconds`.
-
-    Args:
-        function: to compile.
-        args: pytrees of arrays.
-        flops: of a call.
-        repeats: counted calls, of which the median is taken.
-        enough_seconds: about how long the counted calls may take; one is always made.
+    The counted calls take about `enough_seconds` at most; one is always made. The first call warms
+    up and is not counted, unless it alone takes so long.
     """
     device = jax.devices()[0]
     args = jax.device_put(args, device)
     compiled = jax.jit(function).lower(*args).compile()
     before = device.memory_stats() or {}
-    times = [_seconds(compiled, *args)]
+    times = [timed(compiled, *args)[1]]
     if times[0] < enough_seconds:
         calls = max(1, int(min(repeats, enough_seconds / times[0])))
-        times = [_seconds(compiled, *args) for _ in range(calls)]
+        times = [timed(compiled, *args)[1] for _ in range(calls)]
     seconds, memory = statistics.median(times), compiled.memory_analysis()
     return {
         "seconds": seconds,
@@ -163,11 +161,11 @@ def measure_call(
     }
 
 
-def _seconds(call: Callable[..., Any], *args: Any) -> float:
-    """Seconds of a call until its results are ready."""
+def timed(call: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    """The result of a call, and the seconds until it is ready."""
     start = time.perf_counter()
-    jax.block_until_ready(call(*args))
-    return time.perf_counter() - start
+    result = jax.block_until_ready(call(*args))
+    return result, time.perf_counter() - start
 
 
 def _allocated(before: Mapping[str, int], after: Mapping[str, int]) -> int | None:
@@ -192,8 +190,8 @@ def label_lines(axes: Axes) -> None:
     """A legend at the right of the axes, its names in the order in which the lines end."""
     named = [line for line in axes.get_lines() if not line.get_label().startswith("_")]
     named.sort(key=lambda line: line.get_ydata()[-1], reverse=True)
-    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-    axes.legend(handles=named, frameon=False, fontsize=8, **place)
+    at = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    axes.legend(handles=named, frameon=False, fontsize=8, **at)
 
 
 def plain_axes(axes: Axes) -> None:

@@ -2,14 +2,13 @@
 
     python -m benchmarks.data DATASET --output=data.json
 
-Throughput is compared with two bounds, which handle the frames of as many samples, already in
-memory, with as many threads as there are cores (Pillow releases Python's lock):
+Two bounds handle the frames of as many samples, already in memory, with a thread a core:
 
     pillow    decodes and resizes whole frames, as the protocol says
     prepared  is the pipeline's own preparation of a frame, which skips columns to be cropped away
 
-Rounds of all three alternate and medians of rounds and of their ratios are given, for other
-programs may disturb the machine. Bytes read are counted by Linux, the opening of shards included.
+Medians of rounds and of their ratios; rounds of all three alternate, for other programs may disturb
+the machine. Bytes read are counted by Linux, the opening of shards included.
 """
 
 import argparse
@@ -28,11 +27,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.common import Report, benchmark_parser, markdown_table, report_benchmark
+from benchmarks.common import Report, benchmark_parser, markdown_table, report_benchmark, timed
 from input_pipeline.examples import ExampleLoader
 from input_pipeline.loading import train_batches
 from input_pipeline.preprocess import preprocess_frame
-from input_pipeline.sampling import sample_views, usable_clips
+from input_pipeline.sampling import ViewSample, sample_views, usable_clips
 from input_pipeline.storage import Frame, SplitReader
 from lvsm_jax.batch import Batch
 from lvsm_jax.common.command_line import path, program
@@ -50,15 +49,13 @@ def measure(options: argparse.Namespace) -> Report:
     """Throughput by number of worker processes, and bytes that are read."""
     config = DataConfig(options.dataset, split=options.split, image_height=options.image_height)
     traffic = measure_traffic(config, options.samples)
-    speeds = []
-    for num_workers in options.workers:
-        own = dataclasses.replace(config, num_workers=num_workers)
-        speeds.append(measure_throughput(own, options.batch_size, options.samples, options.rounds))
+    sizes = options.batch_size, options.samples, options.rounds
+    configs = [dataclasses.replace(config, num_workers=count) for count in options.workers]
     return {
         "config": dataclasses.asdict(config),
         "batch_size": options.batch_size,
         "cores": os.cpu_count(),
-        "samples_per_second": speeds,
+        "samples_per_second": [measure_throughput(own, *sizes) for own in configs],
         "bytes_per_sample": traffic,
     }
 
@@ -67,7 +64,7 @@ def measure_throughput(
     config: DataConfig, batch_size: int, num_samples: int, rounds: int
 ) -> dict[str, float]:
     """Samples a second of the pipeline and of the two bounds, in rounds that alternate."""
-    frames = list(_decoded_frames(config, num_samples))
+    frames = _decoded_frames(config, num_samples)
     num_batches = max(1, num_samples // batch_size)
     # Batches made ready while a bound is measured must not count as the pipeline's speed, and
     # making them must not slow the bound down.
@@ -76,13 +73,13 @@ def measure_throughput(
     batches = train_batches(config, batch_size=batch_size, seed=0)
     for _ in tqdm(range(rounds), f"{config.num_workers} workers", unit="round"):
         _draw(batches, ready)
-        pipeline = _seconds(lambda: _draw(batches, num_batches)) / (num_batches * batch_size)
+        pipeline = timed(_draw, batches, num_batches)[1] / (num_batches * batch_size)
         time.sleep(1.5 * ready * batch_size * pipeline)
-        bounds = [
-            _seconds(functools.partial(_prepare_all, prepare, frames, config)) / num_samples
+        pillow, prepared = (
+            timed(_prepare_all, prepare, frames, config)[1] / num_samples
             for prepare in (_with_pillow, preprocess_frame)
-        ]
-        times.append((pipeline, *bounds))
+        )
+        times.append((pipeline, pillow, prepared))
     batches.close()
     pipeline, pillow, prepared = np.array(times).T
     return {
@@ -104,7 +101,7 @@ def measure_traffic(config: DataConfig, num_samples: int) -> dict[str, float] | 
     def bytes_read() -> int:
         return int(dict(line.split(": ") for line in counters.read_text().splitlines())["rchar"])
 
-    list(_decoded_frames(config, 1))  # whatever Python reads to get going
+    _decoded_frames(config, 1)  # whatever Python reads to get going
     reader = SplitReader(config.path, config.split)
     samples = list(_samples(reader, config, num_samples))
     loader = ExampleLoader.open(reader, config, samples[0][0])
@@ -114,11 +111,8 @@ def measure_traffic(config: DataConfig, num_samples: int) -> dict[str, float] | 
     read = bytes_read() - before
     views = decoded = 0
     for row, sample in samples:
-        for position, frame in zip(
-            sample.all_views, _frames(reader, row, sample.all_views), strict=True
-        ):
-            views += len(frame.jpeg)
-            decoded += len(frame.jpeg) * (position in {*sample.inputs, *sample.targets})
+        views += sum(len(frame.jpeg) for frame in _frames(reader, row, sample.all_views))
+        decoded += sum(len(frame.jpeg) for frame in _decoded(reader, row, sample))
     return {
         "read": read / num_samples,
         "views": views / num_samples,
@@ -132,22 +126,24 @@ def _samples(reader: SplitReader, config: DataConfig, count: int) -> Iterator[tu
     """Row and views of samples, drawn as in training."""
     rng = np.random.default_rng(0)
     rows = np.flatnonzero(usable_clips(reader.scenes.num_frames, config))
-    for row in rng.choice(rows, count):
-        yield (
-            int(row),
-            sample_views(int(reader.scenes.num_frames[row]), config, config.num_inputs, rng),
-        )
+    for row in map(int, rng.choice(rows, count)):
+        num_frames = int(reader.scenes.num_frames[row])
+        yield row, sample_views(num_frames, config, config.num_inputs, rng)
 
 
 def _frames(reader: SplitReader, row: int, positions: np.ndarray) -> list[Frame]:
     return reader.frames((reader.scenes.first_frame[row] + positions).tolist())
 
 
-def _decoded_frames(config: DataConfig, num_samples: int) -> Iterator[Frame]:
+def _decoded(reader: SplitReader, row: int, views: ViewSample) -> list[Frame]:
+    return _frames(reader, row, np.union1d(views.inputs, views.targets))
+
+
+def _decoded_frames(config: DataConfig, num_samples: int) -> list[Frame]:
     """The frames that `num_samples` samples decode."""
     reader = SplitReader(config.path, config.split)
-    for row, views in _samples(reader, config, num_samples):
-        yield from _frames(reader, row, np.union1d(views.inputs, views.targets))
+    samples = _samples(reader, config, num_samples)
+    return [frame for row, views in samples for frame in _decoded(reader, row, views)]
 
 
 def _draw(batches: Iterator[Batch], count: int) -> None:
@@ -160,25 +156,15 @@ def _prepare_all(prepare: Callable, frames: Sequence[Frame], config: DataConfig)
         prepare(frame.jpeg, frame.normalized_fxfycxcy, config.image_height, config.square_crop)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(one, frames):
-            pass
+        list(pool.map(one, frames))
 
 
-def _with_pillow(
-    jpeg: bytes, normalized_fxfycxcy: np.ndarray, image_height: int, square_crop: bool
-) -> np.ndarray:
-    del normalized_fxfycxcy
+def _with_pillow(jpeg: bytes, _: np.ndarray, image_height: int, square_crop: bool) -> np.ndarray:
     image = Image.open(io.BytesIO(jpeg))
     width = image_height if square_crop else resized_side(*image.size, image_height)
     cut = ResizeCrop.cover(image.size, image_height, width)
     resized = image.resize(cut.resized, Image.Resampling.LANCZOS)
     return np.asarray(resized.crop(cut.window))
-
-
-def _seconds(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def table(report: Report) -> str:
@@ -192,17 +178,14 @@ def table(report: Report) -> str:
     text = markdown_table(header, rows, text=0)
     if traffic := report["bytes_per_sample"]:
         text += (
-            "\n\nbytes read a sample: {read:,.0f} = {read_to_views:.3f} × the JPEGs of its views"
-        )
-        text += (
-            " = {read_to_decoded:.3f} × those decoded (the others lend their cameras to the frame)"
-        )
-        text = text.format(**traffic)
+            "\n\nbytes read a sample: {read:,.0f} = {read_to_views:.3f} × the JPEGs of its views = "
+            "{read_to_decoded:.3f} × those decoded (the others lend their cameras to the frame)"
+        ).format(**traffic)
     return text
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = benchmark_parser("data", __doc__)
+    parser = benchmark_parser("benchmarks.data", __doc__)
     add = functools.partial(parser.add_argument, metavar="N", type=int)
     add("dataset", metavar="DATASET", type=path, help="dataset directory")
     add("--split", metavar="NAME", type=str, default="train", help="of the dataset (train)")

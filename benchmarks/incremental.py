@@ -7,25 +7,24 @@
 
 Efficient-LVSM, one scene, one cache with slots for the most views. At each number of views one
 more is added and removed again, and 1 and 8 targets are rendered. `From scratch` is what that costs
-without a cache, a full pass over all views; so much it always costs LVSM decoder-only, which has
-twice the layers in one stream. The floor of a render is its FLOPs at the largest matmul rate of
-this machine in the same run, or the bytes of the cache that it reads at the largest copy rate,
-whichever is longer. Medians of --repeats rounds, each over all numbers of views, so that a slow
-moment of the machine does not fall on one of them.
+without a cache, a full pass over all views, as LVSM decoder-only always does, which has twice the
+layers in one stream. The floor of a render is its FLOPs at the largest matmul rate of this machine
+in the same run, or the bytes of the cache that it reads at the largest copy rate, whichever is
+longer. Medians of --repeats rounds, each over all numbers of views, so that a slow moment of the
+machine does not fall on one of them. Weights are random, unless --export is given.
 
-Weights are random, since time does not depend on them, unless --export is given. With --scenes,
-photographs as `lvsm render` takes them, PSNR by number of views and dtype of the cache is measured
-too. Of the photographs in the middle of a scene eight, evenly spaced, are targets; of the others as
-many as asked are inputs, evenly spaced from the first to the last (one: the middle). All goes
-through `lvsm_jax.Session`, as in an application: the inputs alone fix frame and scale.
+With --scenes, photographs as `lvsm render` takes them, PSNR by number of views and dtype of the
+cache is measured too. Of the photographs in the middle of a scene eight, evenly spaced, are
+targets; of the others as many as asked are inputs, evenly spaced from the first to the last (one:
+the middle). All goes through `lvsm_jax.Session`, as in an application: the inputs alone fix frame
+and scale.
 """
 
 import argparse
 import dataclasses
 import math
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,32 +36,19 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import lvsm_jax
-from benchmarks.common import (
-    Report,
-    benchmark_parser,
-    describe_run,
-    label_lines,
-    log_axes,
-    markdown_table,
-    matmul_peak,
-    measure_call,
-    random_batch,
-    render,
-    report_benchmark,
-    view_axis,
-)
+from benchmarks import common
+from benchmarks.common import Report, markdown_table, measure_call, random_batch, timed
 from input_pipeline.clip_scene import open_scene
 from lvsm_jax.common.command_line import path, program
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.cost.flops import forward_macs
 from lvsm_jax.evaluation.metrics import psnr
-from lvsm_jax.models.base import ViewSynthesisModel
+from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel
 from lvsm_jax.models.efficient_lvsm import CACHE_DTYPES
 from lvsm_jax.rendering.view_cache import ViewCache
 from lvsm_jax.scenes.readers import Scene, ScenePhotograph
 
 CHANGES = ("add", "remove")
-FULL_PASSES = ("scratch", "decoder_only")
 SPAN = 81  # photographs of a scene that are looked at
 TARGETS = 8  # of them
 
@@ -70,7 +56,7 @@ TARGETS = 8  # of them
 @program
 def main(arguments: list[str]) -> None:
     """Prints tables; writes JSON and a plot."""
-    report_benchmark(_parser().parse_args(arguments), measure, tables, draw)
+    common.report_benchmark(_parser().parse_args(arguments), measure, tables, draw)
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -79,24 +65,25 @@ def measure(options: argparse.Namespace) -> Report:
         raise UserError("--scenes need --export: random weights have no quality")
     model = _model(options)
     config = model.config
-    report = {**describe_run(options), "config": dataclasses.asdict(config)}
+    report = {**common.describe_run(options), "config": dataclasses.asdict(config)}
     before = _peaks(config.dtype, options)
     report |= measure_cache(model, options)
     after = _peaks(config.dtype, options)
     # What else the machine does slows some of it: the faster moment says what it can do.
     report |= {name: max(before[name], after[name]) for name in before}
-    others = {"scratch": model, "decoder_only": _decoder_only(config)}
-    most_views = {"scratch": options.scratch, "decoder_only": options.decoder_only}
+    full_passes = {  # names, models and most views
+        "scratch": (model, options.scratch),
+        "decoder_only": (_decoder_only(config), options.decoder_only),
+    }
     for row in tqdm(report["rows"], "from scratch"):
         for targets in options.targets:
-            row[f"floor_{targets}"] = floor(report, config, row["views"], targets, options)
-        for name in FULL_PASSES:
-            if row["views"] <= most_views[name]:
-                row |= measure_full_passes(name, others[name], row["views"], options)
+            row[f"floor_{targets}"] = floor(report, config, row["views"], targets, options.size)
+        for name, (other, most_views) in full_passes.items():
+            if row["views"] <= most_views:
+                row |= measure_full_passes(name, other, row["views"], options)
     if options.scenes:
-        report["quality"] = measure_quality(
-            options.export, options.scenes, sorted(options.views), size=options.size
-        )
+        counts = sorted(options.views)
+        report["quality"] = measure_quality(options.export, options.scenes, counts, options.size)
     return report
 
 
@@ -104,8 +91,9 @@ def _peaks(dtype: str, options: argparse.Namespace) -> dict[str, float]:
     """The largest rates of this machine: of matmuls, and of copying an array beyond caches."""
     x = jnp.zeros(2**26, jnp.float32)
     copy = measure_call(lambda x: x + 1, (x,), 0, 5)
+    matmul = common.matmul_peak(dtype, options.matmul_sizes)
     return {
-        "matmul_flops_per_second": matmul_peak(dtype, options.matmul_sizes)["flops_per_second"],
+        "matmul_flops_per_second": matmul["flops_per_second"],
         "copy_bytes_per_second": 2 * x.nbytes / copy["seconds"],
     }
 
@@ -127,42 +115,27 @@ def measure_cache(model: lvsm_jax.EfficientLVSM, options: argparse.Namespace) ->
         for count in counts:
             # All slots hold views: how many of them count is one number.
             cache = dataclasses.replace(cache, num_views=jnp.full(1, count, jnp.int32))
-            cache, times = _time_round(model, cache, one, cameras)
-            rounds[count].append(times)
+            jax.block_until_ready(cache)
+            seconds: dict[str, float] = {}
+            cache, seconds["add"] = timed(lvsm_jax.add_views, model, cache, *one)
+            cache, seconds["remove"] = timed(lvsm_jax.remove_views, cache, 0)
+            for t in options.targets:
+                seconds[f"render_{t}"] = timed(_render_all, model, cache, cameras[t])[1]
+            rounds[count].append(seconds)
     rows = [
         {"views": count}
-        | {name: statistics.median(times[name] for times in timed) for name in timed[0]}
-        for count, (_, *timed) in rounds.items()
+        | {name: statistics.median(seconds[name] for seconds in counted) for name in counted[0]}
+        for count, (_, *counted) in rounds.items()
     ]
     temporary = {
         str(t): measure_call(_render_all, (model, cache, cameras[t]), 0, 1)["temporary_bytes"]
         for t in options.targets
     }
-    bytes_a_view = cache.nbytes // cache.max_views
-    return {"bytes_a_view": bytes_a_view, "temporary_bytes": temporary, "rows": rows}
-
-
-def _time_round(
-    model: lvsm_jax.EfficientLVSM,
-    cache: ViewCache,
-    one: tuple,
-    cameras: dict[int, lvsm_jax.Cameras],
-) -> tuple[ViewCache, dict[str, float]]:
-    """The cache after adding a view and removing the first; seconds of both and of renders."""
-    times = {}
-
-    def timed(name: str, call: Callable[..., Any], *args: Any) -> Any:
-        start = time.perf_counter()
-        result = jax.block_until_ready(call(*args))
-        times[name] = time.perf_counter() - start
-        return result
-
-    jax.block_until_ready(cache)
-    cache = timed("add", lvsm_jax.add_views, model, cache, *one)
-    cache = timed("remove", lvsm_jax.remove_views, cache, 0)
-    for targets, those in cameras.items():
-        timed(f"render_{targets}", _render_all, model, cache, those)
-    return cache, times
+    return {
+        "bytes_a_view": cache.nbytes // cache.max_views,
+        "temporary_bytes": temporary,
+        "rows": rows,
+    }
 
 
 def _render_all(
@@ -177,16 +150,15 @@ def measure_full_passes(
     """Seconds and temporary bytes of full passes."""
     row = {}
     for targets in options.targets:
-        batch = random_batch(1, views=views, targets=targets, size=options.size)
-        calls = min(options.repeats, 3)
-        one = measure_call(render, (model, batch), 0, calls, enough_seconds=options.max_seconds)
+        args = model, random_batch(1, views=views, targets=targets, size=options.size)
+        calls, enough = min(options.repeats, 3), options.max_seconds
+        one = measure_call(common.render, args, 0, calls, enough_seconds=enough)
         row[f"{name}_{targets}"] = one["seconds"]
         row[f"{name}_{targets}_bytes"] = one["temporary_bytes"]
     return row
 
 
 def _model(options: argparse.Namespace) -> lvsm_jax.EfficientLVSM:
-    """The weights of --export, or random ones of the size that is asked for."""
     dtypes = {"dtype": options.dtype, "cache_dtype": options.cache_dtype}
     if options.export:
         return lvsm_jax.load(options.export, **dtypes)
@@ -202,15 +174,9 @@ def _decoder_only(config: lvsm_jax.EfficientLVSMConfig) -> lvsm_jax.LVSMDecoderO
     return lvsm_jax.LVSMDecoderOnly(other, rngs=nnx.Rngs(0))
 
 
-def floor(
-    report: Report,
-    config: lvsm_jax.EfficientLVSMConfig,
-    views: int,
-    targets: int,
-    options: argparse.Namespace,
-) -> float:
+def floor(report: Report, config: ModelConfig, views: int, targets: int, size: int) -> float:
     """Seconds that a render cannot do without on this machine."""
-    sizes = {"height": options.size, "width": options.size}
+    sizes = {"height": size, "width": size}
     # The cache holds keys and values: the cost of the inputs alone does not count.
     whole = forward_macs(config, views=views, targets=targets, **sizes)
     inputs = forward_macs(config, views=views, targets=0, **sizes)
@@ -219,14 +185,13 @@ def floor(
 
 
 def measure_quality(
-    export: str, scenes: Sequence[str], counts: Sequence[int], *, size: int
+    export: str, scenes: Sequence[str], counts: Sequence[int], size: int
 ) -> dict[str, Any]:
     """Mean PSNR of all targets by number of input views and dtype of the cache.
 
-    Returns:
-        `rows` with `views`, `dtype`, `psnr` and, where the cache is not float32, `difference`: PSNR
-        of these renders against those of the float32 cache, None if they are equal. Counts for
-        which a scene has too few photographs are in `left_out`.
+    Where the cache is not float32, `difference` is the PSNR of these renders against those of the
+    float32 cache, None if they are equal. Counts for which a scene has too few photographs are in
+    `left_out`.
     """
     chosen = [split_photographs(open_scene(scene)) for scene in scenes]
     fewest = min(len(inputs) for inputs, _ in chosen)
@@ -234,7 +199,8 @@ def measure_quality(
     if not possible:
         raise UserError(f"a scene has {fewest} photographs to choose {min(counts)} inputs from")
     sizes = {"image_height": size, "max_views": max(possible), "targets_at_once": TARGETS}
-    truth = np.concatenate([[_pixels(target, size) for target in targets] for _, targets in chosen])
+    truth = [target.load().cropped_to(size, size) for _, targets in chosen for target in targets]
+    truth = np.stack(truth).astype(np.float32) / 255
     rows, exact = [], {}
     with tqdm(total=len(possible) * len(CACHE_DTYPES), desc="quality") as progress:
         for dtype in CACHE_DTYPES:
@@ -255,9 +221,8 @@ def measure_quality(
 
 def split_photographs(scene: Scene) -> tuple[list[ScenePhotograph], list[ScenePhotograph]]:
     """Photographs to choose inputs from, and targets, which are none of them."""
-    there = scene.photographs
-    first = max(0, (len(there) - SPAN) // 2)
-    span = there[first : first + SPAN]
+    first = max(0, (len(scene.photographs) - SPAN) // 2)
+    span = scene.photographs[first : first + SPAN]
     if len(span) < TARGETS + 2:
         raise UserError(f"{scene.source} has {len(span)} photographs, needed are {TARGETS + 2}")
     places = np.linspace(0, len(span) - 1, TARGETS + 2).round().astype(int)[1:-1]
@@ -280,55 +245,40 @@ def _render_targets(
         return np.stack(list(renders)).astype(np.float32) / 255
 
 
-def _pixels(photograph: ScenePhotograph, size: int) -> np.ndarray:
-    """`[h, w, 3]`, float in [0, 1]: the part of a photograph that a render shows."""
-    return photograph.load().cropped_to(size, size).astype(np.float32) / 255
-
-
 def tables(report: Report) -> str:
     """What was measured, as Markdown."""
     rows, targets = report["rows"], report["options"]["targets"]
-    header = ["views", "cache, MB", "add", "remove"]
+    times = ["views", "cache, MB", "add", "remove"]
+    memory = ["MB at most: views"]
     for t in targets:
-        header += [f"render {t}", "over floor", "from scratch", "decoder-only"]
-    cells = []
+        times += [f"render {t}", "over floor", "from scratch", "decoder-only"]
+        memory += [f"render {t}", "from scratch", "decoder-only"]
+    time_lines, memory_lines = [], []
     for row in rows:
-        megabytes = f"{row['views'] * report['bytes_a_view'] / 1e6:.0f}"
-        line = [row["views"], megabytes, _ms(row["add"]), _ms(row["remove"])]
+        views, cached = row["views"], row["views"] * report["bytes_a_view"]
+        time_line = [views, _megabytes(cached), _ms(row["add"]), _ms(row["remove"])]
+        memory_line = [views]
         for t in targets:
             ours = row[f"render_{t}"]
-            line += [_ms(ours), f"{ours / row[f'floor_{t}']:.2f}×"]
-            for name in FULL_PASSES:
-                other = row.get(f"{name}_{t}")
-                line.append(other and f"{_ms(other)} ({other / (row['add'] + ours):.1f}×)")
-        cells.append(line)
+            time_line += [_ms(ours), f"{ours / row[f'floor_{t}']:.2f}×"]
+            memory_line.append(_megabytes(cached + report["temporary_bytes"][str(t)]))
+            for name in ("scratch", "decoder_only"):
+                other, size = row.get(f"{name}_{t}"), row.get(f"{name}_{t}_bytes")
+                time_line.append(other and f"{_ms(other)} ({other / (row['add'] + ours):.1f}×)")
+                memory_line.append(size and _megabytes(size))
+        time_lines.append(time_line)
+        memory_lines.append(memory_line)
     parts = [
         _title(report),
-        markdown_table(header, cells, text=0),
+        markdown_table(times, time_lines, text=0),
         "Milliseconds; in brackets, over adding a view and rendering. From the least to the most, "
         + " and ".join(f"{name} varies by {_variation(rows, name):.1%}" for name in CHANGES)
         + ".",
-        _memory_table(report),
+        markdown_table(memory, memory_lines, text=0),
     ]
     if "quality" in report:
         parts.append(_quality_table(report["quality"]))
     return "\n\n".join(parts)
-
-
-def _memory_table(report: Report) -> str:
-    """Megabytes: what is filled of the cache and a render's temporaries, against full passes."""
-    rows, targets = report["rows"], report["options"]["targets"]
-    header, cells = ["MB at most: views"], []
-    for t in targets:
-        header += [f"render {t}", "from scratch", "decoder-only"]
-    for row in rows:
-        line = [row["views"]]
-        for t in targets:
-            ours = row["views"] * report["bytes_a_view"] + report["temporary_bytes"][str(t)]
-            others = (row.get(f"{name}_{t}_bytes") for name in FULL_PASSES)
-            line += [size and f"{size / 1e6:.0f}" for size in (ours, *others)]
-        cells.append(line)
-    return markdown_table(header, cells, text=0)
 
 
 def _variation(rows: list[dict[str, Any]], name: str) -> float:
@@ -348,12 +298,8 @@ def _quality_table(quality: dict[str, Any]) -> str:
         best = rows[count, exact]["psnr"]
         line = [count, f"{best:.3f}"]
         for dtype in smaller:
-            row = rows[count, dtype]
-            difference = row["difference"]
-            line += [
-                f"{best - row['psnr']:.4f}",
-                "equal" if difference is None else f"{difference:.1f}",
-            ]
+            lost, difference = best - rows[count, dtype]["psnr"], rows[count, dtype]["difference"]
+            line += [f"{lost:.4f}", "equal" if difference is None else f"{difference:.1f}"]
         cells.append(line)
     notes = f"{len(quality['scenes'])} scenes, {quality['targets']} targets each."
     if quality["left_out"]:
@@ -381,10 +327,10 @@ def draw(report: Report) -> Figure:
         line(f"render_{t}", f"render {targets}", "o-", color)
         line(f"scratch_{t}", f"{targets} from scratch", "o--", color)
         line(f"decoder_only_{t}", f"{targets}, decoder-only", "s:", color)
-    log_axes(axes, [row["views"] for row in rows])
+    common.log_axes(axes, [row["views"] for row in rows])
     axes.set(xlabel="views in the cache", ylabel="ms")
     axes.set_title(_title(report), fontsize=10)
-    label_lines(axes)
+    common.label_lines(axes)
     if quality:
         _draw_quality(quality, rest[0])
     return figure
@@ -396,7 +342,7 @@ def _draw_quality(quality: dict[str, Any], axes: Axes) -> None:
         rows = [row for row in quality["rows"] if row["dtype"] == dtype]
         x, y = [row["views"] for row in rows], [row["psnr"] for row in rows]
         axes.plot(x, y, style, label=f"cache in {dtype}")
-    view_axis(axes, sorted({row["views"] for row in quality["rows"]}))
+    common.view_axis(axes, sorted({row["views"] for row in quality["rows"]}))
     axes.set(xlabel="input views", ylabel="PSNR, dB")
     axes.set_title(f"{len(quality['scenes'])} real scenes", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
@@ -414,8 +360,12 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.1f}"
 
 
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.0f}"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = benchmark_parser("incremental", __doc__, plot=True)
+    parser = common.benchmark_parser("benchmarks.incremental", __doc__, plot=True)
     add = parser.add_argument
     add("--views", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="in the cache")
     add("--targets", type=int, nargs="+", default=[1, 8], help="rendered at once (1 8)")

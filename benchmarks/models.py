@@ -7,16 +7,15 @@
         --views 2 --targets 6 --layers=3 --width=128 --head-dim=32 --size=64 --batch=16
 
 Weights are random, of the published sizes, unless --layers-fraction takes the same part of each
-model's layers. At another --size than 256 the encoder-decoder has as many latent tokens for each
-token of an input as published. Measured is the compiled forward pass, from images and cameras to
-pixels, without compilation: the median of up to --repeats calls, and of one alone where a call
-takes 20 s or more. The models take turns in each cell. The share of peak is of the largest matmul
-rate in the same run and dtype. Memory is what XLA plans for: temporary arrays and the output,
-beside weights and inputs. A cell predicted to take longer than --max-seconds, from the best rate
-of its model so far, is skipped, and the table says so.
+model's layers. Latent tokens keep their published number for each token of an input. Measured is
+the compiled forward pass, from images and cameras to pixels: the median of up to --repeats calls,
+or one call that takes 20 s. The models take turns in each cell. The share of peak is of the largest
+matmul rate in the same run and dtype. Memory is XLA's plan for temporary arrays and the output,
+beside weights and inputs. A cell that would take longer than --max-seconds, at the best rate of its
+model so far, is skipped, and the table says so.
 
---measure adds whole optimizer steps (train) and the cross-attention of all targets to all inputs
-with each kernel of this machine (attention). FLOPs are counted from the sizes (linear layers and
+--measure adds optimizer steps (train) and the cross-attention of all targets to all inputs with
+each kernel of this machine (attention). FLOPs are counted from the sizes (linear layers and
 attention; a backward pass counts twice the forward pass, what is recomputed counts nothing) and,
 beside it, by XLA, which counts the body of a loop over layers once.
 """
@@ -34,22 +33,8 @@ from flax import nnx
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from benchmarks.common import (
-    COLORS,
-    NAMES,
-    Report,
-    benchmark_parser,
-    describe_run,
-    label_lines,
-    log_axes,
-    markdown_table,
-    matmul_peak,
-    measure_call,
-    random_batch,
-    render,
-    report_benchmark,
-    write_report,
-)
+from benchmarks import common
+from benchmarks.common import COLORS, NAMES, Report, markdown_table, measure_call, random_batch
 from lvsm_jax.common.command_line import program
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.cost.flops import Macs, forward_macs, training_flops
@@ -68,27 +53,19 @@ _KERNELS = {"cpu": ["xla", "blocked"], "gpu": ["xla", "cudnn"], "tpu": ["xla", "
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What is measured once.
-
-    Attributes:
-        architecture: name of the model.
-        views: input views.
-        targets: target views.
-        targets_at_once: as in the LVSM models' configuration; Efficient-LVSM has all at once.
-        what: "render", "train", or "attention" and a kernel.
-    """
+    """What is measured once."""
 
     architecture: str
     views: int
     targets: int
-    targets_at_once: int
-    what: str = "render"
+    targets_at_once: int  # of the LVSM models; Efficient-LVSM has all at once
+    what: str = "render"  # or "train", or "attention" and a kernel
 
 
 @program
 def main(arguments: list[str]) -> None:
     """Prints tables; writes JSON and a plot."""
-    report_benchmark(_parser().parse_args(arguments), measure, tables, draw)
+    common.report_benchmark(_parser().parse_args(arguments), measure, tables, draw)
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -97,13 +74,10 @@ def measure(options: argparse.Namespace) -> Report:
     cells = plan(options)
     counts = {cell: _count(configs[cell.architecture], cell, options.size) for cell in cells}
     models = {name: new_model(config, nnx.Rngs(0)) for name, config in configs.items()}
-    peak = matmul_peak(options.dtype, options.matmul_sizes)
+    peak = common.matmul_peak(options.dtype, options.matmul_sizes)
     report = {
-        **describe_run(options),
-        "models": {
-            name: {"config": dataclasses.asdict(model.config), **_weights(model)}
-            for name, model in models.items()
-        },
+        **common.describe_run(options),
+        "models": {name: _about(model) for name, model in models.items()},
         "matmul": peak,
         "published": published(options),
         "cells": [],
@@ -120,7 +94,7 @@ def measure(options: argparse.Namespace) -> Report:
                 row["share_of_peak"] = row["flops_per_second"] / peak["flops_per_second"]
             report["cells"].append({**dataclasses.asdict(cell), **row})
             report["exponents"] = exponents(_grid(report))
-            write_report(options.output, report)
+            common.write_report(options.output, report)
             progress.update(counts[cell].flops)
     return report
 
@@ -128,9 +102,9 @@ def measure(options: argparse.Namespace) -> Report:
 def sized_config(architecture: str, options: argparse.Namespace) -> ModelConfig:
     """The published configuration with the command line's changes."""
     published = config_class(architecture)()
-    layers = options.layers or max(1, round(published.num_layers * options.layers_fraction))
+    layers = max(1, round(published.num_layers * options.layers_fraction))
     sizes = {
-        "num_layers": layers,
+        "num_layers": options.layers or layers,
         "width": options.width or published.width,
         "head_dim": options.head_dim,
         "patch_size": options.patch,
@@ -173,20 +147,13 @@ def _measurements(options: argparse.Namespace) -> list[str]:
 
 def published(options: argparse.Namespace) -> list[dict[str, Any]]:
     """FLOPs of the published models, at 256 pixels, for the views and targets asked for."""
-    cells = [
-        Cell(name, views, targets, 0)
-        for targets, views in itertools.product(sorted(options.targets), sorted(options.views))
-        for name in options.architectures
-    ]
-    return [
-        {
-            "architecture": cell.architecture,
-            "views": cell.views,
-            "targets": cell.targets,
-            "flops": _count(config_class(cell.architecture)(), cell, _PUBLISHED_SIZE).flops,
-        }
-        for cell in cells
-    ]
+    rows = []
+    for targets, views in itertools.product(sorted(options.targets), sorted(options.views)):
+        for name in options.architectures:
+            macs = _count(config_class(name)(), Cell(name, views, targets, 0), _PUBLISHED_SIZE)
+            row = {"architecture": name, "views": views, "targets": targets, "flops": macs.flops}
+            rows.append(row)
+    return rows
 
 
 def measure_cell(
@@ -199,12 +166,12 @@ def measure_cell(
         return {**row, "skipped": f"would take about {flops / rate:.0f} s"}
     call, args = _call(cell, model, options)
     try:
-        timing = measure_call(call, args, flops, options.repeats, enough_seconds=_ENOUGH_SECONDS)
+        row |= measure_call(call, args, flops, options.repeats, enough_seconds=_ENOUGH_SECONDS)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return {**row, "skipped": "out of memory"}
-    return {**row, **timing}
+        row["skipped"] = "out of memory"
+    return row
 
 
 def _call(
@@ -212,40 +179,31 @@ def _call(
 ) -> tuple[Callable[..., Any], tuple]:
     """The function that a cell measures, and its arguments."""
     what, _, kernel = cell.what.partition(" ")
-    config = _with_targets_at_once(model.config, cell.targets_at_once)
+    config = model.config
+    if hasattr(config, "targets_at_once"):
+        config = dataclasses.replace(config, targets_at_once=cell.targets_at_once)
     if what == "attention":
         tokens = (options.size // config.patch_size) ** 2
-        q, k, v = (
-            jax.random.normal(
-                jax.random.key(i),
-                (options.batch, n * tokens, config.width // config.head_dim, config.head_dim),
-                config.dtype,
-            )
+        heads = (config.width // config.head_dim, config.head_dim)
+        qkv = tuple(
+            jax.random.normal(jax.random.key(i), (options.batch, n * tokens, *heads), config.dtype)
             for i, n in enumerate((cell.targets, cell.views, cell.views))
         )
-        return functools.partial(attention, implementation=kernel), (q, k, v)
+        return functools.partial(attention, implementation=kernel), qkv
     batch = random_batch(options.batch, views=cell.views, targets=cell.targets, size=options.size)
     if what == "train":
         training = TrainingConfig(config, OptimizerConfig(), LossConfig(), num_steps=1000)
         return functools.partial(train_step, training), (new_state(training, 0), batch)
     model = jax.tree.map(lambda leaf: leaf, model)  # the same weights, computed otherwise
     model.config = config
-    return render, (model, batch)
-
-
-def _with_targets_at_once(config: ModelConfig, at_once: int) -> ModelConfig:
-    if not hasattr(config, "targets_at_once"):
-        return config
-    return dataclasses.replace(config, targets_at_once=at_once)
+    return common.render, (model, batch)
 
 
 def exponents(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The power of the input views with which the cost grows between the two largest measured.
 
-    It is 1 where the cost doubles with the views, 2 where it becomes fourfold.
-
-    Args:
-        rows: cells of one `targets_at_once`.
+    It is 1 where the cost doubles with the views, 2 where it becomes fourfold. All `rows` are of
+    one `targets_at_once`.
     """
     result = []
     for architecture, targets in dict.fromkeys((r["architecture"], r["targets"]) for r in rows):
@@ -253,12 +211,11 @@ def exponents(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if len(cells) < 2:
             continue
         few, many = cells[-2:]
-        slopes = {
-            name: math.log(many[name] / few[name]) / math.log(many["views"] / few["views"])
-            for name in ("seconds", "flops")
-        }
-        views = [few["views"], many["views"]]
-        result.append({"architecture": architecture, "targets": targets, "views": views, **slopes})
+        row = {"architecture": architecture, "targets": targets}
+        row["views"] = [few["views"], many["views"]]
+        for name in ("seconds", "flops"):
+            row[name] = math.log(many[name] / few[name], many["views"] / few["views"])
+        result.append(row)
     return result
 
 
@@ -293,35 +250,31 @@ def draw(report: Report) -> Figure:
         latency.set_title(f"{count} target{'s' if count > 1 else ''}", fontsize=11)
         memory.set_xlabel("input views")
         for name in report["models"]:
-            cells = _of(rows, name, count)
-            if not cells:
+            if not (cells := _of(rows, name, count)):
                 continue
             slope = slopes.get((name, count))
             growth = "" if slope is None else f"\n~ views$^{{{slope:.2f}}}$"
             x, style = [row["views"] for row in cells], {"color": COLORS[name], "linewidth": 2}
-            seconds = [row["seconds"] for row in cells]
-            megabytes = [_working(row) / 1e6 for row in cells]
             label = NAMES[name].removeprefix("LVSM ")
-            latency.plot(x, seconds, "o-", label=label + growth, **style)
-            memory.plot(x, megabytes, "o-", label=label, **style)
+            latency.plot(x, [row["seconds"] for row in cells], "o-", label=label + growth, **style)
+            memory.plot(x, [_working(row) / 1e6 for row in cells], "o-", label=label, **style)
         for axes in (latency, memory):
-            log_axes(axes, views)
-            label_lines(axes)
+            common.log_axes(axes, views)
+            common.label_lines(axes)
     return figure
 
 
 def _title(report: Report) -> str:
     options = report["options"]
     # The decoder-only model has one stack of layers, the others two.
+    counts = {name: model["config"]["num_layers"] for name, model in report["models"].items()}
     layers = " / ".join(
         f"{count}" if name == "LVSMDecoderOnly" else f"{count} + {count}"
-        for name, model in report["models"].items()
-        for count in [model["config"]["num_layers"]]
+        for name, count in counts.items()
     )
     size = f"{options['size']}×{options['size']} px"
     batch = f", batch {options['batch']}" if options.get("batch", 1) > 1 else ""
-    reduced = _reduced(options)
-    note = f" (not the published {', '.join(reduced)})" if reduced else ""
+    note = f" (not the published {', '.join(reduced)})" if (reduced := _reduced(options)) else ""
     return f"{report['hardware']}, {size}{batch}, {options['dtype']}, {layers} layers{note}"
 
 
@@ -381,29 +334,22 @@ def _details(cells: Sequence[dict[str, Any]]) -> str:
             ratio and f"{ratio:.2f}", f"{row['flops'] / 1e12:.4g}", xla and f"{xla / 1e12:.4g}",
             f"{share:.0%}",
         ]  # fmt: skip
-        if "skipped" in row:
-            line += [None] * 4
-        else:
+        if "skipped" not in row:
             working = _working(row)
             line += [
                 f"{row['flops_per_second'] / 1e12:.3g}", f"{row['share_of_peak']:.0%}",
                 _megabytes(working), _megabytes(working + row["argument_bytes"]),
             ]  # fmt: skip
-        lines.append(line)
+        lines.append(line + [None] * (len(header) - len(line)))
     return markdown_table(header, lines, text=2)
 
 
 def _growth(report: Report) -> str:
-    lines = [
-        [
-            row["targets"],
-            NAMES[row["architecture"]],
-            f"{row['views'][0]} → {row['views'][1]}",
-            f"{row['seconds']:.2f}",
-            f"{row['flops']:.2f}",
-        ]
-        for row in sorted(report["exponents"], key=lambda row: row["targets"])
-    ]
+    lines = []
+    for row in sorted(report["exponents"], key=lambda row: row["targets"]):
+        few, many = row["views"]
+        powers = f"{row['seconds']:.2f}", f"{row['flops']:.2f}"
+        lines.append([row["targets"], NAMES[row["architecture"]], f"{few} → {many}", *powers])
     header = ["targets", "model", "inputs", "time ~ views^", "FLOPs ~ views^"]
     return markdown_table(header, lines, text=2) if lines else ""
 
@@ -418,8 +364,7 @@ def _grid(report: Report) -> list[dict[str, Any]]:
     return [
         row
         for row in report["cells"]
-        if _what(row) == "render"
-        and row["targets_at_once"] == options["targets_at_once"]
+        if (_what(row), row["targets_at_once"]) == ("render", options["targets_at_once"])
         and row["views"] in options["views"]
         and row["targets"] in options["targets"]
     ]
@@ -470,9 +415,10 @@ def _count(config: ModelConfig, cell: Cell, size: int) -> Macs:
     return forward_macs(config, views=cell.views, targets=cell.targets, height=size, width=size)
 
 
-def _weights(model: ViewSynthesisModel) -> dict[str, int]:
+def _about(model: ViewSynthesisModel) -> dict[str, Any]:
     leaves = jax.tree.leaves(model)
     return {
+        "config": dataclasses.asdict(model.config),
         "parameters": sum(leaf.size for leaf in leaves),
         "weight_bytes": sum(leaf.nbytes for leaf in leaves),
     }
@@ -480,13 +426,13 @@ def _weights(model: ViewSynthesisModel) -> dict[str, int]:
 
 def _best_rate(report: Report, architecture: str) -> float:
     """FLOPs a second that the model has reached, or of matmuls where it has not run yet."""
-    rows = [row for row in _measured(report["cells"]) if row["architecture"] == architecture]
-    rates = [row["flops_per_second"] for row in rows]
+    rows = _measured(report["cells"])
+    rates = [row["flops_per_second"] for row in rows if row["architecture"] == architecture]
     return max(rates, default=report["matmul"]["flops_per_second"])
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = benchmark_parser("models", __doc__, plot=True)
+    parser = common.benchmark_parser("benchmarks.models", __doc__, plot=True)
     add = parser.add_argument
     add("--architectures", nargs="+", default=list(CONFIGS), choices=list(CONFIGS), metavar="NAME",
         help=f"of {', '.join(CONFIGS)} (all)")  # fmt: skip

@@ -15,8 +15,7 @@ from lvsm_jax.models.base import ViewSynthesisModel
 
 def exports_parser(name: str, doc: str) -> argparse.ArgumentParser:
     """The parser of a program whose arguments are exports and a config file."""
-    parser = benchmark_parser(name, doc)
-    parser.prog = f"python -m experiments.{name}"
+    parser = benchmark_parser(f"experiments.{name}", doc)
     parser.add_argument(
         "exports", nargs="+", type=path, metavar="EXPORT", help="directory of an export"
     )
