@@ -31,20 +31,11 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import lvsm_jax
-from benchmarks.common import hardware, save_figure, write_report
+from benchmarks.common import hardware, module_parser, save_figure, write_report
 from experiments import report as reporting
+from experiments import runs as training
 from experiments.configs.arms import ARMS, step_flops, steps_of_like_cost
 from experiments.parallel_runs import Run, threads_each, train_all
-from experiments.runs import (
-    CONFIGS,
-    about,
-    add_training_options,
-    experiment_parser,
-    find_timing,
-    read_config,
-    read_curve,
-    train_command,
-)
 from experiments.view_index import COUNTS, TARGETS, make_index
 from input_pipeline.loading import EvalSet, open_eval_set
 from lvsm_jax.common.command_line import program, read_config_file
@@ -80,19 +71,15 @@ def main(arguments: list[str]) -> None:
 def make_run(arm: str, seed: int, options: argparse.Namespace) -> Run:
     """A run of an arm; those of other scenes and targets have the steps of like cost."""
     config, base = (
-        read_config_file(f"{CONFIGS}/arms.py:{name}", options.train_flags)
+        read_config_file(f"{training.CONFIGS}/arms.py:{name}", options.train_flags)
         for name in (arm, "plucker")
     )
     steps = base.run.num_steps = options.steps or base.run.num_steps
     if arm == "many_scenes":
         steps = steps_of_like_cost(config, base)
-    workdir = options.directory / arm / f"seed_{seed}"
-    fields = {
-        "run.seed": seed,
-        "run.num_steps": steps,
-        "eval.index": options.directory / "index.json",
-    }
-    command = train_command(f"arms.py:{arm}", workdir, fields, options.train_flags)
+    workdir, index = options.directory / arm / f"seed_{seed}", options.directory / "index.json"
+    fields = {"run.seed": seed, "run.num_steps": steps, "eval.index": index}
+    command = training.train_command(f"arms.py:{arm}", workdir, fields, options.train_flags)
     return Run(arm, seed, steps, workdir, command)
 
 
@@ -101,7 +88,7 @@ def write_index(options: argparse.Namespace) -> None:
     file = options.directory / "index.json"
     if file.exists():
         return
-    config = read_config_file(f"{CONFIGS}/arms.py", options.train_flags)
+    config = read_config_file(f"{training.CONFIGS}/arms.py", options.train_flags)
     entries = make_index(config.data.path, config.eval.split, options.inputs, options.index_seed)
     options.directory.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(entries) + "\n")
@@ -109,11 +96,9 @@ def write_index(options: argparse.Namespace) -> None:
 
 def eval_set(run: Run, num_inputs: int) -> EvalSet:
     """The views that runs are evaluated on, `num_inputs` of them as inputs."""
-    config = read_config(run.workdir)
-    evaluation = section(config, "eval", EvalConfig)
-    return open_eval_set(
-        section(config, "data", DataConfig), dataclasses.replace(evaluation, num_inputs=num_inputs)
-    )
+    config = training.read_config(run.workdir)
+    settings = dataclasses.replace(section(config, "eval", EvalConfig), num_inputs=num_inputs)
+    return open_eval_set(section(config, "data", DataConfig), settings)
 
 
 def evaluate_run(run: Run, counts: Sequence[int]) -> dict[str, dict[str, float]]:
@@ -126,9 +111,8 @@ def evaluate_run(run: Run, counts: Sequence[int]) -> dict[str, dict[str, float]]
         model = lvsm_jax.load(run.export)
         for count in tqdm(missing, f"evaluating {run.name}"):
             result = evaluate(model, eval_set(run, count), metrics={"psnr": psnr}, progress=False)
-            scores[str(count)] = {
-                method: result.mean("psnr", method) for method in (MODEL, COPY_NEAREST)
-            }
+            methods = (MODEL, COPY_NEAREST)
+            scores[str(count)] = {method: result.mean("psnr", method) for method in methods}
         write_text(file, json.dumps({"step": step, "inputs": scores}, indent=2) + "\n")
     return {str(count): scores[str(count)] for count in counts}
 
@@ -141,11 +125,18 @@ def make_report(runs: Sequence[Run], options: argparse.Namespace) -> dict[str, A
     arms: dict[str, Any] = {}
     for run in begun:
         if run.arm not in arms:
-            config = read_config(run.workdir)
+            config = training.read_config(run.workdir)
             costs = {"steps": config.run.num_steps, "step_flops": step_flops(config)}
-            arms[run.arm] = {"overrides": ARMS[run.arm], **costs, **about(run.workdir), "runs": {}}
+            arms[run.arm] = {
+                "overrides": ARMS[run.arm],
+                **costs,
+                **training.about(run.workdir),
+                "runs": {},
+            }
             arms[run.arm]["config"]["eval"]["index"] = "index.json"  # wherever this directory is
-        found: dict[str, Any] = {"curve": [list(point) for point in read_curve(run.workdir)]}
+        found: dict[str, Any] = {
+            "curve": [list(point) for point in training.read_curve(run.workdir)]
+        }
         if run.done:
             found["inputs"] = evaluate_run(run, options.inputs)
         arms[run.arm]["runs"][str(run.seed)] = found
@@ -157,7 +148,7 @@ def make_report(runs: Sequence[Run], options: argparse.Namespace) -> dict[str, A
     return {
         "hardware": hardware(),
         "inputs": list(options.inputs),
-        "timing": find_timing(workdirs, known, options.measure_steps, threads),
+        "timing": training.find_timing(workdirs, known, options.measure_steps, threads),
         "arms": arms,
     }
 
@@ -184,9 +175,8 @@ def make_pictures(runs: Sequence[Run], counts: Sequence[int]) -> list[dict[str, 
     Returns:
         For each scene its `target`, and `renders[arm][count]`, all `[h, w, 3]` in 0 to 1.
     """
-    found: list[dict[str, Any]] = [
-        {"renders": {run.arm: {} for run in runs}} for _ in range(SCENES_SHOWN)
-    ]
+    renders = [{run.arm: {} for run in runs} for _ in range(SCENES_SHOWN)]
+    found: list[dict[str, Any]] = [{"renders": own} for own in renders]
     for run in tqdm(runs, "rendering"):
         model = lvsm_jax.load(run.export)
         for count in counts:
@@ -205,8 +195,8 @@ def _evenly_spaced(scenes: EvalSet, count: int) -> EvalSet:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = experiment_parser("__main__", __doc__)
-    add_training_options(parser)
+    parser = module_parser("experiments", __doc__)
+    training.add_training_options(parser)
     add = parser.add_argument
     add("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM",
         help=f"which to train and report ({' '.join(ARMS)})")  # fmt: skip

@@ -16,9 +16,8 @@ from lvsm_jax.models.base import ViewSynthesisModel
 def exports_parser(name: str, doc: str) -> argparse.ArgumentParser:
     """The parser of a program whose arguments are exports and a config file."""
     parser = benchmark_parser(f"experiments.{name}", doc)
-    parser.add_argument(
-        "exports", nargs="+", type=path, metavar="EXPORT", help="directory of an export"
-    )
+    add = parser.add_argument
+    add("exports", nargs="+", type=path, metavar="EXPORT", help="directory of an export")
     add_config_option(parser)
     return parser
 

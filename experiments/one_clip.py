@@ -15,7 +15,7 @@ import json
 import numpy as np
 from etils import epath
 
-from experiments.runs import experiment_parser
+from benchmarks.common import module_parser
 from input_pipeline.storage import Clip, Frame, SplitReader, finalize, shard_path, write_shard
 from lvsm_jax.common.command_line import path, program
 from lvsm_jax.common.errors import UserError
@@ -25,7 +25,7 @@ from lvsm_jax.common.files import write_text
 @program
 def main(arguments: list[str]) -> None:
     """Writes the dataset."""
-    parser = experiment_parser("one_clip", __doc__)
+    parser = module_parser("experiments.one_clip", __doc__)
     add = parser.add_argument
     add("dataset", type=path, help="dataset directory to take the clip from")
     add("key", help="of the clip")
@@ -61,15 +61,13 @@ def read_clip(dataset: epath.PathLike, split: str, key: str) -> list[Frame]:
 def shuffle_cameras(frames: list[Frame]) -> list[Frame]:
     """The frames with one another's cameras, none with its own."""
     order = np.random.default_rng(0).permutation(len(frames))
-    givers = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
-    return [
-        dataclasses.replace(
-            frame,
-            w2c=frames[givers[i]].w2c,
-            normalized_fxfycxcy=frames[givers[i]].normalized_fxfycxcy,
+    shuffled = list(frames)
+    for taker, giver in zip(order, np.roll(order, 1), strict=True):
+        w2c, intrinsics = frames[giver].w2c, frames[giver].normalized_fxfycxcy
+        shuffled[taker] = dataclasses.replace(
+            frames[taker], w2c=w2c, normalized_fxfycxcy=intrinsics
         )
-        for i, frame in enumerate(frames)
-    ]
+    return shuffled
 
 
 def evaluation_index(key: str, frames: list[Frame]) -> dict[str, dict[str, list[int]]]:

@@ -18,21 +18,13 @@ from lvsm_jax.parallel.mesh import cpu_cores
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run of an arm.
-
-    Attributes:
-        arm: what is trained.
-        seed: of the run.
-        steps: that it is to have in the end.
-        workdir: its directory.
-        command: that trains it, or goes on with it.
-    """
+    """A run of an arm."""
 
     arm: str
     seed: int
-    steps: int
+    steps: int  # that it is to have in the end
     workdir: pathlib.Path
-    command: Sequence[str] = dataclasses.field(compare=False)
+    command: Sequence[str] = dataclasses.field(compare=False)  # trains it, or goes on with it
 
     @property
     def name(self) -> str:
@@ -88,8 +80,7 @@ def train_all(runs: Sequence[Run], compiled: pathlib.Path, at_once: int) -> list
                     running[waiting[0]] = _start(waiting[0], environment)
                     waiting.pop(0)
                 time.sleep(1)
-                ended = [run for run, process in running.items() if process.poll() is not None]
-                for run in ended:
+                for run in [run for run, process in running.items() if process.poll() is not None]:
                     del running[run]
                     if not run.done:
                         failed.append(run.name)

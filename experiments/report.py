@@ -17,53 +17,26 @@ from experiments.runs import Curve, psnr_at
 from lvsm_jax.evaluation.scoring import COPY_NEAREST, MODEL
 
 BASE = "plucker"
-NAMES = {
-    "plucker": "Plücker",
-    "prope": "PRoPE",
-    "plucker_prope": "Plücker and PRoPE",
-    "last_layer": "encoder's last layer",
-    "shared_streams": "shared streams",
-    "many_scenes": "16 scenes × 2 targets",
-    "varied": "Plücker, 1–8 inputs",
-    "both_varied": "both, 1–8 inputs",
-    "both_varied_scaled": "…, residuals × 1/√L",
-    "both_varied_log": "…, log temperature",
-    "both_varied_cameras": "…, other cameras",
-    "all_changes": "…, all three",
+_STYLES = {
+    "plucker": ("Plücker", "#0072B2"),
+    "prope": ("PRoPE", "#D55E00"),
+    "plucker_prope": ("Plücker and PRoPE", "#E69F00"),
+    "last_layer": ("encoder's last layer", "#009E73"),
+    "shared_streams": ("shared streams", "#CC79A7"),
+    "many_scenes": ("16 scenes × 2 targets", "#8A6FBF"),
+    "varied": ("Plücker, 1–8 inputs", "#56B4E9"),
+    "both_varied": ("both, 1–8 inputs", "#B22222"),
+    "both_varied_scaled": ("…, residuals × 1/√L", "#7F7F7F"),
+    "both_varied_log": ("…, log temperature", "#8C6D31"),
+    "both_varied_cameras": ("…, other cameras", "#4B0082"),
+    "all_changes": ("…, all three", "#000000"),
 }
-COLORS = {
-    "plucker": "#0072B2",
-    "prope": "#D55E00",
-    "plucker_prope": "#E69F00",
-    "last_layer": "#009E73",
-    "shared_streams": "#CC79A7",
-    "many_scenes": "#8A6FBF",
-    "varied": "#56B4E9",
-    "both_varied": "#B22222",
-    "both_varied_scaled": "#7F7F7F",
-    "both_varied_log": "#8C6D31",
-    "both_varied_cameras": "#4B0082",
-    "all_changes": "#000000",
-}
+NAMES = {arm: name for arm, (name, _) in _STYLES.items()}
+COLORS = {arm: color for arm, (_, color) in _STYLES.items()}
 # What stands beside each other in view_counts.png.
 PANELS = {
-    "cameras and streams, trained on two inputs": (
-        "plucker",
-        "prope",
-        "plucker_prope",
-        "last_layer",
-        "shared_streams",
-        "many_scenes",
-    ),
-    "trained on one to eight inputs": (
-        "plucker",
-        "varied",
-        "both_varied",
-        "both_varied_scaled",
-        "both_varied_log",
-        "both_varied_cameras",
-        "all_changes",
-    ),
+    "cameras and streams, trained on two inputs": list(NAMES)[:6],
+    "trained on one to eight inputs": [BASE, *list(NAMES)[6:]],
 }
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
@@ -117,12 +90,12 @@ def over_training(
     arms = {name: report["arms"][name] for name in names if name in report["arms"]}
     if not arms:
         return ""
-    steps, end = common_end(arms, report["timing"]["step_seconds"])
+    seconds = report["timing"]["step_seconds"]
+    steps, end = common_end(arms, seconds)
     rows = [
         [f"{share * steps:.0f} steps", *_compared(arms, dict.fromkeys(arms, share * steps))]
         for share in SHARES
     ]
-    seconds = report["timing"]["step_seconds"]
     if end is not None:
         for share in SHARES:
             # At the end rounding must not ask for more steps than there are.
@@ -145,13 +118,10 @@ def _over_flops(report: Mapping[str, Any], names: Sequence[str]) -> str:
     if not arms:
         return ""
     total = max(arm["steps"] * arm["step_flops"] for arm in arms.values())
-    rows = [
-        [
-            f"{share * total / 1e12:.1f}",
-            *_compared(arms, {name: share * arm["steps"] for name, arm in arms.items()}),
-        ]
-        for share in SHARES
-    ]
+    rows = []
+    for share in SHARES:
+        at = {name: share * arm["steps"] for name, arm in arms.items()}
+        rows.append([f"{share * total / 1e12:.1f}", *_compared(arms, at)])
     return markdown_table(["PSNR, dB, after TFLOPs", *_compared_header(arms, NAMES)], rows)
 
 
@@ -190,8 +160,7 @@ def _by_inputs(report: Mapping[str, Any]) -> str:
         [NAMES[name], *(_cell(arm["psnr"][count]) for count in counts), len(done(arm))]
         for name, arm in report["arms"].items()
     ]
-    nearest = _copy_nearest(report)
-    if nearest:
+    if nearest := _copy_nearest(report):
         rows.append(["the nearest input, copied", *(f"{value:.2f}" for value in nearest), None])
     return markdown_table(["inputs", *counts, "seeds"], rows)
 
@@ -206,18 +175,10 @@ def _costs(report: Mapping[str, Any]) -> str:
     rows = []
     for name, arm in report["arms"].items():
         against = _difference(base, arm, value, value) if base and name != BASE else None
-        rows.append(
-            [
-                NAMES[name],
-                f"{arm['parameters'] / 1e6:.2f} M",
-                f"{arm['step_flops'] / 1e9:.1f}",
-                f"{seconds[name]:.3f}" if name in seconds else None,
-                arm["steps"],
-                _cell(arm["psnr"][count]),
-                _cell(against, "+.2f"),
-                len(done(arm)),
-            ]
-        )
+        time = f"{seconds[name]:.3f}" if name in seconds else None
+        weights, flops = f"{arm['parameters'] / 1e6:.2f} M", f"{arm['step_flops'] / 1e9:.1f}"
+        scores = _cell(arm["psnr"][count]), _cell(against, "+.2f")
+        rows.append([NAMES[name], weights, flops, time, arm["steps"], *scores, len(done(arm))])
     header = ["arm", "weights", "GFLOPs a step", "s a step", "steps", f"PSNR, {count} inputs, dB"]
     return markdown_table([*header, f"against {NAMES[BASE]}", "seeds"], rows)
 
@@ -247,15 +208,13 @@ def draw_curves(report: Mapping[str, Any], names: Sequence[str]) -> Figure | Non
 
     Runs that are not done are drawn as far as they are.
     """
-    curves = {
-        name: [run["curve"] for run in report["arms"][name]["runs"].values() if run["curve"]]
-        for name in names
-        if name in report["arms"]
-    }
-    curves = {name: own for name, own in curves.items() if own}
+    arms, curves = report["arms"], {}
+    for name in (name for name in names if name in arms):
+        if own := [run["curve"] for run in arms[name]["runs"].values() if run["curve"]]:
+            curves[name] = own
     if not curves:
         return None
-    data = report["arms"][next(iter(curves))]["config"]["data"]
+    data = arms[next(iter(curves))]["config"]["data"]
     labels = {name: f"{NAMES[name]} ({len(own)})" for name, own in curves.items()}
     figure, (over_steps, _) = draw_training(curves, report["timing"], labels, COLORS)
     figure.suptitle(f"Held-out PSNR in training, {data['image_height']} px, 2 inputs", fontsize=12)
@@ -306,21 +265,16 @@ def draw_view_counts(report: Mapping[str, Any]) -> Figure | None:
     arms = {name: arm for name, arm in report["arms"].items() if done(arm)}
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     figure.suptitle("Held-out PSNR by number of inputs, of targets that are none of them")
-    for axes, (title, names) in zip(
-        figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True
-    ):
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (title, names) in zip(panels, PANELS.items(), strict=True):
         axes.plot(counts, nearest, ":", color="0.5", label="nearest input")
-        for name in names:
-            if name not in arms:
-                continue
+        for name in (name for name in names if name in arms):
             runs = [run["inputs"].values() for run in done(arms[name]).values()]
             values = np.array([[scores[MODEL] for scores in run] for run in runs])
-            mean = values.mean(axis=0)
-            label = f"{NAMES[name]} ({len(values)})"
-            axes.plot(counts, mean, "o-", markersize=4, color=COLORS[name], label=label)
-            axes.fill_between(
-                counts, values.min(0), values.max(0), color=COLORS[name], alpha=0.2, linewidth=0
-            )
+            color, label = COLORS[name], f"{NAMES[name]} ({len(values)})"
+            axes.plot(counts, values.mean(0), "o-", markersize=4, color=color, label=label)
+            band = values.min(0), values.max(0)
+            axes.fill_between(counts, *band, color=color, alpha=0.2, linewidth=0)
         view_axis(axes, counts)
         axes.set_xlabel("input views")
         axes.set_title(title, fontsize=10)

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from benchmarks.common import hardware, random_batch
 from lvsm_jax.batch import Batch, shard_batch
-from lvsm_jax.common.command_line import argument_parser
 from lvsm_jax.common.config import DataConfig, section
 from lvsm_jax.models.architectures import abstract_model
 from lvsm_jax.parallel.mesh import MeshConfig, make_mesh, simulate_cpu_devices
@@ -32,13 +31,6 @@ CONFIGS = REPOSITORY / "experiments" / "configs"
 
 # Evaluations of a run: steps and PSNR in dB.
 Curve = list[tuple[int, float]]
-
-
-def experiment_parser(name: str, doc: str) -> argparse.ArgumentParser:
-    """The parser of `python -m experiments.NAME`."""
-    parser = argument_parser(name, doc)
-    parser.prog = f"python -m experiments.{name}".removesuffix(".__main__")
-    return parser
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -56,14 +48,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 def train_command(
     config: str, workdir: pathlib.Path, fields: Mapping[str, Any], flags: Sequence[str] = ()
 ) -> list[str]:
-    """How train.py is called.
-
-    Args:
-        config: a file in experiments/configs/, with its argument after a colon.
-        workdir: of the run.
-        fields: of the config that differ.
-        flags: more flags, which come last.
-    """
+    """The command of a run: a `FILE:ARGUMENT` of experiments/configs, and what differs from it."""
     return [
         sys.executable,
         str(REPOSITORY / "train.py"),
@@ -129,41 +114,31 @@ def find_timing(
     """
     if rounds:
         configs = {name: read_config(own[0]) for name, own in runs.items()}
-        return {"measured": True} | measure_apart(configs, rounds, threads)
+        # In a process of its own, since it takes the accelerator.
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+            measured = pool.submit(_measure_in_process, configs, rounds, threads).result()
+        return {"measured": True} | measured
     known = json.loads(report.read_text())["timing"] if report.exists() else {}
     if rounds is None and known.get("measured"):
         if missing := [name for name in runs if name not in known["step_seconds"]]:
             print(f"not measured, without times: {', '.join(missing)}", file=sys.stderr)
         return known
-    logged = {
-        name: [
-            row["step_seconds"] for run in own for row in read_rows(run) if "step_seconds" in row
-        ]
-        for name, own in runs.items()
-    }
-    seconds = {name: statistics.median(times) for name, times in logged.items() if times}
+    seconds = {}
+    for name, own in runs.items():
+        rows = (row for run in own for row in read_rows(run))
+        if times := [row["step_seconds"] for row in rows if "step_seconds" in row]:
+            seconds[name] = statistics.median(times)
     return {"measured": False, "step_seconds": seconds, "source": "as logged while training"}
-
-
-def measure_apart(
-    configs: Mapping[str, ml_collections.ConfigDict], rounds: int, threads: int
-) -> dict[str, Any]:
-    """`measure_steps` in a process of its own, since it takes the accelerator."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_measure_in_process, configs, rounds, threads).result()
 
 
 def measure_steps(
     configs: Mapping[str, ml_collections.ConfigDict], rounds: int
 ) -> dict[str, float]:
-    """The median seconds of a training step of each config, measured in turns.
+    """The median seconds of `rounds` training steps of each config, measured in turns.
 
-    Where steps differ in their number of inputs, it is the mean over these of the medians.
-
-    Args:
-        configs: by name; all arrays are of the config's sizes, images square and random.
-        rounds: steps of each, and of each number of inputs.
+    All arrays are of the config's sizes, images square and random. Where steps differ in their
+    number of inputs, it is the mean over these of the medians.
     """
     mesh = make_mesh()
     steps, states, batches = {}, {}, {}
@@ -192,11 +167,9 @@ def measure_steps(
 def _batches(config: ml_collections.ConfigDict) -> list[Batch]:
     """A batch for each number of inputs that a step may have."""
     data = section(config, "data", DataConfig)
+    sizes = {"targets": data.num_targets, "size": data.image_height}
     return [
-        random_batch(
-            config.run.batch_size, views=views, targets=data.num_targets, size=data.image_height
-        )
-        for views in data.possible_inputs
+        random_batch(config.run.batch_size, views=views, **sizes) for views in data.possible_inputs
     ]
 
 
@@ -205,10 +178,9 @@ def _measure_in_process(
 ) -> dict[str, Any]:
     if threads:
         os.environ["NPROC"] = str(threads)  # of XLA, before it starts
-    first = next(iter(configs.values()))
-    run = first.run  # devices as in train.py
-    part = run.batch_size // run.grad_accumulation
-    simulate_cpu_devices(run.cpu_devices, MeshConfig(), part, first.eval.batch_size)
+    first = next(iter(configs.values()))  # devices as in train.py
+    part = first.run.batch_size // first.run.grad_accumulation
+    simulate_cpu_devices(first.run.cpu_devices, MeshConfig(), part, first.eval.batch_size)
     seconds = measure_steps(configs, rounds)
     source = f"measured in turns, median of {rounds}, on {hardware()}"
     if threads:

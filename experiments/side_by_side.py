@@ -25,19 +25,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.common import COLORS, NAMES, markdown_table, save_figure, write_report
+from benchmarks import common
+from benchmarks.common import COLORS, NAMES
+from experiments import runs as training
 from experiments.parallel_runs import Run, train_all
 from experiments.report import common_end, draw_training, over_training
-from experiments.runs import (
-    about,
-    add_training_options,
-    experiment_parser,
-    find_timing,
-    last_step,
-    read_config,
-    read_curve,
-    train_command,
-)
 from lvsm_jax.common.command_line import program
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.architectures import CONFIGS
@@ -54,15 +46,14 @@ def main(arguments: list[str]) -> None:
         train(dict.fromkeys(CONFIGS, options.steps), options)
     timing = step_times(directory, options.measure_steps)
     if not options.no_train:
-        same_time = steps_in_same_time(timing["step_seconds"], options.steps)
-        every = {name: read_config(directory / name).run.eval_every for name in same_time}
-        train(
-            {name: math.ceil(n / every[name]) * every[name] for name, n in same_time.items()},
-            options,
-        )
+        steps = steps_in_same_time(timing["step_seconds"], options.steps)
+        for name, count in steps.items():
+            every = training.read_config(directory / name).run.eval_every
+            steps[name] = math.ceil(count / every) * every
+        train(steps, options)
     report = make_report(directory, timing)
-    write_report(directory / "side_by_side.json", report)
-    save_figure(directory / "curves.png", draw(report))
+    common.write_report(directory / "side_by_side.json", report)
+    common.save_figure(directory / "curves.png", draw(report))
     print(tables(report))
     print(f"\nwrote {directory / 'side_by_side.json'} and {directory / 'curves.png'}")
 
@@ -71,11 +62,9 @@ def train(steps: Mapping[str, int], options: argparse.Namespace) -> None:
     """Trains each architecture up to its steps, one after the other, unless they are done."""
     runs = []
     for architecture, count in steps.items():
-        workdir = options.directory / architecture
+        config, workdir = f"side_by_side.py:{architecture}", options.directory / architecture
         fields = {"run.num_steps": count}
-        command = train_command(
-            f"side_by_side.py:{architecture}", workdir, fields, options.train_flags
-        )
+        command = training.train_command(config, workdir, fields, options.train_flags)
         runs.append(Run(architecture, 0, count, workdir, command))
     if failed := train_all(runs, options.directory / ".compiled", 1):
         raise UserError(f"not trained to the end, see their .txt: {', '.join(failed)}")
@@ -88,9 +77,9 @@ def step_times(directory: pathlib.Path, rounds: int | None) -> dict[str, Any]:
     }
     if not runs:
         raise UserError(f"no runs in {directory}; without --no-train they are made")
-    timing = find_timing(runs, directory / "side_by_side.json", rounds)
+    timing = training.find_timing(runs, directory / "side_by_side.json", rounds)
     if rounds is None and not (timing["measured"] and timing["step_seconds"].keys() == runs.keys()):
-        timing = find_timing(runs, directory / "side_by_side.json", _MEASURED_STEPS)
+        timing = training.find_timing(runs, directory / "side_by_side.json", _MEASURED_STEPS)
     return timing
 
 
@@ -105,8 +94,9 @@ def make_report(directory: pathlib.Path, timing: Mapping[str, Any]) -> dict[str,
     arms = {}
     for name in timing["step_seconds"]:
         workdir = directory / name
-        run = {"curve": [list(point) for point in read_curve(workdir)], "inputs": {}}
-        arms[name] = {"steps": last_step(workdir), **about(workdir), "runs": {"0": run}}
+        run = {"curve": [list(point) for point in training.read_curve(workdir)], "inputs": {}}
+        steps = {"steps": training.last_step(workdir)}
+        arms[name] = steps | training.about(workdir) | {"runs": {"0": run}}
     if not any(arm["runs"]["0"]["curve"] for arm in arms.values()):
         raise UserError(f"no evaluations in {directory}/*/metrics.csv")
     return {"timing": dict(timing), "arms": arms}
@@ -123,7 +113,7 @@ def tables(report: Mapping[str, Any]) -> str:
     header = ["model", "weights", "s a step", "of the fastest", "steps", "PSNR at the end, dB"]
     compared = over_training(report, list(report["arms"]), NAMES)
     source = f"Seconds a step: {report['timing']['source']}."
-    return "\n\n".join([source, markdown_table(header, rows), compared])
+    return "\n\n".join([source, common.markdown_table(header, rows), compared])
 
 
 def draw(report: Mapping[str, Any]) -> Figure:
@@ -151,11 +141,10 @@ def draw(report: Mapping[str, Any]) -> Figure:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = experiment_parser("side_by_side", __doc__)
-    add_training_options(parser)
-    parser.add_argument(
-        "--steps", type=int, default=800, help="that each model is trained for at least (800)"
-    )
+    parser = common.module_parser("experiments.side_by_side", __doc__)
+    training.add_training_options(parser)
+    parser.add_argument("--steps", type=int, default=800,
+                        help="that each model is trained for at least (800)")  # fmt: skip
     return parser
 
 

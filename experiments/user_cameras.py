@@ -17,6 +17,7 @@ copy of the nearest input view, in its own row.
 import argparse
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,6 +35,7 @@ from lvsm_jax.common.config import EvalConfig, section
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.evaluation.scoring import COPY_NEAREST, evaluate
+from lvsm_jax.models.base import ViewSynthesisModel
 
 FACTORS = (1.0, 1.25, 1.5, 2.0)
 PLACES = {"middle": (0.5, 0.5), "upper left": (0.0, 0.0), "lower right": (1.0, 1.0)}
@@ -54,16 +56,13 @@ def measure(config: ml_collections.ConfigDict, options: argparse.Namespace) -> R
         of the baseline in `copy_nearest`, and in `psnr` those of the exports in their order.
     """
     exports, settings = options.exports, section(config, "eval", EvalConfig)
-    rows = [
-        {"factor": factor, "place": place, "psnr": []}
-        for factor in options.factors
-        for place in PLACES
-    ]
+    pairs = itertools.product(options.factors, PLACES)
+    rows = [{"factor": factor, "place": place, "psnr": []} for factor, place in pairs]
     windows = [window(settings, row["factor"], row["place"]) for row in rows]
     with tqdm(total=len(exports) * len(rows), desc="windows") as progress:
         for _, model, data in load_models(exports, config):
             for row, one in zip(rows, windows, strict=True):
-                eval_set = open_eval_set(data, one)
+                eval_set = _NotingSet(**vars(open_eval_set(data, one)))
                 _add_scores(row, model, eval_set)
                 progress.update()
     return {
@@ -83,15 +82,14 @@ def window(settings: EvalConfig, factor: float, place: str) -> EvalConfig:
     return dataclasses.replace(settings, crop_share=1 / factor, crop_place=PLACES[place])
 
 
-def _add_scores(row: dict[str, Any], model: Any, eval_set: EvalSet) -> None:
+def _add_scores(row: dict[str, Any], model: ViewSynthesisModel, eval_set: "_NotingSet") -> None:
     """Adds a model's PSNR to a row; with the first model also what is of the window alone."""
     first = not row["psnr"]
-    noting = _NotingSet(**vars(eval_set))
-    evaluation = evaluate(model, noting, metrics={"psnr": psnr}, baselines=first, progress=False)
+    evaluation = evaluate(model, eval_set, metrics={"psnr": psnr}, baselines=first, progress=False)
     row["psnr"].append(evaluation.mean("psnr"))
     if first:
         row["copy_nearest"] = evaluation.mean("psnr", COPY_NEAREST)
-        row["fxfycxcy"] = np.concatenate(noting.seen).mean(0).tolist()
+        row["fxfycxcy"] = np.concatenate(eval_set.seen).mean(0).tolist()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from experiments.runs import experiment_parser
+from benchmarks.common import module_parser
 from input_pipeline.sampling import IndexEntry, evaluation_views
 from input_pipeline.storage import SplitReader
 from lvsm_jax.common.command_line import path, program
@@ -29,7 +29,7 @@ TARGETS = 3  # of a clip
 @program
 def main(arguments: list[str]) -> None:
     """Writes an index."""
-    parser = experiment_parser("view_index", __doc__)
+    parser = module_parser("experiments.view_index", __doc__)
     add = parser.add_argument
     add("dataset", type=path, help="directory of a dataset")
     add("output", type=path, help="JSON file to write")

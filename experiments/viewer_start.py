@@ -18,8 +18,8 @@ import time
 
 from tqdm import tqdm
 
-from benchmarks.common import Report, describe_run, markdown_table, report_benchmark
-from experiments.runs import experiment_parser
+from benchmarks import common
+from benchmarks.common import Report
 from lvsm_jax.common import compilation
 from lvsm_jax.common.command_line import path, program
 from lvsm_jax.common.errors import UserError
@@ -28,7 +28,7 @@ from lvsm_jax.common.errors import UserError
 @program
 def main(arguments: list[str]) -> None:
     """Prints a table and writes JSON."""
-    report_benchmark(_parser().parse_args(arguments), measure, table)
+    common.report_benchmark(_parser().parse_args(arguments), measure, table)
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -40,7 +40,7 @@ def measure(options: argparse.Namespace) -> Report:
             for start in ("cold", "warm"):
                 seconds, cpu_seconds = time_start(command, compiled)
                 starts.append({"start": start, "seconds": seconds, "cpu_seconds": cpu_seconds})
-    return {**describe_run(options), "starts": starts}
+    return {**common.describe_run(options), "starts": starts}
 
 
 def time_start(command: list[str], compiled: str | os.PathLike) -> tuple[float, float]:
@@ -71,15 +71,15 @@ def table(report: Report) -> str:
         kinds = ("seconds", "cpu_seconds")
         rows.append([start, *(f"{statistics.median(r[k] for r in found):.1f}" for k in kinds)])
     title = f"{report['hardware']}, jax {report['jax']}, medians of {len(found)} starts"
-    return f"{title}\n\n{markdown_table(['start', 'first picture, s', 'CPU, s'], rows)}"
+    return f"{title}\n\n{common.markdown_table(['start', 'first picture, s', 'CPU, s'], rows)}"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = experiment_parser("viewer_start", __doc__)
-    parser.add_argument("--output", type=path, metavar="FILE", help="JSON file to write")
-    parser.add_argument("export", type=path, metavar="EXPORT", help="as lvsm view takes it")
-    parser.add_argument("scene", type=path, metavar="SCENE", help="as lvsm view takes it")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median counts (3)")
+    parser = common.benchmark_parser("experiments.viewer_start", __doc__)
+    add = parser.add_argument
+    add("export", type=path, metavar="EXPORT", help="as lvsm view takes it")
+    add("scene", type=path, metavar="SCENE", help="as lvsm view takes it")
+    add("--rounds", type=int, default=3, help="of which the median counts (3)")
     return parser
 
 

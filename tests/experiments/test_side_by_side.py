@@ -74,7 +74,7 @@ def test_the_models_are_trained_for_the_same_time(tmp_path, monkeypatch):
     monkeypatch.setattr(side_by_side, "train_all", train_all)
     times = {"EfficientLVSM": 0.5, "LVSMDecoderOnly": 2.0, "LVSMEncoderDecoder": 1.9}
     timing = {"measured": True, "step_seconds": times, "source": "invented"}
-    monkeypatch.setattr(side_by_side, "find_timing", lambda *_: timing)
+    monkeypatch.setattr(side_by_side.training, "find_timing", lambda *_: timing)
     flags = ["--train-flags", "--config.data.path=x"]
     side_by_side.main([str(tmp_path), "--steps=100", *flags])
     first, then = trained
