@@ -22,6 +22,7 @@ and scale.
 
 import argparse
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ from lvsm_jax.common.command_line import path, program
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.cost.flops import forward_macs
 from lvsm_jax.evaluation.metrics import psnr
-from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel
+from lvsm_jax.models.base import ModelConfig
 from lvsm_jax.models.efficient_lvsm import CACHE_DTYPES
 from lvsm_jax.rendering.view_cache import ViewCache
 from lvsm_jax.scenes.readers import Scene, ScenePhotograph
@@ -75,12 +76,15 @@ def measure(options: argparse.Namespace) -> Report:
         "scratch": (model, options.scratch),
         "decoder_only": (_decoder_only(config), options.decoder_only),
     }
-    for row in tqdm(report["rows"], "from scratch"):
-        for targets in options.targets:
-            row[f"floor_{targets}"] = floor(report, config, row["views"], targets, options.size)
+    limits = {"repeats": min(options.repeats, 3), "enough_seconds": options.max_seconds}
+    for row, t in tqdm([*itertools.product(report["rows"], options.targets)], "from scratch"):
+        row[f"floor_{t}"] = floor(report, config, row["views"], t, options.size)
+        batch = random_batch(1, views=row["views"], targets=t, size=options.size)
         for name, (other, most_views) in full_passes.items():
             if row["views"] <= most_views:
-                row |= measure_full_passes(name, other, row["views"], options)
+                full_pass = measure_call(common.render, (other, batch), 0, **limits)
+                row[f"{name}_{t}"] = full_pass["seconds"]
+                row[f"{name}_{t}_bytes"] = full_pass["temporary_bytes"]
     if options.scenes:
         counts = sorted(options.views)
         report["quality"] = measure_quality(options.export, options.scenes, counts, options.size)
@@ -98,7 +102,7 @@ def _peaks(dtype: str, options: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def measure_cache(model: lvsm_jax.EfficientLVSM, options: argparse.Namespace) -> dict[str, Any]:
+def measure_cache(model: lvsm_jax.EfficientLVSM, options: argparse.Namespace) -> Report:
     """Rows with the times of changes and renders, and what memory they take."""
     counts, size = sorted(options.views), (options.size, options.size)
     cache = lvsm_jax.init_cache(model, 1, counts[-1] + 1, size)
@@ -119,21 +123,18 @@ def measure_cache(model: lvsm_jax.EfficientLVSM, options: argparse.Namespace) ->
             seconds: dict[str, float] = {}
             cache, seconds["add"] = timed(lvsm_jax.add_views, model, cache, *one)
             cache, seconds["remove"] = timed(lvsm_jax.remove_views, cache, 0)
-            for t in options.targets:
-                seconds[f"render_{t}"] = timed(_render_all, model, cache, cameras[t])[1]
+            for t, those in cameras.items():
+                seconds[f"render_{t}"] = timed(_render_all, model, cache, those)[1]
             rounds[count].append(seconds)
     rows = [
         {"views": count}
         | {name: statistics.median(seconds[name] for seconds in counted) for name in counted[0]}
         for count, (_, *counted) in rounds.items()
     ]
-    temporary = {
-        str(t): measure_call(_render_all, (model, cache, cameras[t]), 0, 1)["temporary_bytes"]
-        for t in options.targets
-    }
+    renders = {t: measure_call(_render_all, (model, cache, cameras[t]), 0, 1) for t in cameras}
     return {
         "bytes_a_view": cache.nbytes // cache.max_views,
-        "temporary_bytes": temporary,
+        "temporary_bytes": {str(t): render["temporary_bytes"] for t, render in renders.items()},
         "rows": rows,
     }
 
@@ -142,20 +143,6 @@ def _render_all(
     model: lvsm_jax.EfficientLVSM, cache: ViewCache, cameras: lvsm_jax.Cameras
 ) -> jax.Array:
     return lvsm_jax.render(model, cache, cameras, targets_at_once=cameras.shape[1])
-
-
-def measure_full_passes(
-    name: str, model: ViewSynthesisModel, views: int, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Seconds and temporary bytes of full passes."""
-    row = {}
-    for targets in options.targets:
-        args = model, random_batch(1, views=views, targets=targets, size=options.size)
-        calls, enough = min(options.repeats, 3), options.max_seconds
-        one = measure_call(common.render, args, 0, calls, enough_seconds=enough)
-        row[f"{name}_{targets}"] = one["seconds"]
-        row[f"{name}_{targets}_bytes"] = one["temporary_bytes"]
-    return row
 
 
 def _model(options: argparse.Namespace) -> lvsm_jax.EfficientLVSM:
@@ -168,10 +155,9 @@ def _model(options: argparse.Namespace) -> lvsm_jax.EfficientLVSM:
 
 def _decoder_only(config: lvsm_jax.EfficientLVSMConfig) -> lvsm_jax.LVSMDecoderOnly:
     """The model of as many layers in one stream as Efficient-LVSM has in two."""
-    sizes = ("width", "head_dim", "patch_size", "mlp_ratio", "dtype", "attention")
-    given = {name: getattr(config, name) for name in sizes}
-    other = lvsm_jax.LVSMDecoderOnlyConfig(num_layers=2 * config.num_layers, **given)
-    return lvsm_jax.LVSMDecoderOnly(other, rngs=nnx.Rngs(0))
+    names = ("width", "head_dim", "patch_size", "mlp_ratio", "dtype", "attention")
+    sizes = {name: getattr(config, name) for name in names} | {"num_layers": 2 * config.num_layers}
+    return lvsm_jax.LVSMDecoderOnly(lvsm_jax.LVSMDecoderOnlyConfig(**sizes), rngs=nnx.Rngs(0))
 
 
 def floor(report: Report, config: ModelConfig, views: int, targets: int, size: int) -> float:
@@ -184,9 +170,7 @@ def floor(report: Report, config: ModelConfig, views: int, targets: int, size: i
     return max(arithmetic, views * report["bytes_a_view"] / report["copy_bytes_per_second"])
 
 
-def measure_quality(
-    export: str, scenes: Sequence[str], counts: Sequence[int], size: int
-) -> dict[str, Any]:
+def measure_quality(export: str, scenes: Sequence[str], counts: Sequence[int], size: int) -> Report:
     """Mean PSNR of all targets by number of input views and dtype of the cache.
 
     Where the cache is not float32, `difference` is the PSNR of these renders against those of the
@@ -268,22 +252,20 @@ def tables(report: Report) -> str:
                 memory_line.append(size and _megabytes(size))
         time_lines.append(time_line)
         memory_lines.append(memory_line)
+    varies = []
+    for name in CHANGES:
+        values = [row[name] for row in rows]
+        varies.append(f"{name} varies by {max(values) / min(values) - 1:.1%}")
     parts = [
         _title(report),
         markdown_table(times, time_lines, text=0),
         "Milliseconds; in brackets, over adding a view and rendering. From the least to the most, "
-        + " and ".join(f"{name} varies by {_variation(rows, name):.1%}" for name in CHANGES)
-        + ".",
+        f"{' and '.join(varies)}.",
         markdown_table(memory, memory_lines, text=0),
     ]
     if "quality" in report:
         parts.append(_quality_table(report["quality"]))
     return "\n\n".join(parts)
-
-
-def _variation(rows: list[dict[str, Any]], name: str) -> float:
-    values = [row[name] for row in rows]
-    return max(values) / min(values) - 1
 
 
 def _quality_table(quality: dict[str, Any]) -> str:

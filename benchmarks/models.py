@@ -138,9 +138,8 @@ def plan(options: argparse.Namespace) -> list[Cell]:
 
 def _measurements(options: argparse.Namespace) -> list[str]:
     """--measure, with a measurement for each attention kernel that this machine has."""
-    kernels = _KERNELS[jax.default_backend()]
-    if options.dtype == "float32":
-        kernels = [kernel for kernel in kernels if kernel != "cudnn"]
+    unfit = {"cudnn"} if options.dtype == "float32" else set()
+    kernels = [kernel for kernel in _KERNELS[jax.default_backend()] if kernel not in unfit]
     named = {"attention": [f"attention {kernel}" for kernel in kernels]}
     return [name for what in options.measure for name in named.get(what, [what])]
 
@@ -150,9 +149,9 @@ def published(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for targets, views in itertools.product(sorted(options.targets), sorted(options.views)):
         for name in options.architectures:
-            macs = _count(config_class(name)(), Cell(name, views, targets, 0), _PUBLISHED_SIZE)
-            row = {"architecture": name, "views": views, "targets": targets, "flops": macs.flops}
-            rows.append(row)
+            row = {"architecture": name, "views": views, "targets": targets}
+            cell = Cell(**row, targets_at_once=0)
+            rows.append(row | {"flops": _count(config_class(name)(), cell, _PUBLISHED_SIZE).flops})
     return rows
 
 
@@ -221,16 +220,19 @@ def exponents(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def tables(report: Report) -> str:
     """All that was measured, in words and Markdown tables."""
-    parts = [
-        f"{_title(report)}; jax {report['jax']}; matmul "
-        f"{report['matmul']['flops_per_second'] / 1e12:.3f} TFLOP/s"
-    ]
+    matmul = f"{report['matmul']['flops_per_second'] / 1e12:.3f} TFLOP/s"
+    parts = [f"{_title(report)}; jax {report['jax']}; matmul {matmul}"]
     if grid := _grid(report):
         unit, factor = _time_unit(grid)
-        overview = _over_views(grid, "seconds", unit, lambda row: _time(row, factor))
-        parts += [overview, _growth(report), _published(report)]
+        parts.append(_over_views(grid, "seconds", unit, lambda row: _time(row, factor)))
+        if report["exponents"]:
+            parts.append(_growth(report["exponents"]))
+        if _reduced(report["options"]):
+            rows, size = report["published"], f"{_PUBLISHED_SIZE}×{_PUBLISHED_SIZE} px"
+            table = _over_views(rows, "flops", "TFLOP", lambda row: f"{row['flops'] / 1e12:.3g}")
+            parts.append(f"Counted, of the published models at {size}:\n\n{table}")
     parts.append(_details(report["cells"]))
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(parts)
 
 
 def draw(report: Report) -> Figure:
@@ -274,7 +276,8 @@ def _title(report: Report) -> str:
     )
     size = f"{options['size']}×{options['size']} px"
     batch = f", batch {options['batch']}" if options.get("batch", 1) > 1 else ""
-    note = f" (not the published {', '.join(reduced)})" if (reduced := _reduced(options)) else ""
+    reduced = ", ".join(_reduced(options))
+    note = f" (not the published {reduced})" if reduced else ""
     return f"{report['hardware']}, {size}{batch}, {options['dtype']}, {layers} layers{note}"
 
 
@@ -286,15 +289,6 @@ def _reduced(options: dict[str, Any]) -> list[str]:
         "width": options["width"],
     }
     return [name for name, other in differs.items() if other]
-
-
-def _published(report: Report) -> str:
-    """What the published sizes would cost, where others were measured."""
-    if not _reduced(report["options"]) or not _grid(report):
-        return ""
-    rows = report["published"]
-    table = _over_views(rows, "flops", "TFLOP", lambda row: f"{row['flops'] / 1e12:.3g}")
-    return f"Counted, of the published models at {_PUBLISHED_SIZE}×{_PUBLISHED_SIZE} px:\n\n{table}"
 
 
 def _over_views(
@@ -344,14 +338,14 @@ def _details(cells: Sequence[dict[str, Any]]) -> str:
     return markdown_table(header, lines, text=2)
 
 
-def _growth(report: Report) -> str:
+def _growth(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
-    for row in sorted(report["exponents"], key=lambda row: row["targets"]):
+    for row in sorted(rows, key=lambda row: row["targets"]):
         few, many = row["views"]
         powers = f"{row['seconds']:.2f}", f"{row['flops']:.2f}"
         lines.append([row["targets"], NAMES[row["architecture"]], f"{few} → {many}", *powers])
     header = ["targets", "model", "inputs", "time ~ views^", "FLOPs ~ views^"]
-    return markdown_table(header, lines, text=2) if lines else ""
+    return markdown_table(header, lines, text=2)
 
 
 def _what(row: dict[str, Any]) -> str:
