@@ -1,14 +1,10 @@
 """LVSM decoder-only on RealEstate10K at 256 px, the published recipe (arXiv 2410.17242).
 
-MSE and half of the perceptual loss, which needs VGG-19's weights (docs/training.md says where
-from); `--config.loss.perceptual=0` goes without.
-
     lvsm train --config=configs/lvsm_decoder_only_256.py --workdir=runs/lvsm_decoder_only \
         --config.data.path=data/re10k
     lvsm eval --config=configs/lvsm_decoder_only_256.py --checkpoint=runs/lvsm_decoder_only/export
 
-Hardware: one process with all its devices. The published batch of 512 scenes was on 64 A100s; on
-one, `--config.run.batch_size=8`, or the whole batch with `--config.run.grad_accumulation=64`.
+Losses and hardware: as for `re10k_256.py`; the published batch of 512 scenes was on 64 A100s.
 Cost: 15.6 PFLOP a step (`cost/flops.py`), 145 A100-days for 100 k steps at 40 % of 312 TFLOP/s.
 Expected score, as published: PSNR 29.67, SSIM 0.906, LPIPS 0.098 with 2 inputs.
 """

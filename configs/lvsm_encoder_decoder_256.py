@@ -4,7 +4,7 @@
         --config.data.path=data/re10k
     lvsm eval --config=configs/lvsm_encoder_decoder_256.py --checkpoint=runs/lvsm_enc_dec/export
 
-Hardware: as for `lvsm_decoder_only_256.py`.
+Losses and hardware: as for `lvsm_decoder_only_256.py`.
 Cost: 14.2 PFLOP a step, 131 A100-days for 100 k steps at 40 % of 312 TFLOP/s.
 Expected score, as published: PSNR 28.60, SSIM 0.893, LPIPS 0.114 with 2 inputs.
 """

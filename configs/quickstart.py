@@ -30,8 +30,7 @@ def get_config(architecture: str = "EfficientLVSM") -> ml_collections.ConfigDict
     config.data.update(num_views=6, num_inputs=2, num_targets=4, min_span=8, max_span=11)
     config.run.update(num_steps=800, batch_size=16, log_every=25, checkpoint_every=200)
     config.run.update(image_every=200, eval_every=400, eval_scenes=32)
-    config.optimizer.update(
-        learning_rate=1.5e-3, weight_decay=0.01, warmup_steps=100, skip_after=100
-    )
+    config.optimizer.update(learning_rate=1.5e-3, weight_decay=0.01)
+    config.optimizer.update(warmup_steps=100, skip_after=100)
     config.eval.batch_size = 16
     return config
