@@ -34,12 +34,7 @@ from tqdm import tqdm
 
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.programs.scene_options import (
-    INPUTS,
-    add_scene_options,
-    choose_inputs,
-    picture_size,
-)
+from lvsm_jax.programs import scene_options
 
 if TYPE_CHECKING:
     from lvsm_jax.rendering.session import Session
@@ -64,7 +59,7 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     scene = open_scene(given.scene or _first_room(), images=given.images)
     for note in scene.notes:
         print(f"note: {note}", file=sys.stderr)
-    inputs = choose_inputs(scene, given.inputs)
+    inputs = scene_options.choose_inputs(scene, given.inputs)
 
     from lvsm_jax.rendering.session import Session
     from lvsm_jax.viewer.gallery import Gallery
@@ -75,11 +70,10 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
 
     check_address(given.host, given.port)
     export = given.export or _EXPORT
-    size = picture_size(given.size, exports.describe(export))
+    height, width = size = scene_options.picture_size(given.size, exports.describe(export))
     dtype = {} if given.cache_dtype is None else {"cache_dtype": given.cache_dtype}
     model = exports.load(export, **dtype)
     max_views = max(given.max_views, len(inputs))
-    height, width = size
     with Session(
         model, image_height=height, image_width=width, max_views=max_views, scale=given.scale
     ) as session:
@@ -95,14 +89,10 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
             max_visitors=given.max_visitors,
             limits=Limits(bytes=given.max_upload_mb * 2**20),
         )
-        try:
-            print(
-                f"{len(inputs)} of {len(scene.photographs)} photographs of {scene.source}, "
-                f"{width}×{height} pixels"
-            )
+        with contextlib.closing(viewer):
+            chosen = f"{len(inputs)} of {len(scene.photographs)} photographs of {scene.source}"
+            print(f"{chosen}, {width}×{height} pixels")
             yield viewer.url
-        finally:
-            viewer.close()
 
 
 def prepare(
@@ -130,11 +120,8 @@ def _first_room() -> str:
         )
     from input_pipeline.storage import SplitReader  # imports TFDS, which takes seconds
 
-    reader = SplitReader(_DATASET, "test")
-    try:
+    with contextlib.closing(SplitReader(_DATASET, "test")) as reader:
         return f"{_DATASET}/test:{reader.scenes.key[0]}"
-    finally:
-        reader.close()
 
 
 @program
@@ -156,15 +143,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argument_parser("view", __doc__)
     add = parser.add_argument
     add("export", metavar="EXPORT", nargs="?", type=path, help=f"of a model ({_EXPORT})")
-    add("scene", metavar="SCENE", nargs="?", type=path,
-        help=f"photographs with cameras (a room of {_DATASET})")  # fmt: skip
-    add("--inputs", metavar="N|NAMES",
-        help=f"in use at first: a number, evenly spaced ({INPUTS}), all, or names with commas"
-    )  # fmt: skip
-    add_scene_options(parser)
+    room = f"photographs with cameras (a room of {_DATASET})"
+    add("scene", metavar="SCENE", nargs="?", type=path, help=room)
+    first = f"a number, evenly spaced ({scene_options.INPUTS}), all, or names with commas"
+    add("--inputs", metavar="N|NAMES", help=f"in use at first: {first}")
+    scene_options.add_scene_options(parser)
     add("--max-views", type=int, default=16, help="most photographs in use; takes memory (16)")
-    add("--cache-dtype", metavar="TYPE",
-        help="of the cache: bfloat16, int8, … (as the model says)")  # fmt: skip
+    kinds = "of the cache: bfloat16, int8, … (as the model says)"
+    add("--cache-dtype", metavar="TYPE", help=kinds)
     add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     add("--port", type=int, default=8080, help="0: any that is free (8080)")
     add("--max-visitors", type=int, default=8, help="at a time (8)")

@@ -1,7 +1,7 @@
 """The photographs in 3D, as one visitor sees them: camera frustums to click."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,14 +28,8 @@ class Frustum:
 class Frustums:
     """Frustums of all photographs in the gallery, those in use with their picture.
 
+    `scene` is viser's, of the visitor; a click calls `clicked` with the name of the photograph.
     Not thread-safe.
-
-    Args:
-        scene: viser's, of the visitor.
-        gallery: with the pictures.
-        frame: from the world to the page.
-        scale: of the frustums, on the page.
-        clicked: called with the name of a photograph.
     """
 
     def __init__(
@@ -48,27 +42,19 @@ class Frustums:
     ):
         self._scene, self._gallery, self._frame, self._scale = scene, gallery, frame, scale
         self._clicked = clicked
-        self._shown: dict[str, Frustum] = {}
-
-    @property
-    def shown(self) -> Mapping[str, Frustum]:
-        """Frustums by name, in the order of the gallery."""
-        return self._shown
+        self.shown: dict[str, Frustum] = {}  # by name, in the order of the gallery
 
     def update(self, items: Sequence[Listed]) -> None:
         """Shows these photographs; unchanged frustums stay."""
-        kept = {item.name: item for item in items if self._is_shown(item)}
-        for name, frustum in self._shown.items():
-            if name not in kept:
-                frustum.handle.remove()
-        self._shown = {
-            item.name: self._shown[item.name] if item.name in kept else self._add(item)
-            for item in items
-        }
+        wanted = {item.name: item for item in items}
+        kept = {name: f for name, f in self.shown.items() if f.listed == wanted.get(name)}
+        for name in self.shown.keys() - kept.keys():
+            self.shown[name].handle.remove()
+        self.shown = {name: kept.get(name) or self._add(item) for name, item in wanted.items()}
 
     def hide(self, window: Window, *, all_of_them: bool) -> None:
         """Hides the frustums that the visitor stands in, or all: they would hide the render."""
-        for frustum in self._shown.values():
+        for frustum in self.shown.values():
             away = np.linalg.norm(frustum.c2w[:3, 3] - window.c2w[:3, 3])
             visible = bool(away > _CLEAR * frustum.depth) and not all_of_them
             if frustum.handle.visible != visible:
@@ -76,17 +62,13 @@ class Frustums:
 
     def nearest(self, window: Window) -> str | None:
         """Name of the photograph taken nearest to where the visitor stands, if there is any."""
-        if not self._shown:
+        if not self.shown:
             return None
-        poses = np.stack([frustum.c2w for frustum in self._shown.values()])
-        return list(self._shown)[geometry.nearest(window.c2w, poses)]
-
-    def _is_shown(self, item: Listed) -> bool:
-        there = self._shown.get(item.name)
-        return there is not None and there.listed == item
+        poses = np.stack([frustum.c2w for frustum in self.shown.values()])
+        return list(self.shown)[geometry.nearest(window.c2w, poses)]
 
     def _add(self, item: Listed) -> Frustum:
-        c2w, camera = self._frame.to_page(item.camera.c2w), item.camera
+        camera, c2w = item.camera, self._frame.to_page(item.camera.c2w)
         fx, fy = camera.fxfycxcy[:2]
         fov, aspect = 2 * np.arctan(camera.height / 2 / fy), camera.width / fx * fy / camera.height
         spare = _SPARE if item.owner is None else _UPLOADED

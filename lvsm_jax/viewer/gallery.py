@@ -22,19 +22,13 @@ _PICTURES_KEPT = 64  # decoded and cropped
 
 @dataclasses.dataclass(frozen=True)
 class Listed:
-    """A photograph of the gallery.
+    """A photograph of the gallery."""
 
-    Attributes:
-        photograph: not yet decoded; its name is unique.
-        camera: of the crop that the model sees.
-        owner: who uploaded it; None for the scene's own.
-        in_use: whether the session renders from it.
-    """
-
-    photograph: ScenePhotograph
-    camera: PosedCamera = dataclasses.field(compare=False)  # follows from the photograph
-    owner: Hashable | None
-    in_use: bool
+    photograph: ScenePhotograph  # not yet decoded; its name is unique
+    # Of the crop that the model sees; it follows from the photograph.
+    camera: PosedCamera = dataclasses.field(compare=False)
+    owner: Hashable | None  # who uploaded it; None for the scene's own
+    in_use: bool  # whether the session renders from it
 
     @property
     def name(self) -> str:

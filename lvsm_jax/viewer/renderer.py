@@ -18,23 +18,14 @@ _NOTHING, _COARSE, _FULL = range(3)
 
 @dataclasses.dataclass(frozen=True)
 class Rendered:
-    """The answer to a request.
-
-    Attributes:
-        request: of the visitor.
-        full: whether it is final, not coarse.
-        picture: what `render` returned, None if it failed.
-        error: why it failed, or None.
-        seconds: that `render` took.
-        dropped: requests of this visitor that were never rendered so far.
-    """
+    """The answer to a request."""
 
     request: Any
-    full: bool
-    picture: Any
-    error: Exception | None
-    seconds: float
-    dropped: int
+    full: bool  # whether it is final, not coarse
+    picture: Any  # what `render` returned, None if it failed
+    error: Exception | None  # why it failed
+    seconds: float  # that `render` took
+    dropped: int  # requests of this visitor that were never rendered so far
 
 
 @dataclasses.dataclass
@@ -51,12 +42,9 @@ class _Visitor:
 class Renderer:
     """Renders the newest request of each visitor, in turns, in a thread of its own.
 
-    Methods may be called from any thread and return at once, but for `close`.
-
-    Args:
-        render: makes a picture of a request, coarse or (`full`) not. What it raises goes to the
-            visitor who asked.
-        settle: seconds that a request must stand before it is rendered in full.
+    Methods may be called from any thread and return at once, but for `close`. `render` makes a
+    picture of a request, coarse or in full; what it raises goes to the visitor who asked. A request
+    must stand for `settle` seconds before it is rendered in full.
     """
 
     def __init__(self, render: Callable[[Any, bool], Any], *, settle: float = 0.2):

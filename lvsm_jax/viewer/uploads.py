@@ -34,17 +34,11 @@ _decoding = threading.Lock()  # one picture at a time, since each may take much 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How much one visitor may upload.
+    """How much one visitor may upload."""
 
-    Attributes:
-        bytes: of a file, and of all photographs together, as sent and as unpacked.
-        photographs: their number.
-        pixels: of a photograph.
-    """
-
-    bytes: int = 64 * 2**20
-    photographs: int = 100
-    pixels: int = 40_000_000
+    bytes: int = 64 * 2**20  # of a file, and of all photographs together, as sent and as unpacked
+    photographs: int = 100  # their number
+    pixels: int = 40_000_000  # of a photograph
 
 
 class Uploads:
@@ -162,11 +156,12 @@ class Uploads:
         """The one pose that belongs to a picture of this name."""
         if not self._poses:
             raise UserError(f"{name} has no pose: upload its cameras.json first")
-        path, base = f"/{name}", name.rpartition("/")[2]
-        found = [frame for frame in self._poses if path.endswith(f"/{frame}")]
+        found = [frame for frame in self._poses if f"/{name}".endswith(f"/{frame}")]
         if found:
             return max(found, key=len)
-        found = [frame for frame in self._poses if frame.rpartition("/")[2] == base]
+        found = [
+            frame for frame in self._poses if frame.rpartition("/")[2] == name.rpartition("/")[2]
+        ]
         if len(found) != 1:
             raise UserError(
                 f"{name} has {len(found) or 'no'} poses among the {len(self._poses)} uploaded, "

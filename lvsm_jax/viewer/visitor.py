@@ -32,27 +32,16 @@ _USED_MARK = "● "
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """What all visitors share.
-
-    Attributes:
-        gallery: of photographs.
-        renderer: takes `Window`s as requests.
-        frame: from the scene's world to the page.
-        sizes: height and width of coarse and full renders.
-        frustum: size of frustums on the page.
-        loading: decodes photographs to show beside renders.
-        memory: of the cache, see `Session.memory`.
-        visitors: returns their number.
-    """
+    """What all visitors share."""
 
     gallery: Gallery
-    renderer: Renderer
-    frame: PageFrame
-    sizes: tuple[tuple[int, int], tuple[int, int]]
-    frustum: float
-    loading: ThreadPoolExecutor
-    memory: Mapping[str, int]
-    visitors: Callable[[], int]
+    renderer: Renderer  # takes `Window`s as requests
+    frame: PageFrame  # from the scene's world to the page
+    sizes: tuple[tuple[int, int], tuple[int, int]]  # height and width of coarse and full renders
+    frustum: float  # size of frustums on the page
+    loading: ThreadPoolExecutor  # decodes photographs to show beside renders
+    memory: Mapping[str, int]  # of the cache, see `Session.memory`
+    visitors: Callable[[], int]  # returns their number
 
 
 class Visitor:
@@ -73,7 +62,7 @@ class Visitor:
         self._beside: Beside | None = None
         try:
             self._build()
-            page.gallery.listen(self._key, self._changed)
+            page.gallery.listen(self._key, self._sync)
             self._sync()
             page.renderer.join(self._key, self._show)
             client.camera.on_update(self._moved)
@@ -101,7 +90,24 @@ class Visitor:
 
     def update_status(self) -> None:
         """Shows times and memory, and what is wrong."""
-        self._status.content = self._status_text()
+        page, newest, memory = self._page, self._newest, self._page.memory
+        views, count = len(page.gallery.in_use), page.visitors()
+        state = "**Ready.** Drag to turn, scroll to come nearer, right button to shift."
+        if not views:
+            state = "**Nothing to render from: add a photograph.**"
+        elif newest and newest.error:
+            state = f"**The render failed:** {code(str(newest.error))}"
+        times = [
+            f"{word} {size[1]}×{size[0]}: {1e3 * self._seconds[full]:.0f} ms"
+            for full, word, size in zip((False, True), ("coarse", "full"), page.sizes, strict=True)
+            if full in self._seconds
+        ]
+        times.append(f"requests dropped: {newest.dropped if newest else 0}")
+        cache = f"{views} of {page.gallery.max_views} views in the cache, "
+        cache += f"{_megabytes(views * memory['per_view'])} of {_megabytes(memory['total'])}"
+        visitors = f"{count} visitor{'s' if count > 1 else ''}"
+        lines = (state, "; ".join(times), cache + _device_memory(), visitors)
+        self._status.content = "  \n".join(lines)
 
     # The panel.
 
@@ -207,19 +213,14 @@ class Visitor:
         with self._lock:  # of two quick clicks the second stops
             if self._stop:
                 self._stop.set()
-            else:
-                self._start_path()
-
-    def _start_path(self) -> None:
-        used = [item.photograph.camera for item in self._page.gallery.listing() if item.in_use]
-        if not used:
-            raise UserError("a path leads through the photographs in use, and there are none")
-        size = self._page.sizes[1]
-        cameras = [camera.cropped_to(*size) for camera in used]
-        path = make_path(self._kind.value, cameras, _PATH_FRAMES)
-        self._stop = threading.Event()
-        self._play.label = "Stop"
-        threading.Thread(target=self._follow, args=(path, self._stop), daemon=True).start()
+                return
+            cameras = [item.camera for item in self._page.gallery.listing() if item.in_use]
+            if not cameras:
+                raise UserError("a path leads through the photographs in use, and there are none")
+            path = make_path(self._kind.value, cameras, _PATH_FRAMES)
+            self._stop = threading.Event()
+            self._play.label = "Stop"
+            threading.Thread(target=self._follow, args=(path, self._stop), daemon=True).start()
 
     def _follow(self, path: list[PosedCamera], stop: threading.Event) -> None:
         """Plays a path once, at the speed that the slider has meanwhile."""
@@ -258,39 +259,12 @@ class Visitor:
             self._hide()
             self.update_status()
 
-    def _status_text(self) -> str:
-        page = self._page
-        views, newest, lines = len(page.gallery.in_use), self._newest, []
-        if not views:
-            lines.append("**Nothing to render from: add a photograph.**")
-        elif newest and newest.error:
-            lines.append(f"**The render failed:** {code(str(newest.error))}")
-        else:
-            lines.append("**Ready.** Drag to turn, scroll to come nearer, right button to shift.")
-        times = [
-            f"{word} {size[1]}×{size[0]}: {1e3 * self._seconds[full]:.0f} ms"
-            for full, word, size in zip((False, True), ("coarse", "full"), page.sizes, strict=True)
-            if full in self._seconds
-        ]
-        dropped = newest.dropped if newest else 0
-        lines.append("; ".join([*times, f"requests dropped: {dropped}"]))
-        memory = page.memory
-        cache = f"{views} of {page.gallery.max_views} views in the cache, "
-        cache += f"{_megabytes(views * memory['per_view'])} of {_megabytes(memory['total'])}"
-        lines.append(cache + _device_memory())
-        count = page.visitors()
-        lines.append(f"{count} visitor{'s' if count > 1 else ''}")
-        return "  \n".join(lines)
-
     # The scene.
 
-    def _changed(self) -> None:
-        """Listens to the gallery, in the thread of whoever changed it."""
-        if not self._gone:
-            self._sync()
-
     def _sync(self) -> None:
-        """Shows frustums and list as the gallery is now."""
+        """Shows frustums and list as the gallery is now, in the thread of whoever changed it."""
+        if self._gone:
+            return
         with self._lock, self._client.atomic():
             items = self._page.gallery.listing()
             self._frustums.update(items)
@@ -300,11 +274,10 @@ class Visitor:
 
     def _list(self, items: list[Listed]) -> None:
         chosen = self._choice.value.removeprefix(_USED_MARK)
-        options = [f"{_USED_MARK if item.in_use else ''}{item.name}" for item in items]
-        if tuple(options) != tuple(self._choice.options):
-            self._choice.options = options or [""]
-        index = next((i for i, item in enumerate(items) if item.name == chosen), 0)
-        self._choice.value = (options or [""])[index]
+        options = {item.name: f"{_USED_MARK if item.in_use else ''}{item.name}" for item in items}
+        if tuple(options.values()) != tuple(self._choice.options):
+            self._choice.options = list(options.values())
+        self._choice.value = options.get(chosen, options[items[0].name])
         used = [code(item.name) for item in items if item.in_use]
         text = f"{len(used)} of {len(items)} in use (room for {self._page.gallery.max_views}): "
         self._used.content = text + (", ".join(used) or "none")
@@ -328,7 +301,5 @@ def _megabytes(count: int) -> str:
 
 def _device_memory() -> str:
     """Memory in use on an accelerator, where it says so."""
-    statistics = jax.devices()[0].memory_stats() or {}
-    if "bytes_in_use" not in statistics:
-        return ""
-    return f"; {_megabytes(statistics['bytes_in_use'])} in use on the device"
+    used = (jax.devices()[0].memory_stats() or {}).get("bytes_in_use")
+    return "" if used is None else f"; {_megabytes(used)} in use on the device"
