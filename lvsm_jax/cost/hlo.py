@@ -141,25 +141,23 @@ def _parse(text: str) -> Computations:
     return dict(computations)
 
 
-def _executed(text: str, *, inside_fusions: bool) -> Iterator[tuple[int | None, Instruction]]:
+def _executed(
+    text: str, *, inside_fusions: bool, name: str = "", times: int | None = 1
+) -> Iterator[tuple[int | None, Instruction]]:
     """Each instruction that a step runs, and how often; None in a loop of unknown length."""
     computations = _parse(text)
-
-    def walk(name: str, times: int | None) -> Iterator[tuple[int | None, Instruction]]:
-        for instruction in computations.get(name, {}).values():
-            yield times, instruction
-            if instruction.opcode == "fusion" and not inside_fusions:
-                continue
-            inner = times
-            if instruction.opcode == "while":
-                turns = _turns(instruction, computations)
-                inner = None if turns is None or times is None else times * turns
-            called = _CALLS.findall(instruction.rest)
-            branches = instruction.attribute(r"branch_computations=\{([^}]*)\}") or ""
-            for callee in [*called, *re.findall(r"%?([\w.\-]+)", branches)]:
-                yield from walk(callee, inner)
-
-    return walk("", 1)
+    for instruction in computations.get(name, {}).values():
+        yield times, instruction
+        if instruction.opcode == "fusion" and not inside_fusions:
+            continue
+        inner = times
+        if instruction.opcode == "while":
+            turns = _turns(instruction, computations)
+            inner = None if turns is None or times is None else times * turns
+        called = _CALLS.findall(instruction.rest)
+        branches = instruction.attribute(r"branch_computations=\{([^}]*)\}") or ""
+        for callee in [*called, *re.findall(r"%?([\w.\-]+)", branches)]:
+            yield from _executed(text, inside_fusions=inside_fusions, name=callee, times=inner)
 
 
 def _turns(loop: Instruction, computations: Computations) -> int | None:
