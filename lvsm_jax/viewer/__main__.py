@@ -27,18 +27,11 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
-
-from tqdm import tqdm
+from collections.abc import Iterator
 
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.programs import scene_options
-
-if TYPE_CHECKING:
-    from lvsm_jax.rendering.session import Session
-    from lvsm_jax.scenes.readers import ScenePhotograph
 
 _EXPORT = "runs/quickstart/export"
 _DATASET = "data/synthetic"
@@ -62,7 +55,7 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     inputs = scene_options.choose_inputs(scene, given.inputs)
 
     from lvsm_jax.rendering.session import Session
-    from lvsm_jax.viewer.gallery import Gallery
+    from lvsm_jax.viewer.gallery import Gallery, prepare
     from lvsm_jax.viewer.geometry import coarse_size
     from lvsm_jax.viewer.server import Viewer, check_address
     from lvsm_jax.viewer.uploads import Limits
@@ -93,22 +86,6 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
             chosen = f"{len(inputs)} of {len(scene.photographs)} photographs of {scene.source}"
             print(f"{chosen}, {width}×{height} pixels")
             yield viewer.url
-
-
-def prepare(
-    session: "Session", inputs: Sequence["ScenePhotograph"], sizes: Sequence[tuple[int, int]]
-) -> None:
-    """Adds the first photographs, and compiles all programs that visitors use."""
-    first = [chosen.load() for chosen in tqdm(inputs, "decoding", unit="photograph", leave=False)]
-    with tqdm(total=len(sizes) + 2, desc="compiling", unit="program", leave=False) as progress:
-        session.add(first)
-        progress.update()
-        for height, width in sizes:
-            session.render(first[0].camera, height=height, width=width)
-            progress.update()
-        session.remove(first[-1].name)
-        session.add(first[-1])
-        progress.update()
 
 
 def _first_room() -> str:

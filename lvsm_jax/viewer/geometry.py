@@ -41,8 +41,8 @@ class PageFrame:
     def fit(cls, cameras: Sequence[PosedCamera]) -> "PageFrame":
         """The frame of these cameras, one or more."""
         c2w = np.stack([camera.c2w for camera in cameras])
-        positions = c2w[:, :3, 3]
-        origin, up = positions.mean(0), up_direction(c2w)
+        positions, up = c2w[:, :3, 3], up_direction(c2w)
+        origin = positions.mean(0)
         # Any horizontal direction will do; the cameras' own keeps numbers tidy.
         ahead = np.cross(c2w[:, :3, 0].mean(0), up)
         if np.linalg.norm(ahead) < 1e-3:
@@ -108,9 +108,8 @@ def field_of_view(camera: PosedCamera, size: tuple[int, int], aspect: float) -> 
     height, width = size
     fx, fy = camera.cropped_to(height, width).fxfycxcy[:2]
     aspect = float(np.clip(aspect, *_ASPECTS))
-    if aspect * height >= width:
-        return 2 * math.atan(height / 2 / fy)
-    return 2 * math.atan(width / 2 / fx / aspect)
+    wide = aspect * height >= width
+    return 2 * math.atan(height / 2 / fy if wide else width / 2 / fx / aspect)
 
 
 def wxyz(c2w: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "4"]:
@@ -151,10 +150,10 @@ def frustum_depth(fov: float, aspect: float, scale: float) -> float:
 
 def coarse_size(size: tuple[int, int], patch: int) -> tuple[int, int]:
     """At most half of a size, of its exact shape, in whole patches; else the size itself."""
-    common = math.gcd(size[0] // patch, size[1] // patch)
-    if common < 2:
-        return size
-    return size[0] // common * (common // 2), size[1] // common * (common // 2)
+    height, width = size
+    common = math.gcd(height // patch, width // patch)
+    half = common // 2
+    return (height // common * half, width // common * half) if half else size
 
 
 def fill_window(

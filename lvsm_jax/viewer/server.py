@@ -19,11 +19,10 @@ from viser import _messages as messages
 from lvsm_jax.rendering.session import Session
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.viewer import geometry
-from lvsm_jax.viewer.gallery import Gallery
-from lvsm_jax.viewer.geometry import PageFrame, Window
+from lvsm_jax.viewer.gallery import Gallery, Page
 from lvsm_jax.viewer.renderer import Renderer
 from lvsm_jax.viewer.uploads import Limits, Uploads
-from lvsm_jax.viewer.visitor import Page, Visitor
+from lvsm_jax.viewer.visitor import Visitor
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +38,6 @@ class Viewer:
         gallery: photographs, of which one at least is in use.
         sizes: height and width of coarse and full renders.
         start: where visitors stand first.
-        host: address to listen at.
         port: to listen at; 0 for any that is free.
         max_visitors: others are told that there is no room.
         limits: of one visitor's uploads.
@@ -61,14 +59,14 @@ class Viewer:
         limits: Limits = Limits(),  # noqa: B008, frozen
     ):
         cameras = [item.camera for item in gallery.listing()]
-        frame = PageFrame.fit(cameras)
+        frame = geometry.PageFrame.fit(cameras)
         poses = frame.to_page(np.stack([camera.c2w for camera in cameras]))
         check_address(host, port)
         self._limits, self._max_visitors = limits, max_visitors
         self._visitors: dict[int, Visitor | None] = {}  # None while the page is made
         self._lock = threading.Lock()
 
-        def render(window: Window, full: bool) -> np.ndarray:
+        def render(window: geometry.Window, full: bool) -> np.ndarray:
             height, width = sizes[full]
             return session.render(window.camera(frame, sizes[full]), height=height, width=width)
 
@@ -84,7 +82,7 @@ class Viewer:
         )
         gallery.listen(self, self._page.renderer.refresh)
         with contextlib.redirect_stdout(io.StringIO()):  # viser prints a banner
-            self._server = _Server(host, port, label="lvsm_jax", verbose=False)
+            self._server = _Server(host, port)
         theme = {"dark_mode": True, "show_logo": False, "show_share_button": False}
         self._server.gui.configure_theme(**theme, control_width="large")
         self._server.gui.main_panel.dock_right()  # floating, it would hide part of the render
@@ -116,10 +114,9 @@ class Viewer:
             if not full:
                 self._visitors[client.client_id] = None
         if full:
-            client.gui.add_markdown(
-                f"**{self._max_visitors} visitors are here already**, and there is room for no "
-                "more. Reload the page later."
-            )
+            here = f"**{self._max_visitors} visitors are here already**"
+            rest = "and there is room for no more. Reload the page later."
+            client.gui.add_markdown(f"{here}, {rest}")
             return
         _limit_uploads(client, self._limits.bytes)
         visitor = Visitor(client, self._page, Uploads(self._limits))
@@ -177,9 +174,9 @@ def is_same_origin(origin: str | None, host: str | None, *, loopback: bool) -> b
 class _Server(viser.ViserServer):
     """Never shares over the internet, and serves no other page than its own."""
 
-    def __init__(self, host: str, port: int, **options: Any):
+    def __init__(self, host: str, port: int):
         self._loopback = host in _LOOPBACK
-        super().__init__(host, port, **options)
+        super().__init__(host, port, label="lvsm_jax", verbose=False)
         self._websock_server.on_client_connect(self._check_origin)
 
     def request_share_url(self, *_: Any, **__: Any) -> None:

@@ -1,12 +1,9 @@
 """The page of one visitor: the scene as frustums, the render behind them, and the panel."""
 
-import dataclasses
-import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,11 +13,9 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes.camera_paths import PATHS, make_path
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.viewer import geometry
-from lvsm_jax.viewer.beside import Beside, code
-from lvsm_jax.viewer.frustums import Frustums
-from lvsm_jax.viewer.gallery import Gallery, Listed
-from lvsm_jax.viewer.geometry import PageFrame, Window
-from lvsm_jax.viewer.renderer import Rendered, Renderer
+from lvsm_jax.viewer.gallery import Page
+from lvsm_jax.viewer.photographs import Beside, Frustums, code
+from lvsm_jax.viewer.renderer import Rendered
 from lvsm_jax.viewer.uploads import Uploads
 
 _log = logging.getLogger(__name__)
@@ -30,20 +25,6 @@ _PATH_FRAMES = 240  # a path of speed 1 takes 12 s
 _USED_MARK = "● "
 
 
-@dataclasses.dataclass(frozen=True)
-class Page:
-    """What all visitors share."""
-
-    gallery: Gallery
-    renderer: Renderer  # takes `Window`s as requests
-    frame: PageFrame  # from the scene's world to the page
-    sizes: tuple[tuple[int, int], tuple[int, int]]  # height and width of coarse and full renders
-    frustum: float  # size of frustums on the page
-    loading: ThreadPoolExecutor  # decodes photographs to show beside renders
-    memory: Mapping[str, int]  # of the cache, see `Session.memory`
-    visitors: Callable[[], int]  # returns their number
-
-
 class Visitor:
     """Shows the page to one of viser's clients until `leave`."""
 
@@ -51,10 +32,8 @@ class Visitor:
         self._client, self._page, self._uploads = client, page, uploads
         self._key = client.client_id
         self._lock = threading.RLock()  # of what follows
-        self._frustums = Frustums(
-            client.scene, page.gallery, page.frame, page.frustum, self._frustum_clicked
-        )
-        self._window: Window | None = None
+        self._frustums = Frustums(client.scene, page, self._frustum_clicked)
+        self._window: geometry.Window | None = None
         self._newest: Rendered | None = None
         self._seconds: dict[bool, float] = {}  # that the last coarse and full render took
         self._stop: threading.Event | None = None
@@ -109,15 +88,14 @@ class Visitor:
         lines = (state, "; ".join(times), cache + _device_memory(), visitors)
         self._status.content = "  \n".join(lines)
 
-    # The panel.
-
     def _build(self) -> None:
-        gui, page = self._client.gui, self._page
+        gui, page, gallery = self._client.gui, self._page, self._page.gallery
+        self._choices = {"Go there": self._go_to, "Add": gallery.use, "Remove": gallery.drop}
         self._status = gui.add_markdown("")
-        self._beside = Beside(gui, page.gallery, page.sizes[1], page.loading)
+        self._beside = Beside(gui, gallery, page.sizes[1], page.loading)
         with gui.add_folder("Photographs"):
             self._choice = gui.add_dropdown("Photograph", [""])
-            self._choice_buttons = gui.add_button_group("", ["Go there", "Add", "Remove"])
+            choice_buttons = gui.add_button_group("", list(self._choices))
             self._used = gui.add_markdown("")
             self._shown = gui.add_checkbox("Cameras in 3D", True)
         with gui.add_folder("Path"):
@@ -127,7 +105,7 @@ class Visitor:
         with gui.add_folder("Upload"):
             gui.add_markdown("`cameras.json`, then its pictures; or all in one zip archive.")
             upload = gui.add_upload_button("Upload", mime_type=".json,.zip,image/*")
-        self._choice_buttons.on_click(self._safely(self._choice_clicked))
+        choice_buttons.on_click(self._safely(self._choice_clicked))
         self._shown.on_update(self._safely(lambda _: self._hide()))
         self._play.on_click(self._safely(self._play_clicked))
         upload.on_upload(self._safely(self._uploaded))
@@ -135,7 +113,6 @@ class Visitor:
     def _safely(self, callback: Callable[[Any], None]) -> Callable[[Any], None]:
         """The callback, with its errors shown on the page while the server goes on."""
 
-        @functools.wraps(callback)
         def call(event: Any) -> None:
             try:
                 callback(event)
@@ -152,13 +129,7 @@ class Visitor:
         return call
 
     def _choice_clicked(self, event: Any) -> None:
-        name = self._choice.value.removeprefix(_USED_MARK)
-        if event.target.value == "Add":
-            self._page.gallery.use(name)
-        elif event.target.value == "Remove":
-            self._page.gallery.drop(name)
-        else:
-            self._go_to(name)
+        self._choices[event.target.value](self._choice.value.removeprefix(_USED_MARK))
 
     def _uploaded(self, event: Any) -> None:
         file = event.target.value
@@ -173,8 +144,6 @@ class Visitor:
                 self._page.gallery.leave(self._key)
         rest = "" if added == used else f", {added - used} not: there is no more room"
         self.tell("Photographs", f"{used} are in use now{rest}", colour="green")
-
-    # The camera.
 
     def _go_to(self, name: str) -> None:
         with self._lock:
@@ -202,7 +171,7 @@ class Visitor:
         camera = self._client.camera
         try:
             place = np.asarray(camera.wxyz, np.float64), np.asarray(camera.position, np.float64)
-            window = Window.of(*place, camera.fov, camera.aspect)
+            window = geometry.Window.of(*place, camera.fov, camera.aspect)
         except (ValueError, ZeroDivisionError) as error:
             _log.warning("visitor %s: %s", self._key, error)
             return
@@ -240,8 +209,6 @@ class Visitor:
             if not self._gone:
                 self._play.label = "Play"
 
-    # What is shown.
-
     def _show(self, result: Rendered) -> None:
         """Called by the renderer."""
         with self._lock, self._client.atomic():
@@ -259,8 +226,6 @@ class Visitor:
             self._hide()
             self.update_status()
 
-    # The scene.
-
     def _sync(self) -> None:
         """Shows frustums and list as the gallery is now, in the thread of whoever changed it."""
         if self._gone:
@@ -268,19 +233,16 @@ class Visitor:
         with self._lock, self._client.atomic():
             items = self._page.gallery.listing()
             self._frustums.update(items)
-            self._list(items)
+            chosen = self._choice.value.removeprefix(_USED_MARK)
+            options = {i.name: f"{_USED_MARK if i.in_use else ''}{i.name}" for i in items}
+            if tuple(options.values()) != tuple(self._choice.options):
+                self._choice.options = list(options.values())
+            self._choice.value = options.get(chosen, options[items[0].name])
+            used = [code(item.name) for item in items if item.in_use]
+            text = f"{len(used)} of {len(items)} in use (room for {self._page.gallery.max_views}): "
+            self._used.content = text + (", ".join(used) or "none")
             self._hide()
             self.update_status()
-
-    def _list(self, items: list[Listed]) -> None:
-        chosen = self._choice.value.removeprefix(_USED_MARK)
-        options = {item.name: f"{_USED_MARK if item.in_use else ''}{item.name}" for item in items}
-        if tuple(options.values()) != tuple(self._choice.options):
-            self._choice.options = list(options.values())
-        self._choice.value = options.get(chosen, options[items[0].name])
-        used = [code(item.name) for item in items if item.in_use]
-        text = f"{len(used)} of {len(items)} in use (room for {self._page.gallery.max_views}): "
-        self._used.content = text + (", ".join(used) or "none")
 
     def _frustum_clicked(self, name: str) -> None:
         with self._lock:
