@@ -10,25 +10,15 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Published numbers of one chip.
+    """Published numbers of one chip."""
 
-    Attributes:
-        peak: bfloat16 FLOP/s.
-        hbm: bytes of memory.
-        hbm_bandwidth: bytes/s.
-        interconnect: bytes/s of all links to other chips, in both directions together.
-        matrix_side: rows of a matrix unit; heads of fewer channels leave some idle.
-        clock: cycles/s.
-        megacore: whether two cores work as one device.
-    """
-
-    peak: float
-    hbm: int
-    hbm_bandwidth: float
-    interconnect: float
-    matrix_side: int
-    clock: float
-    megacore: bool = False
+    peak: float  # bfloat16 FLOP/s
+    hbm: int  # bytes of memory
+    hbm_bandwidth: float  # bytes/s
+    interconnect: float  # bytes/s of all links to other chips, in both directions together
+    matrix_side: int  # rows of a matrix unit; heads of fewer channels leave some idle
+    clock: float  # cycles/s
+    megacore: bool = False  # whether two cores work as one device
 
 
 CHIPS = {
@@ -41,48 +31,28 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one chip does in a step.
+    """What one chip does in a step."""
 
-    Attributes:
-        model_flops: of the published mathematics, without recomputation.
-        linear_flops: executed by linear layers, with recomputation.
-        attention_flops: executed by attention, with recomputation.
-        head_dim: channels of an attention head.
-        hbm_bytes: read and written.
-        sent_bytes: to other chips.
-        cycles: the compiler's estimate of all but attention kernels and collectives.
-    """
-
-    model_flops: float
-    linear_flops: float
-    attention_flops: float
-    head_dim: int
-    hbm_bytes: int
-    sent_bytes: float
-    cycles: int
+    model_flops: float  # of the published mathematics, without recomputation
+    linear_flops: float  # executed by linear layers, with recomputation
+    attention_flops: float  # executed by attention, with recomputation
+    head_dim: int  # channels of an attention head
+    hbm_bytes: int  # read and written
+    sent_bytes: float  # to other chips
+    cycles: int  # the compiler's estimate of all but attention kernels and collectives
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Seconds of a step, at best and by the compiler's estimate, and model FLOPs utilisation.
+    """Seconds of a step, at best and by the compiler's estimate, and model FLOPs utilisation."""
 
-    Attributes:
-        arithmetic: matmuls at peak; attention at the part of the peak that its heads can use.
-        hbm: traffic at full bandwidth.
-        interconnect: traffic at half the links' sum, since each byte is sent once.
-        roofline: the longest of the three; the others overlap with it.
-        roofline_mfu: `model_flops` in that time, over peak.
-        compiler: the compiler's cycles, attention kernels and interconnect one after another.
-        compiler_mfu: `model_flops` in that time, over peak.
-    """
-
-    arithmetic: float
-    hbm: float
-    interconnect: float
-    roofline: float
-    roofline_mfu: float
-    compiler: float
-    compiler_mfu: float
+    arithmetic: float  # matmuls at peak; attention at the part of it that its heads can use
+    hbm: float  # traffic at full bandwidth
+    interconnect: float  # traffic at half the links' sum, since each byte is sent once
+    roofline: float  # the longest of the three; the others overlap with it
+    roofline_mfu: float  # `model_flops` in that time, over peak
+    compiler: float  # its cycles, attention kernels and interconnect one after another
+    compiler_mfu: float  # `model_flops` in that time, over peak
 
 
 def estimate(chip: Chip, work: Work) -> Estimate:
@@ -94,12 +64,7 @@ def estimate(chip: Chip, work: Work) -> Estimate:
     interconnect = work.sent_bytes / (chip.interconnect / 2)
     roofline = max(arithmetic, hbm, interconnect)
     compiler = work.cycles / chip.clock + attention + interconnect
-    return Estimate(
-        arithmetic=arithmetic,
-        hbm=hbm,
-        interconnect=interconnect,
-        roofline=roofline,
-        roofline_mfu=work.model_flops / (roofline * chip.peak),
-        compiler=compiler,
-        compiler_mfu=work.model_flops / (compiler * chip.peak),
+    roofline_mfu, compiler_mfu = (
+        work.model_flops / (seconds * chip.peak) for seconds in (roofline, compiler)
     )
+    return Estimate(arithmetic, hbm, interconnect, roofline, roofline_mfu, compiler, compiler_mfu)

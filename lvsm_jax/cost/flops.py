@@ -7,7 +7,6 @@ own, with negative counts.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.frozen import vgg
@@ -19,15 +18,10 @@ from lvsm_jax.models.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
 
 @dataclasses.dataclass(frozen=True)
 class Macs:
-    """Multiply-accumulates.
+    """Multiply-accumulates."""
 
-    Attributes:
-        linear: of linear layers.
-        attention: of `q·kᵀ` and of the weighted sum of values.
-    """
-
-    linear: int = 0
-    attention: int = 0
+    linear: int = 0  # of linear layers
+    attention: int = 0  # of `q·kᵀ` and of the weighted sum of values
 
     @property
     def total(self) -> int:
@@ -90,12 +84,7 @@ def stages(
 ) -> dict[str, Macs]:
     """Multiply-accumulates of one scene's forward pass by what they are spent on.
 
-    Args:
-        config: of the model.
-        views: number of input views.
-        targets: number of target views.
-        height: of all views, in pixels.
-        width: of all views, in pixels.
+    `views` are the input views; all views have one height and width, in pixels.
 
     Raises:
         UserError: a size that is not a multiple of the patch.
@@ -105,60 +94,44 @@ def stages(
     return {
         "input tokens": Macs(views * tokens * (3 + poses) * pixels),
         "target tokens": Macs(targets * tokens * poses * pixels),
-        **_LAYERS[type(config)](config, views, targets, tokens),
+        **_layers(config, views, targets, tokens),
         "head": Macs(targets * tokens * 3 * pixels),
     }
 
 
-def _efficient_lvsm(
-    config: EfficientLVSMConfig, views: int, targets: int, tokens: int
-) -> dict[str, Macs]:
+def _layers(config: ModelConfig, views: int, targets: int, tokens: int) -> dict[str, Macs]:
     inputs, rendered = views * tokens, targets * tokens
-    reads = config.num_cross_attentions
-    cross = _two_projections(config, rendered) + _scores(config, rendered, inputs)
-    layer = {
-        "encoder: self-attention of each input": _self_attention(config, inputs, tokens),
-        "encoder: MLP": _mlp(config, inputs),
-        "inputs' keys and values for the decoder": reads * _two_projections(config, inputs),
-        "decoder: self-attention of each target": _self_attention(config, rendered, tokens),
-        "decoder: cross-attention to the inputs": reads * cross,
-        "decoder: MLP": _mlp(config, rendered),
-    }
-    if config.decoder_attention == "cross":
-        del layer["decoder: self-attention of each target"]
-    return {name: config.num_layers * macs for name, macs in layer.items()}
-
-
-def _decoder_only(
-    config: LVSMDecoderOnlyConfig, views: int, targets: int, tokens: int
-) -> dict[str, Macs]:
-    inputs = views * tokens
-    blocks, unread = _sequences(config, targets, tokens, inputs)
-    return {
-        "layers over all inputs and one target": blocks,
-        "last layer: rows nobody reads, left out": unread,
-    }
-
-
-def _encoder_decoder(
-    config: LVSMEncoderDecoderConfig, views: int, targets: int, tokens: int
-) -> dict[str, Macs]:
-    latents, inputs = config.num_latents, views * tokens
-    encoder, unread_inputs = _sequences(config, 1, latents, inputs)
-    decoder, unread_latents = _sequences(config, targets, tokens, latents)
-    return {
-        "encoder: layers over latents and inputs": encoder,
-        "encoder's last layer: rows nobody reads, left out": unread_inputs,
-        "decoder: layers over latents and one target": decoder,
-        "decoder's last layer: rows nobody reads, left out": unread_latents,
-    }
-
-
-_LAYERS: dict[type[ModelConfig], Callable[..., dict[str, Macs]]] = {
-    EfficientLVSMConfig: _efficient_lvsm,
-    LVSMDecoderOnlyConfig: _decoder_only,
-    LVSMEncoderDecoderConfig: _encoder_decoder,
-}
+    match config:
+        case EfficientLVSMConfig():
+            reads = config.num_cross_attentions
+            cross = _two_projections(config, rendered) + _scores(config, rendered, inputs)
+            layer = {
+                "encoder: self-attention of each input": _self_attention(config, inputs, tokens),
+                "encoder: MLP": _mlp(config, inputs),
+                "inputs' keys and values for the decoder": reads * _two_projections(config, inputs),
+                "decoder: self-attention of each target": _self_attention(config, rendered, tokens),
+                "decoder: cross-attention to the inputs": reads * cross,
+                "decoder: MLP": _mlp(config, rendered),
+            }
+            if config.decoder_attention == "cross":
+                del layer["decoder: self-attention of each target"]
+            return {name: config.num_layers * macs for name, macs in layer.items()}
+        case LVSMDecoderOnlyConfig():
+            blocks, unread = _sequences(config, targets, tokens, inputs)
+            return {
+                "layers over all inputs and one target": blocks,
+                "last layer: rows nobody reads, left out": unread,
+            }
+        case LVSMEncoderDecoderConfig(num_latents=latents):
+            encoder, unread_inputs = _sequences(config, 1, latents, inputs)
+            decoder, unread_latents = _sequences(config, targets, tokens, latents)
+            return {
+                "encoder: layers over latents and inputs": encoder,
+                "encoder's last layer: rows nobody reads, left out": unread_inputs,
+                "decoder: layers over latents and one target": decoder,
+                "decoder's last layer: rows nobody reads, left out": unread_latents,
+            }
+    raise TypeError(f"no stages are known of {type(config).__name__}")
 
 
 def _patches(height: int, width: int, patch: int) -> int:
@@ -175,8 +148,7 @@ def _sequences(config: ModelConfig, count: int, wanted: int, others: int) -> tup
     length = wanted + others
     layer = _self_attention(config, length, length) + _mlp(config, length)
     unread = _two_projections(config, others) + _scores(config, others, length)
-    unread += _mlp(config, others)
-    return count * config.num_layers * layer, -count * unread
+    return count * config.num_layers * layer, -count * (unread + _mlp(config, others))
 
 
 def _self_attention(config: ModelConfig | DinoConfig, tokens: int, seen: int) -> Macs:

@@ -18,9 +18,9 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2}
 _BYTES |= {"f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?[\s)}])([a-z][\w\-]*)\((.*)$")
-_ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
-_ARRAY_LAYOUT = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\](?:\{([0-9,]*)(?::([^}]*))?\})?")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?[\s)}])([a-z][\w\-]*)\((.*)$")
+# Type, sizes, and of the layout: the axes from the minor one on, tiles and memory.
+_ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\](?:\{([0-9,]*)(?::([^}]*))?\})?")
 # Operations that move no data by themselves.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call")
 _FREE += ("conditional", "after-all", "partition-id", "iota")
@@ -29,21 +29,13 @@ _CALLS = re.compile(r"\b(?:calls|body|to_apply|true_computation|false_computatio
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """A line of HLO.
+    """A line of HLO, in pieces of text."""
 
-    Attributes:
-        name: of its result.
-        shape: of its result, as text.
-        opcode: such as `fusion`.
-        rest: operands and attributes, as text.
-        computation: that it belongs to.
-    """
-
-    name: str
-    shape: str
-    opcode: str
-    rest: str
-    computation: str
+    name: str  # of its result
+    shape: str  # of its result
+    opcode: str  # such as `fusion`
+    rest: str  # operands and attributes
+    computation: str  # that it belongs to
 
     def attribute(self, pattern: str) -> str | None:
         """The first group of a pattern in the attributes."""
@@ -57,23 +49,14 @@ Computations = Mapping[str, Mapping[str, Instruction]]
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective operation.
+    """A collective operation."""
 
-    Attributes:
-        kind: one of `KINDS`.
-        dtype: of its largest array.
-        payload: bytes of the whole arrays, as before a reduce-scatter and after a gather.
-        group: number of devices that exchange data.
-        times: how often a step runs it.
-        where: the operation of the Python program that it comes from.
-    """
-
-    kind: str
-    dtype: str
-    payload: int
-    group: int
-    times: int
-    where: str
+    kind: str  # one of `KINDS`
+    dtype: str  # of its largest array
+    payload: int  # bytes of the whole arrays, as before a reduce-scatter and after a gather
+    group: int  # number of devices that exchange data
+    times: int  # how often a step runs it
+    where: str  # the operation of the Python program that it comes from
 
     @property
     def sent(self) -> float:
@@ -101,10 +84,10 @@ def collectives(text: str) -> list[Collective]:
             continue
         if times is None:
             raise UserError(f"{instruction.name} is in a loop whose turns cannot be read")
-        collective = _collective(instruction, kind, times, devices)
         chain = instruction.attribute(r'chain_id="(\d+)"')
         channel = instruction.attribute(r"channel_id=(\d+)")
-        found.setdefault(f"{channel} {chain}" if chain else f"at {len(found)}", collective)
+        key = f"{channel} {chain}" if chain else f"at {len(found)}"
+        found.setdefault(key, _collective(instruction, kind, times, devices))
     return [c for c in found.values() if c.group > 1]
 
 
@@ -113,9 +96,8 @@ def cycles(text: str) -> int:
 
     Kernels (`tpu_custom_call`), collectives and waiting for copies have no estimate.
     """
-    estimate = r'"estimated_cycles":"(\d+)"'
     return sum(
-        (times or 1) * int(instruction.attribute(estimate) or 0)
+        (times or 1) * int(instruction.attribute(r'"estimated_cycles":"(\d+)"') or 0)
         for times, instruction in _executed(text, inside_fusions=False)
     )
 
@@ -146,39 +128,36 @@ def kernels(text: str) -> dict[str, int]:
 @functools.lru_cache(maxsize=1)
 def _parse(text: str) -> Computations:
     """A program's computations; that of the entry is also under the empty name."""
-    computations: dict[str, dict[str, Instruction]] = {}
+    computations: dict[str, dict[str, Instruction]] = collections.defaultdict(dict)
     name = ""
     for line in text.splitlines():
         if found := _COMPUTATION.match(line):
-            name = found.group(2)
-            computations[name] = {}
-            if found.group(1):
+            entry, name = found.groups()
+            if entry:
                 computations[""] = computations[name]
         elif found := _INSTRUCTION.match(line):
-            instruction = Instruction(*found.groups()[1:], name)
-            computations.setdefault(name, {})[instruction.name] = instruction
-    return computations
+            instruction = Instruction(*found.groups(), name)
+            computations[name][instruction.name] = instruction
+    return dict(computations)
 
 
-def _executed(text: str, *, inside_fusions: bool) -> Iterator[tuple[int | None, Instruction]]:
+def _executed(
+    text: str, *, inside_fusions: bool, name: str = "", times: int | None = 1
+) -> Iterator[tuple[int | None, Instruction]]:
     """Each instruction that a step runs, and how often; None in a loop of unknown length."""
     computations = _parse(text)
-
-    def walk(name: str, times: int | None) -> Iterator[tuple[int | None, Instruction]]:
-        for instruction in computations.get(name, {}).values():
-            yield times, instruction
-            if instruction.opcode == "fusion" and not inside_fusions:
-                continue
-            inner = times
-            if instruction.opcode == "while":
-                turns = _turns(instruction, computations)
-                inner = None if turns is None or times is None else times * turns
-            called = _CALLS.findall(instruction.rest)
-            branches = instruction.attribute(r"branch_computations=\{([^}]*)\}") or ""
-            for callee in [*called, *re.findall(r"%?([\w.\-]+)", branches)]:
-                yield from walk(callee, inner)
-
-    return walk("", 1)
+    for instruction in computations.get(name, {}).values():
+        yield times, instruction
+        if instruction.opcode == "fusion" and not inside_fusions:
+            continue
+        inner = times
+        if instruction.opcode == "while":
+            turns = _turns(instruction, computations)
+            inner = None if turns is None or times is None else times * turns
+        called = _CALLS.findall(instruction.rest)
+        branches = instruction.attribute(r"branch_computations=\{([^}]*)\}") or ""
+        for callee in [*called, *re.findall(r"%?([\w.\-]+)", branches)]:
+            yield from _executed(text, inside_fusions=inside_fusions, name=callee, times=inner)
 
 
 def _turns(loop: Instruction, computations: Computations) -> int | None:
@@ -188,34 +167,31 @@ def _turns(loop: Instruction, computations: Computations) -> int | None:
     condition = computations.get(loop.attribute(r"condition=%?([\w.\-]+)") or "", {})
     for instruction in condition.values():
         if instruction.opcode == "compare" and "direction=LT" in instruction.rest:
-            limit = re.findall(r"%?([\w.\-]+)", instruction.rest.split(")")[0])[-1]
-            constant = condition.get(limit)
-            if constant and constant.opcode == "constant":
-                value = constant.rest.split(")")[0]
+            limit = condition.get(re.findall(r"%?([\w.\-]+)", instruction.rest.split(")")[0])[-1])
+            if limit and limit.opcode == "constant":
+                value = limit.rest.split(")")[0]
                 return int(value) if value.isdigit() else None
     return None
 
 
 def _collective(instruction: Instruction, kind: str, times: int, devices: int) -> Collective:
-    arrays = [(dtype, _bytes(dtype, sizes)) for dtype, sizes in _ARRAY.findall(instruction.shape)]
+    arrays = [
+        (math.prod(_integers(sizes)) * _BYTES.get(dtype, 1), dtype)
+        for dtype, sizes, *_ in _ARRAY.findall(instruction.shape)
+    ]
     if instruction.opcode.endswith("-start") and kind != "all-reduce":
         # Operands, then results, then scalars of the runtime.
         if kind == "collective-permute":
             arrays = arrays[:2]
         arrays = arrays[len(arrays) // 2 :]
-    payload, group = sum(size for _, size in arrays), _group(instruction, devices)
+    payload, group = sum(size for size, _ in arrays), _group(instruction, devices)
     if kind == "reduce-scatter":
         payload *= group
     if kind == "all-reduce" and instruction.computation.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"  # fused with the slice that each device keeps of the sum
-    return Collective(
-        kind=kind,
-        dtype=max(arrays, key=lambda array: array[1])[0],
-        payload=int(payload),
-        group=group,
-        times=times,
-        where=instruction.attribute(r'op_name="([^"]*)"') or "",
-    )
+    dtype = max(arrays, key=lambda array: array[0])[1]
+    where = instruction.attribute(r'op_name="([^"]*)"') or ""
+    return Collective(kind, dtype, int(payload), group, times, where)
 
 
 def _moved(instruction: Instruction, computations: Computations) -> float:
@@ -263,21 +239,19 @@ def _part_touched(index: int, inner: Mapping[str, Instruction]) -> tuple[float |
 def _hbm_size(shape: str) -> float:
     """Bytes in HBM of a shape with its layout, padded to tiles; 0 on the chip."""
     total = 0.0
-    for dtype, sizes, order, layout in _ARRAY_LAYOUT.findall(shape):
+    for dtype, sizes, order, layout in _ARRAY.findall(shape):
         if "S(" in layout or (dtype == "u32" and not sizes):
             continue  # on the chip
-        dims = [int(size) for size in filter(None, sizes.split(","))]
+        dims, minor = _integers(sizes), _integers(order)
         tile = re.match(r"T\(([\d,]+)\)", layout)
-        minor = [int(axis) for axis in filter(None, order.split(","))]
-        for axis, step in zip(minor, reversed(tile[1].split(",")) if tile else (), strict=False):
-            dims[axis] = -(-dims[axis] // int(step)) * int(step)
+        for axis, step in zip(minor, reversed(_integers(tile[1]) if tile else []), strict=False):
+            dims[axis] = -(-dims[axis] // step) * step
         total += math.prod(dims) * _BYTES.get(dtype, 1)
     return total
 
 
-def _bytes(dtype: str, sizes: str) -> float:
-    elements = math.prod(int(size) for size in filter(None, sizes.split(",")))
-    return float(elements * _BYTES.get(dtype, 1))
+def _integers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number]
 
 
 def _group(instruction: Instruction, devices: int) -> int:
@@ -285,15 +259,13 @@ def _group(instruction: Instruction, devices: int) -> int:
     if pairs := instruction.attribute(r"source_target_pairs=\{(.*?)\}\}"):
         return _cycle(dict(re.findall(r"\{(\d+),(\d+)", pairs + "}")))
     if axes := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", instruction.rest):
-        sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", axes[1])}
-        group = 1
-        for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", axes[2]):
-            group *= int(part) if part else sizes[axis]
-        return group
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", axes[1]))
+        parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", axes[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in parts)
     if iota := instruction.attribute(r"replica_groups=\[\d+,(\d+)\]<="):
         return int(iota)
     if first := instruction.attribute(r"replica_groups=\{\{([\d,]+)\}"):
-        return len(first.split(","))
+        return len(_integers(first))
     return devices
 
 

@@ -25,13 +25,7 @@ _PARTS += ("decoder_norm", "decoder", "head_norm", "head")
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
-    """Bytes of a scene, and of one more view.
-
-    Attributes:
-        scene: of one scene.
-        input_view: of one more input view.
-        target_view: of one more target view.
-    """
+    """Bytes of one scene, and of one more view in it."""
 
     scene: int
     input_view: int
@@ -49,9 +43,10 @@ def parameters(config: ModelConfig) -> dict[str, int]:
 def training_state_bytes(config: TrainingConfig) -> dict[str, int]:
     """Bytes of one copy of what training holds beside activations, however it is sharded."""
     state = jax.eval_shape(lambda: new_state(config, 0))
+    weights = _bytes(state.trained)
     return {
-        "weights": _bytes(state.trained),
-        "gradients": _bytes(state.trained),
+        "weights": weights,
+        "gradients": weights,
         "optimizer": _bytes(state.opt_state),
         "averaged_weights": _bytes(state.ema),
     }
@@ -65,8 +60,8 @@ def kv_cache_bytes(config: ModelConfig, *, height: int, width: int) -> int | Non
     if not isinstance(config, EfficientLVSMConfig):
         return None
     tokens = height * width // config.patch_size**2
-    reads = config.num_cross_attentions
-    return 2 * reads * config.num_layers * tokens * config.width * jnp.dtype(config.dtype).itemsize
+    numbers = 2 * config.num_cross_attentions * config.num_layers * tokens * config.width
+    return numbers * jnp.dtype(config.dtype).itemsize
 
 
 def encoded_bytes(config: ModelConfig, *, views: int, height: int, width: int) -> Bytes:
@@ -74,8 +69,8 @@ def encoded_bytes(config: ModelConfig, *, views: int, height: int, width: int) -
     model = abstract_model(config)
 
     def of(views: int) -> int:
-        images, cameras = _views(1, views, height, width)
-        return _bytes(jax.eval_shape(lambda m, *args: m.encode(*args), model, images, cameras))
+        inputs = abstract_views(1, views, height, width)
+        return _bytes(jax.eval_shape(lambda model, *inputs: model.encode(*inputs), model, *inputs))
 
     return Bytes(of(views), of(views + 1) - of(views), 0)
 
@@ -91,14 +86,13 @@ def activation_bytes(
     """
     model = abstract_model(countable(config, height=height, width=width))
 
+    def residuals(model: Any, *views: Any) -> Any:
+        return jax.vjp(lambda model: model(*views), model)[1]
+
     def of(scenes: int, views: int, targets: int) -> int:
-        images, inputs = _views(scenes, views, height, width)
-        _, rendered = _views(scenes, targets, height, width)
-
-        def residuals(model: Any, images: Any, inputs: Any, rendered: Any) -> Any:
-            return jax.vjp(lambda model: model(images, inputs, rendered), model)[1]
-
-        return _bytes(jax.eval_shape(residuals, model, images, inputs, rendered))
+        inputs = abstract_views(scenes, views, height, width)
+        _, rendered = abstract_views(scenes, targets, height, width)
+        return _bytes(jax.eval_shape(residuals, model, *inputs, rendered))
 
     # Weights are among the residuals; they are the same in every difference.
     one = of(1, views, targets)
@@ -126,8 +120,10 @@ def countable(config: ModelConfig, *, height: int, width: int) -> ModelConfig:
     return dataclasses.replace(config, **changes)
 
 
-def _views(scenes: int, views: int, height: int, width: int) -> tuple[Any, Cameras]:
-    """Shapes of images and cameras."""
+def abstract_views(
+    scenes: int, views: int, height: int, width: int
+) -> tuple[jax.ShapeDtypeStruct, Cameras]:
+    """Shapes of images and cameras, in float32."""
 
     def shape(*sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((scenes, views, *sizes), jnp.float32)

@@ -1,8 +1,8 @@
 """What a model costs for one scene: parameters, multiply-accumulates and bytes."""
 
-import dataclasses
 import textwrap
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from lvsm_jax.common.errors import UserError
@@ -15,6 +15,17 @@ from lvsm_jax.training.train_state import TrainingConfig
 
 # Parts of a model that are `num_layers` layers of one size.
 _STACKS = ("encoder", "decoder", "transformer")
+_WITHOUT_CACHE = {
+    "LVSMDecoderOnly": (
+        "No KV cache: the inputs' tokens attend to the target in every layer, so that nothing but "
+        "their tokens before the first layer (what encode returns) serves another target."
+    ),
+    "LVSMEncoderDecoder": (
+        "No KV cache: the latents attend to the target in every layer of the decoder, so that only "
+        "the latents before it (what encode returns, the same for any number of inputs) serve "
+        "another target."
+    ),
+}
 
 
 def count_costs(
@@ -28,30 +39,29 @@ def count_costs(
 ) -> dict[str, Any]:
     """What a model costs for one scene, as JSON values; counts are integers.
 
-    Args:
-        model: its sizes.
-        training: for the bytes of the training state; None leaves them out.
-        views: input views.
-        targets: target views.
-        height: of all views, in pixels.
-        width: of all views, in pixels.
+    `views` are the input views; all views have one height and width, in pixels. Without `training`
+    the bytes of the training state are left out.
 
     Raises:
         UserError: numbers that the model cannot take.
     """
     size = {"height": height, "width": width}
-    for name, value in {"views": views, "targets": targets, **size}.items():
+    scene = {"views": views, "targets": targets, **size}
+    for name, value in scene.items():
         if value < 1:
             raise UserError(f"{name} is {value}, expected at least 1")
-    by_stage = stages(model, views=views, targets=targets, **size)
+    by_stage = stages(model, **scene)
     forward = sum(by_stage.values(), Macs())
     parts = memory.parameters(model)
+
+    def one_more(kind: str) -> dict[str, int]:
+        more = scene | {kind: scene[kind] + 1}
+        return asdict(forward_macs(model, **more) - forward)
+
     return {
         "architecture": architecture_of(model),
-        "model": dataclasses.asdict(model),
-        "views": views,
-        "targets": targets,
-        **size,
+        "model": asdict(model),
+        **scene,
         "tokens_per_view": height * width // model.patch_size**2,
         "parameters": {
             "total": sum(parts.values()),
@@ -61,24 +71,18 @@ def count_costs(
             },
         },
         "macs": {
-            "stages": {name: dataclasses.asdict(macs) for name, macs in by_stage.items()},
-            "forward": dataclasses.asdict(forward),
-            "one_more_input_view": dataclasses.asdict(
-                forward_macs(model, views=views + 1, targets=targets, **size) - forward
-            ),
-            "one_more_target_view": dataclasses.asdict(
-                forward_macs(model, views=views, targets=targets + 1, **size) - forward
-            ),
+            "stages": {name: asdict(macs) for name, macs in by_stage.items()},
+            "forward": asdict(forward),
+            "one_more_input_view": one_more("views"),
+            "one_more_target_view": one_more("targets"),
         },
         "flops": {"forward": forward.flops, "training_step": training_flops(forward)},
         "bytes": {
             "weights": 4 * sum(parts.values()),
             "training_state": training and memory.training_state_bytes(training),
             "kv_cache_per_input_view": memory.kv_cache_bytes(model, **size),
-            "encoded": dataclasses.asdict(memory.encoded_bytes(model, views=views, **size)),
-            "activations": dataclasses.asdict(
-                memory.activation_bytes(model, views=views, targets=targets, **size)
-            ),
+            "encoded": asdict(memory.encoded_bytes(model, views=views, **size)),
+            "activations": asdict(memory.activation_bytes(model, **scene)),
             "activations_attention": memory.countable(model, **size).attention,
         },
     }
@@ -94,14 +98,9 @@ def text(description: Mapping[str, Any]) -> str:
         "One scene: {views} input views and {targets} target views of {height}×{width} px, "
         "{tokens_per_view:,} tokens a view"
     ).format(**description)
-    return "\n\n".join(
-        (
-            f"{title}\n{scene}",
-            _parameters_table(description["parameters"]),
-            _macs_table(description["macs"], description["flops"]),
-            _bytes_table(description),
-        )
-    )
+    parameters = _parameters_table(description["parameters"])
+    macs = _macs_table(description["macs"], description["flops"])
+    return "\n\n".join((f"{title}\n{scene}", parameters, macs, _bytes_table(description)))
 
 
 def _parameters_table(parameters: Mapping[str, Any]) -> str:
@@ -122,56 +121,40 @@ def _macs_table(macs: Mapping[str, Any], flops: Mapping[str, int]) -> str:
         "one more input view adds": Macs(**macs["one_more_input_view"]),
         "one more target view adds": Macs(**macs["one_more_target_view"]),
     }
-    numbers = [
-        _in_units([count.linear, count.attention, count.total], 1e9, forward.total)
-        for count in counts.values()
-    ]
-    shares = [f"{count.total / forward.total:.1%}" for count in counts.values()]
     header = ("multiply-accumulates of a forward pass, G", "linear", "attention", "both", "share")
-    rows = [(name, *row, share) for name, row, share in zip(counts, numbers, shares, strict=True)]
+    rows = []
+    for name, count in counts.items():
+        numbers = _in_units([count.linear, count.attention, count.total], 1e9, forward.total)
+        rows.append((name, *numbers, f"{count.total / forward.total:.1%}"))
     once, step = _in_units([flops["forward"], flops["training_step"]], 1e9, flops["forward"])
     return f"{format_table(header, rows)}\nFLOPs: {once} G forward, {step} G in a training step"
 
 
 def _bytes_table(description: Mapping[str, Any]) -> str:
     sizes, views, targets = description["bytes"], description["views"], description["targets"]
-    rows: list[tuple[str, int]] = [("weights in float32", sizes["weights"])]
-    if sizes["training_state"]:
-        state = sizes["training_state"]
-        held = " + ".join(name.replace("_", " ") for name, size in state.items() if size)
-        rows.append((f"training state: {held}", sum(state.values())))
     cache, encoded, kept = sizes["kv_cache_per_input_view"], sizes["encoded"], sizes["activations"]
+    rows: dict[str, int] = {"weights in float32": sizes["weights"]}
+    if state := sizes["training_state"]:
+        held = " + ".join(name.replace("_", " ") for name, size in state.items() if size)
+        rows[f"training state: {held}"] = sum(state.values())
     if cache is not None:
-        rows.append(("KV cache, each input view", cache))
-    rows += [
-        (f"what encode returns, {views} input views", encoded["scene"]),
-        ("what encode returns, each input view", encoded["input_view"]),
-        (f"kept for the backward pass, {views} input and {targets} target views", kept["scene"]),
-        ("kept for the backward pass, one more input view", kept["input_view"]),
-        ("kept for the backward pass, one more target view", kept["target_view"]),
-    ]
-    names, numbers = zip(*rows, strict=True)
-    numbers = _in_units(numbers, 1e6, max(numbers))
-    lines = [format_table(("bytes", "MB"), zip(names, numbers, strict=True))]
+        rows["KV cache, each input view"] = cache
+    backward = "kept for the backward pass"
+    rows |= {
+        f"what encode returns, {views} input views": encoded["scene"],
+        "what encode returns, each input view": encoded["input_view"],
+        f"{backward}, {views} input and {targets} target views": kept["scene"],
+        f"{backward}, one more input view": kept["input_view"],
+        f"{backward}, one more target view": kept["target_view"],
+    }
+    numbers = _in_units(rows.values(), 1e6, max(rows.values()))
+    lines = [format_table(("bytes", "MB"), zip(rows, numbers, strict=True))]
     if cache is None:
         lines.append(textwrap.fill(_WITHOUT_CACHE[description["architecture"]], 100))
     kernel = sizes["activations_attention"]
     kernel = "a fused kernel" if kernel == "splash" else f"the kernel {kernel!r}"
     lines.append(f"Kept with model.remat={description['model']['remat']!r} and {kernel}.")
     return "\n".join(lines)
-
-
-_WITHOUT_CACHE = {
-    "LVSMDecoderOnly": (
-        "No KV cache: the inputs' tokens attend to the target in every layer, so that nothing but "
-        "their tokens before the first layer (what encode returns) serves another target."
-    ),
-    "LVSMEncoderDecoder": (
-        "No KV cache: the latents attend to the target in every layer of the decoder, so that only "
-        "the latents before it (what encode returns, the same for any number of inputs) serve "
-        "another target."
-    ),
-}
 
 
 def _in_units(counts: Iterable[int], unit: float, largest: int) -> list[str]:

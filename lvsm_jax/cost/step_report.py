@@ -1,7 +1,8 @@
 """The report of a step compiled for a TPU pod: memory, FLOPs, collectives and estimates."""
 
-import collections
 import dataclasses
+import itertools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,21 +17,19 @@ from lvsm_jax.cost.topology import USABLE, Case, least_sent
 
 def work(case: Case, mesh: Mesh, text: str) -> Work:
     """What a chip does in a step of a compiled program."""
-    scenes = case.batch / mesh.size
-    forward = forward_macs(case.training.model, **case.scene)
-    kernels = hlo.kernels(text)
+    scenes, model, kernels = case.batch / mesh.size, case.training.model, hlo.kernels(text)
+    forward = forward_macs(model, **case.scene)
     back = sum(times for name, times in kernels.items() if "dkv" in name)
     ahead = sum(times for name, times in kernels.items() if "fwd" in name)
     passes = ahead / back if back else 1.0
     # A fused backward kernel has five matmuls where the forward one has two.
     attention = 1.0 if case.render else passes + 2.5
-    again = case.training.model.remat == "full"
-    linear = 1 if case.render else 3 + again
+    linear = 1 if case.render else 3 + (model.remat == "full")
     return Work(
         model_flops=scenes * (forward.flops if case.render else training_flops(forward)),
         linear_flops=scenes * linear * Macs(linear=forward.linear).flops,
         attention_flops=scenes * attention * Macs(attention=forward.attention).flops,
-        head_dim=case.training.model.head_dim,
+        head_dim=model.head_dim,
         hbm_bytes=hlo.hbm_bytes(text),
         sent_bytes=float(sum(c.sent for c in hlo.collectives(text))),
         cycles=hlo.cycles(text),
@@ -42,14 +41,10 @@ def report(
 ) -> dict[str, Any]:
     """The report of a compiled program as JSON values: bytes, FLOPs and seconds of a chip.
 
-    Args:
-        case: what was compiled.
-        mesh: of its chips.
-        program: optimised HLO.
-        memory: of `jax.stages.Compiled.memory_analysis`.
-        compiler_flops: of its `cost_analysis`.
+    `program` is its optimised HLO, `memory` what `jax.stages.Compiled.memory_analysis` returned;
+    `compiler_flops` are of its `cost_analysis`.
     """
-    done = work(case, mesh, program)
+    done, training = work(case, mesh, program), case.training
     parts = {
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -59,7 +54,15 @@ def report(
     total, least = sum(parts.values()), least_sent(case, mesh)
     fewest = sum(least.values())
     return {
-        **case_values(case, mesh),
+        "topology": case.topology,
+        "chips": mesh.size,
+        "mesh": dict(mesh.shape),
+        "program": "render" if case.render else "train",
+        "batch": case.batch,
+        **case.scene,
+        "grad_accumulation": training.grad_accumulation,
+        "remat": training.model.remat,
+        "dtype": training.model.dtype,
         "memory": {**parts, "total": total, "hbm": case.chip.hbm},
         "fits": total <= USABLE * case.chip.hbm,
         "work": dataclasses.asdict(done),
@@ -74,32 +77,13 @@ def report(
 
 def _collective_rows(program: str) -> list[dict[str, Any]]:
     """Collectives of a kind, type, group and number of turns in a row each."""
-    rows: dict[tuple, list] = collections.defaultdict(lambda: [0, 0, 0.0])
-    for c in hlo.collectives(program):
-        row = rows[c.kind, c.dtype, c.group, c.times]
-        row[0] += 1
-        row[1] += c.payload
-        row[2] += c.sent
-    names = ("kind", "dtype", "group", "times")
-    return [
-        dict(zip(names, key, strict=True)) | {"operations": n, "payload": payload, "sent": sent}
-        for key, (n, payload, sent) in sorted(rows.items())
-    ]
-
-
-def case_values(case: Case, mesh: Mesh) -> dict[str, Any]:
-    """What was asked for, as JSON values."""
-    return {
-        "topology": case.topology,
-        "chips": mesh.size,
-        "mesh": dict(mesh.shape),
-        "program": "render" if case.render else "train",
-        "batch": case.batch,
-        **case.scene,
-        "grad_accumulation": case.training.grad_accumulation,
-        "remat": case.training.model.remat,
-        "dtype": case.training.model.dtype,
-    }
+    names, rows = ("kind", "dtype", "group", "times"), []
+    key = operator.attrgetter(*names)
+    for values, group in itertools.groupby(sorted(hlo.collectives(program), key=key), key):
+        alike = list(group)
+        sums = {"payload": sum(c.payload for c in alike), "sent": sum(c.sent for c in alike)}
+        rows.append(dict(zip(names, values, strict=True)) | {"operations": len(alike)} | sums)
+    return rows
 
 
 def text(result: Mapping[str, Any]) -> str:
@@ -143,12 +127,10 @@ def text(result: Mapping[str, Any]) -> str:
 def advice_text(found: Mapping[str, Any]) -> str:
     """What to change, in a line or two."""
     fitting = ", ".join(f"{policy} {n}" for policy, n in found["scenes_at_once"].items())
-    lines = [f"scenes that fit a chip at once, by remat: {fitting} (counted, not compiled)"]
-    if found["remat"] is None:
-        lines.append("not even one does: raise mesh.fsdp or mesh.view, or take more chips")
-    else:
-        lines.append(
+    advice = "not even one does: raise mesh.fsdp or mesh.view, or take more chips"
+    if found["remat"] is not None:
+        advice = (
             f"recommended: --config.model.remat={found['remat']} "
             f"--config.run.grad_accumulation={found['grad_accumulation']}"
         )
-    return "\n".join(lines)
+    return f"scenes that fit a chip at once, by remat: {fitting} (counted, not compiled)\n{advice}"

@@ -15,16 +15,13 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.tree import named_leaves
 from lvsm_jax.cost import memory
 from lvsm_jax.cost.chips import CHIPS, Chip
-from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.models.layers import REMAT_POLICIES
 from lvsm_jax.parallel.mesh import MeshConfig, check_batch, make_mesh
 from lvsm_jax.training.frozen_networks import abstract_frozen
 from lvsm_jax.training.train_state import TrainingConfig, abstract_state, compiled_step
 
-# Share of a chip's memory that a program gets beside the runtime and fragmentation.
-USABLE = 0.95
-# Peak of one layer's backward pass over its saved activations.
-_LAYER_OVERHEAD = 1.2
+USABLE = 0.95  # share of a chip's memory that a program gets beside runtime and fragmentation
+_LAYER_OVERHEAD = 1.2  # peak of one layer's backward pass over its saved activations
 # Keeps libtpu from looking for a TPU.
 _NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -36,23 +33,14 @@ _NO_TPU = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is compiled.
+    """What is compiled."""
 
-    Attributes:
-        topology: such as `v5e:8x8`.
-        mesh: of its chips.
-        training: model, optimizer and number of microbatches.
-        data: views and their size.
-        batch: scenes of a step, over all chips.
-        render: whether to compile the forward pass alone.
-    """
-
-    topology: str
-    mesh: MeshConfig
+    topology: str  # such as `v5e:8x8`
+    mesh: MeshConfig  # of its chips
     training: TrainingConfig
     data: DataConfig
-    batch: int
-    render: bool = False
+    batch: int  # scenes of a step, over all chips
+    render: bool = False  # whether to compile the forward pass alone
 
     @property
     def chip(self) -> Chip:
@@ -62,9 +50,8 @@ class Case:
     @property
     def scene(self) -> dict[str, int]:
         """Views and size, as `cost.flops` and `cost.memory` take them."""
-        side = self.data.image_height
-        views = {"views": max(self.data.possible_inputs), "targets": self.data.num_targets}
-        return {**views, "height": side, "width": side}
+        views, side = max(self.data.possible_inputs), self.data.image_height
+        return {"views": views, "targets": self.data.num_targets, "height": side, "width": side}
 
 
 def topology_mesh(topology: str, config: MeshConfig) -> Mesh:
@@ -84,12 +71,11 @@ def topology_mesh(topology: str, config: MeshConfig) -> Mesh:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except Exception as error:  # the plugin's errors have no type of their own
+        reason = str(error).splitlines()[0]
+        message = f"the TPU compiler is not here: pip install 'lvsm_jax[tpu]' ({reason})"
         if "INVALID_ARGUMENT" in str(error):
-            raise UserError(f"topology {topology!r}: {str(error).splitlines()[0]}") from error
-        raise UserError(
-            "the TPU compiler is not here: pip install 'lvsm_jax[tpu]' "
-            f"({str(error).splitlines()[0]})"
-        ) from error
+            message = f"topology {topology!r}: {reason}"
+        raise UserError(message) from error
     return make_mesh(config, found.devices)
 
 
@@ -100,20 +86,19 @@ def compile_case(case: Case, mesh: Mesh) -> jax.stages.Compiled:
         UserError: a batch that the mesh does not divide.
         jax.errors.JaxRuntimeError: the compiler's, such as for too little memory.
     """
-    microbatch = case.batch // (1 if case.render else case.training.grad_accumulation)
+    training = case.training
+    microbatch = case.batch // (1 if case.render else training.grad_accumulation)
     check_batch(mesh, f"batch {case.batch}", microbatch, case.scene["views"])
     batch = abstract_batch(case.data, case.batch, mesh)
     with jax.set_mesh(mesh):
-        training = case.training
         state = abstract_state(training, mesh)
         if case.render:
-            inputs, cameras = batch.inputs, batch.targets.cameras
-            images = inputs.images.update(dtype=jnp.float32)
+            images = batch.inputs.images.update(dtype=jnp.float32)
+            views = images, batch.inputs.cameras, batch.targets.cameras
             render = jax.jit(lambda model, *views: model(*views))
-            return render.lower(state.model, images, inputs.cameras, cameras).compile()
-        frozen = abstract_frozen(
-            training.loss, training.repa, dtype=training.model.dtype, mesh=mesh
-        )
+            return render.lower(state.model, *views).compile()
+        dtype = training.model.dtype
+        frozen = abstract_frozen(training.loss, training.repa, dtype=dtype, mesh=mesh)
         return compiled_step(training, mesh).lower(state, batch, frozen).compile()
 
 
@@ -122,19 +107,13 @@ def abstract_batch(data: DataConfig, scenes: int, mesh: Mesh) -> Batch:
     shape, side = jax.ShapeDtypeStruct, data.image_height
 
     def views(count: int) -> Views:
-        cameras = Cameras(
-            shape((scenes, count, 4, 4), jnp.float32), shape((scenes, count, 4), jnp.float32)
-        )
-        images = shape((scenes, count, side, side, 3), jnp.uint8)
-        return Views(images, cameras, shape((scenes, count), jnp.int32))
+        images, cameras = memory.abstract_views(scenes, count, side, side)
+        return Views(images.update(dtype=jnp.uint8), cameras, shape((scenes, count), jnp.int32))
 
     rows = (shape((scenes,), dtype) for dtype in (jnp.int32, jnp.bool_, jnp.int32))
     batch = Batch(views(max(data.possible_inputs)), views(data.num_targets), *rows)
-    return jax.tree.map(
-        lambda leaf, sharding: shape(leaf.shape, leaf.dtype, sharding=sharding),
-        batch,
-        batch_shardings(mesh, batch),
-    )
+    shardings = batch_shardings(mesh, batch)
+    return jax.tree.map(lambda leaf, to: leaf.update(sharding=to), batch, shardings)
 
 
 def least_sent(case: Case, mesh: Mesh) -> dict[str, float]:
@@ -147,24 +126,21 @@ def least_sent(case: Case, mesh: Mesh) -> dict[str, float]:
     Over `view`, queries and results of every cross-attention travel in the forward pass; queries,
     gradients and the queries' gradients in the backward pass.
     """
-    shards, width = mesh.shape["fsdp"], jnp.dtype(case.training.model.dtype).itemsize
-    views = mesh.shape["view"]
-    copies = mesh.size // shards
-    training = not case.render
+    model, training = case.training.model, not case.render
+    views, width = mesh.shape["view"], jnp.dtype(model.dtype).itemsize
     microbatches = case.training.grad_accumulation if training else 1
     gathers = reductions = 0.0
     for name, leaf in named_leaves(abstract_state(case.training, mesh).model).items():
-        size, is_sharded = leaf.size * width, "fsdp" in leaf.sharding.spec
-        share = size / shards if is_sharded else size
-        if is_sharded:
-            passes = 2 if training and "tokenizer" not in name else 1
-            gathers += passes * (size - share)
-            reductions += size - share
-        over = copies if is_sharded else mesh.size
-        reductions += 2 * share * (over - 1) / over
+        shards = mesh.shape["fsdp"] if "fsdp" in leaf.sharding.spec else 1
+        copies, size = mesh.size // shards, leaf.size * width
+        share = size / shards
+        passes = 2 if training and "tokenizer" not in name else 1
+        gathers += passes * (size - share)
+        reductions += size - share
+        reductions += 2 * share * (copies - 1) / copies
     sent = {"weights": microbatches * gathers, "gradients": microbatches * reductions * training}
     if views > 1:
-        model, scene = case.training.model, case.scene
+        scene = case.scene
         tokens = scene["targets"] * scene["height"] * scene["width"] // model.patch_size**2
         scenes = case.batch * views / mesh.size
         layers = model.num_layers * getattr(model, "num_cross_attentions", 1)
@@ -180,9 +156,7 @@ def advice(case: Case, mesh: Mesh) -> dict[str, Any]:
     (`cost.memory.activation_bytes`), and what the backward pass of one layer makes. The choice
     recomputes as little as fits without `grad_accumulation`; where nothing does, it takes that.
 
-    Returns:
-        `scenes_at_once` by policy, and the chosen `remat` and `grad_accumulation`; None where not
-        even one scene fits.
+    `remat` and `grad_accumulation` are None where not even one scene fits.
     """
     state = abstract_state(case.training, mesh)
     free = USABLE * case.chip.hbm - _bytes_a_chip(state) - _bytes_a_chip(state.model)
@@ -203,8 +177,5 @@ def advice(case: Case, mesh: Mesh) -> dict[str, Any]:
 
 
 def _bytes_a_chip(tree: Any) -> int:
-    """Of a sharded tree."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
+    shapes = ((leaf.sharding.shard_shape(leaf.shape), leaf) for leaf in jax.tree.leaves(tree))
+    return sum(math.prod(shape) * leaf.dtype.itemsize for shape, leaf in shapes)

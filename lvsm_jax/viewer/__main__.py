@@ -27,23 +27,11 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
-
-from tqdm import tqdm
+from collections.abc import Iterator
 
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.programs.scene_options import (
-    INPUTS,
-    add_scene_options,
-    choose_inputs,
-    picture_size,
-)
-
-if TYPE_CHECKING:
-    from lvsm_jax.rendering.session import Session
-    from lvsm_jax.scenes.readers import ScenePhotograph
+from lvsm_jax.programs import scene_options
 
 _EXPORT = "runs/quickstart/export"
 _DATASET = "data/synthetic"
@@ -64,10 +52,10 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     scene = open_scene(given.scene or _first_room(), images=given.images)
     for note in scene.notes:
         print(f"note: {note}", file=sys.stderr)
-    inputs = choose_inputs(scene, given.inputs)
+    inputs = scene_options.choose_inputs(scene, given.inputs)
 
     from lvsm_jax.rendering.session import Session
-    from lvsm_jax.viewer.gallery import Gallery
+    from lvsm_jax.viewer.gallery import Gallery, prepare
     from lvsm_jax.viewer.geometry import coarse_size
     from lvsm_jax.viewer.server import Viewer, check_address
     from lvsm_jax.viewer.uploads import Limits
@@ -75,11 +63,10 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
 
     check_address(given.host, given.port)
     export = given.export or _EXPORT
-    size = picture_size(given.size, exports.describe(export))
+    height, width = size = scene_options.picture_size(given.size, exports.describe(export))
     dtype = {} if given.cache_dtype is None else {"cache_dtype": given.cache_dtype}
     model = exports.load(export, **dtype)
     max_views = max(given.max_views, len(inputs))
-    height, width = size
     with Session(
         model, image_height=height, image_width=width, max_views=max_views, scale=given.scale
     ) as session:
@@ -95,30 +82,10 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
             max_visitors=given.max_visitors,
             limits=Limits(bytes=given.max_upload_mb * 2**20),
         )
-        try:
-            print(
-                f"{len(inputs)} of {len(scene.photographs)} photographs of {scene.source}, "
-                f"{width}×{height} pixels"
-            )
+        with contextlib.closing(viewer):
+            chosen = f"{len(inputs)} of {len(scene.photographs)} photographs of {scene.source}"
+            print(f"{chosen}, {width}×{height} pixels")
             yield viewer.url
-        finally:
-            viewer.close()
-
-
-def prepare(
-    session: "Session", inputs: Sequence["ScenePhotograph"], sizes: Sequence[tuple[int, int]]
-) -> None:
-    """Adds the first photographs, and compiles all programs that visitors use."""
-    first = [chosen.load() for chosen in tqdm(inputs, "decoding", unit="photograph", leave=False)]
-    with tqdm(total=len(sizes) + 2, desc="compiling", unit="program", leave=False) as progress:
-        session.add(first)
-        progress.update()
-        for height, width in sizes:
-            session.render(first[0].camera, height=height, width=width)
-            progress.update()
-        session.remove(first[-1].name)
-        session.add(first[-1])
-        progress.update()
 
 
 def _first_room() -> str:
@@ -130,11 +97,8 @@ def _first_room() -> str:
         )
     from input_pipeline.storage import SplitReader  # imports TFDS, which takes seconds
 
-    reader = SplitReader(_DATASET, "test")
-    try:
+    with contextlib.closing(SplitReader(_DATASET, "test")) as reader:
         return f"{_DATASET}/test:{reader.scenes.key[0]}"
-    finally:
-        reader.close()
 
 
 @program
@@ -156,15 +120,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argument_parser("view", __doc__)
     add = parser.add_argument
     add("export", metavar="EXPORT", nargs="?", type=path, help=f"of a model ({_EXPORT})")
-    add("scene", metavar="SCENE", nargs="?", type=path,
-        help=f"photographs with cameras (a room of {_DATASET})")  # fmt: skip
-    add("--inputs", metavar="N|NAMES",
-        help=f"in use at first: a number, evenly spaced ({INPUTS}), all, or names with commas"
-    )  # fmt: skip
-    add_scene_options(parser)
+    room = f"photographs with cameras (a room of {_DATASET})"
+    add("scene", metavar="SCENE", nargs="?", type=path, help=room)
+    first = f"a number, evenly spaced ({scene_options.INPUTS}), all, or names with commas"
+    add("--inputs", metavar="N|NAMES", help=f"in use at first: {first}")
+    scene_options.add_scene_options(parser)
     add("--max-views", type=int, default=16, help="most photographs in use; takes memory (16)")
-    add("--cache-dtype", metavar="TYPE",
-        help="of the cache: bfloat16, int8, … (as the model says)")  # fmt: skip
+    kinds = "of the cache: bfloat16, int8, … (as the model says)"
+    add("--cache-dtype", metavar="TYPE", help=kinds)
     add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     add("--port", type=int, default=8080, help="0: any that is free (8080)")
     add("--max-visitors", type=int, default=8, help="at a time (8)")

@@ -5,15 +5,19 @@ import contextlib
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import UInt8
+from tqdm import tqdm
 
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.rendering.session import Session
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.readers import ScenePhotograph
+from lvsm_jax.viewer.geometry import PageFrame
+from lvsm_jax.viewer.renderer import Renderer
 
 _log = logging.getLogger(__name__)
 
@@ -22,19 +26,13 @@ _PICTURES_KEPT = 64  # decoded and cropped
 
 @dataclasses.dataclass(frozen=True)
 class Listed:
-    """A photograph of the gallery.
+    """A photograph of the gallery."""
 
-    Attributes:
-        photograph: not yet decoded; its name is unique.
-        camera: of the crop that the model sees.
-        owner: who uploaded it; None for the scene's own.
-        in_use: whether the session renders from it.
-    """
-
-    photograph: ScenePhotograph
-    camera: PosedCamera = dataclasses.field(compare=False)  # follows from the photograph
-    owner: Hashable | None
-    in_use: bool
+    photograph: ScenePhotograph  # not yet decoded; its name is unique
+    # Of the crop that the model sees; it follows from the photograph.
+    camera: PosedCamera = dataclasses.field(compare=False)
+    owner: Hashable | None  # who uploaded it; None for the scene's own
+    in_use: bool  # whether the session renders from it
 
     @property
     def name(self) -> str:
@@ -45,14 +43,9 @@ class Listed:
 class Gallery:
     """Photographs to choose from, over a session that holds those in use.
 
-    Methods may be called from any thread; changes take turns. After each change the listeners are
-    called in the thread that made it.
-
-    Args:
-        session: whose views are all in the gallery, and which only the gallery changes.
-        photographs: of the scene.
-        size: height and width of the pictures that the model sees.
-        max_views: of the session.
+    The session's views are all in the gallery, and only the gallery changes them. `size` is the
+    height and width of the pictures that the model sees. Methods may be called from any thread;
+    changes take turns. After each change the listeners are called in the thread that made it.
     """
 
     def __init__(
@@ -63,9 +56,8 @@ class Gallery:
         max_views: int,
     ):
         self._session, self._size, self.max_views = session, size, max_views
-        self._photographs: dict[str, tuple[ScenePhotograph, Hashable | None]] = {
-            photograph.name: (photograph, None) for photograph in photographs
-        }
+        self._photographs = {photograph.name: photograph for photograph in photographs}
+        self._owners: dict[str, Hashable] = {}  # of uploaded ones
         self._changing = threading.Lock()
         self._pictures: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
         self._listeners: dict[Hashable, Callable[[], None]] = {}
@@ -73,10 +65,10 @@ class Gallery:
 
     def listing(self) -> list[Listed]:
         """All photographs: those of the scene in its order, then the uploaded ones."""
-        used = self.in_use
+        used, photographs = self.in_use, list(self._photographs.values())
         return [
-            Listed(photograph, photograph.camera.cropped_to(*self._size), owner, name in used)
-            for name, (photograph, owner) in self._photographs.copy().items()
+            Listed(p, p.camera.cropped_to(*self._size), self._owners.get(p.name), p.name in used)
+            for p in photographs
         ]
 
     @property
@@ -95,14 +87,12 @@ class Gallery:
             UserError: no such photograph, no room for it, or it cannot be decoded.
         """
         with self._change():
-            photograph, _ = self._known(name)
+            photograph = self._known(name)
             if name in self._views:
                 return
             if len(self._views) >= self.max_views:
-                raise UserError(
-                    f"{self.max_views} photographs are in use and there is room for no more: "
-                    "remove one first"
-                )
+                full = f"{self.max_views} photographs are in use and there is room for no more"
+                raise UserError(f"{full}: remove one first")
             self._session.add(photograph.load())
 
     def drop(self, name: str) -> None:
@@ -118,7 +108,7 @@ class Gallery:
         with self._change():
             for photograph in photographs:
                 named = dataclasses.replace(photograph, name=self._free_name(photograph.name))
-                self._photographs[named.name] = named, owner
+                self._owners[named.name], self._photographs[named.name] = owner, named
                 if len(self._views) + used < self.max_views:
                     self._session.add(named.load())
                     used += 1
@@ -128,11 +118,11 @@ class Gallery:
         """Removes a visitor's listener and photographs, those in use too."""
         self._listeners.pop(owner, None)
         with self._change():
-            theirs = [name for name, (_, whose) in self._photographs.items() if whose == owner]
+            theirs = [name for name, whose in self._owners.items() if whose == owner]
             if used := self._views.keys() & theirs:
                 self._session.remove(*used)
             for name in theirs:
-                del self._photographs[name]
+                del self._photographs[name], self._owners[name]
                 self._pictures.pop(name, None)
 
     def picture(self, name: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -141,14 +131,14 @@ class Gallery:
         Raises:
             UserError: no such photograph, or it cannot be decoded.
         """
-        photograph, _ = self._known(name)
+        photograph = self._known(name)
         if (picture := self.picture_in_use(name)) is not None:
             return picture
         if (picture := self._pictures.get(name)) is None:
             picture = photograph.load().cropped_to(*self._size)
             with self._changing:
                 # Its owner may have left meanwhile, and another visitor taken the name.
-                if self._photographs.get(name, (None,))[0] is photograph:
+                if self._photographs.get(name) is photograph:
                     self._pictures[name] = picture
                 if len(self._pictures) > _PICTURES_KEPT:
                     self._pictures.popitem(last=False)
@@ -163,7 +153,7 @@ class Gallery:
         """Whether `picture` need not decode."""
         return name in self._pictures or name in self._views
 
-    def _known(self, name: str) -> tuple[ScenePhotograph, Hashable | None]:
+    def _known(self, name: str) -> ScenePhotograph:
         if name not in self._photographs:
             raise UserError(f"there is no photograph {name!r} any more")
         return self._photographs[name]
@@ -189,3 +179,33 @@ class Gallery:
                     listener()
                 except Exception:  # of one visitor, which must not undo the change for all
                     _log.exception("a visitor's page could not be updated")
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """What all visitors share."""
+
+    gallery: Gallery
+    renderer: Renderer  # takes `Window`s as requests
+    frame: PageFrame  # from the scene's world to the page
+    sizes: tuple[tuple[int, int], tuple[int, int]]  # height and width of coarse and full renders
+    frustum: float  # size of frustums on the page
+    loading: ThreadPoolExecutor  # decodes photographs to show beside renders
+    memory: Mapping[str, int]  # of the cache, see `Session.memory`
+    visitors: Callable[[], int]  # returns their number
+
+
+def prepare(
+    session: Session, inputs: Sequence[ScenePhotograph], sizes: Sequence[tuple[int, int]]
+) -> None:
+    """Adds the first photographs, and compiles all programs that visitors use."""
+    first = [chosen.load() for chosen in tqdm(inputs, "decoding", unit="photograph", leave=False)]
+    with tqdm(total=len(sizes) + 2, desc="compiling", unit="program", leave=False) as progress:
+        session.add(first)
+        progress.update()
+        for height, width in sizes:
+            session.render(first[0].camera, height=height, width=width)
+            progress.update()
+        session.remove(first[-1].name)
+        session.add(first[-1])
+        progress.update()

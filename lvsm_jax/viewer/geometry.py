@@ -30,26 +30,19 @@ _BESIDE = 180  # pixels of pictures side by side, about half the panel
 
 @dataclasses.dataclass(frozen=True)
 class PageFrame:
-    """A similarity from the world of the cameras to the page.
+    """A similarity from the world of the cameras to the page."""
 
-    Attributes:
-        axes: rotation from world to page.
-        origin: of the page, in the world.
-        scale: units of the page per unit of the world.
-        distance: from a camera to what it looks at, in units of the page.
-    """
-
-    axes: Float64[np.ndarray, "3 3"]
-    origin: Float64[np.ndarray, "3"]
-    scale: float
-    distance: float
+    axes: Float64[np.ndarray, "3 3"]  # rotation from world to page
+    origin: Float64[np.ndarray, "3"]  # of the page, in the world
+    scale: float  # units of the page per unit of the world
+    distance: float  # from a camera to what it looks at, in units of the page
 
     @classmethod
     def fit(cls, cameras: Sequence[PosedCamera]) -> "PageFrame":
         """The frame of these cameras, one or more."""
         c2w = np.stack([camera.c2w for camera in cameras])
-        positions = c2w[:, :3, 3]
-        origin, up = positions.mean(0), up_direction(c2w)
+        positions, up = c2w[:, :3, 3], up_direction(c2w)
+        origin = positions.mean(0)
         # Any horizontal direction will do; the cameras' own keeps numbers tidy.
         ahead = np.cross(c2w[:, :3, 0].mean(0), up)
         if np.linalg.norm(ahead) < 1e-3:
@@ -79,17 +72,11 @@ class PageFrame:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Window:
-    """The pinhole camera of a visitor's window.
+    """The pinhole camera of a visitor's window."""
 
-    Attributes:
-        c2w: on the page, OpenCV's axes.
-        fov: vertical field of view in radians.
-        aspect: width over height.
-    """
-
-    c2w: Float64[np.ndarray, "4 4"]
-    fov: float
-    aspect: float
+    c2w: Float64[np.ndarray, "4 4"]  # on the page, OpenCV's axes
+    fov: float  # vertical, in radians
+    aspect: float  # width over height
 
     @classmethod
     def of(
@@ -100,9 +87,8 @@ class Window:
         aspect: float,
     ) -> "Window":
         """From what viser says of a browser's camera; UserError if that is no camera."""
-        w, x, y, z = wxyz
         c2w = np.eye(4)
-        c2w[:3, :3] = Rotation.from_quat([x, y, z, w]).as_matrix()
+        c2w[:3, :3] = Rotation.from_quat(np.roll(wxyz, -1)).as_matrix()
         c2w[:3, 3] = position
         if not (np.isfinite(c2w).all() and math.isfinite(fov) and math.isfinite(aspect)):
             raise UserError("the browser's camera is not finite")
@@ -112,10 +98,7 @@ class Window:
         """The camera in the world of a render in this window, of height and width `size`."""
         height, width = size
         tangent = math.tan(self.fov / 2)
-        if self.aspect * height >= width:
-            focal = height / 2 / tangent
-        else:
-            focal = width / 2 / (self.aspect * tangent)
+        focal = max(height / 2 / tangent, width / 2 / (self.aspect * tangent))
         fxfycxcy = (focal, focal, width / 2, height / 2)
         return PosedCamera(frame.to_world(self.c2w), fxfycxcy, width, height)
 
@@ -125,9 +108,8 @@ def field_of_view(camera: PosedCamera, size: tuple[int, int], aspect: float) -> 
     height, width = size
     fx, fy = camera.cropped_to(height, width).fxfycxcy[:2]
     aspect = float(np.clip(aspect, *_ASPECTS))
-    if aspect * height >= width:
-        return 2 * math.atan(height / 2 / fy)
-    return 2 * math.atan(width / 2 / fx / aspect)
+    wide = aspect * height >= width
+    return 2 * math.atan(height / 2 / fy if wide else width / 2 / fx / aspect)
 
 
 def wxyz(c2w: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "4"]:
@@ -168,25 +150,23 @@ def frustum_depth(fov: float, aspect: float, scale: float) -> float:
 
 def coarse_size(size: tuple[int, int], patch: int) -> tuple[int, int]:
     """At most half of a size, of its exact shape, in whole patches; else the size itself."""
-    common = math.gcd(size[0] // patch, size[1] // patch)
-    if common < 2:
-        return size
-    return size[0] // common * (common // 2), size[1] // common * (common // 2)
+    height, width = size
+    common = math.gcd(height // patch, width // patch)
+    half = common // 2
+    return (height // common * half, width // common * half) if half else size
 
 
 def fill_window(
     picture: UInt8[np.ndarray, "h w 3"], aspect: float
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The render in the middle of a picture of the window's shape, as viser stretches it."""
-    height, width = picture.shape[:2]
-    factor = max(1.0, _SHARP / min(height, width))
-    height, width = round(factor * height), round(factor * width)
-    enlarged = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+    factor = max(1.0, _SHARP / min(picture.shape[:2]))
+    height, width = (round(factor * side) for side in picture.shape[:2])
     wide = aspect * height >= width
-    shape = (height, round(aspect * height)) if wide else (round(width / aspect), width)
-    result = np.full((*shape, 3), _BAR, np.uint8)
-    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
-    result[top : top + height, left : left + width] = np.asarray(enlarged)
+    rows, columns = (height, round(aspect * height)) if wide else (round(width / aspect), width)
+    result = np.full((rows, columns, 3), _BAR, np.uint8)
+    top, left = (rows - height) // 2, (columns - width) // 2
+    result[top : top + height, left : left + width] = _resized(picture, height, width)
     return result
 
 
@@ -196,9 +176,9 @@ def side_by_side(
     """Two pictures of one shape, at the size of the left one or larger, with a line between."""
     factor = max(1.0, _BESIDE / left.shape[1])
     height, width = (round(factor * side) for side in left.shape[:2])
-    both = [
-        np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
-        for picture in (left, right)
-    ]
     line = np.full((height, 4, 3), _BAR, np.uint8)
-    return np.concatenate([both[0], line, both[1]], axis=1)
+    return np.hstack([_resized(left, height, width), line, _resized(right, height, width)])
+
+
+def _resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))

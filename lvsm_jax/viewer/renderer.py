@@ -1,8 +1,4 @@
-"""One thread that renders for all visitors, in turns, the newest request of each.
-
-An older request that is not yet begun is dropped. A request is rendered coarse at once, and in full
-once it has stood for a while.
-"""
+"""One thread that renders for all visitors."""
 
 import dataclasses
 import logging
@@ -18,23 +14,14 @@ _NOTHING, _COARSE, _FULL = range(3)
 
 @dataclasses.dataclass(frozen=True)
 class Rendered:
-    """The answer to a request.
-
-    Attributes:
-        request: of the visitor.
-        full: whether it is final, not coarse.
-        picture: what `render` returned, None if it failed.
-        error: why it failed, or None.
-        seconds: that `render` took.
-        dropped: requests of this visitor that were never rendered so far.
-    """
+    """The answer to a request."""
 
     request: Any
-    full: bool
-    picture: Any
-    error: Exception | None
-    seconds: float
-    dropped: int
+    full: bool  # whether it is final, not coarse
+    picture: Any  # what `render` returned, None if it failed
+    error: Exception | None  # why it failed
+    seconds: float  # that `render` took
+    dropped: int  # requests of this visitor that were never rendered so far
 
 
 @dataclasses.dataclass
@@ -51,12 +38,9 @@ class _Visitor:
 class Renderer:
     """Renders the newest request of each visitor, in turns, in a thread of its own.
 
-    Methods may be called from any thread and return at once, but for `close`.
-
-    Args:
-        render: makes a picture of a request, coarse or (`full`) not. What it raises goes to the
-            visitor who asked.
-        settle: seconds that a request must stand before it is rendered in full.
+    An older request that is not yet begun is dropped. A request is rendered coarse at once, and in
+    full once it has stood for `settle` seconds. What `render(request, full)` raises goes to the
+    visitor who asked. Methods may be called from any thread and return at once, but for `close`.
     """
 
     def __init__(self, render: Callable[[Any, bool], Any], *, settle: float = 0.2):
@@ -127,8 +111,7 @@ class Renderer:
         return max(0.0, min(waiting) + self._settle - time.monotonic()) if waiting else None
 
     def _serve(self, key: Hashable, visitor: _Visitor, request: Any, full: bool) -> None:
-        start = time.perf_counter()
-        picture = error = None
+        start, picture, error = time.perf_counter(), None, None
         try:
             picture = self._render(request, full)
         except Exception as caught:

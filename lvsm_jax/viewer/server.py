@@ -9,7 +9,6 @@ import logging
 import socket
 import threading
 import urllib.parse
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,11 +19,10 @@ from viser import _messages as messages
 from lvsm_jax.rendering.session import Session
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.viewer import geometry
-from lvsm_jax.viewer.gallery import Gallery
-from lvsm_jax.viewer.geometry import PageFrame, Window
+from lvsm_jax.viewer.gallery import Gallery, Page
 from lvsm_jax.viewer.renderer import Renderer
 from lvsm_jax.viewer.uploads import Limits, Uploads
-from lvsm_jax.viewer.visitor import Page, Visitor
+from lvsm_jax.viewer.visitor import Visitor
 
 _log = logging.getLogger(__name__)
 
@@ -33,17 +31,16 @@ _PART = 4 * 2**20  # bytes; browsers send files in parts of half a MiB
 
 
 class Viewer:
-    """Serves the page until `close`.
+    """Serves the page at `url` until `close`.
 
     Args:
         session: that renders, with the gallery's views and size. It is not closed.
         gallery: photographs, of which one at least is in use.
         sizes: height and width of coarse and full renders.
         start: where visitors stand first.
-        host: address to listen at.
         port: to listen at; 0 for any that is free.
         max_visitors: others are told that there is no room.
-        limits: of uploads.
+        limits: of one visitor's uploads.
 
     Raises:
         OSError: the port is taken, or the host is none of this machine.
@@ -62,17 +59,16 @@ class Viewer:
         limits: Limits = Limits(),  # noqa: B008, frozen
     ):
         cameras = [item.camera for item in gallery.listing()]
-        frame = PageFrame.fit(cameras)
+        frame = geometry.PageFrame.fit(cameras)
         poses = frame.to_page(np.stack([camera.c2w for camera in cameras]))
         check_address(host, port)
         self._limits, self._max_visitors = limits, max_visitors
         self._visitors: dict[int, Visitor | None] = {}  # None while the page is made
         self._lock = threading.Lock()
 
-        def render(window: Window, full: bool) -> np.ndarray:
+        def render(window: geometry.Window, full: bool) -> np.ndarray:
             height, width = sizes[full]
-            camera = window.camera(frame, (height, width))
-            return session.render(camera, height=height, width=width)
+            return session.render(window.camera(frame, sizes[full]), height=height, width=width)
 
         self._page = Page(
             gallery=gallery,
@@ -86,8 +82,15 @@ class Viewer:
         )
         gallery.listen(self, self._page.renderer.refresh)
         with contextlib.redirect_stdout(io.StringIO()):  # viser prints a banner
-            self._server = _Server(host, port, label="lvsm_jax", verbose=False)
-        self._configure(start, sizes[1])
+            self._server = _Server(host, port)
+        theme = {"dark_mode": True, "show_logo": False, "show_share_button": False}
+        self._server.gui.configure_theme(**theme, control_width="large")
+        self._server.gui.main_panel.dock_right()  # floating, it would hide part of the render
+        c2w, view = frame.to_page(start.c2w), self._server.initial_camera
+        view.position = c2w[:3, 3]
+        view.look_at = c2w[:3, 3] + frame.distance * c2w[:3, 2]
+        view.up = geometry.upright(c2w)
+        view.fov = geometry.field_of_view(start, sizes[1], 16 / 9)
         self._server.on_client_connect(self._enter)
         self._server.on_client_disconnect(self._exit)
         shown = f"[{host}]" if ":" in host else host
@@ -100,23 +103,10 @@ class Viewer:
         self._server._thread_executor.shutdown()
         with self._lock:
             visitors, self._visitors = self._visitors, {}
-        for visitor in visitors.values():
-            if visitor is not None:
-                visitor.leave()
+        for visitor in filter(None, visitors.values()):
+            visitor.leave()
         self._page.renderer.close()
         self._page.loading.shutdown(cancel_futures=True)
-
-    def _configure(self, start: PosedCamera, size: tuple[int, int]) -> None:
-        """Sets what is the same for all visitors."""
-        self._server.gui.configure_theme(
-            dark_mode=True, show_logo=False, show_share_button=False, control_width="large"
-        )
-        self._server.gui.main_panel.dock_right()  # floating, it would hide part of the render
-        c2w, view = self._page.frame.to_page(start.c2w), self._server.initial_camera
-        view.position = c2w[:3, 3]
-        view.look_at = c2w[:3, 3] + self._page.frame.distance * c2w[:3, 2]
-        view.up = geometry.upright(c2w)
-        view.fov = geometry.field_of_view(start, size, 16 / 9)
 
     def _enter(self, client: Any) -> None:
         with self._lock:
@@ -124,10 +114,9 @@ class Viewer:
             if not full:
                 self._visitors[client.client_id] = None
         if full:
-            client.gui.add_markdown(
-                f"**{self._max_visitors} visitors are here already**, and there is room for no "
-                "more. Reload the page later."
-            )
+            here = f"**{self._max_visitors} visitors are here already**"
+            rest = "and there is room for no more. Reload the page later."
+            client.gui.add_markdown(f"{here}, {rest}")
             return
         _limit_uploads(client, self._limits.bytes)
         visitor = Visitor(client, self._page, Uploads(self._limits))
@@ -146,13 +135,13 @@ class Viewer:
     def _exit(self, client: Any) -> None:
         with self._lock:
             visitor = self._visitors.pop(client.client_id, None)
-        if visitor is not None:
+        if visitor:
             visitor.leave()
             self._tell_all()
 
     def _tell_all(self) -> None:
         with self._lock:
-            visitors = [visitor for visitor in self._visitors.values() if visitor is not None]
+            visitors = list(filter(None, self._visitors.values()))
         for visitor in visitors:
             visitor.update_status()
 
@@ -185,9 +174,9 @@ def is_same_origin(origin: str | None, host: str | None, *, loopback: bool) -> b
 class _Server(viser.ViserServer):
     """Never shares over the internet, and serves no other page than its own."""
 
-    def __init__(self, host: str, port: int, **options: Any):
+    def __init__(self, host: str, port: int):
         self._loopback = host in _LOOPBACK
-        super().__init__(host, port, **options)
+        super().__init__(host, port, label="lvsm_jax", verbose=False)
         self._websock_server.on_client_connect(self._check_origin)
 
     def request_share_url(self, *_: Any, **__: Any) -> None:
@@ -197,7 +186,7 @@ class _Server(viser.ViserServer):
     async def _check_origin(self, connection: Any) -> None:
         """Runs before anything is sent; viser's client callbacks come later."""
         socket = self._websock_server._live_connections[connection.client_id]
-        origin, host = (socket.request.headers.get(name) for name in ("Origin", "Host"))
+        origin, host = map(socket.request.headers.get, ("Origin", "Host"))
         if not is_same_origin(origin, host, loopback=self._loopback):
             _log.warning("refused a connection from a page of %s to %s", origin, host)
             await socket.close(1008, "from another page")
@@ -213,10 +202,9 @@ def _limit_uploads(client: Any, max_bytes: int) -> None:
 
     def refuse(message: Any, total: int, reason: str) -> None:
         transfers.pop(message.transfer_uuid, None)
-        done = messages.FileTransferPartAck(
-            message.source_component_uuid, message.transfer_uuid, total, total
-        )
-        connection.queue_message(done)  # the browser's button waits for it
+        ids = message.source_component_uuid, message.transfer_uuid
+        # The browser's button waits for it.
+        connection.queue_message(messages.FileTransferPartAck(*ids, total, total))
         _log.warning("refused an upload: %s", reason)
         client.add_notification("Not uploaded", reason, color="red", auto_close_seconds=12.0)
 
@@ -225,8 +213,8 @@ def _limit_uploads(client: Any, max_bytes: int) -> None:
         if transfers:
             refuse(message, size, "one file at a time")
         elif not 0 <= size <= max_bytes or not 0 <= parts <= max_bytes // 2**16 + 1:
-            limit = f"{max_bytes / 2**20:g} MiB"
-            refuse(message, size, f"the file has {size / 2**20:.1f} MiB, of {limit} allowed")
+            sizes = f"{size / 2**20:.1f} MiB, of {max_bytes / 2**20:g} MiB"
+            refuse(message, size, f"the file has {sizes} allowed")
         else:
             gui._handle_file_transfer_start(client_id, message)
 
@@ -240,10 +228,9 @@ def _limit_uploads(client: Any, max_bytes: int) -> None:
         else:
             gui._handle_file_transfer_part(client_id, message)
 
-    handlers: list[tuple[type, Callable, Callable]] = [
+    for kind, theirs, ours in (
         (messages.FileTransferStartUpload, gui._handle_file_transfer_start, start),
         (messages.FileTransferPart, gui._handle_file_transfer_part, part),
-    ]
-    for kind, theirs, ours in handlers:
+    ):
         connection.unregister_handler(kind, theirs)
         connection.register_handler(kind, ours)

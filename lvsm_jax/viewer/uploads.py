@@ -34,24 +34,18 @@ _decoding = threading.Lock()  # one picture at a time, since each may take much 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How much one visitor may upload.
+    """How much one visitor may upload."""
 
-    Attributes:
-        bytes: of a file, and of all photographs together, as sent and as unpacked.
-        photographs: their number.
-        pixels: of a photograph.
-    """
-
-    bytes: int = 64 * 2**20
-    photographs: int = 100
-    pixels: int = 40_000_000
+    bytes: int = 64 * 2**20  # of a file, and of all photographs together, as sent and as unpacked
+    photographs: int = 100  # their number
+    pixels: int = 40_000_000  # of a photograph
 
 
 class Uploads:
     """What one visitor has uploaded, in a temporary folder until `close`."""
 
     def __init__(self, limits: Limits):
-        self._limits = limits
+        self._limits, self._most = limits, _mebibytes(limits.bytes)
         self._folder: pathlib.Path | None = None
         self._poses: dict[str, PosedCamera] = {}
         self._numbers = itertools.count()
@@ -60,10 +54,9 @@ class Uploads:
         self._closed = False
 
     def receive(self, name: str, content: bytes) -> list[ScenePhotograph]:
-        """Takes a file: poses, a picture of one of them, or an archive of both.
+        """Takes poses, a picture of one of them, or an archive of both; returns its photographs.
 
-        Returns:
-            The photographs in it; of an archive all or, if one cannot be used, none.
+        Of an archive all are taken or, if one cannot be used, none.
 
         Raises:
             UserError: what is wrong with the file, or which limit it exceeds.
@@ -72,13 +65,12 @@ class Uploads:
             if self._closed:
                 raise UserError("the visitor has left")
             if len(content) > self._limits.bytes:
-                raise UserError(f"{name} is larger than {_mebibytes(self._limits.bytes)}")
+                raise UserError(f"{name} is larger than {self._most}")
             before = self._poses, self._bytes, self._count
-            files: list[pathlib.Path] = []
+            photographs: list[ScenePhotograph] = []
             try:
                 members = list(self._members(name, content))
                 members.sort(key=lambda member: not _is_poses(member[0]))  # poses come first
-                photographs = []
                 for member, data in members:
                     if _is_poses(member):
                         self._poses = self._poses | _read_poses(member, data)
@@ -86,12 +78,11 @@ class Uploads:
                             raise UserError(f"more than {_MAX_POSES} poses of one visitor")
                     else:
                         photographs.append(self._photograph(member, data))
-                        files.append(pathlib.Path(photographs[-1].source))
                 return photographs
             except BaseException:
                 self._poses, self._bytes, self._count = before
-                for file in files:
-                    file.unlink(missing_ok=True)
+                for photograph in photographs:
+                    pathlib.Path(photograph.source).unlink(missing_ok=True)
                 raise
 
     @property
@@ -118,8 +109,9 @@ class Uploads:
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 for member in archive.infolist():
-                    if _is_hidden(member.filename):
-                        continue
+                    base = member.filename.rpartition("/")[2]
+                    if not base or base.startswith(".") or member.filename.startswith("__MACOSX/"):
+                        continue  # a folder, or what macOS puts beside each file
                     if member.compress_type not in _METHODS:
                         raise UserError(f"{name}: files must be deflated or stored")
                     with archive.open(member) as file:
@@ -127,9 +119,7 @@ class Uploads:
                         data = file.read(left + 1)
                     left -= len(data)
                     if left < 0:
-                        raise UserError(
-                            f"{name} has more than {_mebibytes(self._limits.bytes)} when unpacked"
-                        )
+                        raise UserError(f"{name} has more than {self._most} when unpacked")
                     yield _plain(member.filename), data
         # Damaged archives, and methods or encryption that cannot be read.
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
@@ -142,12 +132,10 @@ class Uploads:
         if self._count > self._limits.photographs:
             raise UserError(f"more than {self._limits.photographs} photographs of one visitor")
         if self._bytes > self._limits.bytes:
-            raise UserError(
-                f"photographs of one visitor have more than {_mebibytes(self._limits.bytes)}"
-            )
+            raise UserError(f"photographs of one visitor have more than {self._most}")
         if self._folder is None:
             self._folder = pathlib.Path(tempfile.mkdtemp(prefix="lvsm-viewer-"))
-        file = self._folder / f"{next(self._numbers)}"
+        file = self._folder / str(next(self._numbers))
         file.write_bytes(data)
         try:
             with _decoding:
@@ -162,11 +150,12 @@ class Uploads:
         """The one pose that belongs to a picture of this name."""
         if not self._poses:
             raise UserError(f"{name} has no pose: upload its cameras.json first")
-        path, base = f"/{name}", name.rpartition("/")[2]
-        found = [frame for frame in self._poses if path.endswith(f"/{frame}")]
+        found = [frame for frame in self._poses if f"/{name}".endswith(f"/{frame}")]
         if found:
             return max(found, key=len)
-        found = [frame for frame in self._poses if frame.rpartition("/")[2] == base]
+        found = [
+            frame for frame in self._poses if frame.rpartition("/")[2] == name.rpartition("/")[2]
+        ]
         if len(found) != 1:
             raise UserError(
                 f"{name} has {len(found) or 'no'} poses among the {len(self._poses)} uploaded, "
@@ -183,24 +172,17 @@ def _read_poses(name: str, data: bytes) -> dict[str, PosedCamera]:
     if len(frames) > _MAX_POSES:  # each takes a while to check
         raise UserError(f"{name} has more than {_MAX_POSES} poses")
     for i, frame in enumerate(frames):
-        where = f"{name}: frames[{i}]"
-        file = frame.get("file")
+        where, file = f"{name}: frames[{i}]", frame.get("file")
         if not isinstance(file, str) or not file:
             raise UserError(f"{where}: 'file' is missing or no text, expected a picture's name")
-        if _plain(file) in poses:
-            raise UserError(f"{where}: a second pose of {_plain(file)}")
-        poses[_plain(file)] = camera_of(frame, where)
+        if (picture := _plain(file)) in poses:
+            raise UserError(f"{where}: a second pose of {picture}")
+        poses[picture] = camera_of(frame, where)
     return poses
 
 
 def _is_poses(name: str) -> bool:
     return name.lower().endswith(".json")
-
-
-def _is_hidden(name: str) -> bool:
-    """Whether it is a folder, or what macOS puts beside each file."""
-    base = name.rpartition("/")[2]
-    return not base or base.startswith(".") or name.startswith("__MACOSX/")
 
 
 def _plain(name: str) -> str:

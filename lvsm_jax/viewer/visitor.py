@@ -1,12 +1,9 @@
 """The page of one visitor: the scene as frustums, the render behind them, and the panel."""
 
-import dataclasses
-import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,11 +13,9 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes.camera_paths import PATHS, make_path
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.viewer import geometry
-from lvsm_jax.viewer.beside import Beside, code
-from lvsm_jax.viewer.frustums import Frustums
-from lvsm_jax.viewer.gallery import Gallery, Listed
-from lvsm_jax.viewer.geometry import PageFrame, Window
-from lvsm_jax.viewer.renderer import Rendered, Renderer
+from lvsm_jax.viewer.gallery import Page
+from lvsm_jax.viewer.photographs import Beside, Frustums, code
+from lvsm_jax.viewer.renderer import Rendered
 from lvsm_jax.viewer.uploads import Uploads
 
 _log = logging.getLogger(__name__)
@@ -30,31 +25,6 @@ _PATH_FRAMES = 240  # a path of speed 1 takes 12 s
 _USED_MARK = "● "
 
 
-@dataclasses.dataclass(frozen=True)
-class Page:
-    """What all visitors share.
-
-    Attributes:
-        gallery: of photographs.
-        renderer: takes `Window`s as requests.
-        frame: from the scene's world to the page.
-        sizes: height and width of coarse and full renders.
-        frustum: size of frustums on the page.
-        loading: decodes photographs to show beside renders.
-        memory: of the cache, see `Session.memory`.
-        visitors: returns their number.
-    """
-
-    gallery: Gallery
-    renderer: Renderer
-    frame: PageFrame
-    sizes: tuple[tuple[int, int], tuple[int, int]]
-    frustum: float
-    loading: ThreadPoolExecutor
-    memory: Mapping[str, int]
-    visitors: Callable[[], int]
-
-
 class Visitor:
     """Shows the page to one of viser's clients until `leave`."""
 
@@ -62,10 +32,8 @@ class Visitor:
         self._client, self._page, self._uploads = client, page, uploads
         self._key = client.client_id
         self._lock = threading.RLock()  # of what follows
-        self._frustums = Frustums(
-            client.scene, page.gallery, page.frame, page.frustum, self._frustum_clicked
-        )
-        self._window: Window | None = None
+        self._frustums = Frustums(client.scene, page, self._frustum_clicked)
+        self._window: geometry.Window | None = None
         self._newest: Rendered | None = None
         self._seconds: dict[bool, float] = {}  # that the last coarse and full render took
         self._stop: threading.Event | None = None
@@ -73,7 +41,7 @@ class Visitor:
         self._beside: Beside | None = None
         try:
             self._build()
-            page.gallery.listen(self._key, self._changed)
+            page.gallery.listen(self._key, self._sync)
             self._sync()
             page.renderer.join(self._key, self._show)
             client.camera.on_update(self._moved)
@@ -101,17 +69,33 @@ class Visitor:
 
     def update_status(self) -> None:
         """Shows times and memory, and what is wrong."""
-        self._status.content = self._status_text()
-
-    # The panel.
+        page, newest, memory = self._page, self._newest, self._page.memory
+        views, count = len(page.gallery.in_use), page.visitors()
+        state = "**Ready.** Drag to turn, scroll to come nearer, right button to shift."
+        if not views:
+            state = "**Nothing to render from: add a photograph.**"
+        elif newest and newest.error:
+            state = f"**The render failed:** {code(str(newest.error))}"
+        times = [
+            f"{word} {size[1]}×{size[0]}: {1e3 * self._seconds[full]:.0f} ms"
+            for full, word, size in zip((False, True), ("coarse", "full"), page.sizes, strict=True)
+            if full in self._seconds
+        ]
+        times.append(f"requests dropped: {newest.dropped if newest else 0}")
+        cache = f"{views} of {page.gallery.max_views} views in the cache, "
+        cache += f"{_megabytes(views * memory['per_view'])} of {_megabytes(memory['total'])}"
+        visitors = f"{count} visitor{'s' if count > 1 else ''}"
+        lines = (state, "; ".join(times), cache + _device_memory(), visitors)
+        self._status.content = "  \n".join(lines)
 
     def _build(self) -> None:
-        gui, page = self._client.gui, self._page
+        gui, page, gallery = self._client.gui, self._page, self._page.gallery
+        self._choices = {"Go there": self._go_to, "Add": gallery.use, "Remove": gallery.drop}
         self._status = gui.add_markdown("")
-        self._beside = Beside(gui, page.gallery, page.sizes[1], page.loading)
+        self._beside = Beside(gui, gallery, page.sizes[1], page.loading)
         with gui.add_folder("Photographs"):
             self._choice = gui.add_dropdown("Photograph", [""])
-            self._choice_buttons = gui.add_button_group("", ["Go there", "Add", "Remove"])
+            choice_buttons = gui.add_button_group("", list(self._choices))
             self._used = gui.add_markdown("")
             self._shown = gui.add_checkbox("Cameras in 3D", True)
         with gui.add_folder("Path"):
@@ -121,7 +105,7 @@ class Visitor:
         with gui.add_folder("Upload"):
             gui.add_markdown("`cameras.json`, then its pictures; or all in one zip archive.")
             upload = gui.add_upload_button("Upload", mime_type=".json,.zip,image/*")
-        self._choice_buttons.on_click(self._safely(self._choice_clicked))
+        choice_buttons.on_click(self._safely(self._choice_clicked))
         self._shown.on_update(self._safely(lambda _: self._hide()))
         self._play.on_click(self._safely(self._play_clicked))
         upload.on_upload(self._safely(self._uploaded))
@@ -129,7 +113,6 @@ class Visitor:
     def _safely(self, callback: Callable[[Any], None]) -> Callable[[Any], None]:
         """The callback, with its errors shown on the page while the server goes on."""
 
-        @functools.wraps(callback)
         def call(event: Any) -> None:
             try:
                 callback(event)
@@ -146,13 +129,7 @@ class Visitor:
         return call
 
     def _choice_clicked(self, event: Any) -> None:
-        name = self._choice.value.removeprefix(_USED_MARK)
-        if event.target.value == "Add":
-            self._page.gallery.use(name)
-        elif event.target.value == "Remove":
-            self._page.gallery.drop(name)
-        else:
-            self._go_to(name)
+        self._choices[event.target.value](self._choice.value.removeprefix(_USED_MARK))
 
     def _uploaded(self, event: Any) -> None:
         file = event.target.value
@@ -167,8 +144,6 @@ class Visitor:
                 self._page.gallery.leave(self._key)
         rest = "" if added == used else f", {added - used} not: there is no more room"
         self.tell("Photographs", f"{used} are in use now{rest}", colour="green")
-
-    # The camera.
 
     def _go_to(self, name: str) -> None:
         with self._lock:
@@ -196,7 +171,7 @@ class Visitor:
         camera = self._client.camera
         try:
             place = np.asarray(camera.wxyz, np.float64), np.asarray(camera.position, np.float64)
-            window = Window.of(*place, camera.fov, camera.aspect)
+            window = geometry.Window.of(*place, camera.fov, camera.aspect)
         except (ValueError, ZeroDivisionError) as error:
             _log.warning("visitor %s: %s", self._key, error)
             return
@@ -207,19 +182,14 @@ class Visitor:
         with self._lock:  # of two quick clicks the second stops
             if self._stop:
                 self._stop.set()
-            else:
-                self._start_path()
-
-    def _start_path(self) -> None:
-        used = [item.photograph.camera for item in self._page.gallery.listing() if item.in_use]
-        if not used:
-            raise UserError("a path leads through the photographs in use, and there are none")
-        size = self._page.sizes[1]
-        cameras = [camera.cropped_to(*size) for camera in used]
-        path = make_path(self._kind.value, cameras, _PATH_FRAMES)
-        self._stop = threading.Event()
-        self._play.label = "Stop"
-        threading.Thread(target=self._follow, args=(path, self._stop), daemon=True).start()
+                return
+            cameras = [item.camera for item in self._page.gallery.listing() if item.in_use]
+            if not cameras:
+                raise UserError("a path leads through the photographs in use, and there are none")
+            path = make_path(self._kind.value, cameras, _PATH_FRAMES)
+            self._stop = threading.Event()
+            self._play.label = "Stop"
+            threading.Thread(target=self._follow, args=(path, self._stop), daemon=True).start()
 
     def _follow(self, path: list[PosedCamera], stop: threading.Event) -> None:
         """Plays a path once, at the speed that the slider has meanwhile."""
@@ -239,8 +209,6 @@ class Visitor:
             if not self._gone:
                 self._play.label = "Play"
 
-    # What is shown.
-
     def _show(self, result: Rendered) -> None:
         """Called by the renderer."""
         with self._lock, self._client.atomic():
@@ -258,56 +226,23 @@ class Visitor:
             self._hide()
             self.update_status()
 
-    def _status_text(self) -> str:
-        page = self._page
-        views, newest, lines = len(page.gallery.in_use), self._newest, []
-        if not views:
-            lines.append("**Nothing to render from: add a photograph.**")
-        elif newest and newest.error:
-            lines.append(f"**The render failed:** {code(str(newest.error))}")
-        else:
-            lines.append("**Ready.** Drag to turn, scroll to come nearer, right button to shift.")
-        times = [
-            f"{word} {size[1]}×{size[0]}: {1e3 * self._seconds[full]:.0f} ms"
-            for full, word, size in zip((False, True), ("coarse", "full"), page.sizes, strict=True)
-            if full in self._seconds
-        ]
-        dropped = newest.dropped if newest else 0
-        lines.append("; ".join([*times, f"requests dropped: {dropped}"]))
-        memory = page.memory
-        cache = f"{views} of {page.gallery.max_views} views in the cache, "
-        cache += f"{_megabytes(views * memory['per_view'])} of {_megabytes(memory['total'])}"
-        lines.append(cache + _device_memory())
-        count = page.visitors()
-        lines.append(f"{count} visitor{'s' if count > 1 else ''}")
-        return "  \n".join(lines)
-
-    # The scene.
-
-    def _changed(self) -> None:
-        """Listens to the gallery, in the thread of whoever changed it."""
-        if not self._gone:
-            self._sync()
-
     def _sync(self) -> None:
-        """Shows frustums and list as the gallery is now."""
+        """Shows frustums and list as the gallery is now, in the thread of whoever changed it."""
+        if self._gone:
+            return
         with self._lock, self._client.atomic():
             items = self._page.gallery.listing()
             self._frustums.update(items)
-            self._list(items)
+            chosen = self._choice.value.removeprefix(_USED_MARK)
+            options = {i.name: f"{_USED_MARK if i.in_use else ''}{i.name}" for i in items}
+            if tuple(options.values()) != tuple(self._choice.options):
+                self._choice.options = list(options.values())
+            self._choice.value = options.get(chosen, options[items[0].name])
+            used = [code(item.name) for item in items if item.in_use]
+            text = f"{len(used)} of {len(items)} in use (room for {self._page.gallery.max_views}): "
+            self._used.content = text + (", ".join(used) or "none")
             self._hide()
             self.update_status()
-
-    def _list(self, items: list[Listed]) -> None:
-        chosen = self._choice.value.removeprefix(_USED_MARK)
-        options = [f"{_USED_MARK if item.in_use else ''}{item.name}" for item in items]
-        if tuple(options) != tuple(self._choice.options):
-            self._choice.options = options or [""]
-        index = next((i for i, item in enumerate(items) if item.name == chosen), 0)
-        self._choice.value = (options or [""])[index]
-        used = [code(item.name) for item in items if item.in_use]
-        text = f"{len(used)} of {len(items)} in use (room for {self._page.gallery.max_views}): "
-        self._used.content = text + (", ".join(used) or "none")
 
     def _frustum_clicked(self, name: str) -> None:
         with self._lock:
@@ -328,7 +263,5 @@ def _megabytes(count: int) -> str:
 
 def _device_memory() -> str:
     """Memory in use on an accelerator, where it says so."""
-    statistics = jax.devices()[0].memory_stats() or {}
-    if "bytes_in_use" not in statistics:
-        return ""
-    return f"; {_megabytes(statistics['bytes_in_use'])} in use on the device"
+    used = (jax.devices()[0].memory_stats() or {}).get("bytes_in_use")
+    return "" if used is None else f"; {_megabytes(used)} in use on the device"

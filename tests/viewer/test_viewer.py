@@ -16,9 +16,9 @@ from lvsm_jax import PosedCamera
 from lvsm_jax.scenes.readers import ScenePhotograph
 from lvsm_jax.viewer import __main__ as program
 from lvsm_jax.viewer import geometry
-from lvsm_jax.viewer.beside import Beside, code
 from lvsm_jax.viewer.gallery import Gallery
 from lvsm_jax.viewer.geometry import PageFrame, Window
+from lvsm_jax.viewer.photographs import Beside, code
 from lvsm_jax.viewer.uploads import Limits, Uploads
 from lvsm_jax.weights import exports
 from tests.helpers.viewer_scene import (
