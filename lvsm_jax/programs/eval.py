@@ -17,13 +17,8 @@ and of `model` how to compute: `dtype`, `attention` and `targets_at_once`. Any f
 import shlex
 from typing import Any
 
-from lvsm_jax.common.command_line import (
-    add_config_option,
-    argument_parser,
-    parse_with_config,
-    path,
-    program,
-)
+from lvsm_jax.common import command_line
+from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.table import format_table
 
 
@@ -31,41 +26,30 @@ from lvsm_jax.common.table import format_table
 def main(arguments: list[str]) -> None:
     """Reads the command line, and evaluates."""
     parser = argument_parser("eval", __doc__)
-    add_config_option(parser)
-    parser.add_argument(
-        "--checkpoint", type=path, required=True, help="directory of an export of lvsm train"
-    )
+    command_line.add_config_option(parser)
+    parser.add_argument("--checkpoint", type=path, required=True, help="directory of an export")
     parser.add_argument("--output", type=path, help="directory to write (CHECKPOINT_evaluation)")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace an evaluation that is there"
-    )
-    given, config = parse_with_config(parser, arguments)
+    parser.add_argument("--overwrite", action="store_true", help="replace what --output holds")
+    given, config = command_line.parse_with_config(parser, arguments)
 
     # Only now, so that --help comes at once.
     from lvsm_jax.common.config import EvalConfig, RunConfig, section
     from lvsm_jax.parallel import processes
     from lvsm_jax.parallel.mesh import MeshConfig, simulate_cpu_devices
-    from lvsm_jax.parallel.processes import ProcessesConfig
     from lvsm_jax.programs.evaluation_run import evaluate_export
     from lvsm_jax.training.run_log import log_to
 
     batch_size = section(config, "eval", EvalConfig).batch_size
+    devices = section(config, "run", RunConfig).cpu_devices
+    mesh = section(config, "mesh", MeshConfig)
     output = given.output or f"{given.checkpoint.rstrip('/')}_evaluation"
-    count = processes.start(section(config, "processes", ProcessesConfig))
-    simulate_cpu_devices(
-        section(config, "run", RunConfig).cpu_devices,
-        section(config, "mesh", MeshConfig),
-        batch_size,
-        processes=count,
-    )
+    count = processes.start(section(config, "processes", processes.ProcessesConfig))
+    simulate_cpu_devices(devices, mesh, batch_size, processes=count)
     log_to(None)
     processes.check_same_config(config.to_dict())
+    command = shlex.join(["lvsm", "eval", *arguments])
     summary = evaluate_export(
-        config,
-        given.checkpoint,
-        output,
-        overwrite=given.overwrite,
-        command=shlex.join(["lvsm", "eval", *arguments]),
+        config, given.checkpoint, output, overwrite=given.overwrite, command=command
     )
     if processes.is_main():
         print(table(summary))
@@ -75,14 +59,15 @@ def main(arguments: list[str]) -> None:
 def table(summary: dict[str, Any]) -> str:
     """The means, for a terminal."""
     methods = {"model": summary} | summary["baselines"]
-    metrics = [metric for metric in ("psnr", "ssim", "lpips") if summary[metric] is not None]
+    formats = {"psnr": ".2f", "ssim": ".3f", "lpips": ".3f"}
+    metrics = [metric for metric in formats if summary[metric] is not None]
 
     def of(title: str, scores: dict[str, dict[str, float | None]]) -> str:
         rows = [
-            (name.replace("_", " "), *(f"{means[m]:.{2 if m == 'psnr' else 3}f}" for m in metrics))
+            (name.replace("_", " "), *(format(means[m], formats[m]) for m in metrics))
             for name, means in scores.items()
         ]
-        return format_table((title, *(metric.upper() for metric in metrics)), rows)
+        return format_table((title, *map(str.upper, metrics)), rows)
 
     tables = [of(f"{summary['num_images']:,} targets", methods)]
     context = summary["num_context_targets"]

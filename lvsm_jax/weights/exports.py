@@ -158,7 +158,9 @@ def describe(path: epath.PathLike, *, verify: bool = True) -> dict[str, Any]:
             f"{path} is an export of format {found}, written by version "
             f"{description.get('version')}; version {__version__} reads format {FORMAT}"
         )
-    if verify and not _is_intact(description):
+    verified_by = _VERIFIED_BY & description.keys()
+    intact = verified_by == _VERIFIED_BY and description["checksum"] == _checksum(description)
+    if verify and verified_by and not intact:
         raise DamagedExportError(
             f"{file} is not what was saved: damaged, or changed by hand; lvsm_jax.load(..., "
             "verify=False) loads it nonetheless"
@@ -239,13 +241,6 @@ def _read_export(path: epath.Path, abstract: Mapping[str, Any]) -> dict[str, Any
                 message = f"{path} is damaged: array {name} cannot be read"
                 raise DamagedExportError(message) from error
     return leaves
-
-
-def _is_intact(description: Mapping[str, Any]) -> bool:
-    if not _VERIFIED_BY & description.keys():
-        return True  # from before format 1
-    complete = description.keys() >= _VERIFIED_BY
-    return complete and description["checksum"] == _checksum(description)
 
 
 def _check_same(

@@ -211,10 +211,10 @@ class _Resolver:
         storage, dtype, offset, shape, strides = tensor
         if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
             raise TorchFileError(f"tensor with offset {offset}, shape {shape}, strides {strides}")
-        if 0 in shape:
-            return np.empty(shape, dtype)
         itemsize = dtype.itemsize
         count = storage.size if storage.dtype else storage.size // itemsize
+        if 0 in shape:
+            return np.empty(shape, dtype)
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         if last >= count:
             raise TorchFileError(
