@@ -38,7 +38,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--height", type=int, help="pixels (the config's data.image_height)")
     parser.add_argument("--width", type=int, help="pixels (the height)")
     parser.add_argument(
-        "--json", type=path, metavar="FILE", help="also write JSON; - prints it alone"
+        "--json",
+        type=path,
+        metavar="FILE",
+        help="also write the numbers there; - prints them alone",
     )
     given, config = command_line.parse_with_config(parser, arguments)
     if (config is None) == (given.export is None):

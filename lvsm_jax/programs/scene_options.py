@@ -16,7 +16,7 @@ INPUTS = 4  # where nobody says how many
 def add_scene_options(parser: argparse.ArgumentParser) -> None:
     """Adds `--images`, `--size` and `--scale`."""
     parser.add_argument(
-        "--images", type=path, metavar="FOLDER", help="of the images, if not where the cameras are"
+        "--images", type=path, metavar="FOLDER", help="of the images, if not that of the cameras"
     )
     parser.add_argument(
         "--size",

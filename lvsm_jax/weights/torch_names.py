@@ -150,7 +150,7 @@ def _rows(name: str, shape: Shape, width: int) -> int:
 
 
 def _divisor(name: str, shape: Shape, width: int) -> int:
-    return 0 if width % shape[0] else shape[0]
+    return shape[0] if shape[0] and width % shape[0] == 0 else 0
 
 
 def _patch_size(name: str, shape: Shape, width: int) -> float:
@@ -170,8 +170,7 @@ _RULES = {
         "|".join(map(re.escape, _PATCHES)),
         2,
         _patch_size,
-        "of a whole patch size p, 9·p² columns (colours and rays), 6·p² columns (rays), 3·p² rows "
-        "(head)",
+        "9·p² columns (colours and rays), 6·p² columns (rays) or 3·p² rows (head), of a whole p",
     ),
     "mlp_ratio": _Rule(r".*\.mlp\.[02]\.weight", 2, _ratio, "a multiple of the width"),
     "num_latents": _Rule(_LATENTS, 2, _rows, "[num_latents, width]"),
@@ -199,7 +198,7 @@ def sizes_of(architecture: str, shapes: Mapping[str, Shape]) -> Sizes:
         sizes = [
             rule.size(name, shape, fields.get("width", 1))
             for name, shape in there.items()
-            if len(shape) == rule.dimensions and 0 not in shape
+            if len(shape) == rule.dimensions
         ]
         votes = collections.Counter(int(size) for size in sizes if size >= 1 and size % 1 == 0)
         fields[field] = votes.most_common(1)[0][0] if votes else 1
