@@ -7,13 +7,7 @@ from lvsm_jax.common.errors import UserError
 
 
 def check_at_least(section: str, config: Any, **least: int | float) -> None:
-    """Raises UserError unless each field is its least value or more; NaN is less.
-
-    Args:
-        section: of the config, for the message.
-        config: dataclass that has the fields.
-        **least: by the names of the fields.
-    """
+    """Raises UserError unless each of these fields is its least value or more; NaN is less."""
     for field, smallest in least.items():
         value = getattr(config, field)
         if not value >= smallest:

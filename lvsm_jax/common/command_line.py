@@ -6,8 +6,7 @@ import itertools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from lvsm_jax.common.compilation import keep_compiled_programs
@@ -23,23 +22,39 @@ TRACEBACK_VARIABLE = "LVSM_TRACEBACK"
 def program(main: Callable[[list[str]], None]) -> Callable[[list[str] | None], None]:
     """Makes `main(arguments)` the main function of a program, whose compiled programs are kept.
 
-    What a user did or a disk refuses ends it in one line with status 1, Ctrl-C with status 130.
-    Any other exception is a bug and keeps its traceback.
+    What a user did or a disk refuses ends it in one line with status 1, Ctrl-C with status 130, and
+    a reader that closes the pipe, as `head` does, in silence with status 141. Any other exception
+    is a bug and keeps its traceback.
     """
 
     def run(arguments: list[str] | None = None) -> None:
         keep_compiled_programs()
         try:
             main(sys.argv[1:] if arguments is None else arguments)
+            print(end="", flush=True)
         except (UserError, OSError) as error:
+            if isinstance(error, BrokenPipeError) and not _can_print("\n"):
+                sys.exit(141)
             if os.environ.get(TRACEBACK_VARIABLE) == "1":
                 traceback.print_exc()
             sys.exit(f"error: {error}")
         except KeyboardInterrupt:
             sys.exit(130)
+        finally:
+            _can_print("")
 
     run.__doc__ = main.__doc__
     return run
+
+
+def _can_print(text: str) -> bool:
+    """Prints; where nothing can be printed, what follows is dropped, also by Python as it exits."""
+    try:
+        print(text, end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def argument_parser(command: str, doc: str) -> argparse.ArgumentParser:
@@ -73,9 +88,7 @@ def parse_with_config(
 ) -> "tuple[argparse.Namespace, ml_collections.ConfigDict | None]":
     """The parser's arguments, and the config file of `--config` with the fields that are set.
 
-    Raises:
-        UserError: an argument that there is not, with the one that is nearest; see also
-            `read_config_file`.
+    Raises UserError for an unknown argument, naming the nearest, and as `read_config_file`.
     """
     is_field = ("--config.", "--noconfig.")
     known = [flag for action in parser._actions for flag in action.option_strings]
@@ -103,26 +116,12 @@ def read_config_file(path: str, overrides: Sequence[str] = ()) -> "ml_collection
     """A config file (`FILE` or `FILE:ARGUMENT`) with fields set by `--config.SECTION.FIELD=VALUE`.
 
     `configs/NAME.py` is looked for in the working directory, then among the installed ones. Of text
-    fields that are paths a leading `~` becomes the home directory.
-
-    Raises:
-        FileNotFoundError: no such file.
-        UserError: a field that there is not, or a value that it cannot have.
+    fields that are paths a leading `~` becomes the home directory. Raises FileNotFoundError for no
+    such file, UserError for an unknown field or a value that it cannot have.
     """
     from absl import flags
     from ml_collections import config_flags
 
-    arguments = ["", f"--config={_find_config_file(path)}", *overrides]
-    values = flags.FlagValues()
-    with _one_line_errors(overrides):
-        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-        values(arguments)
-    _expand_home(values.config)
-    return values.config
-
-
-def _find_config_file(path: str) -> str:
-    """The same, as a file that there is; `:ARGUMENT` stays."""
     file, colon, argument = path.partition(":")
     file = os.path.expanduser(file)
     installed = os.path.join(os.path.dirname(__file__), "..", "..", file)
@@ -130,7 +129,20 @@ def _find_config_file(path: str) -> str:
         file = os.path.normpath(installed)
     if not os.path.isfile(file):
         raise FileNotFoundError(f"there is no config file {file}")
-    return file + colon + argument
+    arguments = ["", f"--config={file}{colon}{argument}", *overrides]
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+        values(arguments)
+    except flags.Error as error:
+        # Of an error inside the config file this is the whole traceback; its end says enough.
+        raise UserError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error
+    except (AttributeError, KeyError) as error:
+        reason = str(error).strip("\"'").replace("\\n", " ").replace("\\", "")
+        message = f"the config lacks a field of {' '.join(overrides)}: {reason}"
+        raise UserError(message) from error
+    _expand_home(values.config)
+    return values.config
 
 
 def _expand_home(config: "ml_collections.ConfigDict") -> None:
@@ -139,18 +151,3 @@ def _expand_home(config: "ml_collections.ConfigDict") -> None:
             _expand_home(value)
         elif isinstance(value, str) and value.startswith("~"):
             config[name] = os.path.expanduser(value)
-
-
-@contextmanager
-def _one_line_errors(overrides: Sequence[str]) -> Iterator[None]:
-    from absl import flags
-
-    try:
-        yield
-    except flags.Error as error:
-        # Of an error inside the config file this is the whole traceback; its end says enough.
-        raise UserError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error
-    except (AttributeError, KeyError) as error:
-        reason = str(error).strip("\"'").replace("\\n", " ").replace("\\", "")
-        message = f"the config lacks a field of {' '.join(overrides)}: {reason}"
-        raise UserError(message) from error

@@ -5,6 +5,7 @@ They lie in `~/.cache/lvsm_jax/xla` (or under `$XDG_CACHE_HOME`), at most 4 GiB.
 is set, goes before. Deleting the directory does no harm.
 """
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -13,33 +14,25 @@ import zlib
 
 VARIABLE = "LVSM_COMPILATION_CACHE"
 
-_LARGEST = 4 * 2**30  # bytes; the programs used last stay
-_SHORTEST = 0.2  # seconds to compile, of what is kept
-
 
 def keep_compiled_programs() -> None:
     """Sets the variables that JAX reads when it is imported; where it is already, nothing changes.
 
     Without a directory that can be written to, nothing is kept.
     """
-    wanted = os.environ.get(VARIABLE) or _user_cache()
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    wanted = os.environ.get(VARIABLE) or f"{caches}/lvsm_jax/xla"
     if wanted == "off" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = pathlib.Path(wanted).expanduser().absolute() / _processor()
-    try:
+    with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return
     if not os.access(folder, os.W_OK):
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(_SHORTEST))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     if importlib.util.find_spec("filelock"):  # without which JAX refuses a limit
-        os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_LARGEST))
-
-
-def _user_cache() -> str:
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lvsm_jax", "xla")
+        os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(4 * 2**30))
 
 
 def _processor() -> str:

@@ -45,9 +45,13 @@ def check_new_file(path: epath.PathLike, overwrite: bool) -> None:
     if path.is_dir():
         raise FileExistsError(f"{path} exists and is a directory")
     if path.exists() and not overwrite:
-        raise FileExistsError(
-            f"{path} exists; choose another path, or ask to overwrite it (--overwrite)"
-        )
+        raise already_there(path)
+
+
+def already_there(path: epath.PathLike) -> FileExistsError:
+    """The error of what would be overwritten unasked."""
+    message = f"{path} exists; choose another path, or ask to overwrite it (--overwrite)"
+    return FileExistsError(message)
 
 
 def check_parent(path: epath.PathLike) -> None:

@@ -9,11 +9,7 @@ def format_table(
 ) -> str:
     """A table of plain text, or of Markdown that reads as well unrendered.
 
-    Args:
-        header: titles of the columns.
-        rows: cells; None is shown as a dash.
-        text: number of columns, from the left, that are aligned as text.
-        markdown: whether to draw it as Markdown does.
+    Cells that are None are shown as a dash; `text` is how many columns, from the left, are text.
     """
     lines = [["–" if cell is None else str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(2, *map(len, column)) for column in zip(*lines, strict=True)]

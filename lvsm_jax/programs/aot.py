@@ -25,13 +25,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from lvsm_jax.common.command_line import (
-    add_config_option,
-    argument_parser,
-    parse_with_config,
-    path,
-    program,
-)
+from lvsm_jax.common import command_line
+from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,17 +39,15 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> None:
     """Reads the command line, compiles, prints and writes."""
     parser = argument_parser("aot", __doc__)
-    add_config_option(parser)
+    command_line.add_config_option(parser)
     parser.add_argument("--topology", metavar="NAME", required=True, help="such as v5e:8x8")
     parser.add_argument("--mesh", metavar="D,F,V", help="data,fsdp,view (the config's mesh)")
     parser.add_argument("--batch", type=int, help="scenes of a step (the config's run.batch_size)")
     parser.add_argument("--render", action="store_true", help="compile the forward pass alone")
-    parser.add_argument(
-        "--output", type=path, metavar="FILE", help="also write all numbers as JSON"
-    )
+    parser.add_argument("--output", type=path, metavar="FILE", help="also write numbers as JSON")
     parser.add_argument("--hlo", type=path, metavar="FILE", help="also write the optimised program")
     parser.add_argument("--overwrite", action="store_true", help="replace these files")
-    given, config = parse_with_config(parser, arguments)
+    given, config = command_line.parse_with_config(parser, arguments)
 
     import jax  # only now, so that --help comes at once
 
@@ -96,11 +89,7 @@ def main(arguments: list[str]) -> None:
 
 
 def read_case(given: argparse.Namespace, config: "ml_collections.ConfigDict") -> "Case":
-    """What to compile, from the command line.
-
-    Raises:
-        UserError: values that cannot be, or do not go together.
-    """
+    """What to compile, from the command line; raises UserError for values that cannot be."""
     from lvsm_jax.common.config import DataConfig, RunConfig, section
     from lvsm_jax.cost.topology import Case
     from lvsm_jax.parallel.mesh import MeshConfig

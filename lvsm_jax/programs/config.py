@@ -17,6 +17,7 @@ start for your own.
 """
 
 import inspect
+import itertools
 import json
 import re
 import shutil
@@ -24,13 +25,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lvsm_jax.common.command_line import (
-    argument_parser,
-    parse_with_config,
-    path,
-    program,
-    read_config_file,
-)
+from lvsm_jax.common import command_line
+from lvsm_jax.common.command_line import argument_parser, path, program, read_config_file
 
 if TYPE_CHECKING:
     import ml_collections
@@ -71,7 +67,7 @@ def main(arguments: list[str]) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print a list of all fields as JSON")
     form.add_argument("--markdown", action="store_true", help="print a table for each section")
-    given, config = parse_with_config(parser, arguments)
+    given, config = command_line.parse_with_config(parser, arguments)
     fields = explain(config)
     if given.json:
         rows = [field._asdict() | {"changed": field.changed} for field in fields]
@@ -84,45 +80,47 @@ def main(arguments: list[str]) -> None:
 
 def explain(config: "ml_collections.ConfigDict") -> list[Field]:
     """All fields of a config, in the order of its dataclasses; others come last, unexplained."""
-    values = config.to_dict()
-    defaults = read_config_file(f"{_BASE}:{config.architecture}").to_dict()
-    explained = {name: meanings(cls) for name, cls in _sections(config.architecture).items()}
-    fields = [
-        Field("", name, value, defaults.get(name), _OUTSIDE.get(name, ""))
-        for name, value in values.items()
-        if not isinstance(value, dict)
-    ]
-    for section in [*explained, *sorted(values.keys() - explained.keys())]:
-        if isinstance(here := values.get(section), dict):
-            told, usual = explained.get(section, {}), defaults.get(section, {})
-            names = [*(name for name in told if name in here), *sorted(here.keys() - told.keys())]
-            fields += [
-                Field(section, name, here[name], usual.get(name), told.get(name, ""))
-                for name in names
-            ]
+    values = _by_section(config)
+    defaults = _by_section(read_config_file(f"{_BASE}:{config.architecture}"))
+    classes = _classes(config.architecture)
+    meaning = {"": _OUTSIDE} | {section: meanings(cls) for section, cls in classes.items()}
+    fields = []
+    for section in [*meaning, *sorted(values.keys() - meaning.keys())]:
+        here, usual, told = (each.get(section, {}) for each in (values, defaults, meaning))
+        names = [*(name for name in told if name in here), *sorted(here.keys() - told.keys())]
+        fields += [
+            Field(section, name, here[name], usual.get(name), told.get(name, "")) for name in names
+        ]
     return fields
 
 
-def _sections(architecture: str) -> dict[str, type]:
+def _by_section(config: "ml_collections.ConfigDict") -> dict[str, dict[str, Any]]:
+    sections: dict[str, dict[str, Any]] = {"": {}}
+    for name, value in config.to_dict().items():
+        if isinstance(value, dict):
+            sections[name] = value
+        else:
+            sections[""][name] = value
+    return sections
+
+
+def _classes(architecture: str) -> dict[str, type]:
     """The dataclass whose fields a section has."""
     from lvsm_jax.common.config import DataConfig, EvalConfig, RunConfig
     from lvsm_jax.models.architectures import config_class
-    from lvsm_jax.parallel.mesh import MeshConfig
-    from lvsm_jax.parallel.processes import ProcessesConfig
-    from lvsm_jax.training.losses import LossConfig
-    from lvsm_jax.training.optimizer import OptimizerConfig
-    from lvsm_jax.training.repa import RepaConfig
+    from lvsm_jax.parallel import mesh, processes
+    from lvsm_jax.training import losses, optimizer, repa
 
     return {
         "run": RunConfig,
         "data": DataConfig,
         "model": config_class(architecture),
-        "optimizer": OptimizerConfig,
-        "loss": LossConfig,
-        "repa": RepaConfig,
+        "optimizer": optimizer.OptimizerConfig,
+        "loss": losses.LossConfig,
+        "repa": repa.RepaConfig,
         "eval": EvalConfig,
-        "mesh": MeshConfig,
-        "processes": ProcessesConfig,
+        "mesh": mesh.MeshConfig,
+        "processes": processes.ProcessesConfig,
     }
 
 
@@ -143,29 +141,27 @@ def meanings(cls: type) -> dict[str, str]:
 
 def as_text(fields: Sequence[Field], width: int) -> str:
     """For a terminal: a line or more each, in sections."""
-    lines, section = [], None
-    for field in fields:
-        if field.section != section:
-            section = field.section
-            lines += ["", section] if section else []
-        mark = "*" if field.changed else " "
-        default = f" (default: {_shown(field.default)})" if field.changed else ""
-        lines.append(f"{mark} {field.name} = {_shown(field.value)}{default}")
-        lines += textwrap.indent(textwrap.fill(field.meaning, width - 6), " " * 6).splitlines()
+    lines = []
+    for section, group in itertools.groupby(fields, lambda field: field.section):
+        lines += ["", section] if section else []
+        for field in group:
+            mark = "*" if field.changed else " "
+            default = f" (default: {_shown(field.default)})" if field.changed else ""
+            lines.append(f"{mark} {field.name} = {_shown(field.value)}{default}")
+            lines += textwrap.indent(textwrap.fill(field.meaning, width - 6), " " * 6).splitlines()
     return "\n".join(lines)
 
 
 def as_markdown(fields: Sequence[Field]) -> str:
     """A heading and a table for each section."""
-    lines, section = [], None
-    for field in fields:
-        if field.section != section:
-            section = field.section
-            title = f"`{section}`" if section else "Outside of the sections"
-            lines += ["", f"## {title}", "", "| field | value | meaning |", "|---|---|---|"]
-        default = f", default `{_shown(field.default)}`" if field.changed else ""
-        meaning = field.meaning.replace("|", "\\|")
-        lines.append(f"| `{field.name}` | `{_shown(field.value)}`{default} | {meaning} |")
+    lines = []
+    for section, group in itertools.groupby(fields, lambda field: field.section):
+        title = f"`{section}`" if section else "Outside of the sections"
+        lines += ["", f"## {title}", "", "| field | value | meaning |", "|---|---|---|"]
+        for field in group:
+            default = f", default `{_shown(field.default)}`" if field.changed else ""
+            meaning = field.meaning.replace("|", "\\|")
+            lines.append(f"| `{field.name}` | `{_shown(field.value)}`{default} | {meaning} |")
     return "\n".join(lines).strip()
 
 

@@ -25,12 +25,8 @@ _CONFIGS = {
 def main(arguments: list[str]) -> None:
     """Reads the command line, and converts."""
     parser = argument_parser("convert", __doc__)
-    parser.add_argument(
-        "checkpoint", type=path, metavar="CHECKPOINT", help="file of weights, or an export"
-    )
-    parser.add_argument(
-        "output", type=path, metavar="OUT", help="export to make, or .safetensors file"
-    )
+    parser.add_argument("checkpoint", type=path, metavar="CHECKPOINT", help="weights, or an export")
+    parser.add_argument("output", type=path, metavar="OUT", help="export, or .safetensors file")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at OUT")
     given = parser.parse_args(arguments)
 
@@ -46,8 +42,8 @@ def main(arguments: list[str]) -> None:
     model = convert(given.checkpoint, given.output, overwrite=given.overwrite)
     architecture = architecture_of(model.config)
     number = sum(leaf.size for leaf in jax.tree.leaves(model))
-    sizes = {name: value for name, value in model.config.structure.items() if name in SIZES}
-    told = ", ".join(f"{name} {value}" for name, value in sizes.items())
+    structure = model.config.structure.items()
+    told = ", ".join(f"{name} {value}" for name, value in structure if name in SIZES)
     print(f"{architecture}, {number / 1e6:.2f} M parameters: {told}\nwrote {given.output}")
     if not to_torch:
         print(

@@ -20,29 +20,19 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lvsm_jax.common.command_line import (
-    add_config_option,
-    argument_parser,
-    parse_with_config,
-    path,
-    program,
-)
+from lvsm_jax.common import command_line
+from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
-
-if TYPE_CHECKING:
-    from lvsm_jax.models.base import ModelConfig
 
 
 @program
 def main(arguments: list[str]) -> None:
     """Reads the command line, and prints."""
     parser = argument_parser("describe", __doc__)
-    parser.add_argument(
-        "export", type=path, nargs="?", metavar="EXPORT", help="directory of an export"
-    )
-    add_config_option(parser, required=False)
+    parser.add_argument("export", type=path, nargs="?", metavar="EXPORT", help="an export")
+    command_line.add_config_option(parser, required=False)
     parser.add_argument("--views", type=int, help="input views (the config's data.num_inputs)")
     parser.add_argument("--targets", type=int, help="target views (the config's data.num_targets)")
     parser.add_argument("--height", type=int, help="pixels (the config's data.image_height)")
@@ -51,9 +41,9 @@ def main(arguments: list[str]) -> None:
         "--json",
         type=path,
         metavar="FILE",
-        help="also write the numbers to a file; - prints them alone",
+        help="also write the numbers there; - prints them alone",
     )
-    given, config = parse_with_config(parser, arguments)
+    given, config = command_line.parse_with_config(parser, arguments)
     if (config is None) == (given.export is None):
         raise UserError("give either --config=FILE or an EXPORT directory")
 
@@ -61,33 +51,24 @@ def main(arguments: list[str]) -> None:
     from lvsm_jax.common.files import check_parent, write_text
     from lvsm_jax.cost.model_cost import count_costs, text
     from lvsm_jax.training.train_state import TrainingConfig
+    from lvsm_jax.weights import exports
 
-    if given.json not in (None, "-"):
-        check_parent(given.json)
+    file = None if given.json == "-" else given.json
+    if file:
+        check_parent(file)
     if config is None:
-        training, (model, data) = None, _of_export(given.export)
+        training, model = None, exports.model_config(given.export)
+        recorded = exports.describe(given.export).get("config") or {}
+        data = dataclasses.asdict(DataConfig(path="")) | recorded.get("data", {})
     else:
         training = TrainingConfig.of(config)
         model, data = training.model, dataclasses.asdict(section(config, "data", DataConfig))
     description = count_costs(model, training, **_scene(given, data))
     as_json = json.dumps(description, indent=2)
-    if given.json == "-":
-        print(as_json)
-        return
-    print(text(description))
-    if given.json:
-        write_text(given.json, as_json + "\n")
-        print(f"\nwrote {given.json}")
-
-
-def _of_export(path: str) -> "tuple[ModelConfig, dict[str, Any]]":
-    """An export's model, and the data that it was trained on as far as it is recorded."""
-    from lvsm_jax.common.config import DataConfig
-    from lvsm_jax.weights import exports
-
-    recorded = exports.describe(path).get("config") or {}
-    default = dataclasses.asdict(DataConfig(path=""))
-    return exports.model_config(path), default | recorded.get("data", {})
+    print(as_json if given.json == "-" else text(description))
+    if file:
+        write_text(file, as_json + "\n")
+        print(f"\nwrote {file}")
 
 
 def _scene(given: argparse.Namespace, data: Mapping[str, Any]) -> dict[str, int]:

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 
 import lvsm_jax
-from input_pipeline.loading import EvalSet, evaluation_index, open_eval_set
+from input_pipeline.loading import evaluation_index, open_eval_set
 from lvsm_jax.batch import shard_batch
 from lvsm_jax.common.config import DataConfig, EvalConfig, section
 from lvsm_jax.common.files import write_text
@@ -38,13 +38,10 @@ def evaluate_export(
 ) -> dict[str, Any]:
     """Evaluates an export, writes the three files, and returns what summary.json holds.
 
-    All of several processes call it; the main one writes.
-
-    Raises:
-        FileExistsError: an evaluation is in `output` already.
-        FileNotFoundError: no export, dataset or LPIPS weights.
-        UserError: the config, the dataset, its index and the model do not go together, `output`
-            cannot be written, or a render is not finite.
+    All of several processes call it; the main one writes. Raises FileExistsError for an evaluation
+    in `output`; FileNotFoundError for no export, dataset or LPIPS weights; UserError where config,
+    dataset, index and model do not go together, `output` cannot be written, or a render is not
+    finite.
     """
     # All that can be wrong is looked at before anything is computed.
     checkpoint, output = epath.Path(checkpoint), epath.Path(output)
@@ -74,23 +71,32 @@ def evaluate_export(
         fields = exported.options.keys() & {"dtype", "attention", "targets_at_once"}
         options = {field: config.model[field] for field in sorted(fields) if field in config.model}
         model = replicate(mesh, lvsm_jax.load(checkpoint, **options))
-        metrics = dict(METRICS)
-        if weights:
-            metrics["lpips"] = replicate(mesh, load_lpips(weights))
+        lpips = {"lpips": replicate(mesh, load_lpips(weights))} if weights else {}
         put = functools.partial(shard_batch, mesh)
         evaluation = evaluate(
-            model, eval_set, metrics=metrics, put=put, progress=processes.is_main()
+            model, eval_set, metrics=METRICS | lpips, put=put, progress=processes.is_main()
         )
         evaluation.check_finite()
         shown = choose_scenes(evaluation)
-        some = subset(eval_set, [scene for scenes in shown.values() for scene in scenes])
-        pictures = render_scenes(model, some, put=put)
+        some = [scene for scenes in shown.values() for scene in scenes]
+        views = tuple(eval_set.views[i] for i in some)
+        few = dataclasses.replace(eval_set, rows=eval_set.rows[some], views=views)
+        pictures = render_scenes(model, few, put=put)
 
+    dataset = os.fspath(eval_set.config.path)
     summary = {
         **dict.fromkeys(("psnr", "ssim", "lpips")),  # null, unless measured
         **evaluation.summary(),
         "lpips_skipped": None if weights else "eval.lpips is False",
-        **circumstances(settings, eval_set),
+        "num_skipped_null": eval_set.num_skipped_null,
+        "num_missing": eval_set.num_missing,
+        "num_inputs": settings.num_inputs,
+        "camera_normalization": settings.camera_normalization,
+        "crop_share": settings.crop_share,
+        "crop_place": settings.crop_place,
+        "dataset": dataset,
+        "split": settings.split,
+        "index": os.fspath(evaluation_index(settings, dataset)),
         "command": command,
         "config": config.to_dict(),
         "checkpoint": os.fspath(checkpoint),
@@ -102,13 +108,24 @@ def evaluate_export(
         "seconds": round(time.monotonic() - start, 1),
     }
     if processes.is_main():
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "summary.json").unlink(missing_ok=True)
-        write_text(output / "index.html", render_page(evaluation, summary, pictures, shown))
-        write_text(output / "per_image.csv", to_csv(evaluation.rows()))
-        # The last one: where it is, so is the rest.
-        write_text(output / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        page = render_page(evaluation, summary, pictures, shown)
+        _write(output, page, list(evaluation.rows()), summary)
     return summary
+
+
+def _write(
+    output: epath.Path, page: str, rows: list[dict[str, Any]], summary: Mapping[str, Any]
+) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "summary.json").unlink(missing_ok=True)
+    write_text(output / "index.html", page)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(output / "per_image.csv", table.getvalue())
+    # The last one: where it is, so is the rest.
+    write_text(output / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def other_pictures(about: dict[str, Any], data: DataConfig) -> dict[str, Any]:
@@ -116,34 +133,3 @@ def other_pictures(about: dict[str, Any], data: DataConfig) -> dict[str, Any]:
     trained = about.get("config", {}).get("data", {})
     fields = [field for field in ("image_height", "square_crop") if field in trained]
     return {field: trained[field] for field in fields if trained[field] != getattr(data, field)}
-
-
-def circumstances(settings: EvalConfig, eval_set: EvalSet) -> dict[str, Any]:
-    """On what data, and how, the model was evaluated, for summary.json."""
-    dataset = os.fspath(eval_set.config.path)
-    return {
-        "num_skipped_null": eval_set.num_skipped_null,
-        "num_missing": eval_set.num_missing,
-        "num_inputs": settings.num_inputs,
-        "camera_normalization": settings.camera_normalization,
-        "crop_share": settings.crop_share,
-        "crop_place": settings.crop_place,
-        "dataset": dataset,
-        "split": settings.split,
-        "index": os.fspath(evaluation_index(settings, dataset)),
-    }
-
-
-def subset(eval_set: EvalSet, positions: list[int]) -> EvalSet:
-    """Some of the scenes, in batches of the same size."""
-    views = tuple(eval_set.views[i] for i in positions)
-    return dataclasses.replace(eval_set, rows=eval_set.rows[positions], views=views)
-
-
-def to_csv(rows: Iterable[dict[str, Any]]) -> str:
-    """A table with a header line."""
-    rows, text = list(rows), io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

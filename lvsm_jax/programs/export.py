@@ -7,8 +7,8 @@ itself at the end of a run; this is for the steps between. Averaged weights are 
 keeps them.
 """
 
+import contextlib
 import json
-import os
 
 from lvsm_jax.common.command_line import argument_parser, path, program
 
@@ -22,54 +22,35 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--step", type=int, help="checkpoint to take (the newest)")
     parser.add_argument("--overwrite", action="store_true", help="replace an export that is there")
     given = parser.parse_args(arguments)
-    step = export(given.workdir, given.output, step=given.step, overwrite=given.overwrite)
-    print(
-        f"exported step {step} to {given.output}\n"
-        f"What is in it: lvsm describe {given.output}\n"
-        f"Look through it: lvsm view {given.output} SCENE"
-    )
 
-
-def export(
-    workdir: str | os.PathLike,
-    output: str | os.PathLike,
-    *,
-    step: int | None = None,
-    overwrite: bool = False,
-) -> int:
-    """Exports a checkpoint (default: the newest) of a run, and returns its step.
-
-    Raises:
-        FileNotFoundError: no run, or no checkpoint of that step.
-        FileExistsError: something is at `output` already.
-    """
     import jax  # only now, so that --help comes at once
     import ml_collections
+    from etils import epath
 
-    from lvsm_jax.common.files import expand
     from lvsm_jax.parallel.mesh import make_mesh
     from lvsm_jax.training.checkpoints import Checkpoints
     from lvsm_jax.training.train_state import TrainingConfig, abstract_state
     from lvsm_jax.weights.exports import check_free, save
 
-    workdir = expand(workdir)
+    workdir = epath.Path(given.workdir)
     file = workdir / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"{workdir} is no training run: {file} is missing")
-    check_free(output, overwrite)
+    check_free(given.output, given.overwrite)
     config = ml_collections.ConfigDict(json.loads(file.read_text()))
     mesh = make_mesh()
-    checkpoints = Checkpoints(workdir / "checkpoints", keep_last=None)
-    try:
-        step = checkpoints.latest_step if step is None else step
+    with contextlib.closing(Checkpoints(workdir / "checkpoints", keep_last=None)) as checkpoints:
+        step = checkpoints.latest_step if given.step is None else given.step
         if step not in checkpoints.steps:
             raise FileNotFoundError(
                 f"{workdir} has no checkpoint of step {step}, but of {checkpoints.steps}"
             )
         with jax.set_mesh(mesh):
             state = checkpoints.restore(abstract_state(TrainingConfig.of(config), mesh), step)
-    finally:
-        checkpoints.close()
     about = {"step": step, "config": config.to_dict()}
-    save(state.best_weights, output, about=about, overwrite=overwrite)
-    return step
+    save(state.best_weights, given.output, about=about, overwrite=given.overwrite)
+    print(
+        f"exported step {step} to {given.output}\n"
+        f"What is in it: lvsm describe {given.output}\n"
+        f"Look through it: lvsm view {given.output} SCENE"
+    )

@@ -44,10 +44,42 @@ if TYPE_CHECKING:
     from lvsm_jax.scenes.photograph import Photograph, PosedCamera
 
 
+# The options of paths, see `lvsm_jax.scenes.camera_paths`.
+_OPTIONS = {
+    "closed": "interpolate: back to the first input",
+    "degrees": "orbit: how far, positive to the right (360)",
+    "turns": "spiral: number of circles (2)",
+    "radius": "spiral: of the circles (¼ of the inputs' distance from mean)",
+    "distance": "orbit, spiral: from the middle input to what it looks at",
+    "travel": "dolly: how far (twice the inputs' distance from their mean)",
+}
+
+
 @program
 def main(arguments: list[str]) -> None:
     """Reads the command line, and renders."""
-    given = _parser().parse_args(arguments)
+    parser = argument_parser("render", __doc__)
+    parser.add_argument("export", type=path, metavar="EXPORT", help="directory of an export")
+    parser.add_argument("scene", type=path, metavar="SCENE", help="photographs with their cameras")
+    parser.add_argument("out", type=path, metavar="OUT", help="folder to write to")
+    parser.add_argument(
+        "--inputs",
+        metavar="N|NAMES",
+        help=f"so many photographs, evenly spaced ({INPUTS}), or all, or names with commas between",
+    )
+    parser.add_argument("--path", default="interpolate", help="see above (interpolate)")
+    parser.add_argument("--frames", type=int, help="number of frames (120)")
+    parser.add_argument("--fps", type=float, default=30.0, help="frames a second of the video (30)")
+    add_scene_options(parser)
+    of_paths = parser.add_argument_group("options of paths")
+    for name, text in _OPTIONS.items():
+        kind = {"action": "store_true", "default": None} if name == "closed" else {"type": float}
+        of_paths.add_argument(f"--{name}", help=text, **kind)
+    parser.add_argument("--no-video", dest="video", action="store_false", help="write frames alone")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the frames of another command in OUT"
+    )
+    given = parser.parse_args(arguments)
     try:
         render(given)
     except KeyboardInterrupt:
@@ -56,11 +88,7 @@ def main(arguments: list[str]) -> None:
 
 
 def render(given: argparse.Namespace) -> None:
-    """Renders as the command line asks, and says what it wrote.
-
-    Raises:
-        UserError, OSError: what is wrong, before anything is rendered.
-    """
+    """Renders as the command line asks; raises before anything is rendered if it cannot."""
     if not (given.fps > 0 and math.isfinite(given.fps)):
         raise UserError(f"--fps={given.fps}, expected a positive number")
     if given.video and importlib.util.find_spec("imageio_ffmpeg") is None:
@@ -93,14 +121,10 @@ def render(given: argparse.Namespace) -> None:
         f"{len(cameras)} frames of {width}×{height} pixels along {given.path}"
     )
     frames.check_folder(folder, record, given.overwrite)
-    session = Session(
-        exports.load(given.export),
-        image_height=height,
-        image_width=width,
-        max_views=len(inputs),
-        scale=given.scale,
-    )
-    with session:
+    model, most = exports.load(given.export), len(inputs)
+    with Session(
+        model, image_height=height, image_width=width, max_views=most, scale=given.scale
+    ) as session:
         session.add(photographs)
         frames.take_folder(folder, record, given.overwrite)
         write_camera_path(folder / "path.json", cameras)
@@ -150,39 +174,3 @@ def _digest(*parts: "np.ndarray | Any") -> str:
         data = part.tobytes() if hasattr(part, "tobytes") else json.dumps(part).encode()
         result.update(f"{len(data)} ".encode() + data)
     return result.hexdigest()[:16]
-
-
-# The options of paths, see `lvsm_jax.scenes.camera_paths`.
-_OPTIONS = {
-    "closed": "interpolate: back to the first input",
-    "degrees": "orbit: how far, positive to the right (360)",
-    "turns": "spiral: number of circles (2)",
-    "radius": "spiral: of the circles (¼ of the inputs' distance from mean)",
-    "distance": "orbit, spiral: from the middle input to what it looks at",
-    "travel": "dolly: how far (twice the inputs' distance from their mean)",
-}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argument_parser("render", __doc__)
-    parser.add_argument("export", type=path, metavar="EXPORT", help="directory of an export")
-    parser.add_argument("scene", type=path, metavar="SCENE", help="photographs with their cameras")
-    parser.add_argument("out", type=path, metavar="OUT", help="folder to write to")
-    parser.add_argument(
-        "--inputs",
-        metavar="N|NAMES",
-        help=f"so many photographs, evenly spaced ({INPUTS}), or all, or names with commas between",
-    )
-    parser.add_argument("--path", default="interpolate", help="see above (interpolate)")
-    parser.add_argument("--frames", type=int, help="number of frames (120)")
-    parser.add_argument("--fps", type=float, default=30.0, help="frames a second of the video (30)")
-    add_scene_options(parser)
-    of_paths = parser.add_argument_group("options of paths")
-    for name, text in _OPTIONS.items():
-        kind = {"action": "store_true", "default": None} if name == "closed" else {"type": float}
-        of_paths.add_argument(f"--{name}", help=text, **kind)
-    parser.add_argument("--no-video", dest="video", action="store_false", help="write frames alone")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the frames of another command in OUT"
-    )
-    return parser

@@ -14,12 +14,9 @@ INPUTS = 4  # where nobody says how many
 
 
 def add_scene_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what programs that render a scene ask about it alike."""
+    """Adds `--images`, `--size` and `--scale`."""
     parser.add_argument(
-        "--images",
-        type=path,
-        metavar="FOLDER",
-        help="where the images are, if not where the cameras are",
+        "--images", type=path, metavar="FOLDER", help="of the images, if not that of the cameras"
     )
     parser.add_argument(
         "--size",
@@ -36,13 +33,9 @@ def add_scene_options(parser: argparse.ArgumentParser) -> None:
 def choose_inputs(scene: "Scene", wanted: str | None) -> list["ScenePhotograph"]:
     """Photographs of a scene to render from.
 
-    Args:
-        scene: to choose from.
-        wanted: a number of them, evenly spaced in their order from first to last (one: the middle),
-            or `all`, or names with commas between; None: 4, or all where there are fewer.
-
-    Raises:
-        UserError: more than there are, none, or a name that there is not.
+    `wanted` is a number of them, evenly spaced in their order from first to last (one: the middle),
+    or `all`, or names with commas between; None: 4, or all where there are fewer. Raises UserError
+    for more than there are, none, or an unknown name.
     """
     import numpy as np  # only now, so that --help comes at once
 
@@ -65,14 +58,10 @@ def choose_inputs(scene: "Scene", wanted: str | None) -> list["ScenePhotograph"]
 
 
 def picture_size(given: str | None, description: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of inputs and renders.
+    """Height and width of inputs and renders, in pixels.
 
-    Args:
-        given: `--size`, that is `HEIGHT` of a square or `WIDTHxHEIGHT`; by default as in training.
-        description: of the export, see `lvsm_jax.weights.exports.describe`.
-
-    Raises:
-        UserError: a size that is none, or none given where training says none.
+    `given` is `--size`, that is `HEIGHT` of a square or `WIDTHxHEIGHT`; by default as in training,
+    which the export's `description` says. Raises UserError for what is no size, or none to be had.
     """
     if given is None:
         data = (description.get("config") or {}).get("data", {})

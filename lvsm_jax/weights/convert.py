@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,16 +22,15 @@ from lvsm_jax.common.files import atomic_write, check_new_file, expand
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.models.architectures import CONFIGS, abstract_model, architecture_of
 from lvsm_jax.models.base import ViewSynthesisModel, check_options
-from lvsm_jax.weights.exports import check_free, load, save
+from lvsm_jax.weights import exports, torch_names
 from lvsm_jax.weights.state_dict import StateDict, problems, read_checkpoint
-from lvsm_jax.weights.torch_names import (
-    SIZES,
-    Weight,
-    architecture_and_layers,
-    sizes_of,
-    split_name,
-    weights_of,
-)
+from lvsm_jax.weights.torch_names import Weight
+
+# Frozen networks of the losses, which training checkpoints contain beside the model.
+_HELPERS = ("loss_computer.", "repa_encoder.", "repa_projector.")
+
+# Names of files that people would not expect a directory to have.
+_WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
 def from_state_dict(arrays: StateDict, **options: Any) -> ViewSynthesisModel:
@@ -48,60 +48,60 @@ def from_state_dict(arrays: StateDict, **options: Any) -> ViewSynthesisModel:
             mis-shaped, of another type or not finite, all named.
     """
     arrays = _strip(arrays)
-    architecture, num_layers = architecture_and_layers(arrays)
+    architecture, num_layers = torch_names.architecture_and_layers(arrays)
     check_options(CONFIGS[architecture], options)
-    sizes = sizes_of(architecture, {name: array.shape for name, array in arrays.items()})
-    config = CONFIGS[architecture](num_layers=num_layers, **sizes.fields, **options)
-    template = abstract_model(config)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    sizes = torch_names.sizes_of(architecture, shapes)
+    template = abstract_model(
+        CONFIGS[architecture](num_layers=num_layers, **sizes.fields, **options)
+    )
     leaves = named_leaves(template)
-    weights = list(weights_of(architecture, num_layers))
+    weights = torch_names.weights_of(architecture, num_layers)
     expected = {
-        weight.torch_name: _torch_shape(weight, leaves)
-        for weight in weights
-        if not sizes.unknown.fullmatch(weight.torch_name)
+        name: _torch_shape(weight, leaves)
+        for name, weight in weights.items()
+        if not sizes.unknown.fullmatch(name)
     }
-    found = problems(arrays, [weight.torch_name for weight in weights], expected)
-    if found or sizes.complaints:
-        lines = "\n  ".join([*sizes.complaints, *found])
-        raise UserError(f"weights that do not fit {architecture}:\n  {lines}")
+    if found := [*sizes.complaints, *problems(arrays, list(weights), expected)]:
+        raise UserError(f"weights that do not fit {architecture}:\n  " + "\n  ".join(found))
     return from_named(template, _leaves(arrays, weights, leaves))
 
 
 def to_state_dict(model: ViewSynthesisModel) -> dict[str, Shaped[np.ndarray, "..."]]:
     """The model's weights under the published names and in torch's shapes.
 
-    Raises:
-        UserError: a variant of the model that no published program has.
+    Raises UserError for a variant of the model that no published program has.
     """
     config = model.config
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name in config.structure and field.name not in SIZES and value != field.default:
+        is_variant = field.name in config.structure and field.name not in torch_names.SIZES
+        if is_variant and value != field.default:
             raise UserError(
                 f"model.{field.name} is {value!r}: no published program has such a model, only "
                 f"those with {field.default!r}"
             )
     leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(model).items()}
-
-    def array(weight: Weight) -> np.ndarray:
+    arrays = {}
+    weights = torch_names.weights_of(architecture_of(config), config.num_layers)
+    for torch_name, weight in weights.items():
         parts = [leaves[name] for name in weight.names]
         if weight.layer is not None:
             parts = [part[weight.layer] for part in parts]
         if weight.transposed:
             parts = [part.T for part in parts]
-        return np.ascontiguousarray(np.concatenate(parts))
-
-    weights = weights_of(architecture_of(config), config.num_layers)
-    return {weight.torch_name: array(weight) for weight in weights}
+        arrays[torch_name] = np.ascontiguousarray(np.concatenate(parts))
+    return arrays
 
 
 def _strip(arrays: StateDict) -> dict[str, np.ndarray]:
+    """The arrays without helper networks, by names without prefixes."""
     stripped = {}
     for name, array in arrays.items():
-        short, is_helper = split_name(name)
+        short = re.sub(r"^(module\.|_orig_mod\.)+", "", name)
         if short in stripped:
             raise UserError(f"{short} is there twice, with the prefix module. or _orig_mod.")
-        if not is_helper:
+        if not short.startswith(_HELPERS):
             stripped[short] = array
     return stripped
 
@@ -114,13 +114,13 @@ def _torch_shape(weight: Weight, leaves: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _leaves(
-    arrays: Mapping[str, np.ndarray], weights: list[Weight], shapes: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray], weights: Mapping[str, Weight], shapes: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
     """Our arrays, made one by one: no second copy of the model is held beside them."""
     parts = collections.defaultdict(list)
-    for weight in weights:
+    for torch_name, weight in weights.items():
         rows = np.cumsum([shapes[name].shape[-1] for name in weight.names])[:-1]
-        for name, part in zip(weight.names, np.split(arrays[weight.torch_name], rows), strict=True):
+        for name, part in zip(weight.names, np.split(arrays[torch_name], rows), strict=True):
             parts[name].append((weight.layer, part.T if weight.transposed else part))
     leaves = {}
     for name, shape in shapes.items():
@@ -131,21 +131,14 @@ def _leaves(
     return leaves
 
 
-# Names of files that people would not expect a directory to have.
-_WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-
-
 def import_weights(
     checkpoint: epath.PathLike, output: epath.PathLike, *, overwrite: bool = False
 ) -> ViewSynthesisModel:
     """Makes an export of a file of PyTorch weights, and returns the model.
 
-    The export's `config.json` says which file it was, and has the file's counters.
-
-    Raises:
-        FileExistsError: something is at `output` already.
-        OSError: no such file.
-        UserError: see `read_checkpoint` and `from_state_dict`.
+    The export's `config.json` says which file it was, and has the file's counters. Raises
+    FileExistsError where something is at `output` already, else as `read_checkpoint` and
+    `from_state_dict`.
     """
     checkpoint, output = expand(checkpoint), expand(output)
     if output.suffix in _WEIGHT_FILES:
@@ -153,10 +146,10 @@ def import_weights(
             f"{output}: a file of weights becomes an export, a directory; an export becomes a "
             ".safetensors file"
         )
-    check_free(output, overwrite)
+    exports.check_free(output, overwrite)
     model, counters = _read_model(checkpoint)
     about = {"source": {"file": checkpoint.name, "counters": counters}}
-    save(model, output, about=about, overwrite=overwrite)
+    exports.save(model, output, about=about, overwrite=overwrite)
     return model
 
 
@@ -174,17 +167,18 @@ def export_weights(
 ) -> ViewSynthesisModel:
     """Writes the weights of an export as a .safetensors file, and returns the model.
 
-    Raises:
-        FileExistsError: something is at `output` already.
-        FileNotFoundError: no export.
-        UserError: an output of another name, or a model that no published program has.
+    Raises FileExistsError where something is at `output` already; UserError for an output of
+    another name or a model that no published program has; else as `exports.load`.
     """
     output = expand(output)
     if not output.name.endswith(".safetensors"):
         raise UserError(f"{output}: an export becomes a file whose name ends in .safetensors")
     check_new_file(output, overwrite)
-    model = load(export)
-    arrays = to_state_dict(model)
+    model = exports.load(export)
+    try:
+        arrays = to_state_dict(model)
+    except UserError as error:
+        raise UserError(f"{export}: {error}") from error
     metadata = {"format": "pt", "architecture": architecture_of(model.config)}
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(output) as local:

@@ -22,7 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from lvsm_jax import __version__
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import expand
+from lvsm_jax.common.files import already_there, expand
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.models.architectures import abstract_model, architecture_of, config_class
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, check_options
@@ -31,7 +31,7 @@ from lvsm_jax.parallel import processes
 FORMAT = 1  # raise it when older versions could not read what `save` writes
 
 # Fields of config.json by which `load` verifies; exports from before format 1 have none of them.
-_VERIFIED_BY = ("format", "arrays", "files", "checksum")
+_VERIFIED_BY = {"format", "arrays", "files", "checksum"}
 
 
 class DamagedExportError(UserError):
@@ -47,16 +47,9 @@ def save(
 ) -> None:
     """Writes an export that `load` reads; under `path` it is complete or not there at all.
 
-    All of several processes call it.
-
-    Args:
-        model: the weights.
-        path: directory to make.
-        about: what else `config.json` should say, such as the training step; JSON values.
-        overwrite: replace an export that is there.
-
-    Raises:
-        FileExistsError: something is there already, or something that is no export.
+    All of several processes call it. `about` is what else `config.json` should say, such as the
+    training step, as JSON values. Raises FileExistsError where something is already, or with
+    `overwrite` something that is no export.
     """
     path, main = absolute(path), processes.is_main()
     # Ends in no name that a reader would take for an export, should the process die here.
@@ -100,21 +93,15 @@ def fingerprint(array: Shaped[np.ndarray, "..."]) -> str:
     return f"{array.dtype}[{shape}] {zlib.crc32(data):08x}"
 
 
-_LARGE_FILE = 2**20  # bytes
-
-
 def _fingerprint_file(file: epath.Path) -> str:
-    """Size and CRC; of large files the size alone.
+    """Size and CRC; of large files, which hold arrays that have their own CRCs, the size alone.
 
-    Large ones hold arrays, which have their own CRCs. Small ones say where these are: of damage
-    there Orbax would print tracebacks.
+    Small ones say where these are: of damage there Orbax would print tracebacks.
     """
     if not file.exists():
         return "missing"
     size = file.stat().length
-    if size > _LARGE_FILE:
-        return f"{size} bytes"
-    return f"{size} bytes {zlib.crc32(file.read_bytes()):08x}"
+    return f"{size} bytes" + (f" {zlib.crc32(file.read_bytes()):08x}" if size <= 2**20 else "")
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
@@ -131,32 +118,27 @@ def _checksum(description: Mapping[str, Any]) -> str:
 def check_free(path: epath.PathLike, overwrite: bool) -> None:
     """Raises FileExistsError unless `save` may make an export at `path`."""
     path = epath.Path(path)
-    if not path.exists():
-        return
-    if not overwrite:
-        raise FileExistsError(
-            f"{path} exists; choose another path, or ask to overwrite it (--overwrite)"
-        )
-    if not path.is_dir() or {part.name for part in path.iterdir()} != {"config.json", "weights"}:
+    if path.exists() and not overwrite:
+        raise already_there(path)
+    parts = {part.name for part in path.iterdir()} if path.is_dir() else set()
+    if path.exists() and parts != {"config.json", "weights"}:
         raise FileExistsError(f"{path} exists and is no export: it is not overwritten")
 
 
 def _replace(path: epath.Path, temporary: epath.Path) -> None:
-    if not path.exists():
-        temporary.rename(path)
-        return
     old = temporary.with_suffix(".old")  # there is a moment without an export, but no loss
-    path.rename(old)
+    if path.exists():
+        path.rename(old)
     temporary.rename(path)
-    old.rmtree()
+    if old.exists():
+        old.rmtree()
 
 
 def describe(path: epath.PathLike, *, verify: bool = True) -> dict[str, Any]:
     """The `config.json` of an export.
 
-    Raises:
-        FileNotFoundError: no export there.
-        UserError: a `config.json` of something else, of a later format, or damaged.
+    Raises FileNotFoundError for no export; UserError for a `config.json` of something else, of a
+    later format, or damaged.
     """
     path = expand(path)
     for part in ("config.json", "weights"):
@@ -176,7 +158,9 @@ def describe(path: epath.PathLike, *, verify: bool = True) -> dict[str, Any]:
             f"{path} is an export of format {found}, written by version "
             f"{description.get('version')}; version {__version__} reads format {FORMAT}"
         )
-    if verify and not _is_intact(description):
+    verified_by = _VERIFIED_BY & description.keys()
+    intact = verified_by == _VERIFIED_BY and description["checksum"] == _checksum(description)
+    if verify and verified_by and not intact:
         raise DamagedExportError(
             f"{file} is not what was saved: damaged, or changed by hand; lvsm_jax.load(..., "
             "verify=False) loads it nonetheless"
@@ -187,10 +171,8 @@ def describe(path: epath.PathLike, *, verify: bool = True) -> dict[str, Any]:
 def model_config(path: epath.PathLike, *, verify: bool = True, **options: Any) -> ModelConfig:
     """The configuration of an export's model, with other options of how to compute.
 
-    Raises:
-        FileNotFoundError: no export there.
-        UserError: an architecture or a field that this version does not know, or an option that
-            the weights depend on.
+    Raises as `describe`, and UserError for an architecture or a field that this version does not
+    know, or an option that the weights depend on.
     """
     description = describe(path, verify=verify)
     try:
@@ -214,8 +196,8 @@ def load(path: epath.PathLike, *, verify: bool = True, **options: Any) -> ViewSy
 
     Raises:
         FileNotFoundError: no export there.
-        UserError: an architecture or format that this version does not know, weights that do not
-            fit, or damage; names the export and the array.
+        UserError: an unknown architecture or format, weights that do not fit, or damage; names the
+            export and the array.
     """
     path = absolute(path)
     description = describe(path, verify=verify)
@@ -261,13 +243,6 @@ def _read_export(path: epath.Path, abstract: Mapping[str, Any]) -> dict[str, Any
     return leaves
 
 
-def _is_intact(description: Mapping[str, Any]) -> bool:
-    there = [name in description for name in _VERIFIED_BY]
-    if not any(there):
-        return True  # from before format 1
-    return all(there) and description["checksum"] == _checksum(description)
-
-
 def _check_same(
     path: epath.Path, part: str, found: Mapping[str, str], expected: Mapping[str, str]
 ) -> None:
@@ -298,10 +273,7 @@ def read_arrays(path: epath.Path, abstract: Mapping[str, Any]) -> dict[str, Any]
 
 @jax.jit
 def checksums(leaves: Mapping[str, Array]) -> UInt32[Array, " n"]:
-    """The sum of each array's bits, in the order of names.
-
-    Whole numbers add up to the same in any order, so it is the same on any mesh.
-    """
+    """The sum of each array's bits, in the order of names: whole numbers, the same on any mesh."""
 
     def of_one(leaf: Array) -> Array:
         bits = leaf.dtype.itemsize * 8

@@ -20,23 +20,16 @@ _DTYPES = [np.dtype(dtype) for dtype in (np.float32, np.float16, ml_dtypes.bfloa
 
 
 class Checkpoint(NamedTuple):
-    """What a file of PyTorch weights holds.
+    """What a file of PyTorch weights holds."""
 
-    Attributes:
-        arrays: the state dict; views of the file, which take no memory until they are used.
-        counters: whole numbers that stand beside it, such as the training step.
-    """
-
-    arrays: dict[str, np.ndarray]
-    counters: dict[str, int]
+    arrays: dict[str, np.ndarray]  # views of the file, which take no memory until they are used
+    counters: dict[str, int]  # whole numbers that stand beside them, such as the training step
 
 
 def read_checkpoint(path: epath.PathLike) -> Checkpoint:
     """Reads a state dict from a file of `torch.save` or safetensors, recognised by their content.
 
-    Raises:
-        OSError: no such file.
-        UserError: another kind of file, a damaged one, or one without a state dict.
+    Raises OSError for no such file; UserError for another kind, a damaged one, or no state dict.
     """
     path = expand(path)
     with path.open("rb") as file:
@@ -51,24 +44,21 @@ def read_checkpoint(path: epath.PathLike) -> Checkpoint:
 def _from_torch(path: epath.PathLike, content: Any) -> Checkpoint:
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path} holds a {type(content).__name__}, expected a dict of weights")
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), dict):
-            weights = content[key]
-            break
-    else:
-        if not all(isinstance(value, np.ndarray) for value in content.values()):
-            raise UserError(
-                f"{path} has no weights under 'model' or 'state_dict', but the keys "
-                f"{sorted(map(str, content))[:10]}"
-            )
-        key, weights = "the file", content
+    key = next((k for k in ("model", "state_dict") if isinstance(content.get(k), dict)), None)
+    if key is None and not all(isinstance(value, np.ndarray) for value in content.values()):
+        raise UserError(
+            f"{path} has no weights under 'model' or 'state_dict', but the keys "
+            f"{sorted(map(str, content))[:10]}"
+        )
+    weights = content[key] if key else content
     others = [
         f"{name!r} ({type(value).__name__})"
         for name, value in weights.items()
         if not (isinstance(name, str) and isinstance(value, np.ndarray))
     ]
     if others or not weights:
-        raise UserError(f"{path}: {key} is no state dict, it holds {others[:5] or 'nothing'}")
+        held = others[:5] or "nothing"
+        raise UserError(f"{path}: {key or 'the file'} is no state dict, it holds {held}")
     counters = {str(name): value for name, value in content.items() if type(value) is int}
     return Checkpoint(weights, counters)
 
@@ -104,20 +94,18 @@ def _read_safetensors(path: epath.PathLike) -> dict[str, np.ndarray]:
 def problems(
     arrays: Mapping[str, np.ndarray], names: list[str], expected: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """What is wrong with a state dict, a line each.
+    """What is wrong with a state dict that must have all these names, a line each.
 
-    Args:
-        arrays: the state dict.
-        names: of all weights that it must have.
-        expected: shapes by name; weights without one may have any.
+    `expected` are the shapes; weights without one may have any.
     """
-    there = [name for name in names if name in arrays]
     known = set(names)
     found = [
         f"missing {name} {expected.get(name, '')}".rstrip() for name in names if name not in arrays
     ]
     found += [f"surplus {name} {a.shape}" for name, a in arrays.items() if name not in known]
-    for name in there:
+    for name in names:
+        if name not in arrays:
+            continue
         array, shape = arrays[name], expected.get(name, arrays[name].shape)
         if array.shape != shape:
             found.append(f"{name} has shape {array.shape}, expected {shape}")

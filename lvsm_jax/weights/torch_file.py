@@ -78,7 +78,7 @@ class _Dtype(NamedTuple):
 
 
 class _StorageType(NamedTuple):
-    dtype: np.dtype | None
+    dtype: np.dtype | None  # None: untyped
 
 
 class _Rebuild(NamedTuple):
@@ -94,22 +94,17 @@ class _Rebuild(NamedTuple):
         if self.name == "_rebuild_parameter":
             return args[0]
         storage, offset, shape, strides, _grad, _hooks, *rest = args
-        if self.name == "_rebuild_tensor_v3":
-            dtype, *rest = rest
-            dtype = dtype.dtype
-        else:
-            dtype = storage.dtype
+        typed, *rest = rest if self.name == "_rebuild_tensor_v3" else (storage, *rest)
         if any(rest):
             raise pickle.UnpicklingError(f"a tensor with metadata {rest[0]} (a lazy view)")
-        return _Tensor(storage, dtype, offset, shape, strides)
+        return _Tensor(storage, typed.dtype, offset, shape, strides)
 
 
+_REBUILDS = ("_rebuild_parameter", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
 _GLOBALS = {
     ("collections", "OrderedDict"): _Rebuild("OrderedDict"),
     ("torch", "Size"): _Rebuild("Size"),
-    ("torch._utils", "_rebuild_parameter"): _Rebuild("_rebuild_parameter"),
-    ("torch._utils", "_rebuild_tensor_v2"): _Rebuild("_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_tensor_v3"): _Rebuild("_rebuild_tensor_v3"),
+    **{("torch._utils", name): _Rebuild(name) for name in _REBUILDS},
     ("torch.storage", "UntypedStorage"): _StorageType(None),
     **{("torch", name): _StorageType(_DTYPES[dtype]) for name, dtype in _STORAGES.items()},
     **{("torch", name): _Dtype(dtype) for name, dtype in _DTYPES.items()},
@@ -142,17 +137,12 @@ def load(path: epath.PathLike, *, verify: bool = False) -> Any:
     the file and what is wrong with it.
     """
     path = expand(path)
-    with _open(path) as file:
+    remote = "://" in os.fspath(path)
+    with io.BytesIO(path.read_bytes()) if remote else open(path, "rb") as file:
         try:
             return _load(file, verify)
         except Exception as error:  # damaged bytes may fail anywhere; callers see one kind
             raise TorchFileError(f"{path}: {error or type(error).__name__}") from error
-
-
-def _open(path: epath.Path) -> BinaryIO:
-    if "://" in os.fspath(path):
-        return io.BytesIO(path.read_bytes())
-    return open(path, "rb")
 
 
 def _load(file: BinaryIO, verify: bool) -> Any:
@@ -172,7 +162,11 @@ def _load(file: BinaryIO, verify: bool) -> Any:
             if order != b"little":
                 raise TorchFileError(f"byte order {order!r}: only little-endian files are read")
         structure = _unpickle(archive.read(pickles[0]))
-        return _Resolver(archive, _content(file), folder).value(structure)
+        if isinstance(file, io.BytesIO):
+            content = file.getbuffer().toreadonly()
+        else:
+            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return _Resolver(archive, content, folder).value(structure)
 
 
 def _unpickle(data: bytes) -> Any:
@@ -182,12 +176,6 @@ def _unpickle(data: bytes) -> Any:
         if opcode.name.endswith("PUT") and int(argument) > position:
             raise pickle.UnpicklingError(f"memo index {argument} at byte {position}")
     return _Unpickler(io.BytesIO(data)).load()
-
-
-def _content(file: BinaryIO) -> memoryview:
-    if isinstance(file, io.BytesIO):
-        return file.getbuffer().toreadonly()
-    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 class _Resolver:
@@ -225,27 +213,22 @@ class _Resolver:
             raise TorchFileError(f"tensor with offset {offset}, shape {shape}, strides {strides}")
         itemsize = dtype.itemsize
         count = storage.size if storage.dtype else storage.size // itemsize
-        last = offset + sum(
-            (size - 1) * stride for size, stride in zip(shape, strides, strict=True)
-        )
-        if 0 not in shape and last >= count:
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+        if last >= count:
             raise TorchFileError(
                 f"tensor of shape {shape}, strides {strides} and offset {offset} in a storage of"
                 f" {count} elements"
             )
-        if 0 in shape:
-            return np.empty(shape, dtype)
-        content = self._storage(storage.key, count * itemsize)
-        steps = [stride * itemsize for stride in strides]
-        return np.ndarray(shape, dtype, content, offset * itemsize, steps)
-
-    def _storage(self, key: str, num_bytes: int) -> memoryview:
+        key = storage.key
         if key not in self._storages:
             self._storages[key] = self._read(self._archive.getinfo(f"{self._folder}data/{key}"))
-        storage = self._storages[key]
-        if len(storage) < num_bytes:
-            raise TorchFileError(f"storage {key} has {len(storage)} bytes of {num_bytes}")
-        return storage
+        content = self._storages[key]
+        if len(content) < count * itemsize:
+            raise TorchFileError(f"storage {key} has {len(content)} bytes of {count * itemsize}")
+        steps = [stride * itemsize for stride in strides]
+        return np.ndarray(shape, dtype, content, offset * itemsize, steps)
 
     def _read(self, entry: zipfile.ZipInfo) -> memoryview:
         if entry.compress_type != zipfile.ZIP_STORED:

@@ -1,34 +1,133 @@
 """Names of weights in the published PyTorch programs, by architecture.
 
 A weight of a torch `Linear` is `[out, in]`; ours is `[in, out]`, with the layers stacked first.
-Names are those of `state_dict` in the published checkpoints.
+Names are those of `state_dict` in the published checkpoints. In the tables each stands beside our
+arrays, as `lvsm_jax.common.tree.named_leaves` calls them.
 """
 
 import collections
-import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from lvsm_jax.common.errors import UserError
 
 Shape = tuple[int, ...]
 
-# Frozen networks of the losses, which training checkpoints contain beside the model.
-HELPERS = ("loss_computer", "repa_encoder", "repa_projector")
-
-# Fields of a configuration that are inferred from weights; the others are variants of a model.
-SIZES = ("num_layers", "width", "head_dim", "patch_size", "mlp_ratio", "num_latents")
-
-# Prefixes of the layers of each architecture, by which it is recognised and its depth counted.
-_STREAMS: dict[str, tuple[str, ...]] = {
-    "EfficientLVSM": ("input_self_attn_blocks", "self_cross_blocks"),
-    "LVSMDecoderOnly": ("transformer_blocks",),
-    "LVSMEncoderDecoder": ("transformer_encoder", "transformer_decoder"),
+# Weights outside of the layers.
+_LVSM = {
+    "image_tokenizer.1.weight": "input_tokenizer.kernel",
+    "image_token_decoder.0.weight": "head_norm.scale",
+    "target_pose_tokenizer.1.weight": "target_tokenizer.kernel",
+    "image_token_decoder.1.weight": "head.kernel",
+}
+_LATENTS = "n_light_field_latent"
+_SINGLE = {
+    "EfficientLVSM": {
+        "rgbp_tokenizer.1.weight": "input_tokenizer.kernel",
+        "target_pose_tokenizer.1.weight": "target_tokenizer.kernel",
+        "image_token_decoder.1.weight": "head.kernel",
+    },
+    "LVSMDecoderOnly": {**_LVSM, "transformer_input_layernorm.weight": "norm.scale"},
+    "LVSMEncoderDecoder": {
+        **_LVSM,
+        _LATENTS: "latents",
+        "transformer_input_layernorm_decoder.weight": "decoder_norm.scale",
+    },
 }
 
-# Tokenizers and head: the dimension that is channels · patch².
+# Weights of a layer; of two arrays of ours the rows stand one after the other there.
+_ENCODER_LAYER = {
+    "attn.to_qkv.weight": "self_attention.to_q.kernel self_attention.to_kv.kernel",
+    "attn.fc.weight": "self_attention.out.kernel",
+    "attn.q_norm.weight": "self_attention.q_norm.scale",
+    "attn.k_norm.weight": "self_attention.k_norm.scale",
+    "mlp.mlp.0.weight": "mlp.up.kernel",
+    "mlp.mlp.2.weight": "mlp.down.kernel",
+}
+_LVSM_LAYER = {"norm1.weight": "norm1.scale", "norm2.weight": "norm2.scale", **_ENCODER_LAYER}
+_DECODER_LAYER = {
+    "self_attn.to_qkv.weight": "self_attention.to_q.kernel self_attention.to_kv.kernel",
+    "self_attn.fc.weight": "self_attention.out.kernel",
+    "self_attn.q_norm.weight": "self_attention.q_norm.scale",
+    "self_attn.k_norm.weight": "self_attention.k_norm.scale",
+    "cross_attn.to_q.weight": "cross_attention.to_q.kernel",
+    "cross_attn.to_kv.weight": "cross_attention.to_kv.kernel",
+    "cross_attn.fc.weight": "cross_attention.out.kernel",
+    "cross_attn.q_norm.weight": "cross_attention.q_norm.scale",
+    "cross_attn.k_norm.weight": "cross_attention.k_norm.scale",
+    "mlp.mlp.0.weight": "mlp.up.kernel",
+    "mlp.mlp.2.weight": "mlp.down.kernel",
+}
+
+# Stacks of layers, by which an architecture is recognised and its depth counted: the prefixes
+# there and here, and the table of a layer.
+_STACKS = {
+    "EfficientLVSM": (
+        ("input_self_attn_blocks", "encoder", _ENCODER_LAYER),
+        ("self_cross_blocks", "decoder", _DECODER_LAYER),
+    ),
+    "LVSMDecoderOnly": (("transformer_blocks", "transformer", _LVSM_LAYER),),
+    "LVSMEncoderDecoder": (
+        ("transformer_encoder", "encoder", _LVSM_LAYER),
+        ("transformer_decoder", "decoder", _LVSM_LAYER),
+    ),
+}
+
+
+class Weight(NamedTuple):
+    """A torch weight: some of our arrays, concatenated along its rows."""
+
+    names: list[str]  # of our arrays
+    layer: int | None = None  # of those stacked in our arrays; None where nothing is stacked
+    transposed: bool = True  # whether a matrix is `[out, in]` there and `[in, out]` here
+
+
+def weights_of(architecture: str, num_layers: int) -> dict[str, Weight]:
+    """All weights of a published architecture, by their names in a state dict."""
+    weights = {
+        name: Weight([ours], transposed=name != _LATENTS)
+        for name, ours in _SINGLE[architecture].items()
+    }
+    for there, here, table in _STACKS[architecture]:
+        for layer in range(num_layers):
+            stack, index = here, layer
+            if table is _LVSM_LAYER:  # the last one stands by itself in ours
+                is_last = layer == num_layers - 1
+                stack, index = (f"{here}.last", None) if is_last else (f"{here}.blocks", layer)
+            for name, ours in table.items():
+                arrays = [f"{stack}.{array}" for array in ours.split()]
+                weights[f"{there}.{layer}.{name}"] = Weight(arrays, index)
+    return weights
+
+
+def architecture_and_layers(names: Iterable[str]) -> tuple[str, int]:
+    """The architecture that has such names, and its `num_layers`: of its deeper stack.
+
+    Raises UserError for no known architecture, or a number of layers that cannot be.
+    """
+    names = list(names)
+    layers: dict[str, set[int]] = collections.defaultdict(set)
+    for name in names:
+        if match := re.match(r"(\w+)\.([0-9]{1,6})\.", name):
+            layers[match[1]].add(int(match[2]))
+    prefixes = {name: [stack[0] for stack in stacks] for name, stacks in _STACKS.items()}
+    votes = {name: sum(len(layers[prefix]) for prefix in prefixes[name]) for name in prefixes}
+    architecture = max(votes, key=votes.__getitem__)
+    if not votes[architecture]:
+        known = [f"{prefix}.0.*" for some in prefixes.values() for prefix in some]
+        raise UserError(
+            f"weights of no architecture known here, which have {', '.join(known)}; "
+            f"these start with {sorted(names)[:5]}"
+        )
+    depth = 1 + max(max(layers[prefix], default=-1) for prefix in prefixes[architecture])
+    if depth > len(names):  # a number gone wrong, not a model that lacks thousands of layers
+        raise UserError(f"{architecture} of {depth} layers with {len(names)} weights")
+    return architecture, depth
+
+
+# Tokenizers and head: the dimension that is channels · patch², and the channels.
 _PATCHES = {
     "rgbp_tokenizer.1.weight": (1, 9),
     "image_tokenizer.1.weight": (1, 9),
@@ -37,191 +136,76 @@ _PATCHES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """A torch weight: some of our arrays, concatenated along its rows.
+class _Rule(NamedTuple):
+    """How a size is inferred: by a vote of the weights whose names match."""
 
-    Attributes:
-        torch_name: its name in a state dict.
-        names: our arrays, as `lvsm_jax.common.tree.named_leaves` calls them.
-        layer: which of the layers stacked in those arrays; None where nothing is stacked.
-        transposed: whether a matrix is `[out, in]` there and `[in, out]` here.
-    """
-
-    torch_name: str
-    names: tuple[str, ...]
-    layer: int | None = None
-    transposed: bool = True
+    names: str
+    dimensions: int
+    size: Callable[[str, Shape, int], int | float]  # of name, shape and width; it should be whole
+    expected: str
 
 
-def split_name(name: str) -> tuple[str, bool]:
-    """A weight's name without `module.` and `_orig_mod.`; and whether it is a helper network's."""
-    name = re.sub(r"^(module\.|_orig_mod\.)+", "", name)
-    return name, name.startswith(tuple(f"{helper}." for helper in HELPERS))
+def _rows(name: str, shape: Shape, width: int) -> int:
+    return shape[0]
 
 
-def architecture_and_layers(names: Iterable[str]) -> tuple[str, int]:
-    """The architecture that has such names, and its `num_layers`: of its deeper stream.
+def _divisor(name: str, shape: Shape, width: int) -> int:
+    return shape[0] if shape[0] and width % shape[0] == 0 else 0
 
-    Raises:
-        ValueError: no architecture that is known, or a number of layers that cannot be.
-    """
-    names = list(names)
-    layers: dict[str, set[int]] = collections.defaultdict(set)
-    for name in names:
-        if match := re.match(r"(\w+)\.([0-9]{1,6})\.", name):
-            layers[match[1]].add(int(match[2]))
-    votes = {
-        architecture: sum(len(layers[stream]) for stream in streams)
-        for architecture, streams in _STREAMS.items()
-    }
-    architecture = max(votes, key=votes.__getitem__)
-    if not votes[architecture]:
-        known = [f"{stream}.0.*" for streams in _STREAMS.values() for stream in streams]
-        raise UserError(
-            f"weights of no architecture known here, which have {', '.join(known)}; "
-            f"these start with {sorted(names)[:5]}"
-        )
-    depth = 1 + max(max(layers[stream], default=-1) for stream in _STREAMS[architecture])
-    if depth > len(names):  # a number gone wrong, not a model that lacks thousands of layers
-        raise UserError(f"{architecture} of {depth} layers with {len(names)} weights")
-    return architecture, depth
+
+def _patch_size(name: str, shape: Shape, width: int) -> float:
+    axis, channels = _PATCHES[name]
+    return math.sqrt(shape[axis] / channels)
+
+
+def _ratio(name: str, shape: Shape, width: int) -> float:
+    return shape[0 if name.endswith("0.weight") else 1] / width
+
+
+# Fields of a configuration that are inferred from weights, beside `num_layers`.
+_RULES = {
+    "width": _Rule(r".*(_tokenizer\.1|\.fc)\.weight", 2, _rows, "[width, ...]"),
+    "head_dim": _Rule(r".*\.[qk]_norm\.weight", 1, _divisor, "[head_dim], which divides the width"),
+    "patch_size": _Rule(
+        "|".join(map(re.escape, _PATCHES)),
+        2,
+        _patch_size,
+        "9·p² columns (colours and rays), 6·p² columns (rays) or 3·p² rows (head), of a whole p",
+    ),
+    "mlp_ratio": _Rule(r".*\.mlp\.[02]\.weight", 2, _ratio, "a multiple of the width"),
+    "num_latents": _Rule(_LATENTS, 2, _rows, "[num_latents, width]"),
+}
+
+SIZES = ("num_layers", *_RULES)  # the other fields are variants of a model
 
 
 class Sizes(NamedTuple):
-    """Sizes inferred from weights.
+    """Sizes inferred from weights."""
 
-    Attributes:
-        fields: of a configuration, without `num_layers`; unknown sizes have a placeholder.
-        complaints: why a size is unknown, naming weights.
-        unknown: matches the names of weights whose shapes depend on unknown sizes.
-    """
-
-    fields: dict[str, int]
-    complaints: list[str]
-    unknown: re.Pattern[str]
-
-
-# The weights from which each size is inferred, and the shapes that they should have.
-_INFERRED_FROM = {
-    "width": (r".*(_tokenizer\.1|\.fc)\.weight", "expected [width, ...]"),
-    "head_dim": (r".*\.[qk]_norm\.weight", "expected [head_dim], which divides the width"),
-    "patch_size": (
-        "|".join(map(re.escape, _PATCHES)),
-        "expected, of a whole patch size p, 9·p² columns (colours and rays), 6·p² columns (rays), "
-        "3·p² rows (head)",
-    ),
-    "mlp_ratio": (r".*\.mlp\.[02]\.weight", "expected a multiple of the width"),
-    "num_latents": ("n_light_field_latent", "expected [num_latents, width]"),
-}
+    fields: dict[str, int]  # of a configuration, without `num_layers`; unknown sizes are 1
+    complaints: list[str]  # why a size is unknown, naming weights
+    unknown: re.Pattern[str]  # matches names of weights whose shapes depend on unknown sizes
 
 
 def sizes_of(architecture: str, shapes: Mapping[str, Shape]) -> Sizes:
     """Sizes of an architecture, each by a majority vote of its weights."""
+    fields: dict[str, int] = {}
     complaints, unknown = [], []
-
-    def vote(field: str, size: Callable[[str, Shape], int], otherwise: int) -> int:
-        names, expected = _INFERRED_FROM[field]
-        there = {name: shape for name, shape in shapes.items() if re.fullmatch(names, name)}
-        votes = [size(name, shape) for name, shape in there.items()]
-        counts = collections.Counter(vote for vote in votes if vote >= 1)
-        if counts:
-            return counts.most_common(1)[0][0]
-        found = ", ".join(f"{name} {shape}" for name, shape in list(there.items())[:4])
-        complaints.append(f"no {field} fits {found or names + ' (missing)'}: {expected}")
-        unknown.append(names)
-        return otherwise
-
-    def first(dimensions: int) -> Callable[[str, Shape], int]:
-        return lambda _, shape: shape[0] if len(shape) == dimensions else 0
-
-    def divisor(_: str, shape: Shape) -> int:
-        return shape[0] if len(shape) == 1 and shape[0] and width % shape[0] == 0 else 0
-
-    def patch(name: str, shape: Shape) -> int:
-        axis, channels = _PATCHES[name]
-        return _whole_root(shape[axis] / channels) if len(shape) == 2 else 0
-
-    def ratio(name: str, shape: Shape) -> int:
-        axis = 0 if name.endswith("0.weight") else 1
-        return _whole(shape[axis] / width) if len(shape) == 2 else 0
-
-    width = vote("width", first(2), 1)
-    if unknown:  # every shape depends on it
-        unknown.append(".*")
-    fields = {
-        "width": width,
-        "head_dim": vote("head_dim", divisor, width),
-        "patch_size": vote("patch_size", patch, 1),
-        "mlp_ratio": vote("mlp_ratio", ratio, 1),
-    }
-    if architecture == "LVSMEncoderDecoder":
-        fields["num_latents"] = vote("num_latents", first(2), 1)
+    for field, rule in _RULES.items():
+        if field == "num_latents" and architecture != "LVSMEncoderDecoder":
+            continue
+        there = {name: shape for name, shape in shapes.items() if re.fullmatch(rule.names, name)}
+        sizes = [
+            rule.size(name, shape, fields.get("width", 1))
+            for name, shape in there.items()
+            if len(shape) == rule.dimensions
+        ]
+        votes = collections.Counter(int(size) for size in sizes if size >= 1 and size % 1 == 0)
+        fields[field] = votes.most_common(1)[0][0] if votes else 1
+        if not votes:
+            found = ", ".join(f"{name} {shape}" for name, shape in list(there.items())[:4])
+            found = found or f"{rule.names} (missing)"
+            complaints.append(f"no {field} fits {found}: expected {rule.expected}")
+            # Every shape depends on the width.
+            unknown.append(".*" if field == "width" else rule.names)
     return Sizes(fields, complaints, re.compile("|".join(unknown) or r"(?!)"))
-
-
-def weights_of(architecture: str, num_layers: int) -> Iterator[Weight]:
-    """All weights of a published architecture."""
-    if architecture == "EfficientLVSM":
-        yield Weight("rgbp_tokenizer.1.weight", ("input_tokenizer.kernel",))
-    else:
-        yield Weight("image_tokenizer.1.weight", ("input_tokenizer.kernel",))
-        yield Weight("image_token_decoder.0.weight", ("head_norm.scale",))
-    yield Weight("target_pose_tokenizer.1.weight", ("target_tokenizer.kernel",))
-    yield Weight("image_token_decoder.1.weight", ("head.kernel",))
-    if architecture == "EfficientLVSM":
-        for layer in range(num_layers):
-            yield from _block(f"input_self_attn_blocks.{layer}", "encoder", layer, norms=False)
-            yield from _decoder_block(f"self_cross_blocks.{layer}", "decoder", layer)
-    elif architecture == "LVSMDecoderOnly":
-        yield Weight("transformer_input_layernorm.weight", ("norm.scale",))
-        yield from _transformer("transformer_blocks", "transformer", num_layers)
-    else:
-        yield Weight("n_light_field_latent", ("latents",), transposed=False)
-        yield Weight("transformer_input_layernorm_decoder.weight", ("decoder_norm.scale",))
-        yield from _transformer("transformer_encoder", "encoder", num_layers)
-        yield from _transformer("transformer_decoder", "decoder", num_layers)
-
-
-def _transformer(torch: str, ours: str, num_layers: int) -> Iterator[Weight]:
-    for layer in range(num_layers - 1):
-        yield from _block(f"{torch}.{layer}", f"{ours}.blocks", layer, norms=True)
-    yield from _block(f"{torch}.{num_layers - 1}", f"{ours}.last", None, norms=True)
-
-
-def _block(torch: str, ours: str, layer: int | None, *, norms: bool) -> Iterator[Weight]:
-    if norms:
-        yield Weight(f"{torch}.norm1.weight", (f"{ours}.norm1.scale",), layer)
-        yield Weight(f"{torch}.norm2.weight", (f"{ours}.norm2.scale",), layer)
-    yield from _attention(f"{torch}.attn", f"{ours}.self_attention", layer, "to_qkv")
-    yield from _mlp(torch, ours, layer)
-
-
-def _decoder_block(torch: str, ours: str, layer: int) -> Iterator[Weight]:
-    yield from _attention(f"{torch}.self_attn", f"{ours}.self_attention", layer, "to_qkv")
-    yield from _attention(f"{torch}.cross_attn", f"{ours}.cross_attention", layer, "to_q", "to_kv")
-    yield from _mlp(torch, ours, layer)
-
-
-def _attention(torch: str, ours: str, layer: int | None, *projections: str) -> Iterator[Weight]:
-    for projection in projections:
-        names = ("to_q", "to_kv") if projection == "to_qkv" else (projection,)
-        kernels = tuple(f"{ours}.{name}.kernel" for name in names)
-        yield Weight(f"{torch}.{projection}.weight", kernels, layer)
-    yield Weight(f"{torch}.fc.weight", (f"{ours}.out.kernel",), layer)
-    yield Weight(f"{torch}.q_norm.weight", (f"{ours}.q_norm.scale",), layer)
-    yield Weight(f"{torch}.k_norm.weight", (f"{ours}.k_norm.scale",), layer)
-
-
-def _mlp(torch: str, ours: str, layer: int | None) -> Iterator[Weight]:
-    yield Weight(f"{torch}.mlp.mlp.0.weight", (f"{ours}.mlp.up.kernel",), layer)
-    yield Weight(f"{torch}.mlp.mlp.2.weight", (f"{ours}.mlp.down.kernel",), layer)
-
-
-def _whole(value: float) -> int:
-    return int(value) if value == int(value) else 0
-
-
-def _whole_root(value: float) -> int:
-    root = math.isqrt(int(value))
-    return root if root**2 == value else 0

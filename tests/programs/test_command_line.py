@@ -133,11 +133,21 @@ def fail(error):
     return main
 
 
-@pytest.mark.parametrize("error", [UserError("what is wrong"), FileNotFoundError("what is wrong")])
-def test_what_a_user_did_ends_in_a_line(error, capsys):
+@pytest.mark.parametrize("kind", [UserError, FileNotFoundError, BrokenPipeError])
+def test_what_a_user_did_ends_in_a_line(kind, capsys):
     with pytest.raises(SystemExit) as end:
-        fail(error)([])
+        fail(kind("what is wrong"))([])
     assert end.value.code == "error: what is wrong"
+
+
+@pytest.mark.parametrize(("option", "status"), [("--help", 0), ("--json", 141)])
+def test_a_reader_that_closes_the_pipe_ends_it_in_silence(option, status):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "lvsm_jax", "config", option]
+    done = subprocess.run(command, cwd=REPOSITORY, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (status, b"")
 
 
 def test_bugs_keep_their_traceback():

@@ -221,6 +221,14 @@ def test_variants_that_nobody_published_have_no_names(field, value):
         convert.to_state_dict(model)
 
 
+def test_command_names_the_export_of_such_a_variant(tmp_path):
+    config = lvsm_jax.EfficientLVSMConfig(num_layers=1, width=16, head_dim=8, co_refinement=False)
+    lvsm_jax.save(new_model(config, nnx.Rngs(0)), tmp_path / "export")
+    error = _error(tmp_path / "export", tmp_path / "x.safetensors")
+    assert f"{tmp_path / 'export'}: model.co_refinement is False" in error and "\n" not in error
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def _error(*arguments):
     """What the command says when it fails."""
     with pytest.raises(SystemExit) as error:
