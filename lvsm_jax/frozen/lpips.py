@@ -74,7 +74,7 @@ def find_weights(
 
     Raises:
         MissingWeightsError: says what to install, which `field` of the config names a file, and
-            which of its settings goes `without`.
+            which setting goes `without`.
     """
     if path:
         if not epath.Path(path).is_file():
@@ -100,20 +100,16 @@ def load_lpips(path: epath.PathLike | None = None) -> LPIPS:
         UserError: the file holds something else than these weights.
     """
     path = find_weights(path)
-    tree = read_tree(path)
-    channels = [block[-1] for block in vgg.VGG16]
+    tree, channels = read_tree(path), [block[-1] for block in vgg.VGG16]
     try:
         layers = [tree["VGG16_0"][f"Conv_{i}"] for i in range(sum(map(len, vgg.VGG16)))]
         linear = [tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"] for i in range(len(channels))]
         if [x.shape for x in linear] != [(1, 1, c, 1) for c in channels]:
             raise UserError(f"linear layers of shapes {[x.shape for x in linear]}")
-        weights = LPIPS(
-            vgg=vgg.from_layers(vgg.VGG16, layers, "VGG-16"),
-            linear=tuple(x.reshape(-1) for x in linear),
-        )
+        layers = vgg.from_layers(vgg.VGG16, layers, "VGG-16")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} does not hold LPIPS weights with VGG-16: {error!r}") from error
-    return jax.tree.map(jnp.asarray, weights)
+    return jax.tree.map(jnp.asarray, LPIPS(layers, tuple(x.reshape(-1) for x in linear)))
 
 
 def read_tree(path: epath.PathLike) -> dict:
@@ -145,14 +141,9 @@ class _Recorded:
 
 
 def _unpickler(file: object) -> pickle.Unpickler:
+    names = ("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")
     # Classes of this call: a file that changes them changes nothing for the next one.
-    ndarray = type("ndarray", (_Recorded,), {})
-    dtype = type("dtype", (_Recorded,), {})
-    known = {
-        ("numpy.core.multiarray", "_reconstruct"): type("reconstruct", (_Recorded,), {}),
-        ("numpy", "ndarray"): ndarray,
-        ("numpy", "dtype"): dtype,
-    }
+    known = {name: type(name[1], (_Recorded,), {}) for name in names}
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> type:

@@ -5,6 +5,7 @@ Weights are nested alike: for each block, for each convolution, a dict of `kerne
 `[3, 3, in, out]` and `bias` `[out]`.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -49,17 +50,15 @@ def features(
         pool: between blocks, `max_pool` or `average_pool`.
         precision: of the convolutions, see `jax.lax.Precision`; None for JAX's default.
     """
-    outputs = []
-    x = jnp.asarray(images, weights[0][0]["kernel"].dtype)
+    outputs, x = [], jnp.asarray(images, weights[0][0]["kernel"].dtype)
     for block, (convolutions, tap) in enumerate(zip(weights, taps, strict=True)):
         if block:
             x = pool(x)
         last = len(convolutions) if block + 1 < len(weights) else tap + 1
-        activations = []
-        for convolution in convolutions[:last]:
+        for i, convolution in enumerate(convolutions[:last]):
             x = jax.nn.relu(_convolve(x, convolution, precision))
-            activations.append(x)
-        outputs.append(activations[tap])
+            if i == tap:
+                outputs.append(x)
     return outputs
 
 
@@ -69,12 +68,11 @@ def from_layers(plan: Plan, layers: Sequence[Layer], name: str) -> Weights:
     Raises:
         UserError: a number of layers or a shape that is not the plan's; `name` is told.
     """
-    channels = [c for block in plan for c in block]
-    if len(layers) != len(channels):
-        raise UserError(f"{name} has {len(layers)} convolutions, expected {len(channels)}")
-    for i, (layer, c_in, c_out) in enumerate(zip(layers, [3, *channels], channels, strict=False)):
+    shapes = _shapes(plan)
+    if len(layers) != len(shapes):
+        raise UserError(f"{name} has {len(layers)} convolutions, expected {len(shapes)}")
+    for i, (layer, expected) in enumerate(zip(layers, shapes, strict=True)):
         found = {key: np.shape(value) for key, value in layer.items()}
-        expected = {"kernel": (3, 3, c_in, c_out), "bias": (c_out,)}
         if found != expected:
             raise UserError(f"{name}, convolution {i}: shapes {found}, expected {expected}")
     rest = iter(layers)
@@ -83,12 +81,16 @@ def from_layers(plan: Plan, layers: Sequence[Layer], name: str) -> Weights:
 
 def zeros(plan: Plan, dtype: str) -> Weights:
     """Weights of zeros."""
-    channels = [c for block in plan for c in block]
-    layers = [
-        {"kernel": jnp.zeros((3, 3, c_in, c_out), dtype), "bias": jnp.zeros(c_out, dtype)}
-        for c_in, c_out in zip([3, *channels], channels, strict=False)
-    ]
+    layers = [{key: jnp.zeros(x, dtype) for key, x in layer.items()} for layer in _shapes(plan)]
     return from_layers(plan, layers, "VGG")
+
+
+def _shapes(plan: Plan) -> list[dict[str, tuple[int, ...]]]:
+    channels = [3, *(c for block in plan for c in block)]
+    return [
+        {"kernel": (3, 3, c_in, c_out), "bias": (c_out,)}
+        for c_in, c_out in itertools.pairwise(channels)
+    ]
 
 
 def _convolve(x: Array, weights: Layer, precision: str | None) -> Array:
