@@ -5,6 +5,7 @@ whose docstring explains them and whose `__post_init__` checks them.
 """
 
 import dataclasses
+import math
 import os
 import typing
 from collections.abc import Mapping
@@ -57,25 +58,14 @@ class RunConfig:
     max_skipped_in_a_row: int = 100
 
     def __post_init__(self):
-        fields = [field.name for field in dataclasses.fields(self)]
-        may_be_zero = (
-            "seed",
-            "cpu_devices",
-            "layers_every",
-            "image_every",
-            "eval_every",
-            "keep_best",
-        )
-        check_at_least("run", self, **{name: int(name not in may_be_zero) for name in fields})
+        zeros = ("seed", "cpu_devices", "layers_every", "image_every", "eval_every", "keep_best")
+        fields = (field.name for field in dataclasses.fields(self))
+        check_at_least("run", self, **{name: int(name not in zeros) for name in fields})
         if self.batch_size % self.grad_accumulation:
             raise UserError(
                 f"run.batch_size {self.batch_size} is not a multiple of run.grad_accumulation "
                 f"{self.grad_accumulation}"
             )
-
-
-CAMERA_NORMALIZATIONS = ("all_views", "input_views")
-BAD_FRAME_POLICIES = ("error", "replace")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +131,9 @@ class DataConfig:
     def __post_init__(self):
         ones = ("image_height", "patch_size", "num_inputs", "num_targets", "min_span", "prefetch")
         check_at_least("data", self, **dict.fromkeys(ones, 1), num_views=2, num_workers=0)
-        check_choice("data.camera_normalization", self.camera_normalization, CAMERA_NORMALIZATIONS)
-        check_choice("data.on_bad_frame", self.on_bad_frame, BAD_FRAME_POLICIES)
+        normalizations = ("all_views", "input_views")
+        check_choice("data.camera_normalization", self.camera_normalization, normalizations)
+        check_choice("data.on_bad_frame", self.on_bad_frame, ("error", "replace"))
         if self.image_height % self.patch_size:
             raise UserError(
                 f"data.image_height {self.image_height} is not a multiple of patch_size "
@@ -152,15 +143,20 @@ class DataConfig:
             raise UserError(
                 f"data.min_span {self.min_span} is larger than max_span {self.max_span}"
             )
-        if min(self.possible_inputs) < 1:
-            raise UserError(f"data.input_counts is {self.input_counts}, expected at least 1 each")
-        self._check_augmentation()
+        ratios = all(0 < ratio < math.inf for ratio in self.aspect_ratios)
+        _check("data", self, "input_counts", min(self.possible_inputs) >= 1, "at least 1 each")
+        _check("data", self, "aspect_ratios", ratios, "positive widths over heights")
+        if self.aspect_ratios and not self.square_crop:
+            raise UserError(
+                f"data.aspect_ratios {self.aspect_ratios} and data.square_crop=False, the full "
+                "width, exclude each other"
+            )
+        _check("data", self, "smallest_crop", 0 <= self.smallest_crop <= 1, "0 to 1")
+        _check("data", self, "scale_jitter", 1 <= self.scale_jitter < math.inf, "at least 1")
+        _check("data", self, "frame_turn", 0 <= self.frame_turn <= 180, "0 to 180 degrees")
 
     def check_training(self) -> None:
-        """Raises UserError unless training samples can be drawn with these numbers of views.
-
-        Evaluation takes its views from an index and is free of these limits.
-        """
+        """Raises UserError unless training samples can be drawn; evaluation has an index."""
         field = "input_counts" if self.input_counts else "num_inputs"
         counts = {field: max(self.possible_inputs), "num_targets": self.num_targets}
         for field, count in counts.items():
@@ -190,23 +186,6 @@ class DataConfig:
         sides = self.image_height / aspect_ratio**0.5, self.image_height * aspect_ratio**0.5
         height, width = (max(1, round(side / self.patch_size)) * self.patch_size for side in sides)
         return height, width
-
-    def _check_augmentation(self) -> None:
-        if not all(0 < ratio < float("inf") for ratio in self.aspect_ratios):
-            raise UserError(
-                f"data.aspect_ratios is {self.aspect_ratios}, expected positive widths over heights"
-            )
-        if self.aspect_ratios and not self.square_crop:
-            raise UserError(
-                f"data.aspect_ratios {self.aspect_ratios} and data.square_crop=False, the full "
-                "width, exclude each other"
-            )
-        if not 0 <= self.smallest_crop <= 1:
-            raise UserError(f"data.smallest_crop is {self.smallest_crop}, expected 0 to 1")
-        if not 1 <= self.scale_jitter < float("inf"):
-            raise UserError(f"data.scale_jitter is {self.scale_jitter}, expected at least 1")
-        if not 0 <= self.frame_turn <= 180:
-            raise UserError(f"data.frame_turn is {self.frame_turn}, expected 0 to 180 degrees")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,10 +224,14 @@ class EvalConfig:
 
     def __post_init__(self):
         check_at_least("eval", self, batch_size=1, num_inputs=1, max_scenes=0)
-        if not 0 < self.crop_share <= 1:
-            raise UserError(f"eval.crop_share is {self.crop_share}, expected above 0, at most 1")
-        if len(self.crop_place) != 2 or not all(0 <= at <= 1 for at in self.crop_place):
-            raise UserError(f"eval.crop_place is {self.crop_place}, expected two of 0 to 1")
+        _check("eval", self, "crop_share", 0 < self.crop_share <= 1, "above 0, at most 1")
+        place = len(self.crop_place) == 2 and all(0 <= at <= 1 for at in self.crop_place)
+        _check("eval", self, "crop_place", place, "two of 0 to 1")
+
+
+def _check(section: str, config: Any, field: str, fits: bool, expected: str) -> None:
+    if not fits:
+        raise UserError(f"{section}.{field} is {getattr(config, field)}, expected {expected}")
 
 
 def default_section(defaults: Any) -> ml_collections.ConfigDict:
@@ -271,8 +254,7 @@ def section(config: ml_collections.ConfigDict, name: str, cls: type[T]) -> T:
     """Reads a section into its dataclass.
 
     Raises:
-        UserError: a field that is unknown or missing, or has another type than the dataclass's,
-            or a value that the dataclass refuses; the field is named.
+        UserError: naming a field that is unknown or missing, of another type, or refused.
     """
     if name not in config:
         raise UserError(f"the config has no section {name!r}, expected fields of {cls.__name__}")

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
@@ -71,12 +72,8 @@ class OtherProcessError(UserError):
 class Launcher:
     """What started this process among others; JAX finds out what is None.
 
-    Attributes:
-        name: for people.
-        method: JAX's name of it.
-        count: number of processes.
-        index: which of them this is.
-        local_index: which of those on its host this is; None where it is the only one.
+    Of `count` processes this is number `index`, and `local_index` of those on its host; None where
+    it is the only one there. `method` is JAX's name of the launcher.
     """
 
     name: str
@@ -92,23 +89,20 @@ def recognise(environment: Mapping[str, str], platforms: str | None) -> Launcher
     `platforms` is `jax.config.jax_platforms`, in which JAX writes `tpu` on a TPU's host.
     """
 
-    def launcher(
-        name: str, method: str, count: str, rank: str, local: str, alone: bool
-    ) -> Launcher:
-        local_index = None if alone else int(environment[local])
-        return Launcher(name, method, int(environment[count]), int(environment[rank]), local_index)
-
     def number(variable: str) -> int:
         return int(environment.get(variable, 1))
 
     # Of a step of srun, for inside sbatch and salloc the number of tasks is that of the future.
-    if number("SLURM_STEP_NUM_TASKS") > 1 and "SLURM_STEP_NODELIST" in environment:
-        alone = number("SLURM_STEP_NUM_TASKS") == number("SLURM_STEP_NUM_NODES")
-        names = "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"
-        return launcher("SLURM", "slurm", *names, alone)
-    if number("OMPI_COMM_WORLD_SIZE") > 1:
-        names = (f"OMPI_COMM_WORLD_{part}" for part in ("SIZE", "RANK", "LOCAL_RANK"))
-        return launcher("Open MPI", "ompi", *names, number("OMPI_COMM_WORLD_LOCAL_SIZE") == 1)
+    count = number("SLURM_STEP_NUM_TASKS")
+    if count > 1 and "SLURM_STEP_NODELIST" in environment:
+        alone = count == number("SLURM_STEP_NUM_NODES")
+        local = None if alone else int(environment["SLURM_LOCALID"])
+        return Launcher("SLURM", "slurm", count, int(environment["SLURM_PROCID"]), local)
+    count = number("OMPI_COMM_WORLD_SIZE")
+    if count > 1:
+        alone = number("OMPI_COMM_WORLD_LOCAL_SIZE") == 1
+        local = None if alone else int(environment["OMPI_COMM_WORLD_LOCAL_RANK"])
+        return Launcher("Open MPI", "ompi", count, int(environment["OMPI_COMM_WORLD_RANK"]), local)
     if "tpu" in (platforms or "").split(","):
         return Launcher("Cloud TPU", None, None, None, None)
     return None
@@ -117,8 +111,7 @@ def recognise(environment: Mapping[str, str], platforms: str | None) -> Launcher
 def start(config: ProcessesConfig) -> int:
     """Joins the other processes, before JAX is first used; alone it does nothing.
 
-    Returns:
-        How many there are, as far as it is known before JAX is used: on Cloud TPU it says 1.
+    Returns how many there are, as far as it is known by then: on Cloud TPU it says 1.
 
     Raises:
         UserError: it is not known who the others are, or they did not all come in time.
@@ -130,18 +123,14 @@ def start(config: ProcessesConfig) -> int:
 def who(
     config: ProcessesConfig, environment: Mapping[str, str], platforms: str | None
 ) -> Launcher | None:
-    """Which of several processes this is, by the config, then by `recognise`; None if alone.
-
-    Raises:
-        UserError: neither says enough.
-    """
+    """Which of several processes this is; None if alone, or UserError if too little is said."""
     if config.num_processes == 1:
         return None
     launcher = recognise(environment, platforms)
     if launcher is None:
-        if not config.coordinator and not config.num_processes:
+        if not (config.coordinator or config.num_processes):
             return None
-        if not config.coordinator or not config.num_processes or config.process_id < 0:
+        if not (config.coordinator and config.num_processes and config.process_id >= 0):
             raise UserError(
                 "no launcher is recognised: set all of processes.coordinator, "
                 "processes.num_processes and processes.process_id"
@@ -186,9 +175,8 @@ def join(config: ProcessesConfig, launcher: Launcher) -> int:
 def _local_devices(launcher: Launcher | None, environment: Mapping[str, str]) -> list[int] | None:
     """The GPUs of this process by their number on the host; `[]` for all that it sees.
 
-    JAX alone would take one for each process of SLURM and Open MPI. That leaves GPUs idle where a
-    host runs a single process, and names one that there is not where the launcher shows each
-    process its own GPU only.
+    JAX alone would take one for each process of SLURM and Open MPI, be it alone on its host or
+    shown that one only.
     """
     if "JAX_LOCAL_DEVICE_IDS" in environment:
         return None  # JAX reads it
@@ -226,13 +214,9 @@ def gather_texts(text: str) -> list[str]:
     """Gathers a text of each process, in their order; all must call it. Long texts are cut."""
     if jax.process_count() == 1:
         return [text]
-    row = np.zeros((1, _LONGEST_TEXT), np.uint8)
-    data = text.encode()[:_LONGEST_TEXT]
-    row[0, : len(data)] = np.frombuffer(data, np.uint8)
-    return [
-        bytes(row).rstrip(b"\0").decode(errors="ignore")
-        for row in multihost_utils.process_allgather(row, tiled=True)
-    ]
+    data = text.encode()[:_LONGEST_TEXT].ljust(_LONGEST_TEXT, b"\0")
+    rows = gather(np.frombuffer(data, np.uint8)[None])
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 
 def any_process(mesh: Mesh, flag: bool) -> Any:
@@ -244,9 +228,7 @@ def any_process(mesh: Mesh, flag: bool) -> Any:
     return _largest(jax.make_array_from_process_local_data(sharding, flags))
 
 
-@jax.jit
-def _largest(values: jax.Array) -> jax.Array:
-    return values.max()
+_largest = jax.jit(jnp.max)
 
 
 @contextmanager
@@ -270,8 +252,8 @@ def error_of_any() -> Iterator[None]:
 def ending_at_once() -> Iterator[None]:
     """Among several processes, an error in the block ends this one without a farewell.
 
-    A process that leaves in order waits for the others, and these wait for it in the middle of a
-    step. One that is gone is missed: its connections break, or its heartbeat, and all end.
+    One that leaves in order waits for the others, and these for it in the middle of a step; one
+    that is gone is missed, and all end.
     """
     try:
         yield
@@ -291,9 +273,8 @@ def check_same_config(config: Mapping[str, Any]) -> None:
     mine = {name: values for name, values in config.items() if name != "processes"}
     text = json.dumps(mine, sort_keys=True, default=str)
     digest = uuid.uuid5(uuid.NAMESPACE_OID, text).hex
-    first = gather_texts(digest)[0]
     with error_of_any():
-        if digest != first:
+        if digest != gather_texts(digest)[0]:
             raise UserError("the config is another than that of process 0")
 
 
@@ -302,9 +283,9 @@ def check_writable(flag: str, directory: epath.PathLike) -> None:
 
     The directory need not be there; one in a bucket is not looked at.
     """
-    folder = epath.Path(directory)
     if not is_main() or "://" in os.fspath(directory):
         return
+    folder = epath.Path(directory)
     while not folder.exists():
         folder = folder.parent
     try:
@@ -329,13 +310,13 @@ def check_shared(directory: epath.PathLike) -> None:
         with error_of_any():
             # Disks that are shared over a network show new files with a delay.
             give_up = time.monotonic() + _SHARED_DISK_SECONDS
-            while not file.exists():
-                if time.monotonic() > give_up:
-                    raise UserError(
-                        f"{directory} is not the directory that process 0 has under this name: all "
-                        "processes need the same one, on a shared disk or in a bucket"
-                    )
+            while not file.exists() and time.monotonic() <= give_up:
                 time.sleep(0.2)
+            if not file.exists():
+                raise UserError(
+                    f"{directory} is not the directory that process 0 has under this name: all "
+                    "processes need the same one, on a shared disk or in a bucket"
+                )
     finally:
         if is_main():
             file.unlink(missing_ok=True)
