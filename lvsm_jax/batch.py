@@ -56,13 +56,12 @@ class Batch:
 
 def to_batch(arrays: Mapping[str, Any]) -> Batch:
     """Makes a Batch of the nested dict of arrays that worker processes send."""
-    views = {name: _to_views(arrays[name]) for name in ("inputs", "targets")}
-    return Batch(**{**arrays, **views})
 
+    def views(of: Mapping[str, np.ndarray]) -> Views:
+        return Views(of["images"], Cameras(of["c2w"], of["fxfycxcy"]), of["frame"])
 
-def _to_views(arrays: Mapping[str, np.ndarray]) -> Views:
-    cameras = Cameras(arrays["c2w"], arrays["fxfycxcy"])
-    return Views(arrays["images"], cameras, arrays["frame"])
+    both = {name: views(arrays[name]) for name in ("inputs", "targets")}
+    return Batch(**{**arrays, **both})
 
 
 def batch_shardings(mesh: Mesh, batch: Any) -> Any:
@@ -71,28 +70,19 @@ def batch_shardings(mesh: Mesh, batch: Any) -> Any:
     Scenes are cut first. A Batch's input views are cut along `view`, and so are its targets where
     their number divides; where it does not, the devices of that axis all compute all targets.
     """
-    by_scene = NamedSharding(mesh, spec(SCENES, mesh=mesh))
     by_view = NamedSharding(mesh, spec(SCENES, "view", mesh=mesh))
-
-    def all_of(tree: Any, sharding: NamedSharding) -> Any:
-        return jax.tree.map(lambda _: sharding, tree)
-
+    shardings = jax.tree.map(lambda _: NamedSharding(mesh, spec(SCENES, mesh=mesh)), batch)
     if not isinstance(batch, Batch):
-        return all_of(batch, by_scene)
+        return shardings
     divides = batch.targets.images.shape[1] % mesh.shape["view"] == 0
-    return dataclasses.replace(
-        all_of(batch, by_scene),
-        inputs=all_of(batch.inputs, by_view),
-        targets=all_of(batch.targets, by_view if divides else by_scene),
-    )
+    cut = {"inputs": batch.inputs} | ({"targets": batch.targets} if divides else {})
+    return dataclasses.replace(shardings, **jax.tree.map(lambda _: by_view, cut))
 
 
 def shard_batch(mesh: Mesh, batch: Any) -> Any:
     """Puts this process's scenes (see `data_shard`) on its devices, as part of the global batch.
 
-    Args:
-        mesh: of the devices.
-        batch: a Batch, or any arrays with scenes first.
+    `batch` is a Batch, or any arrays with scenes first.
 
     Raises:
         UserError: scenes or input views that the mesh does not divide.

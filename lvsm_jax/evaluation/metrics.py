@@ -10,14 +10,13 @@ from jaxtyping import Array, Float
 
 from lvsm_jax.common.errors import UserError
 
-_SSIM_TAPS = 11
-_SSIM_SIGMA = 1.5
+_SSIM_TAPS, _SSIM_SIGMA = 11, 1.5
 _SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
 
+Images = Float[Array | np.ndarray, "b h w 3"]
 
-def psnr(
-    target: Float[Array | np.ndarray, "b h w 3"], prediction: Float[Array | np.ndarray, "b h w 3"]
-) -> Float[Array, "b"]:
+
+def psnr(target: Images, prediction: Images) -> Float[Array, "b"]:
     """Peak signal-to-noise ratio in dB of images clipped to [0, 1]; infinite where they agree.
 
     Raises:
@@ -28,9 +27,7 @@ def psnr(
     return -10 * jnp.log10(jnp.square(error).mean(axis=(1, 2, 3)))
 
 
-def ssim(
-    target: Float[Array | np.ndarray, "b h w 3"], prediction: Float[Array | np.ndarray, "b h w 3"]
-) -> Float[Array, "b"]:
+def ssim(target: Images, prediction: Images) -> Float[Array, "b"]:
     """Structural similarity of images with a range of 1, not clipped.
 
     Equals `skimage.metrics.structural_similarity(..., win_size=11, gaussian_weights=True,

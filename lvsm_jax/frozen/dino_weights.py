@@ -23,7 +23,7 @@ from lvsm_jax.weights.state_dict import StateDict, problems, read_checkpoint
 Shape = tuple[int, ...]
 
 # Of an original weight, the names in a file that make it up, one after the other along its rows;
-# None for zeros, and no names for what such a file does not have.
+# None for zeros (the bias of keys), and no names for what such a file does not have.
 Sources = Callable[[str], tuple[str | None, ...]]
 
 # The outputs of blocks do not depend on these: neither what they hold nor whether they are there
@@ -145,12 +145,9 @@ def _as_original(arrays: StateDict, config: DinoConfig) -> dict[str, np.ndarray]
         if len(found) > _MOST_PROBLEMS:
             found[_MOST_PROBLEMS:] = [f"and {len(found) - _MOST_PROBLEMS} more"]
         raise UserError("weights that do not fit:\n  " + "\n  ".join(found))
-
-    def rows(name: str, part: str | None) -> np.ndarray:
-        return np.zeros(shapes[name][0] // len(named[name])) if part is None else arrays[part]
-
+    arrays[None] = np.zeros(config.width)
     return {
-        name: np.concatenate([rows(name, part) for part in parts], dtype=np.float32)
+        name: np.concatenate([arrays[part] for part in parts], dtype=np.float32)
         for name, parts in named.items()
         if parts
     }

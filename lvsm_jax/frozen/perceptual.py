@@ -34,28 +34,15 @@ class Perceptual:
     # `vgg.Weights` of `PLAN`. Any, for a pytree also holds shapes, shardings and specs as leaves.
     vgg: Any
 
-    def __call__(
-        self,
-        target: Float[Array | np.ndarray, "b h w 3"],
-        prediction: Float[Array | np.ndarray, "b h w 3"],
-    ) -> Float[Array, "b"]:
+    def __call__(self, target: vgg.Images, prediction: vgg.Images) -> Float[Array, "b"]:
         """Distance of each pair, in float32."""
         return self.terms(target, prediction).sum(axis=-1) / 255
 
-    def terms(
-        self,
-        target: Float[Array | np.ndarray, "b h w 3"],
-        prediction: Float[Array | np.ndarray, "b h w 3"],
-    ) -> Float[Array, "b 6"]:
-        """Scaled mean absolute differences: of the images in [0, 255], then of five activations.
-
-        Raises:
-            UserError: images too small for the last activations.
-        """
-        if min(target.shape[1:3]) < 16:
-            raise UserError(
-                f"the perceptual loss needs images of 16×16 pixels at least: {target.shape[1:3]}"
-            )
+    def terms(self, target: vgg.Images, prediction: vgg.Images) -> Float[Array, "b 6"]:
+        """Scaled mean absolute differences: of the images in [0, 255], then of five activations."""
+        size = target.shape[1:3]
+        if min(size) < 16:
+            raise UserError(f"the perceptual loss needs images of 16×16 pixels at least: {size}")
         pairs = zip(self._features(target), self._features(prediction), strict=True)
         distances = [jnp.abs(a - b).mean(axis=(1, 2, 3)) for a, b in pairs]
         return jnp.stack(distances, axis=-1) * jnp.array(_SCALES)

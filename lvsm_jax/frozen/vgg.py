@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from lvsm_jax.common.errors import UserError
 
+Images = Float[Array | np.ndarray, "b h w 3"]
 Plan = tuple[tuple[int, ...], ...]
 Layer = dict[str, Array | np.ndarray]
 Weights = Sequence[Sequence[Layer]]
@@ -94,12 +95,6 @@ def _shapes(plan: Plan) -> list[dict[str, tuple[int, ...]]]:
 
 
 def _convolve(x: Array, weights: Layer, precision: str | None) -> Array:
-    x = jax.lax.conv_general_dilated(
-        x,
-        weights["kernel"],
-        window_strides=(1, 1),
-        padding="SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision,
-    )
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": precision}
+    x = jax.lax.conv_general_dilated(x, weights["kernel"], (1, 1), "SAME", **options)
     return x + weights["bias"]

@@ -117,7 +117,30 @@ def start(config: ProcessesConfig) -> int:
         UserError: it is not known who the others are, or they did not all come in time.
     """
     launcher = who(config, os.environ, jax.config.jax_platforms)
-    return 1 if launcher is None else join(config, launcher)
+    if launcher is None:
+        return 1
+    # The loop asks the processes itself whether to stop, and handles SIGTERM.
+    jax.config.update("jax_enable_preemption_service", False)
+    where = config.coordinator or f"the host that {launcher.name} names"
+    logging.info("meeting the other processes at %s, for %d s", where, config.start_seconds)
+    try:
+        jax.distributed.initialize(
+            config.coordinator or None,
+            launcher.count,
+            launcher.index,
+            local_device_ids=_local_devices(launcher, os.environ),
+            cluster_detection_method=launcher.method,
+            initialization_timeout=config.start_seconds,
+            heartbeat_timeout_seconds=config.heartbeat_seconds,
+            shutdown_timeout_seconds=config.end_seconds,
+        )
+    except ValueError:
+        if launcher.name == "Cloud TPU" and not config.coordinator:
+            return 1  # the one host of a machine whose metadata names no others
+        raise
+    except RuntimeError as error:
+        raise UserError(f"the processes did not find each other: {error}") from error
+    return launcher.count or 1
 
 
 def who(
@@ -144,32 +167,6 @@ def who(
         count=config.num_processes or launcher.count,
         index=config.process_id if config.process_id >= 0 else launcher.index,
     )
-
-
-def join(config: ProcessesConfig, launcher: Launcher) -> int:
-    """Meets the others, and returns their number as `start` does."""
-    # The loop asks the processes itself whether to stop, and handles SIGTERM.
-    jax.config.update("jax_enable_preemption_service", False)
-    where = config.coordinator or f"the host that {launcher.name} names"
-    logging.info("meeting the other processes at %s, for %d s", where, config.start_seconds)
-    try:
-        jax.distributed.initialize(
-            config.coordinator or None,
-            launcher.count,
-            launcher.index,
-            local_device_ids=_local_devices(launcher, os.environ),
-            cluster_detection_method=launcher.method,
-            initialization_timeout=config.start_seconds,
-            heartbeat_timeout_seconds=config.heartbeat_seconds,
-            shutdown_timeout_seconds=config.end_seconds,
-        )
-    except ValueError:
-        if launcher.name == "Cloud TPU" and not config.coordinator:
-            return 1  # the one host of a machine whose metadata names no others
-        raise
-    except RuntimeError as error:
-        raise UserError(f"the processes did not find each other: {error}") from error
-    return launcher.count or 1
 
 
 def _local_devices(launcher: Launcher | None, environment: Mapping[str, str]) -> list[int] | None:

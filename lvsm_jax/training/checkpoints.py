@@ -42,9 +42,10 @@ class Checkpoints:
     """
 
     def __init__(self, directory: epath.PathLike, *, keep_last: int | None, keep_best: int = 0):
-        keep = [ocp.training.preservation_policies.LatestN(keep_last)]
+        policies = ocp.training.preservation_policies
+        keep = [policies.LatestN(keep_last)]
         if keep_best:
-            best = ocp.training.preservation_policies.BestN(
+            best = policies.BestN(
                 get_metric_fn=lambda metrics: metrics["psnr"],
                 n=keep_best,
                 keep_checkpoints_without_metrics=False,
@@ -56,7 +57,7 @@ class Checkpoints:
                 logging.warning("%s was never finished, and is removed", unfinished)
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
-            preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(keep),
+            preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=keep_last is not None,
         )
 
@@ -80,8 +81,7 @@ class Checkpoints:
     ) -> None:
         """Starts to save; `state` may be donated as soon as this returns. All processes call it.
 
-        A step that is saved already is left as it is. `extra` are small JSON values to keep beside
-        the state.
+        A step that is saved already stays. `extra` are small JSON values to keep beside the state.
 
         Raises:
             CheckpointError: the disk does not take this checkpoint, or the one before.
@@ -89,9 +89,9 @@ class Checkpoints:
         if step == self.latest_step:
             return
         leaves = named_leaves(state)
+        leaves[_CHECKSUMS] = checksums(leaves)
         # Orbax would rank NaN, and might keep it as the best.
         metrics = {"psnr": psnr} if psnr is not None and math.isfinite(psnr) else None
-        leaves[_CHECKSUMS] = checksums(leaves)
         with self._disk_errors_in_a_line():
             self._checkpointer.save_async(
                 step, leaves, force=True, metrics=metrics, custom_metadata=extra
@@ -111,22 +111,20 @@ class Checkpoints:
                 was saved; names the checkpoint and what is wrong with it.
         """
         path, leaves = self._directory / str(step), named_leaves(abstract_state)
-        saved_sums = jax.ShapeDtypeStruct(
-            (len(leaves),), jnp.uint32, sharding=abstract_state.step.sharding
-        )
+        sharding = abstract_state.step.sharding
+        leaves[_CHECKSUMS] = jax.ShapeDtypeStruct((len(leaves),), jnp.uint32, sharding=sharding)
         try:
             with processes.error_of_any():
-                loaded = read_arrays(path, leaves | {_CHECKSUMS: saved_sums})
+                loaded = read_arrays(path, leaves)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"checkpoint {path} cannot be read: {reason}") from error
         expected = np.asarray(loaded.pop(_CHECKSUMS))
         changed = np.flatnonzero(np.asarray(checksums(loaded)) != expected)
         if len(changed):
-            names = [sorted(loaded)[i] for i in changed]
             raise CheckpointError(
-                f"checkpoint {path} is corrupt: {len(names)} of {len(loaded)} arrays are not what "
-                f"was saved, such as {names[0]}"
+                f"checkpoint {path} is corrupt: {len(changed)} of {len(loaded)} arrays are not "
+                f"what was saved, such as {sorted(loaded)[changed[0]]}"
             )
         return from_named(abstract_state, loaded)
 
@@ -170,11 +168,7 @@ class Checkpoints:
         self._checkpointer.reload()
 
     def close(self) -> None:
-        """Waits until all is written.
-
-        Raises:
-            CheckpointError: the disk does not take it.
-        """
+        """Waits until all is written, or raises CheckpointError if the disk does not take it."""
         with self._disk_errors_in_a_line():
             self._checkpointer.close()
 
@@ -184,11 +178,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            reasons = [
-                os.strerror(number) for number in _DISK_ERRORS if os.strerror(number) in str(error)
-            ]
-            if not reasons:
-                raise
-            raise CheckpointError(
-                f"a checkpoint in {self._directory} cannot be written: {reasons[0]}"
-            ) from error
+            for reason in map(os.strerror, _DISK_ERRORS):
+                if reason in str(error):
+                    message = f"a checkpoint in {self._directory} cannot be written: {reason}"
+                    raise CheckpointError(message) from error
+            raise

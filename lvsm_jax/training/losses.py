@@ -56,17 +56,13 @@ def total_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The weighted sum, and each term before its weight; images are in [0, 1].
 
-    Args:
-        config: weights.
-        frozen: a `Frozen`, with the networks of the terms that have a weight.
-        render: of the model.
-        target: of the data.
-        step: steps done; terms that start later are 0.
-        remat: what the backward pass recomputes of the networks, see `models.layers.recomputed`.
+    `frozen` is a `Frozen`; terms that start after `step` are 0; `remat` says what the backward pass
+    recomputes of the networks, see `models.layers.recomputed`.
     """
     total, terms = jnp.zeros(()), {}
     if config.mse:
-        terms["mse"] = mse(render, target)
+        difference = render.astype(jnp.float32) - target.astype(jnp.float32)
+        terms["mse"] = jnp.square(difference).mean()
         total += config.mse * terms["mse"]
     for name, weight, start, network in (
         ("perceptual", config.perceptual, config.perceptual_start, frozen.perceptual),
@@ -79,11 +75,6 @@ def total_loss(
             )
             total += weight * terms[name]
     return total, terms
-
-
-def mse(render: Float[Array, "b t h w 3"], target: Float[Array, "b t h w 3"]) -> Float[Array, ""]:
-    """Mean squared error, in float32."""
-    return jnp.square(render.astype(jnp.float32) - target.astype(jnp.float32)).mean()
 
 
 def distance(
@@ -100,12 +91,8 @@ def distance(
     """
 
     def own(network: Any, render: Array, target: Array) -> Float[Array, "b t"]:
-        def one(images: tuple[Array, Array]) -> Array:
-            render, target = images
-            return network(target, render)
-
-        images = render.swapaxes(0, 1), target.swapaxes(0, 1)
-        return jax.lax.map(recomputed(one, remat, prevent_cse=False), images).swapaxes(0, 1)
+        one = recomputed(lambda images: network(*images), remat, prevent_cse=False)
+        return jax.lax.map(one, (target.swapaxes(0, 1), render.swapaxes(0, 1))).swapaxes(0, 1)
 
     views = P(*axes_of(render)[:2])
     return per_device(own, (P(), views, views), views)(network, render, target).mean()

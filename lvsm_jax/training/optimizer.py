@@ -12,8 +12,6 @@ from lvsm_jax.common.checks import check_at_least, check_choice
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.tree import map_named
 
-SCHEDULES = ("constant", "cosine")
-
 # Ends of the names of weights that are matrices, and not norms' scales; only they decay.
 _MATRICES = ("kernel", "latents")
 
@@ -50,7 +48,7 @@ class OptimizerConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self):
-        check_choice("optimizer.schedule", self.schedule, SCHEDULES)
+        check_choice("optimizer.schedule", self.schedule, ("constant", "cosine"))
         for field in ("learning_rate", "eps", "clip_norm"):
             if not getattr(self, field) > 0:
                 raise UserError(f"optimizer.{field} is {getattr(self, field)}, expected above 0")
@@ -65,10 +63,8 @@ class OptimizerConfig:
 def learning_rate(
     config: OptimizerConfig, num_steps: int, step: Int[Array, ""] | int
 ) -> Float[Array, ""]:
-    """The rate of a step, counted from 0.
-
-    Optax's schedules warm up by `(0 - peak) * (1 - share) + peak`, which cancels digits.
-    """
+    """The rate of a step, counted from 0."""
+    # Optax's schedules warm up by `(0 - peak) * (1 - share) + peak`, which cancels digits.
     step = jnp.asarray(step, jnp.float32)
     warmup = jnp.minimum(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "constant":

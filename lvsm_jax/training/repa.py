@@ -4,6 +4,7 @@ Teacher and projectors serve training alone; exports hold neither.
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -89,10 +90,8 @@ class RepaConfig:
         """The fields that decide which weights there are, and what they mean."""
         if not self.weight:
             return {"weight": 0}
-        return {
-            "weight": "above 0",
-            **{name: getattr(self, name) for name in ("teacher", "hidden", "encoder", "decoder")},
-        }
+        fields = ("teacher", "hidden", "encoder", "decoder")
+        return {"weight": "above 0"} | {field: getattr(self, field) for field in fields}
 
     def check_fits(self, model: ModelConfig) -> None:
         """Raises UserError unless the model has these layers."""
@@ -138,19 +137,14 @@ def new_projectors(config: RepaConfig, model: ModelConfig, rngs: nnx.Rngs) -> Pr
     """A projector for each of `config.pairs`, in one module with stacked arrays."""
     if not config.weight:
         return None
-    features = TEACHERS[config.teacher].width
-
-    def projector(_: Array, rngs: nnx.Rngs) -> Projector:
-        return Projector(model.width, config.hidden, features, dtype=model.dtype, rngs=rngs)
-
-    return stack_layers(projector, len(config.pairs), rngs)
+    sizes = model.width, config.hidden, TEACHERS[config.teacher].width
+    return stack_layers(
+        lambda _, rngs: Projector(*sizes, dtype=model.dtype, rngs=rngs), len(config.pairs), rngs
+    )
 
 
 class Stream(NamedTuple):
-    """What of a stream of the model is aligned: for each pair the tokens `[b, v, n, d]` of images.
-
-    The images are `[b, v, h, w, 3]` in [0, 1].
-    """
+    """For each pair the tokens `[b, v, n, d]` of images `[b, v, h, w, 3]` in [0, 1]."""
 
     pairs: tuple[Pair, ...]
     images: Array
@@ -183,8 +177,7 @@ def repa_loss(
         grid = images.shape[2] // patch_size, images.shape[3] // patch_size
         features = teacher_features(teacher, images, blocks, grid)
         for i, pair in enumerate(pairs):
-            index = config.pairs.index(pair)
-            projector = jax.tree.map(lambda x, index=index: x[index], projectors)
+            projector = jax.tree.map(operator.itemgetter(config.pairs.index(pair)), projectors)
             # Each view counts alike, of whichever stream.
             total += images.shape[1] * align(projector, tokens[i], features[:, :, i])
             views += images.shape[1]

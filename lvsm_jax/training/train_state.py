@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from lvsm_jax.batch import Batch
 from lvsm_jax.common.checks import check_at_least
@@ -40,10 +40,7 @@ TrainStep = Callable[["TrainState", Any, Frozen], tuple["TrainState", Metrics]]
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Configuration of the training step.
-
-    The schedule needs `num_steps`; `grad_accumulation` is the number of microbatches.
-    """
+    """What the training step depends on; `grad_accumulation` is the number of microbatches."""
 
     model: ModelConfig
     optimizer: OptimizerConfig
@@ -74,12 +71,7 @@ class TrainingConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Weights that the optimizer updates.
-
-    Attributes:
-        model: the weights that are evaluated and exported.
-        projectors: weights that REPA trains beside them, or None.
-    """
+    """Weights that the optimizer updates: the model's, and REPA's projectors or None."""
 
     # Any, for leaves may also be gradients, shapes or shardings.
     model: Any
@@ -103,9 +95,9 @@ class TrainState:
         skipped: int32, how many of them were skipped, for a gradient not finite or too long.
         skipped_in_a_row: int32, how many were skipped since the last that was taken.
         model: the weights that are trained.
-        opt_state: state of the optimizer.
+        opt_state: of the optimizer.
         ema: averaged weights, or None.
-        projectors: weights that REPA trains beside the model, or None.
+        projectors: of REPA, or None.
     """
 
     # Any, for leaves may also be shapes or shardings.
@@ -134,21 +126,18 @@ def new_state(
     """The state before the first step, from fresh weights or those of `model`."""
     if model is None:
         model = new_model(config.model, nnx.Rngs(seed))
-    zero = jnp.zeros((), jnp.int32)
     # Of a stream of their own: the model's random weights are those without REPA.
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    state = TrainState(
-        step=zero,
-        skipped=zero,
-        skipped_in_a_row=zero,
-        model=model,
-        opt_state=None,
-        ema=jax.tree.map(jnp.copy, model) if config.optimizer.ema_decay else None,
-        projectors=new_projectors(config.repa, config.model, nnx.Rngs(key)),
-    )
+    trained = Trained(model, new_projectors(config.repa, config.model, nnx.Rngs(key)))
     optimizer = make_optimizer(config.optimizer, config.num_steps)
-    opt_state = optimizer.init(state.trained.named_for_optimizer)
-    return dataclasses.replace(state, opt_state=opt_state)
+    counts = dict.fromkeys(("step", "skipped", "skipped_in_a_row"), jnp.zeros((), jnp.int32))
+    return TrainState(
+        **counts,
+        model=model,
+        opt_state=optimizer.init(trained.named_for_optimizer),
+        ema=jax.tree.map(jnp.copy, model) if config.optimizer.ema_decay else None,
+        projectors=trained.projectors,
+    )
 
 
 def abstract_state(config: TrainingConfig, mesh: Mesh) -> TrainState:
@@ -164,9 +153,7 @@ def abstract_state(config: TrainingConfig, mesh: Mesh) -> TrainState:
 def init_state(
     config: TrainingConfig, mesh: Mesh, seed: int, model: ViewSynthesisModel | None = None
 ) -> TrainState:
-    """A new state whose shards are each made on the device where they live.
-
-    It has the weights of `model`, or random ones.
+    """A new state, from `model` or random, whose shards are each made on the device they live on.
 
     Raises:
         UserError: a model of another architecture or other sizes than `config.model`.
@@ -175,9 +162,9 @@ def init_state(
     if model is None:
         return jax.jit(lambda: new_state(config, seed), out_shardings=shardings)()
     check_weights_fit(model.config, config.model)
-    # Under the names of this config's model, which may compute in another way than the given.
-    template = abstract_model(config.model)
-    model = device_put(from_named(template, named_leaves(model)), shardings.model)
+    # As this config's model, which may compute in another way than the given.
+    model = from_named(abstract_model(config.model), named_leaves(model))
+    model = device_put(model, shardings.model)
     return jax.jit(lambda model: new_state(config, seed, model), out_shardings=shardings)(model)
 
 
@@ -196,15 +183,11 @@ def check_weights_fit(given: ModelConfig, wanted: ModelConfig) -> None:
 
 
 def compiled_step(config: TrainingConfig, mesh: Mesh) -> TrainStep:
-    """`train_step` for states, batches and frozen networks on the mesh; the state is donated.
-
-    The new state's shardings are given, not inferred, so that the second step is the program of
-    the first.
-    """
+    """`train_step` for states, batches and frozen networks on the mesh; the state is donated."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
-    return jax.jit(
-        functools.partial(train_step, config), donate_argnums=0, out_shardings=(shardings, None)
-    )
+    step = functools.partial(train_step, config)
+    # Shardings are given, not inferred: the second step is to be the program of the first.
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def train_step(
@@ -223,12 +206,11 @@ def train_step(
         grads.named_for_optimizer, state.opt_state, state.trained.named_for_optimizer
     )
     updates = jax.tree.unflatten(jax.tree.structure(grads), jax.tree.leaves(updates))
-    trained = optax.apply_updates(state.trained, updates)
-
-    def keep(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda new, old: jnp.where(sound, new, old), new, old)
-
-    trained, opt_state = keep(trained, state.trained), keep(opt_state, state.opt_state)
+    trained, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(sound, new, old),
+        (optax.apply_updates(state.trained, updates), opt_state),
+        (state.trained, state.opt_state),
+    )
     ema = state.ema
     if ema is not None:
         decay = jnp.where(sound, config.optimizer.ema_decay, 1.0)
@@ -244,15 +226,14 @@ def train_step(
         projectors=trained.projectors,
     )
     norms = norms_by_layer(type(state.model).stacks, grads.model)
+    taken = state.step - state.skipped
     metrics = {
         "loss": loss,
         **{f"loss/{name}": term for name, term in terms.items()},
         "psnr": mean_psnr,
         "grad_norm": grad_norm,
         **{f"grad_norm/{stack}": norms for stack, norms in norms.items()},
-        "learning_rate": learning_rate(
-            config.optimizer, config.num_steps, state.step - state.skipped
-        ),
+        "learning_rate": learning_rate(config.optimizer, config.num_steps, taken),
         "skipped_steps": new.skipped,
         "skipped_in_a_row": new.skipped_in_a_row,
     }
@@ -274,22 +255,25 @@ def _gradients(config: TrainingConfig, state: TrainState, batch: Batch, frozen: 
             config.loss, frozen, render, target, state.step, remat=config.model.remat
         )
         if streams:
-            terms["repa"] = _align(config, trained.projectors, frozen, streams, state.step)
+            nets, stop_step = (trained.projectors, frozen.teacher), config.repa.stop_step
+            sizes = {"patch_size": config.model.patch_size, "remat": config.model.remat}
+            terms["repa"] = where_due(
+                state.step < stop_step if stop_step else None,
+                lambda: repa_loss(config.repa, *nets, streams, **sizes),
+            )
             total += config.repa.weight * terms["repa"]
         return total, (terms, jax.vmap(psnr, 1)(render, target).mean())
 
     def gradients(batch: Batch) -> tuple:
-        (total, (terms, quality)), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.trained, batch
-        )
-        return total, terms, quality, grads
+        (total, aux), grads = jax.value_and_grad(loss, has_aux=True)(state.trained, batch)
+        return total, *aux, grads
 
     count = config.grad_accumulation
     if count == 1:
         return gradients(batch)
     microbatches = jax.tree.map(lambda x: _microbatches(x, count), batch)
     first = jax.tree.map(lambda x: x[0], microbatches)
-    zeros = jax.tree.map(lambda x: jnp.zeros_like(x), jax.eval_shape(gradients, first))
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradients, first))
 
     def add(total: Any, microbatch: Batch) -> tuple:
         return jax.tree.map(lambda a, b: a + b / count, total, gradients(microbatch)), None
@@ -311,29 +295,13 @@ def _render(
     return render, tuple(map(Stream, pairs, shown, tokens))
 
 
-def _align(
-    config: TrainingConfig,
-    projectors: Any,
-    frozen: Frozen,
-    streams: tuple[Stream, ...],
-    step: Int[Array, ""],
-) -> Float[Array, ""]:
-    """REPA's loss, 0 from its last step on."""
-    stop_step = config.repa.stop_step
-    sizes = {"patch_size": config.model.patch_size, "remat": config.model.remat}
-    return where_due(
-        step < stop_step if stop_step else None,
-        lambda: repa_loss(config.repa, projectors, frozen.teacher, streams, **sizes),
-    )
-
-
 def _microbatches(rows: Array | np.ndarray, count: int) -> Array:
     """`[b, ...] -> [count, b / count, ...]`, each microbatch with rows of every device."""
-    if rows.shape[0] % count:
+    scenes, *rest = rows.shape
+    if scenes % count:
         raise UserError(
-            f"a batch of {rows.shape[0]} scenes does not divide into grad_accumulation={count}"
+            f"a batch of {scenes} scenes does not divide into grad_accumulation={count}"
         )
-    name = f"{rows.shape[0]} scenes / grad_accumulation={count}"
-    check_batch(jax.sharding.get_abstract_mesh(), name, rows.shape[0] // count, 0)
-    rows = jnp.asarray(rows)
-    return jnp.moveaxis(rows.reshape(rows.shape[0] // count, count, *rows.shape[1:]), 1, 0)
+    name = f"{scenes} scenes / grad_accumulation={count}"
+    check_batch(jax.sharding.get_abstract_mesh(), name, scenes // count, 0)
+    return jnp.moveaxis(jnp.asarray(rows).reshape(scenes // count, count, *rest), 1, 0)
