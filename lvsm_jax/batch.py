@@ -20,38 +20,23 @@ from lvsm_jax.parallel.mesh import SCENES, check_batch, data_shard, spec
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """Photographs of several scenes with their cameras; a pytree of NumPy or JAX arrays.
+    """Photographs of several scenes with their cameras; a pytree of NumPy or JAX arrays."""
 
-    Attributes:
-        images: uint8 `[b, v, h, w, 3]`; divide by 255 on the device.
-        cameras: c2w float32 `[b, v, 4, 4]` in the scene frame, fxfycxcy float32 `[b, v, 4]` in
-            pixels of `images`.
-        frame: int32 `[b, v]`, positions in the clip.
-    """
-
-    images: Any
-    cameras: Cameras
-    frame: Any
+    images: Any  # uint8 `[b, v, h, w, 3]`; divide by 255 on the device
+    cameras: Cameras  # float32, c2w in the scene frame, fxfycxcy in pixels of `images`
+    frame: Any  # int32 `[b, v]`, positions in the clip
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Input and target views of several scenes; a pytree of NumPy or JAX arrays.
-
-    Attributes:
-        inputs: the views the model sees.
-        targets: the views it is to render.
-        scene: int32 `[b]`, rows of the scene table.
-        valid: bool `[b]`, False where a row only fills the last batch of an evaluation.
-        replaced: int32 `[b]`, samples with a bad frame that this one stands in for.
-    """
+    """The views that the model sees and is to render of several scenes; a pytree of arrays."""
 
     inputs: Views
     targets: Views
-    scene: Any
-    valid: Any
-    replaced: Any
+    scene: Any  # int32 `[b]`, rows of the scene table
+    valid: Any  # bool `[b]`, False where a row only fills the last batch of an evaluation
+    replaced: Any  # int32 `[b]`, samples with a bad frame that this one stands in for
 
 
 def to_batch(arrays: Mapping[str, Any]) -> Batch:
@@ -82,10 +67,7 @@ def batch_shardings(mesh: Mesh, batch: Any) -> Any:
 def shard_batch(mesh: Mesh, batch: Any) -> Any:
     """Puts this process's scenes (see `data_shard`) on its devices, as part of the global batch.
 
-    `batch` is a Batch, or any arrays with scenes first.
-
-    Raises:
-        UserError: scenes or input views that the mesh does not divide.
+    `batch` is a Batch, or any arrays with scenes first; UserError if the mesh does not divide it.
     """
     shards = data_shard(mesh).count
     scenes = len(jax.tree.leaves(batch)[0]) * shards

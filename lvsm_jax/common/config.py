@@ -80,14 +80,12 @@ class DataConfig:
             the multiple of 8 nearest to the frame's aspect ratio.
         aspect_ratios: in training, instead of the square, the widths over heights of which each
             step draws one for all its images, of about image_height² pixels.
-        smallest_crop: in training, images are a window of the frame at a random place; each of its
-            sides is this share or more of the largest that fits, drawn for each sample. 1 for the
-            largest always, 0 for the middle of the frame.
-        scale_jitter: in training, camera positions in the scene frame are multiplied by a factor
-            that is drawn for each sample, log-uniform from 1 / scale_jitter to scale_jitter; 1 for
-            none.
-        frame_turn: in training, the scene frame is turned about a random axis by an angle that is
-            drawn for each sample, uniform from 0 to this, in degrees; 0 for none.
+        smallest_crop: in training, images are a random window of the frame; each of its sides is
+            this share or more of the largest that fits. 1: the largest, 0: the frame's middle.
+        scale_jitter: in training, camera positions in the scene frame of a sample are multiplied by
+            a factor, log-uniform from 1 / scale_jitter to scale_jitter; 1 for none.
+        frame_turn: in training, the scene frame of a sample is turned about a random axis by an
+            angle, uniform from 0 to this, in degrees; 0 for none.
         patch_size: the model's patch; height and width must be multiples of it.
         num_views: views of a training sample; its cameras define the sample's scene frame.
         num_inputs: how many of them the model sees in training; `eval.num_inputs` in evaluation.
@@ -96,16 +94,13 @@ class DataConfig:
         num_targets: views to be rendered in training, drawn from all views, inputs included.
         min_span: smallest distance in frames between the first and last view of a sample.
         max_span: largest distance.
-        camera_normalization: cameras that define the scene frame: "all_views" of the sample,
-            targets included, as in the published protocol, or the "input_views" alone, as when
-            targets come later. In training; `eval.camera_normalization` in evaluation.
+        camera_normalization: cameras that define the scene frame in training, as the field of
+            `eval` does in evaluation: "all_views" of the sample, as in the published protocol, or
+            the "input_views" alone, as when targets come later.
         num_workers: processes that prepare batches; 0 for threads of this process.
         prefetch: batches kept ready, for each worker process.
         on_bad_frame: in training, a frame that cannot be decoded is an "error", or the sample is
             counted and replaced by another ("replace"). In evaluation it is always an error.
-
-    Raises:
-        UserError: values that are impossible, or do not go together.
     """
 
     path: str | os.PathLike
@@ -251,11 +246,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def section(config: ml_collections.ConfigDict, name: str, cls: type[T]) -> T:
-    """Reads a section into its dataclass.
-
-    Raises:
-        UserError: naming a field that is unknown or missing, of another type, or refused.
-    """
+    """Reads a section into its dataclass, or raises UserError naming the field that is wrong."""
     if name not in config:
         raise UserError(f"the config has no section {name!r}, expected fields of {cls.__name__}")
     values = config[name].to_dict()

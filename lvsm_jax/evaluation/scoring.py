@@ -1,7 +1,6 @@
 """Scores of a model, and of two baselines that any model must beat, on held-out views.
 
-Letters: `s` scenes of the set, `b` scenes of a batch, `v` input views, `t` target views, `h w`
-pixels, `k` methods.
+Letters: `s` scenes of the set, `b` of a batch, `v` input views, `t` targets, `k` methods.
 """
 
 import dataclasses
@@ -36,14 +35,10 @@ METRICS: Metrics = {"psnr": psnr, "ssim": ssim}
 
 @runtime_checkable
 class EvalSet(Protocol):
-    """Held-out scenes in batches, as `input_pipeline.loading.EvalSet` gives them.
+    """Held-out scenes in batches, as `input_pipeline.loading.EvalSet` gives them."""
 
-    `scenes.key[row]` names the scene of a row that `Batch.scene` gives; `rows` are those of all
-    processes, in the order of the evaluation.
-    """
-
-    scenes: Any
-    rows: Int[np.ndarray, "s"]
+    scenes: Any  # `scenes.key[row]` names the scene of a row that `Batch.scene` gives
+    rows: Int[np.ndarray, "s"]  # of all processes, in the order of the evaluation
     num_scenes: int
 
     def __iter__(self) -> Iterator[Batch]:
@@ -111,11 +106,8 @@ class Evaluation:
     def rows(self) -> Iterator[dict[str, Any]]:
         """One flat record an image, as for a table; a baseline's scores carry its name."""
         for s, t in np.ndindex(*self.frames.shape):
-            row = {
-                "scene": self.scenes[s],
-                "target_frame": int(self.frames[s, t]),
-                "is_context": bool(self.is_context[s, t]),
-            }
+            frame, is_context = int(self.frames[s, t]), bool(self.is_context[s, t])
+            row = {"scene": self.scenes[s], "target_frame": frame, "is_context": is_context}
             for method, metrics in self.scores.items():
                 prefix = "" if method == MODEL else f"{method}_"
                 row |= {prefix + name: round(float(x[s, t]), 6) for name, x in metrics.items()}
@@ -146,10 +138,7 @@ def evaluate(
     Each of several processes gives the scenes of its own batches, and gets all scores. The model is
     one that `lvsm_jax.load` returns; `metric(target, prediction)` gives one number for each of a
     batch of float32 images; `put` puts a batch of this process, or other arrays of its scenes, on
-    the devices; progress is shown on stderr.
-
-    Raises:
-        UserError: an empty set.
+    the devices; progress is shown on stderr. UserError for an empty set.
     """
     model, metrics = _as_pytree(model), {k: _as_pytree(metric) for k, metric in metrics.items()}
     methods = [MODEL, COPY_NEAREST, MEAN_COLOR] if baselines else [MODEL]

@@ -30,33 +30,19 @@ _INIT = nnx.initializers.normal(0.02)
 
 @dataclasses.dataclass(frozen=True)
 class DinoConfig:
-    """Sizes of a teacher, and how it is computed; the defaults are DINOv3's ViT-B/16.
-
-    Attributes:
-        num_layers: blocks.
-        width: channels of a token.
-        head_dim: channels of an attention head.
-        patch_size: side of a patch in pixels.
-        mlp_ratio: hidden channels of the MLPs over `width`.
-        num_special: tokens before the patches': class and storage tokens.
-        position_grid: side of the learned grid of positions (DINOv2); 0 for rotary ones (DINOv3).
-        norm_eps: of the LayerNorms.
-        image_size: side in pixels of the square images that it is given in training (REPA).
-        dtype: of matmuls; norms, softmax and the sum over the blocks stay float32.
-        attention: implementation, see `lvsm_jax.models.attention.attention`.
-    """
+    """Sizes of a teacher, and how it is computed; the defaults are DINOv3's ViT-B/16."""
 
     num_layers: int = 12
     width: int = 768
     head_dim: int = 64
     patch_size: int = 16
-    mlp_ratio: int = 4
-    num_special: int = 5
-    position_grid: int = 0
+    mlp_ratio: int = 4  # hidden channels of the MLPs over `width`
+    num_special: int = 5  # tokens before the patches': class and storage tokens
+    position_grid: int = 0  # side of the learned grid of positions (DINOv2); 0 for rotary ones
     norm_eps: float = 1e-5
-    image_size: int = 512
-    dtype: str = "float32"
-    attention: str = "auto"
+    image_size: int = 512  # side in pixels of the square images that it is given in training
+    dtype: str = "float32"  # of matmuls; norms, softmax and the sum over blocks stay float32
+    attention: str = "auto"  # see `lvsm_jax.models.attention.attention`
 
     def __post_init__(self):
         check_choice("dtype of a teacher", self.dtype, layers.DTYPES)
@@ -136,8 +122,7 @@ class Dino(nnx.Module):
     ) -> tuple[Float[Array, "b gh gw d"], ...]:
         """Tokens of the patches of images in [0, 1] after some blocks, counted from 1, in float32.
 
-        Raises:
-            UserError: no such block, or a size that is no multiple of the patch.
+        UserError for blocks that there are not, and sizes that are no multiple of the patch.
         """
         depth, patch = self.config.num_layers, self.config.patch_size
         if not blocks or not all(1 <= block <= depth for block in blocks):

@@ -46,8 +46,7 @@ _FILES = {
 def find_teacher(path: epath.PathLike, name: str) -> epath.Path:
     """The file of a teacher's weights: `path` if given, else the authors' file in `weights/`.
 
-    Raises:
-        MissingWeightsError: saying where to get it and where to put it.
+    MissingWeightsError says where to get it and where to put it.
     """
     ending, repository = _FILES[name]
     path = epath.Path(path or f"weights/{name}{ending}")
@@ -69,11 +68,7 @@ def load_teacher(
     """Reads one of `TEACHERS` from a published file: a `.pth` or Hugging Face's `.safetensors`.
 
     Of its blocks the first `num_blocks` are kept, by default all; `options` are the `dtype` and
-    `attention` of its configuration.
-
-    Raises:
-        MissingWeightsError: no such file.
-        UserError: weights that are not exactly this teacher's, all named.
+    `attention` of its configuration. UserError names all weights that are not this teacher's.
     """
     path, config = find_teacher(path, name), dataclasses.replace(TEACHERS[name], **options)
     try:
@@ -85,12 +80,9 @@ def load_teacher(
 def from_state_dict(
     arrays: StateDict, config: DinoConfig, *, num_blocks: int | None = None
 ) -> Dino:
-    """The teacher with a file's weights; kernels are kept in `config.dtype`, the rest in float32.
+    """`load_teacher` of a file's arrays; kernels are kept in `config.dtype`, the rest in float32.
 
-    Of its blocks the first `num_blocks` are kept, by default all.
-
-    Raises:
-        UserError: weights that are missing, surplus, mis-shaped, of another type or not finite.
+    UserError for weights that are missing, surplus, mis-shaped, of another type or not finite.
     """
     depth = num_blocks or config.num_layers
     if not 1 <= depth <= config.num_layers:

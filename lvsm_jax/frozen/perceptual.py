@@ -66,12 +66,7 @@ def find_vgg19(path: epath.PathLike) -> epath.Path:
 
 
 def load_perceptual(path: epath.PathLike) -> Perceptual:
-    """Reads the weights from MatConvNet's file, as float32 NumPy arrays.
-
-    Raises:
-        MissingWeightsError: no such file.
-        UserError: the file holds something else than these weights.
-    """
+    """Reads the weights of `find_vgg19`, as float32 NumPy arrays; UserError if they are others."""
     with find_vgg19(path).open("rb") as file:
         try:
             layers = scipy.io.loadmat(file, variable_names=["layers"])["layers"][0]

@@ -44,12 +44,8 @@ def features(
 ) -> list[Float[Array, "b _ _ _"]]:
     """Activations (after the ReLU) of one convolution of each block, in the type of the weights.
 
-    Args:
-        weights: of the network, see the module.
-        images: normalised as its weights expect.
-        taps: which convolution of each block, counted from 0; none after the last is computed.
-        pool: between blocks, `max_pool` or `average_pool`.
-        precision: of the convolutions, see `jax.lax.Precision`; None for JAX's default.
+    Images are normalised as the weights expect. `taps` says which convolution, counted from 0; none
+    after the last is computed. `pool` is between blocks, `precision` a `jax.lax.Precision`.
     """
     outputs, x = [], jnp.asarray(images, weights[0][0]["kernel"].dtype)
     for block, (convolutions, tap) in enumerate(zip(weights, taps, strict=True)):
@@ -66,8 +62,7 @@ def features(
 def from_layers(plan: Plan, layers: Sequence[Layer], name: str) -> Weights:
     """Groups convolutions, listed from the image on, into the plan's blocks.
 
-    Raises:
-        UserError: a number of layers or a shape that is not the plan's; `name` is told.
+    UserError, with the network's `name`, for a number of layers or a shape that is not the plan's.
     """
     shapes = _shapes(plan)
     if len(layers) != len(shapes):

@@ -1,7 +1,6 @@
-"""The processes of a run: they meet, agree on values, and end together.
+"""The processes of a run, one a host: they meet, agree on values, and end together.
 
-A host of a TPU slice, or of a cluster of GPUs, runs a process of its own, and all run the same
-program at the same time. One process is the same code: it waits for nobody and agrees with itself.
+One process is the same code: it waits for nobody and agrees with itself.
 """
 
 import dataclasses
@@ -111,10 +110,8 @@ def recognise(environment: Mapping[str, str], platforms: str | None) -> Launcher
 def start(config: ProcessesConfig) -> int:
     """Joins the other processes, before JAX is first used; alone it does nothing.
 
-    Returns how many there are, as far as it is known by then: on Cloud TPU it says 1.
-
-    Raises:
-        UserError: it is not known who the others are, or they did not all come in time.
+    Returns how many there are, as far as it is known by then: on Cloud TPU it says 1. UserError if
+    it is not known who the others are, or they do not all come in time.
     """
     launcher = who(config, os.environ, jax.config.jax_platforms)
     if launcher is None:
@@ -147,26 +144,24 @@ def who(
     config: ProcessesConfig, environment: Mapping[str, str], platforms: str | None
 ) -> Launcher | None:
     """Which of several processes this is; None if alone, or UserError if too little is said."""
-    if config.num_processes == 1:
+    count, index = config.num_processes, config.process_id
+    if count == 1:
         return None
     launcher = recognise(environment, platforms)
     if launcher is None:
-        if not (config.coordinator or config.num_processes):
+        if not (config.coordinator or count):
             return None
-        if not (config.coordinator and config.num_processes and config.process_id >= 0):
+        if not (config.coordinator and count and index >= 0):
             raise UserError(
                 "no launcher is recognised: set all of processes.coordinator, "
                 "processes.num_processes and processes.process_id"
             )
-        return Launcher("the config", None, config.num_processes, config.process_id, None)
+        return Launcher("the config", None, count, index, None)
     nameless = launcher.method == "ompi" and "OMPI_MCA_orte_hnp_uri" not in environment
     if nameless and not config.coordinator:
         raise UserError("Open MPI 5 names no host: set processes.coordinator to HOST:PORT")
-    return dataclasses.replace(
-        launcher,
-        count=config.num_processes or launcher.count,
-        index=config.process_id if config.process_id >= 0 else launcher.index,
-    )
+    index = index if index >= 0 else launcher.index
+    return dataclasses.replace(launcher, count=count or launcher.count, index=index)
 
 
 def _local_devices(launcher: Launcher | None, environment: Mapping[str, str]) -> list[int] | None:

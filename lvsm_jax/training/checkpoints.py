@@ -82,9 +82,7 @@ class Checkpoints:
         """Starts to save; `state` may be donated as soon as this returns. All processes call it.
 
         A step that is saved already stays. `extra` are small JSON values to keep beside the state.
-
-        Raises:
-            CheckpointError: the disk does not take this checkpoint, or the one before.
+        CheckpointError if the disk does not take this checkpoint, or the one before.
         """
         if step == self.latest_step:
             return
@@ -106,9 +104,8 @@ class Checkpoints:
     def restore(self, abstract_state: TrainState, step: int) -> TrainState:
         """The state of a step, with the shardings of `abstract_state`, wherever it was saved.
 
-        Raises:
-            CheckpointError: on all processes, if one cannot read its part or an array is not what
-                was saved; names the checkpoint and what is wrong with it.
+        CheckpointError on all processes, if one cannot read its part or an array is not what was
+        saved; names the checkpoint and what is wrong with it.
         """
         path, leaves = self._directory / str(step), named_leaves(abstract_state)
         sharding = abstract_state.step.sharding
@@ -132,10 +129,7 @@ class Checkpoints:
         """Step and state of the newest checkpoint that is good, or None where there is none at all.
 
         Newer ones are named in the log and renamed to `unreadable_<step>`: nothing is lost, and
-        the run can save that step again.
-
-        Raises:
-            CheckpointError: there are checkpoints, and none is good; they are left as they are.
+        the run can save that step again. CheckpointError if none of several is good; they stay.
         """
         unreadable: list[int] = []
         # As the main process sees them, so that all try the same ones.

@@ -40,8 +40,7 @@ NO_NETWORKS = Frozen()
 def find_frozen(loss: LossConfig, repa: RepaConfig) -> dict[str, Any]:
     """The file of each network that these losses need, by the names of `Frozen`'s fields.
 
-    Raises:
-        MissingWeightsError: the first that is missing, with where to get it and put it.
+    MissingWeightsError names the first that is missing, with where to get it and put it.
     """
     files = {}
     if loss.perceptual:
@@ -55,11 +54,9 @@ def find_frozen(loss: LossConfig, repa: RepaConfig) -> dict[str, Any]:
 
 
 def load_frozen(loss: LossConfig, repa: RepaConfig, *, dtype: str, mesh: Mesh) -> Frozen:
-    """Reads the networks that these losses need onto every device, in `dtype`, the model's.
+    """Reads the networks of `find_frozen` onto every device, in `dtype`, the model's.
 
-    Raises:
-        MissingWeightsError: as `find_frozen`.
-        UserError: a file with other contents; names it and what is wrong.
+    UserError for a file with other contents; names it and what is wrong.
     """
     networks = find_frozen(loss, repa)
     for name, load in (("perceptual", load_perceptual), ("lpips", load_lpips)):

@@ -131,10 +131,7 @@ def train_steps(
     """Trains to the last step, or until a process is asked to stop; the last state is saved.
 
     `batches` are those of this process from the state's step on. A checkpoint inside an interval
-    has its sums beside the state.
-
-    Raises:
-        UserError: too many steps in a row were skipped.
+    has its sums beside the state. UserError after too many skipped steps in a row.
     """
     step = int(state.step)
     if step >= run.num_steps:

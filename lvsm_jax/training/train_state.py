@@ -88,26 +88,16 @@ class Trained:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a checkpoint holds.
-
-    Attributes:
-        step: int32, steps done, skipped ones included.
-        skipped: int32, how many of them were skipped, for a gradient not finite or too long.
-        skipped_in_a_row: int32, how many were skipped since the last that was taken.
-        model: the weights that are trained.
-        opt_state: of the optimizer.
-        ema: averaged weights, or None.
-        projectors: of REPA, or None.
-    """
+    """What a checkpoint holds."""
 
     # Any, for leaves may also be shapes or shardings.
-    step: Any
-    skipped: Any
-    skipped_in_a_row: Any
+    step: Any  # int32, steps done, skipped ones included
+    skipped: Any  # int32, how many of them were skipped, for a gradient not finite or too long
+    skipped_in_a_row: Any  # int32, how many since the last that was taken
     model: Any
     opt_state: optax.OptState
-    ema: Any
-    projectors: Any = None
+    ema: Any  # averaged weights, or None
+    projectors: Any = None  # of REPA, or None
 
     @property
     def trained(self) -> Trained:
@@ -155,8 +145,7 @@ def init_state(
 ) -> TrainState:
     """A new state, from `model` or random, whose shards are each made on the device they live on.
 
-    Raises:
-        UserError: a model of another architecture or other sizes than `config.model`.
+    UserError for a model of another architecture or other sizes than `config.model`.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     if model is None:
@@ -171,15 +160,12 @@ def init_state(
 def check_weights_fit(given: ModelConfig, wanted: ModelConfig) -> None:
     """Raises UserError unless weights made for `given` are those of a `wanted` model."""
     if type(given) is not type(wanted):
-        raise UserError(
-            f"the weights are of {architecture_of(given)}, but architecture is "
-            f"{architecture_of(wanted)}"
-        )
+        ours, theirs = architecture_of(wanted), architecture_of(given)
+        raise UserError(f"the weights are of {theirs}, but architecture is {ours}")
     for field, value in wanted.structure.items():
-        if given.structure[field] != value:
-            raise UserError(
-                f"the weights have {field} {given.structure[field]}, but model.{field} is {value}"
-            )
+        found = given.structure[field]
+        if found != value:
+            raise UserError(f"the weights have {field} {found}, but model.{field} is {value}")
 
 
 def compiled_step(config: TrainingConfig, mesh: Mesh) -> TrainStep:
