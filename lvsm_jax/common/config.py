@@ -61,10 +61,10 @@ class RunConfig:
         zeros = ("seed", "cpu_devices", "layers_every", "image_every", "eval_every", "keep_best")
         fields = (field.name for field in dataclasses.fields(self))
         check_at_least("run", self, **{name: int(name not in zeros) for name in fields})
-        if self.batch_size % self.grad_accumulation:
+        size, parts = self.batch_size, self.grad_accumulation
+        if size % parts:
             raise UserError(
-                f"run.batch_size {self.batch_size} is not a multiple of run.grad_accumulation "
-                f"{self.grad_accumulation}"
+                f"run.batch_size {size} is not a multiple of run.grad_accumulation {parts}"
             )
 
 
@@ -129,15 +129,12 @@ class DataConfig:
         normalizations = ("all_views", "input_views")
         check_choice("data.camera_normalization", self.camera_normalization, normalizations)
         check_choice("data.on_bad_frame", self.on_bad_frame, ("error", "replace"))
-        if self.image_height % self.patch_size:
-            raise UserError(
-                f"data.image_height {self.image_height} is not a multiple of patch_size "
-                f"{self.patch_size}"
-            )
-        if self.min_span > self.max_span:
-            raise UserError(
-                f"data.min_span {self.min_span} is larger than max_span {self.max_span}"
-            )
+        height, patch = self.image_height, self.patch_size
+        if height % patch:
+            raise UserError(f"data.image_height {height} is not a multiple of patch_size {patch}")
+        least, most = self.min_span, self.max_span
+        if least > most:
+            raise UserError(f"data.min_span {least} is larger than max_span {most}")
         ratios = all(0 < ratio < math.inf for ratio in self.aspect_ratios)
         _check("data", self, "input_counts", min(self.possible_inputs) >= 1, "at least 1 each")
         _check("data", self, "aspect_ratios", ratios, "positive widths over heights")
@@ -254,11 +251,8 @@ def section(config: ml_collections.ConfigDict, name: str, cls: type[T]) -> T:
     unknown = sorted(values.keys() - types.keys())
     if unknown:
         raise UserError(f"config.{name} has no fields {unknown}; there are {sorted(types)}")
-    missing = [
-        field.name
-        for field in dataclasses.fields(cls)
-        if field.default is dataclasses.MISSING and field.name not in values
-    ]
+    needed = [x.name for x in dataclasses.fields(cls) if x.default is dataclasses.MISSING]
+    missing = [field for field in needed if field not in values]
     if missing:
         raise UserError(f"config.{name} lacks the fields {missing}")
     return cls(**{key: _typed(f"{name}.{key}", value, types[key]) for key, value in values.items()})

@@ -89,8 +89,7 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
 def _tables(evaluation: Evaluation, metrics: list[str]) -> list[dict[str, Any]]:
     """The means over all targets and, where some are input views, over the others."""
     num_context = int(evaluation.is_context.sum())
-    num_images = evaluation.frames.size
-    captions = {True: f"All {num_images:,} target views"}
+    captions = {True: f"All {evaluation.frames.size:,} target views"}
     if num_context:
         others = "is an input view" if num_context == 1 else "are input views"
         captions[False] = f"Without the {num_context:,} that {others}"

@@ -190,10 +190,7 @@ def _in_order(parts: list[dict[str, Any]], rows: np.ndarray) -> dict[str, Any]:
 
 
 def render_scenes(
-    model: Callable[..., Array],
-    eval_set: EvalSet,
-    *,
-    put: Callable[[Any], Any] = jax.device_put,
+    model: Callable[..., Array], eval_set: EvalSet, *, put: Callable[[Any], Any] = jax.device_put
 ) -> dict[str, SceneImages]:
     """Pictures of all scenes, by key, of a set small enough to hold them; see `evaluate`."""
     model, found = _as_pytree(model), {}

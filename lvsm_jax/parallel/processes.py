@@ -185,8 +185,7 @@ def is_main() -> bool:
 
 def describe() -> str:
     """Processes and devices in a line, for the log."""
-    devices = jax.devices()
-    text = f"{len(devices)} × {devices[0].device_kind}"
+    text = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     if jax.process_count() > 1:
         text = f"{jax.process_count()} processes, {text}, {jax.local_device_count()} of them here"
     return text
@@ -226,16 +225,13 @@ _largest = jax.jit(jnp.max)
 @contextmanager
 def error_of_any() -> Iterator[None]:
     """Raises on all processes what the block raises on some, as OtherProcessError on the others."""
-    error = None
     try:
         yield
-    except Exception as caught:
-        error = caught
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    told = gather_texts("" if error is None else f"{kind}{error}")
-    if error is not None:
-        raise error
-    for index, text in enumerate(told):
+    except Exception as error:
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        gather_texts(f"{kind}{error}")
+        raise
+    for index, text in enumerate(gather_texts("")):
         if text:
             raise OtherProcessError(f"process {index}: {text}")
 

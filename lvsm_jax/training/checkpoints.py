@@ -1,13 +1,13 @@
 """Checkpoints of a training run: the whole state, with a checksum of each array.
 
-All processes take part in writing; each reads its own part alone, and then all agree whether it is
-good.
+All processes take part in writing; each reads its part alone, and all agree whether it is good.
 """
 
 import contextlib
 import errno
 import json
 import math
+import operator
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -45,12 +45,8 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         keep = [policies.LatestN(keep_last)]
         if keep_best:
-            best = policies.BestN(
-                get_metric_fn=lambda metrics: metrics["psnr"],
-                n=keep_best,
-                keep_checkpoints_without_metrics=False,
-            )
-            keep.append(best)
+            options = {"get_metric_fn": operator.itemgetter("psnr"), "n": keep_best}
+            keep.append(policies.BestN(**options, keep_checkpoints_without_metrics=False))
         self._directory = absolute(directory)
         if keep_last is not None and processes.is_main():
             for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
@@ -128,8 +124,8 @@ class Checkpoints:
     def restore_newest(self, abstract_state: TrainState) -> tuple[int, TrainState] | None:
         """Step and state of the newest checkpoint that is good, or None where there is none at all.
 
-        Newer ones are named in the log and renamed to `unreadable_<step>`: nothing is lost, and
-        the run can save that step again. CheckpointError if none of several is good; they stay.
+        Newer ones are named in the log and renamed to `unreadable_<step>`: the run can save that
+        step again. CheckpointError if there are some and none is good; they stay.
         """
         unreadable: list[int] = []
         # As the main process sees them, so that all try the same ones.

@@ -18,10 +18,8 @@ Sums = dict[str, Any]
 
 @jax.jit
 def add_step(sums: Sums | None, metrics: Mapping[str, Array], replaced: Int[Array, "b"]) -> Sums:
-    """Adds a step's metrics to the sums of an interval, on the device; None begins one.
-
-    Of a step that was skipped only the replaced samples count: its loss may be NaN.
-    """
+    """Adds a step's metrics to the sums of an interval, on the device; None begins one."""
+    # Of a step that was skipped only the replaced samples count: its loss may be NaN.
     taken = metrics["skipped_in_a_row"] == 0
     step = {name: jnp.where(taken, x, 0) for name, x in metrics.items() if name not in NO_MEANS}
     step |= {"steps": taken.astype(jnp.int32), "replaced_samples": replaced.sum()}
@@ -67,10 +65,7 @@ class Clock:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Leaves the time inside out: compiling, evaluating, saving are no part of a step.
-
-        Only where no step is still computed: its time would be left out too.
-        """
+        """Leaves the time inside out, as of compiling or saving; no step may be computed then."""
         start = time.monotonic()
         yield
         self._aside += time.monotonic() - start

@@ -19,18 +19,12 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.evaluation.scoring import EvalSet, evaluate, render_views
 from lvsm_jax.parallel import processes
-from lvsm_jax.training import diagnostics
+from lvsm_jax.training import diagnostics, train_state
 from lvsm_jax.training.checkpoints import Checkpoints
 from lvsm_jax.training.frozen_networks import Frozen
 from lvsm_jax.training.interval import NO_MEANS, Clock, Sums, add_step, from_json, means, to_json
 from lvsm_jax.training.run_log import RunLog, say
-from lvsm_jax.training.train_state import (
-    Metrics,
-    TrainingConfig,
-    TrainState,
-    compiled_step,
-    to_unit,
-)
+from lvsm_jax.training.train_state import Metrics, TrainingConfig, TrainState
 
 
 class StopSignals:
@@ -137,7 +131,7 @@ def train_steps(
     if step >= run.num_steps:
         return state
     sums = from_json(checkpoints.extra(step))
-    step_function, programs = compiled_step(training, mesh), {}
+    step_function, programs = train_state.compiled_step(training, mesh), {}
     batches = itertools.chain([next(batches)], batches)  # workers start: no step waits for that
     clock = Clock(step)
     late = LateMetrics(run, log, clock)
@@ -214,8 +208,8 @@ def _picture(state: TrainState, batch: Batch) -> np.ndarray:
 def _by_layer(state: TrainState, batch: Batch, means: Mapping[str, Any]) -> dict[str, float]:
     """Diagnostics of each layer: gradients of the interval, tokens of the batch's first scene."""
     first = _first_scene(batch)
-    images, cameras = to_unit(first.inputs.images), (first.inputs.cameras, first.targets.cameras)
-    values = diagnostics.token_statistics(state.model, images, *cameras)
+    images, cameras = first.inputs.images, (first.inputs.cameras, first.targets.cameras)
+    values = diagnostics.token_statistics(state.model, train_state.to_unit(images), *cameras)
     if "attention_entropy" in values:  # by the number of views, which may differ between steps
         entropy = values.pop("attention_entropy")
         values[f"attention_entropy/{images.shape[1]}_views"] = entropy

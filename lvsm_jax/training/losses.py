@@ -15,6 +15,9 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.layers import recomputed
 from lvsm_jax.parallel.mesh import axes_of, per_device
 
+Scalar = Float[Array, ""]
+Images = Float[Array, "b t h w 3"]
+
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
@@ -48,12 +51,12 @@ class LossConfig:
 def total_loss(
     config: LossConfig,
     frozen: Any,
-    render: Float[Array, "b t h w 3"],
-    target: Float[Array, "b t h w 3"],
+    render: Images,
+    target: Images,
     step: Int[Array, ""],
     *,
     remat: str = "none",
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+) -> tuple[Scalar, dict[str, Scalar]]:
     """The weighted sum, and each term before its weight; images are in [0, 1].
 
     `frozen` is a `Frozen`; terms that start after `step` are 0; `remat` says what the backward pass
@@ -78,12 +81,8 @@ def total_loss(
 
 
 def distance(
-    network: Callable[..., Array],
-    render: Float[Array, "b t h w 3"],
-    target: Float[Array, "b t h w 3"],
-    *,
-    remat: str = "none",
-) -> Float[Array, ""]:
+    network: Callable[..., Array], render: Images, target: Images, *, remat: str = "none"
+) -> Scalar:
     """Mean over the images of a network's distance, a pytree like `lvsm_jax.frozen.lpips.LPIPS`.
 
     One target of each scene after the other: with `remat` other than `none`, the activations of
@@ -98,7 +97,7 @@ def distance(
     return per_device(own, (P(), views, views), views)(network, render, target).mean()
 
 
-def where_due(due: Array | None, term: Callable[[], Array]) -> Float[Array, ""]:
+def where_due(due: Array | None, term: Callable[[], Array]) -> Scalar:
     """`lax.cond(due, term, 0)`: where it is not due, the term takes no time; None: always due."""
     if due is None:
         return term()

@@ -1,10 +1,8 @@
-"""REPA (arXiv 2410.06940): a model's tokens are trained to predict a frozen teacher's features.
-
-Teacher and projectors serve training alone; exports hold neither.
-"""
+"""REPA (arXiv 2410.06940): a model's tokens are trained to predict a frozen teacher's features."""
 
 import dataclasses
 import operator
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -61,12 +59,10 @@ class RepaConfig:
         check_choice("repa.distance", self.distance, DISTANCES)
         check_choice("repa.teacher", self.teacher, TEACHERS)
         blocks = TEACHERS[self.teacher].num_layers
-        for field in ("encoder", "decoder"):
-            if any(block > blocks for _, block in _pairs(field, getattr(self, field))):
-                raise UserError(
-                    f"repa.{field} is {getattr(self, field)!r}, but {self.teacher} has {blocks} "
-                    "blocks"
-                )
+        for field, pairs in (("encoder", self.encoder_pairs), ("decoder", self.decoder_pairs)):
+            if any(block > blocks for _, block in pairs):
+                text = getattr(self, field)
+                raise UserError(f"repa.{field} is {text!r}, but {self.teacher} has {blocks} blocks")
         if self.weight and not self.pairs:
             raise UserError("repa.weight is above 0, but repa.encoder and repa.decoder are empty")
 
@@ -107,16 +103,14 @@ class RepaConfig:
 
 
 def _pairs(field: str, text: str) -> tuple[Pair, ...]:
-    pairs = []
-    for part in text.split(",") if text else ():
-        layer, colon, block = part.strip().partition(":")
-        if not (colon and layer.isdecimal() and block.isdecimal() and int(layer) and int(block)):
-            raise UserError(
-                f"repa.{field} is {text!r}, expected pairs of a layer and a teacher's block, "
-                "counted from 1, such as '2:8' or '2:8,6:12'"
-            )
-        pairs.append((int(layer), int(block)))
-    return tuple(pairs)
+    found = [re.fullmatch(r"\s*(\d+):(\d+)\s*", part) for part in text.split(",") if text]
+    pairs = tuple((int(pair[1]), int(pair[2])) for pair in found if pair)
+    if len(pairs) < len(found) or any(0 in pair for pair in pairs):
+        raise UserError(
+            f"repa.{field} is {text!r}, expected pairs of a layer and a teacher's block, "
+            "counted from 1, such as '2:8' or '2:8,6:12'"
+        )
+    return pairs
 
 
 class Projector(nnx.Module):
@@ -162,8 +156,7 @@ def repa_loss(
 ) -> Float[Array, ""]:
     """Distance of projected tokens and the teacher's features, averaged over everything.
 
-    No gradient goes through the teacher; `patch_size` is the student's, and `remat` says what the
-    backward pass recomputes of projectors (`models.layers.recomputed`).
+    `patch_size` is the student's; `remat` says what the backward pass recomputes of projectors.
     """
 
     def align(projector: Projector, tokens: Array, features: Array) -> Array:
@@ -212,8 +205,5 @@ def _cosine(a: Float[Array, "*batch e"], b: Float[Array, "*batch e"]) -> Float[A
     return (1 - (a * b).sum(axis=-1) / (length_a * length_b)).mean()
 
 
-DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
-    "smooth_l1": _smooth_l1,
-    "l2": _l2,
-    "cosine": _cosine,
-}
+DISTANCES: dict[str, Callable[[Array, Array], Array]]
+DISTANCES = {"smooth_l1": _smooth_l1, "l2": _l2, "cosine": _cosine}

@@ -45,10 +45,8 @@ def log_to(path: epath.PathLike | None) -> None:
 
 
 class _Terminal(python_logging.Handler):
-    """Prints above the line of progress."""
-
     def emit(self, record: python_logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(self.format(record), file=sys.stderr)  # above the line of progress
 
 
 def _is_not_chatter(record: python_logging.LogRecord) -> bool:
@@ -73,28 +71,14 @@ def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-class CsvWriter:
-    """A table of scalars with one row a step; columns may join later.
-
-    Rows after `start_step` are dropped first: a resumed run writes them again.
-    """
-
-    def __init__(self, path: epath.PathLike, start_step: int = 0):
-        self._path = epath.Path(path)
-        text = self._path.read_text() if self._path.exists() else ""
-        self._rows = {
-            int(row["step"]): {name: x for name, x in row.items() if x and name != "step"}
-            for row in csv.DictReader(io.StringIO(text))
-            if int(row["step"]) <= start_step
-        }
-
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Adds the scalars to the step's row, and writes the table."""
-        values = {name: f"{float(value):.7g}" for name, value in scalars.items()}
-        self._rows.setdefault(step, {}).update(values)
-        rows = [{"step": step, **self._rows[step]} for step in sorted(self._rows)]
-        columns = dict.fromkeys(name for row in self._rows.values() for name in row)
-        write_text(self._path, csv_text(["step", *columns], rows))
+def _read_rows(path: epath.Path, last_step: int) -> dict[int, dict[str, str]]:
+    """The rows of metrics.csv by step; what comes later, a resumed run writes again."""
+    text = path.read_text() if path.exists() else ""
+    return {
+        int(row["step"]): {name: x for name, x in row.items() if x and name != "step"}
+        for row in csv.DictReader(io.StringIO(text))
+        if int(row["step"]) <= last_step
+    }
 
 
 class RunLog:
@@ -102,12 +86,12 @@ class RunLog:
 
     def __init__(self, directory: epath.PathLike, num_steps: int, start_step: int):
         directory = epath.Path(directory)
-        self._images, self._num_steps = directory / "images", num_steps
-        self._is_main = processes.is_main()
-        self._tensorboard = self._table = None
+        self._images, self._csv = directory / "images", directory / "metrics.csv"
+        self._num_steps, self._is_main = num_steps, processes.is_main()
+        self._tensorboard = None
         if self._is_main:
             self._images.mkdir(parents=True, exist_ok=True)
-            self._table = CsvWriter(directory / "metrics.csv", start_step)
+            self._rows = _read_rows(self._csv, start_step)
             self._tensorboard = _tensorboard(directory / "tensorboard")
         self._on_terminal = self._is_main and sys.stderr.isatty()
         self._progress = tqdm(
@@ -144,10 +128,14 @@ class RunLog:
             print(f"step {step}/{self._num_steps} · {psnr} · {left} left", flush=True)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Adds to a row of metrics."""
+        """Adds to a row of metrics; columns may join later."""
         logging.info("step %d: %s", step, ", ".join(f"{k} {v:.5g}" for k, v in values.items()))
-        if self._table:
-            self._table.write_scalars(step, values)
+        if self._is_main:
+            row = self._rows.setdefault(step, {})
+            row |= {name: f"{float(value):.7g}" for name, value in values.items()}
+            columns = dict.fromkeys(name for row in self._rows.values() for name in row)
+            rows = [{"step": step, **row} for step, row in sorted(self._rows.items())]
+            write_text(self._csv, csv_text(["step", *columns], rows))
         if self._tensorboard:
             self._tensorboard.write_scalars(step, dict(values))
             self._tensorboard.flush()

@@ -23,15 +23,11 @@ from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.models.architectures import abstract_model, architecture_of, new_model, read_config
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel
 from lvsm_jax.parallel.mesh import check_batch, device_put, state_shardings
+from lvsm_jax.training import optimizer
 from lvsm_jax.training.diagnostics import norms_by_layer
 from lvsm_jax.training.frozen_networks import NO_NETWORKS, Frozen
 from lvsm_jax.training.losses import LossConfig, total_loss, where_due
-from lvsm_jax.training.optimizer import (
-    OptimizerConfig,
-    learning_rate,
-    make_optimizer,
-    step_is_sound,
-)
+from lvsm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from lvsm_jax.training.repa import RepaConfig, Stream, new_projectors, repa_loss
 
 Metrics = dict[str, Float[Array, "*layers"]]
@@ -70,23 +66,6 @@ class TrainingConfig:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """Weights that the optimizer updates: the model's, and REPA's projectors or None."""
-
-    # Any, for leaves may also be gradients, shapes or shardings.
-    model: Any
-    projectors: Any = None
-
-    @property
-    def named_for_optimizer(self) -> Any:
-        """The tree that the optimizer sees: its names are those of moments in checkpoints."""
-        if self.projectors is None:
-            return self.model
-        return {"model": self.model, "projectors": self.projectors}
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class TrainState:
     """What a checkpoint holds."""
 
@@ -100,14 +79,14 @@ class TrainState:
     projectors: Any = None  # of REPA, or None
 
     @property
-    def trained(self) -> Trained:
-        """Weights that the optimizer updates."""
-        return Trained(self.model, self.projectors)
-
-    @property
     def best_weights(self) -> ViewSynthesisModel:
         """The weights to evaluate and export: the averaged ones where they are kept."""
         return self.model if self.ema is None else self.ema
+
+
+def _named(model: Any, projectors: Any) -> Any:
+    """The tree that the optimizer sees: its names are those of moments in checkpoints."""
+    return model if projectors is None else {"model": model, "projectors": projectors}
 
 
 def new_state(
@@ -118,15 +97,14 @@ def new_state(
         model = new_model(config.model, nnx.Rngs(seed))
     # Of a stream of their own: the model's random weights are those without REPA.
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    trained = Trained(model, new_projectors(config.repa, config.model, nnx.Rngs(key)))
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
-    counts = dict.fromkeys(("step", "skipped", "skipped_in_a_row"), jnp.zeros((), jnp.int32))
+    projectors = new_projectors(config.repa, config.model, nnx.Rngs(key))
+    adamw = make_optimizer(config.optimizer, config.num_steps)
     return TrainState(
-        **counts,
+        **dict.fromkeys(("step", "skipped", "skipped_in_a_row"), jnp.zeros((), jnp.int32)),
         model=model,
-        opt_state=optimizer.init(trained.named_for_optimizer),
+        opt_state=adamw.init(_named(model, projectors)),
         ema=jax.tree.map(jnp.copy, model) if config.optimizer.ema_decay else None,
-        projectors=trained.projectors,
+        projectors=projectors,
     )
 
 
@@ -186,32 +164,31 @@ def train_step(
     """
     loss, terms, mean_psnr, grads = _gradients(config, state, batch, frozen)
     grad_norm = optax.global_norm(grads)
-    sound = step_is_sound(config.optimizer, state.step, loss, grad_norm)
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
-    updates, opt_state = optimizer.update(
-        grads.named_for_optimizer, state.opt_state, state.trained.named_for_optimizer
-    )
+    sound = optimizer.step_is_sound(config.optimizer, state.step, loss, grad_norm)
+    adamw = make_optimizer(config.optimizer, config.num_steps)
+    trained = state.model, state.projectors
+    updates, opt_state = adamw.update(_named(*grads), state.opt_state, _named(*trained))
     updates = jax.tree.unflatten(jax.tree.structure(grads), jax.tree.leaves(updates))
-    trained, opt_state = jax.tree.map(
+    (model, projectors), opt_state = jax.tree.map(
         lambda new, old: jnp.where(sound, new, old),
-        (optax.apply_updates(state.trained, updates), opt_state),
-        (state.trained, state.opt_state),
+        (optax.apply_updates(trained, updates), opt_state),
+        (trained, state.opt_state),
     )
     ema = state.ema
     if ema is not None:
         decay = jnp.where(sound, config.optimizer.ema_decay, 1.0)
-        ema = jax.tree.map(lambda ema, new: decay * ema + (1 - decay) * new, ema, trained.model)
+        ema = jax.tree.map(lambda ema, new: decay * ema + (1 - decay) * new, ema, model)
     skip = (~sound).astype(jnp.int32)
     new = TrainState(
         step=state.step + 1,
         skipped=state.skipped + skip,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
-        model=trained.model,
+        model=model,
         opt_state=opt_state,
         ema=ema,
-        projectors=trained.projectors,
+        projectors=projectors,
     )
-    norms = norms_by_layer(type(state.model).stacks, grads.model)
+    norms = norms_by_layer(type(state.model).stacks, grads[0])
     taken = state.step - state.skipped
     metrics = {
         "loss": loss,
@@ -219,7 +196,7 @@ def train_step(
         "psnr": mean_psnr,
         "grad_norm": grad_norm,
         **{f"grad_norm/{stack}": norms for stack, norms in norms.items()},
-        "learning_rate": learning_rate(config.optimizer, config.num_steps, taken),
+        "learning_rate": optimizer.learning_rate(config.optimizer, config.num_steps, taken),
         "skipped_steps": new.skipped,
         "skipped_in_a_row": new.skipped_in_a_row,
     }
@@ -232,17 +209,15 @@ def to_unit(images: Array | np.ndarray) -> Float[Array | np.ndarray, "*shape"]:
 
 
 def _gradients(config: TrainingConfig, state: TrainState, batch: Batch, frozen: Frozen) -> tuple:
-    """Loss, its terms, PSNR and gradient, averaged over the microbatches."""
+    """Loss, its terms, PSNR and gradient of model and projectors: means over the microbatches."""
 
-    def loss(trained: Trained, batch: Batch) -> tuple:
-        target = to_unit(batch.targets.images)
-        render, streams = _render(config, trained, batch)
-        total, terms = total_loss(
-            config.loss, frozen, render, target, state.step, remat=config.model.remat
-        )
+    def loss(trained: tuple, batch: Batch) -> tuple:
+        target, remat = to_unit(batch.targets.images), config.model.remat
+        render, streams = _render(config, *trained, batch)
+        total, terms = total_loss(config.loss, frozen, render, target, state.step, remat=remat)
         if streams:
-            nets, stop_step = (trained.projectors, frozen.teacher), config.repa.stop_step
-            sizes = {"patch_size": config.model.patch_size, "remat": config.model.remat}
+            nets, stop_step = (trained[1], frozen.teacher), config.repa.stop_step
+            sizes = {"patch_size": config.model.patch_size, "remat": remat}
             terms["repa"] = where_due(
                 state.step < stop_step if stop_step else None,
                 lambda: repa_loss(config.repa, *nets, streams, **sizes),
@@ -251,7 +226,8 @@ def _gradients(config: TrainingConfig, state: TrainState, batch: Batch, frozen: 
         return total, (terms, jax.vmap(psnr, 1)(render, target).mean())
 
     def gradients(batch: Batch) -> tuple:
-        (total, aux), grads = jax.value_and_grad(loss, has_aux=True)(state.trained, batch)
+        trained = state.model, state.projectors
+        (total, aux), grads = jax.value_and_grad(loss, has_aux=True)(trained, batch)
         return total, *aux, grads
 
     count = config.grad_accumulation
@@ -268,15 +244,15 @@ def _gradients(config: TrainingConfig, state: TrainState, batch: Batch, frozen: 
 
 
 def _render(
-    config: TrainingConfig, trained: Trained, batch: Batch
+    config: TrainingConfig, model: ViewSynthesisModel, projectors: Any, batch: Batch
 ) -> tuple[Float[Array, "b t h w 3"], tuple[Stream, ...]]:
     """The targets as the model sees them, and the tokens that REPA aligns."""
     images, cameras = to_unit(batch.inputs.images), (batch.inputs.cameras, batch.targets.cameras)
-    if trained.projectors is None:
-        return trained.model(images, *cameras), ()
+    if projectors is None:
+        return model(images, *cameras), ()
     pairs = config.repa.encoder_pairs, config.repa.decoder_pairs
     layers = ([layer for layer, _ in stream] for stream in pairs)
-    render, *tokens = trained.model.render_with_features(images, *cameras, *layers)
+    render, *tokens = model.render_with_features(images, *cameras, *layers)
     shown = images, to_unit(batch.targets.images)
     return render, tuple(map(Stream, pairs, shown, tokens))
 
