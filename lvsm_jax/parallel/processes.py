@@ -38,12 +38,10 @@ class ProcessesConfig:
 
     Attributes:
         coordinator: HOST:PORT where all reach process 0; empty: as the launcher says.
-        num_processes: how many there are; 0: as the launcher says; 1: this one alone, whatever
-            the launcher says.
+        num_processes: how many there are; 0: as the launcher says; 1: this one in any case.
         process_id: which of them this is, from 0; -1: as the launcher says.
         start_seconds: how long to wait for all processes to come.
-        heartbeat_seconds: a process that is silent for so long counts as dead, and all others end
-            with an error.
+        heartbeat_seconds: a process silent for so long counts as dead, and all end with an error.
         end_seconds: how long a process that is done waits for the others to be done.
     """
 

@@ -39,8 +39,7 @@ class RepaConfig:
             streams have shares one projector.
         distance: `smooth_l1` (beta 1), `l2` or `cosine` (1 - cosine similarity).
         hidden: channels between the three linear maps of a projector.
-        stop_step: the step, counted from 0, from which on the loss is 0 and the teacher is not
-            run; 0 for never.
+        stop_step: from this step, counted from 0, the loss is 0 and the teacher idle; 0: never.
         teacher: a name in `lvsm_jax.frozen.dino.TEACHERS`.
         teacher_weights: path of its weights; empty for the authors' file in `weights/`.
     """

@@ -107,11 +107,8 @@ def _structure(training: TrainingConfig, init_from: str | None) -> dict[str, Any
         "repa": training.repa.structure,
         "optimizer": {"ema_decay": training.optimizer.ema_decay},
     }
-    return {
-        "architecture": architecture_of(training.model),
-        "init_from": init_from,
-        **flat(sections),
-    }
+    start = {"architecture": architecture_of(training.model), "init_from": init_from}
+    return start | flat(sections)
 
 
 def record_config(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
