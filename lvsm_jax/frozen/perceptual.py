@@ -20,8 +20,7 @@ from lvsm_jax.frozen import vgg
 # Where the convolutions are among the file's layers; those after relu5_2 are not read.
 _CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30)
 PLAN: vgg.Plan = (*vgg.VGG19[:4], vgg.VGG19[4][:2])
-_TAPS = (1, 1, 1, 1, 1)
-_MEAN = (123.68, 116.779, 103.939)
+_TAPS, _MEAN = (1, 1, 1, 1, 1), (123.68, 116.779, 103.939)
 # Of the images themselves, then of the activations after relu1_2, ..., relu5_2.
 _SCALES = (1, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)
 
@@ -29,81 +28,51 @@ _SCALES = (1, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Perceptual:
-    """Distance of images in [0, 1]; a pytree of its weights, in whose type it is computed.
+    """Distance of images in [0, 1]; a pytree of its weights, in whose type it is computed."""
 
-    They are VGG-19's up to the second convolution of the last block (`vgg.Weights`).
-    """
-
-    # Any, for a pytree also holds shapes, shardings and specs as leaves.
+    # `vgg.Weights` of `PLAN`. Any, for a pytree also holds shapes, shardings and specs as leaves.
     vgg: Any
 
-    def __call__(
-        self,
-        target: Float[Array | np.ndarray, "b h w 3"],
-        prediction: Float[Array | np.ndarray, "b h w 3"],
-    ) -> Float[Array, "b"]:
+    def __call__(self, target: vgg.Images, prediction: vgg.Images) -> Float[Array, "b"]:
         """Distance of each pair, in float32."""
         return self.terms(target, prediction).sum(axis=-1) / 255
 
-    def terms(
-        self,
-        target: Float[Array | np.ndarray, "b h w 3"],
-        prediction: Float[Array | np.ndarray, "b h w 3"],
-    ) -> Float[Array, "b 6"]:
-        """Scaled mean absolute differences: of the images in [0, 255], then of five activations.
-
-        Raises:
-            UserError: images too small for the last activations.
-        """
-        if min(target.shape[1:3]) < 16:
-            raise UserError(
-                f"the perceptual loss needs images of 16×16 pixels at least: {target.shape[1:3]}"
-            )
+    def terms(self, target: vgg.Images, prediction: vgg.Images) -> Float[Array, "b 6"]:
+        """Scaled mean absolute differences: of the images in [0, 255], then of five activations."""
+        size = target.shape[1:3]
+        if min(size) < 16:
+            raise UserError(f"the perceptual loss needs images of 16×16 pixels at least: {size}")
         pairs = zip(self._features(target), self._features(prediction), strict=True)
-        distances = [jnp.abs(_float32(a) - _float32(b)).mean(axis=(1, 2, 3)) for a, b in pairs]
+        distances = [jnp.abs(a - b).mean(axis=(1, 2, 3)) for a, b in pairs]
         return jnp.stack(distances, axis=-1) * jnp.array(_SCALES)
 
     def _features(self, images: Array | np.ndarray) -> list[Array]:
-        images = _float32(images) * 255 - jnp.array(_MEAN)
+        images = jnp.asarray(images, jnp.float32) * 255 - jnp.array(_MEAN)
         outputs = vgg.features(self.vgg, images, taps=_TAPS, pool=vgg.average_pool, precision=None)
-        return [images, *outputs]
+        return [x.astype(jnp.float32) for x in (images, *outputs)]
 
 
 def find_vgg19(path: epath.PathLike) -> epath.Path:
-    """The file of weights.
-
-    Raises:
-        MissingWeightsError: saying where to get it and where to put it.
-    """
-    if not epath.Path(path).is_file():
-        raise MissingWeightsError(
-            f"the perceptual loss needs VGG-19, and {path} is missing: get "
-            "imagenet-vgg-verydeep-19.mat (550 MB) from "
-            "https://www.vlfeat.org/matconvnet/pretrained/, and put it there or name its place in "
-            "--config.loss.vgg_weights; or go without by --config.loss.perceptual=0"
-        )
-    return epath.Path(path)
+    """The file of weights, or raises MissingWeightsError saying where to get and put it."""
+    if epath.Path(path).is_file():
+        return epath.Path(path)
+    raise MissingWeightsError(
+        f"the perceptual loss needs VGG-19, and {path} is missing: get "
+        "imagenet-vgg-verydeep-19.mat (550 MB) from "
+        "https://www.vlfeat.org/matconvnet/pretrained/, and put it there or name its place in "
+        "--config.loss.vgg_weights; or go without by --config.loss.perceptual=0"
+    )
 
 
 def load_perceptual(path: epath.PathLike) -> Perceptual:
-    """Reads the weights from MatConvNet's file, as float32 NumPy arrays.
-
-    Raises:
-        MissingWeightsError: no such file.
-        UserError: the file holds something else than these weights.
-    """
+    """Reads the weights of `find_vgg19`, as float32 NumPy arrays; UserError if they are others."""
     with find_vgg19(path).open("rb") as file:
         try:
             layers = scipy.io.loadmat(file, variable_names=["layers"])["layers"][0]
             # A layer is a struct in a cell; its third field is the cell of kernel and bias.
             cells = [layers[i][0, 0][2][0] for i in _CONVOLUTIONS]
-            convolutions = [
-                {
-                    "kernel": np.asarray(kernel, np.float32),
-                    "bias": np.asarray(bias, np.float32).reshape(-1),
-                }
-                for kernel, bias in cells
-            ]
+            arrays = [[np.asarray(x, np.float32) for x in cell] for cell in cells]
+            convolutions = [{"kernel": kernel, "bias": bias.ravel()} for kernel, bias in arrays]
             weights = vgg.from_layers(PLAN, convolutions, "VGG-19")
         except Exception as error:  # a broken file can fail in any way
             raise UserError(f"{path} does not hold MatConvNet's VGG-19: {error!r}") from error
@@ -111,7 +80,3 @@ def load_perceptual(path: epath.PathLike) -> Perceptual:
         if not all(np.isfinite(array).all() for array in layer.values()):
             raise UserError(f"{path}, convolution {i}: values that are not finite")
     return Perceptual(weights)
-
-
-def _float32(images: Array | np.ndarray) -> Float[Array, "..."]:
-    return jnp.asarray(images, jnp.float32)

@@ -5,6 +5,7 @@ Weights are nested alike: for each block, for each convolution, a dict of `kerne
 `[3, 3, in, out]` and `bias` `[out]`.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float
 
 from lvsm_jax.common.errors import UserError
 
+Images = Float[Array | np.ndarray, "b h w 3"]
 Plan = tuple[tuple[int, ...], ...]
 Layer = dict[str, Array | np.ndarray]
 Weights = Sequence[Sequence[Layer]]
@@ -42,39 +44,31 @@ def features(
 ) -> list[Float[Array, "b _ _ _"]]:
     """Activations (after the ReLU) of one convolution of each block, in the type of the weights.
 
-    Args:
-        weights: of the network, see the module.
-        images: normalised as its weights expect.
-        taps: which convolution of each block, counted from 0; none after the last is computed.
-        pool: between blocks, `max_pool` or `average_pool`.
-        precision: of the convolutions, see `jax.lax.Precision`; None for JAX's default.
+    Images are normalised as the weights expect. `taps` says which convolution, counted from 0; none
+    after the last is computed. `pool` is between blocks, `precision` a `jax.lax.Precision`.
     """
-    outputs = []
-    x = jnp.asarray(images, weights[0][0]["kernel"].dtype)
+    outputs, x = [], jnp.asarray(images, weights[0][0]["kernel"].dtype)
     for block, (convolutions, tap) in enumerate(zip(weights, taps, strict=True)):
         if block:
             x = pool(x)
         last = len(convolutions) if block + 1 < len(weights) else tap + 1
-        activations = []
-        for convolution in convolutions[:last]:
+        for i, convolution in enumerate(convolutions[:last]):
             x = jax.nn.relu(_convolve(x, convolution, precision))
-            activations.append(x)
-        outputs.append(activations[tap])
+            if i == tap:
+                outputs.append(x)
     return outputs
 
 
 def from_layers(plan: Plan, layers: Sequence[Layer], name: str) -> Weights:
     """Groups convolutions, listed from the image on, into the plan's blocks.
 
-    Raises:
-        UserError: a number of layers or a shape that is not the plan's; `name` is told.
+    UserError, with the network's `name`, for a number of layers or a shape that is not the plan's.
     """
-    channels = [c for block in plan for c in block]
-    if len(layers) != len(channels):
-        raise UserError(f"{name} has {len(layers)} convolutions, expected {len(channels)}")
-    for i, (layer, c_in, c_out) in enumerate(zip(layers, [3, *channels], channels, strict=False)):
+    shapes = _shapes(plan)
+    if len(layers) != len(shapes):
+        raise UserError(f"{name} has {len(layers)} convolutions, expected {len(shapes)}")
+    for i, (layer, expected) in enumerate(zip(layers, shapes, strict=True)):
         found = {key: np.shape(value) for key, value in layer.items()}
-        expected = {"kernel": (3, 3, c_in, c_out), "bias": (c_out,)}
         if found != expected:
             raise UserError(f"{name}, convolution {i}: shapes {found}, expected {expected}")
     rest = iter(layers)
@@ -83,21 +77,19 @@ def from_layers(plan: Plan, layers: Sequence[Layer], name: str) -> Weights:
 
 def zeros(plan: Plan, dtype: str) -> Weights:
     """Weights of zeros."""
-    channels = [c for block in plan for c in block]
-    layers = [
-        {"kernel": jnp.zeros((3, 3, c_in, c_out), dtype), "bias": jnp.zeros(c_out, dtype)}
-        for c_in, c_out in zip([3, *channels], channels, strict=False)
-    ]
+    layers = [{key: jnp.zeros(x, dtype) for key, x in layer.items()} for layer in _shapes(plan)]
     return from_layers(plan, layers, "VGG")
 
 
+def _shapes(plan: Plan) -> list[dict[str, tuple[int, ...]]]:
+    channels = [3, *(c for block in plan for c in block)]
+    return [
+        {"kernel": (3, 3, c_in, c_out), "bias": (c_out,)}
+        for c_in, c_out in itertools.pairwise(channels)
+    ]
+
+
 def _convolve(x: Array, weights: Layer, precision: str | None) -> Array:
-    x = jax.lax.conv_general_dilated(
-        x,
-        weights["kernel"],
-        window_strides=(1, 1),
-        padding="SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision,
-    )
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": precision}
+    x = jax.lax.conv_general_dilated(x, weights["kernel"], (1, 1), "SAME", **options)
     return x + weights["bias"]

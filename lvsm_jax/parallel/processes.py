@@ -1,7 +1,6 @@
-"""The processes of a run: they meet, agree on values, and end together.
+"""The processes of a run, one a host: they meet, agree on values, and end together.
 
-A host of a TPU slice, or of a cluster of GPUs, runs a process of its own, and all run the same
-program at the same time. One process is the same code: it waits for nobody and agrees with itself.
+One process is the same code: it waits for nobody and agrees with itself.
 """
 
 import dataclasses
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
@@ -38,12 +38,10 @@ class ProcessesConfig:
 
     Attributes:
         coordinator: HOST:PORT where all reach process 0; empty: as the launcher says.
-        num_processes: how many there are; 0: as the launcher says; 1: this one alone, whatever
-            the launcher says.
+        num_processes: how many there are; 0: as the launcher says; 1: this one in any case.
         process_id: which of them this is, from 0; -1: as the launcher says.
         start_seconds: how long to wait for all processes to come.
-        heartbeat_seconds: a process that is silent for so long counts as dead, and all others end
-            with an error.
+        heartbeat_seconds: a process silent for so long counts as dead, and all end with an error.
         end_seconds: how long a process that is done waits for the others to be done.
     """
 
@@ -71,12 +69,8 @@ class OtherProcessError(UserError):
 class Launcher:
     """What started this process among others; JAX finds out what is None.
 
-    Attributes:
-        name: for people.
-        method: JAX's name of it.
-        count: number of processes.
-        index: which of them this is.
-        local_index: which of those on its host this is; None where it is the only one.
+    Of `count` processes this is number `index`, and `local_index` of those on its host; None where
+    it is the only one there. `method` is JAX's name of the launcher.
     """
 
     name: str
@@ -92,23 +86,20 @@ def recognise(environment: Mapping[str, str], platforms: str | None) -> Launcher
     `platforms` is `jax.config.jax_platforms`, in which JAX writes `tpu` on a TPU's host.
     """
 
-    def launcher(
-        name: str, method: str, count: str, rank: str, local: str, alone: bool
-    ) -> Launcher:
-        local_index = None if alone else int(environment[local])
-        return Launcher(name, method, int(environment[count]), int(environment[rank]), local_index)
-
     def number(variable: str) -> int:
         return int(environment.get(variable, 1))
 
     # Of a step of srun, for inside sbatch and salloc the number of tasks is that of the future.
-    if number("SLURM_STEP_NUM_TASKS") > 1 and "SLURM_STEP_NODELIST" in environment:
-        alone = number("SLURM_STEP_NUM_TASKS") == number("SLURM_STEP_NUM_NODES")
-        names = "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"
-        return launcher("SLURM", "slurm", *names, alone)
-    if number("OMPI_COMM_WORLD_SIZE") > 1:
-        names = (f"OMPI_COMM_WORLD_{part}" for part in ("SIZE", "RANK", "LOCAL_RANK"))
-        return launcher("Open MPI", "ompi", *names, number("OMPI_COMM_WORLD_LOCAL_SIZE") == 1)
+    count = number("SLURM_STEP_NUM_TASKS")
+    if count > 1 and "SLURM_STEP_NODELIST" in environment:
+        alone = count == number("SLURM_STEP_NUM_NODES")
+        local = None if alone else int(environment["SLURM_LOCALID"])
+        return Launcher("SLURM", "slurm", count, int(environment["SLURM_PROCID"]), local)
+    count = number("OMPI_COMM_WORLD_SIZE")
+    if count > 1:
+        alone = number("OMPI_COMM_WORLD_LOCAL_SIZE") == 1
+        local = None if alone else int(environment["OMPI_COMM_WORLD_LOCAL_RANK"])
+        return Launcher("Open MPI", "ompi", count, int(environment["OMPI_COMM_WORLD_RANK"]), local)
     if "tpu" in (platforms or "").split(","):
         return Launcher("Cloud TPU", None, None, None, None)
     return None
@@ -117,48 +108,12 @@ def recognise(environment: Mapping[str, str], platforms: str | None) -> Launcher
 def start(config: ProcessesConfig) -> int:
     """Joins the other processes, before JAX is first used; alone it does nothing.
 
-    Returns:
-        How many there are, as far as it is known before JAX is used: on Cloud TPU it says 1.
-
-    Raises:
-        UserError: it is not known who the others are, or they did not all come in time.
+    Returns how many there are, as far as it is known by then: on Cloud TPU it says 1. UserError if
+    it is not known who the others are, or they do not all come in time.
     """
     launcher = who(config, os.environ, jax.config.jax_platforms)
-    return 1 if launcher is None else join(config, launcher)
-
-
-def who(
-    config: ProcessesConfig, environment: Mapping[str, str], platforms: str | None
-) -> Launcher | None:
-    """Which of several processes this is, by the config, then by `recognise`; None if alone.
-
-    Raises:
-        UserError: neither says enough.
-    """
-    if config.num_processes == 1:
-        return None
-    launcher = recognise(environment, platforms)
     if launcher is None:
-        if not config.coordinator and not config.num_processes:
-            return None
-        if not config.coordinator or not config.num_processes or config.process_id < 0:
-            raise UserError(
-                "no launcher is recognised: set all of processes.coordinator, "
-                "processes.num_processes and processes.process_id"
-            )
-        return Launcher("the config", None, config.num_processes, config.process_id, None)
-    nameless = launcher.method == "ompi" and "OMPI_MCA_orte_hnp_uri" not in environment
-    if nameless and not config.coordinator:
-        raise UserError("Open MPI 5 names no host: set processes.coordinator to HOST:PORT")
-    return dataclasses.replace(
-        launcher,
-        count=config.num_processes or launcher.count,
-        index=config.process_id if config.process_id >= 0 else launcher.index,
-    )
-
-
-def join(config: ProcessesConfig, launcher: Launcher) -> int:
-    """Meets the others, and returns their number as `start` does."""
+        return 1
     # The loop asks the processes itself whether to stop, and handles SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     where = config.coordinator or f"the host that {launcher.name} names"
@@ -183,12 +138,35 @@ def join(config: ProcessesConfig, launcher: Launcher) -> int:
     return launcher.count or 1
 
 
+def who(
+    config: ProcessesConfig, environment: Mapping[str, str], platforms: str | None
+) -> Launcher | None:
+    """Which of several processes this is; None if alone, or UserError if too little is said."""
+    count, index = config.num_processes, config.process_id
+    if count == 1:
+        return None
+    launcher = recognise(environment, platforms)
+    if launcher is None:
+        if not (config.coordinator or count):
+            return None
+        if not (config.coordinator and count and index >= 0):
+            raise UserError(
+                "no launcher is recognised: set all of processes.coordinator, "
+                "processes.num_processes and processes.process_id"
+            )
+        return Launcher("the config", None, count, index, None)
+    nameless = launcher.method == "ompi" and "OMPI_MCA_orte_hnp_uri" not in environment
+    if nameless and not config.coordinator:
+        raise UserError("Open MPI 5 names no host: set processes.coordinator to HOST:PORT")
+    index = index if index >= 0 else launcher.index
+    return dataclasses.replace(launcher, count=count or launcher.count, index=index)
+
+
 def _local_devices(launcher: Launcher | None, environment: Mapping[str, str]) -> list[int] | None:
     """The GPUs of this process by their number on the host; `[]` for all that it sees.
 
-    JAX alone would take one for each process of SLURM and Open MPI. That leaves GPUs idle where a
-    host runs a single process, and names one that there is not where the launcher shows each
-    process its own GPU only.
+    JAX alone would take one for each process of SLURM and Open MPI, be it alone on its host or
+    shown that one only.
     """
     if "JAX_LOCAL_DEVICE_IDS" in environment:
         return None  # JAX reads it
@@ -205,8 +183,7 @@ def is_main() -> bool:
 
 def describe() -> str:
     """Processes and devices in a line, for the log."""
-    devices = jax.devices()
-    text = f"{len(devices)} × {devices[0].device_kind}"
+    text = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     if jax.process_count() > 1:
         text = f"{jax.process_count()} processes, {text}, {jax.local_device_count()} of them here"
     return text
@@ -226,13 +203,9 @@ def gather_texts(text: str) -> list[str]:
     """Gathers a text of each process, in their order; all must call it. Long texts are cut."""
     if jax.process_count() == 1:
         return [text]
-    row = np.zeros((1, _LONGEST_TEXT), np.uint8)
-    data = text.encode()[:_LONGEST_TEXT]
-    row[0, : len(data)] = np.frombuffer(data, np.uint8)
-    return [
-        bytes(row).rstrip(b"\0").decode(errors="ignore")
-        for row in multihost_utils.process_allgather(row, tiled=True)
-    ]
+    data = text.encode()[:_LONGEST_TEXT].ljust(_LONGEST_TEXT, b"\0")
+    rows = gather(np.frombuffer(data, np.uint8)[None])
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 
 def any_process(mesh: Mesh, flag: bool) -> Any:
@@ -244,24 +217,19 @@ def any_process(mesh: Mesh, flag: bool) -> Any:
     return _largest(jax.make_array_from_process_local_data(sharding, flags))
 
 
-@jax.jit
-def _largest(values: jax.Array) -> jax.Array:
-    return values.max()
+_largest = jax.jit(jnp.max)
 
 
 @contextmanager
 def error_of_any() -> Iterator[None]:
     """Raises on all processes what the block raises on some, as OtherProcessError on the others."""
-    error = None
     try:
         yield
-    except Exception as caught:
-        error = caught
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    told = gather_texts("" if error is None else f"{kind}{error}")
-    if error is not None:
-        raise error
-    for index, text in enumerate(told):
+    except Exception as error:
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        gather_texts(f"{kind}{error}")
+        raise
+    for index, text in enumerate(gather_texts("")):
         if text:
             raise OtherProcessError(f"process {index}: {text}")
 
@@ -270,8 +238,8 @@ def error_of_any() -> Iterator[None]:
 def ending_at_once() -> Iterator[None]:
     """Among several processes, an error in the block ends this one without a farewell.
 
-    A process that leaves in order waits for the others, and these wait for it in the middle of a
-    step. One that is gone is missed: its connections break, or its heartbeat, and all end.
+    One that leaves in order waits for the others, and these for it in the middle of a step; one
+    that is gone is missed, and all end.
     """
     try:
         yield
@@ -291,9 +259,8 @@ def check_same_config(config: Mapping[str, Any]) -> None:
     mine = {name: values for name, values in config.items() if name != "processes"}
     text = json.dumps(mine, sort_keys=True, default=str)
     digest = uuid.uuid5(uuid.NAMESPACE_OID, text).hex
-    first = gather_texts(digest)[0]
     with error_of_any():
-        if digest != first:
+        if digest != gather_texts(digest)[0]:
             raise UserError("the config is another than that of process 0")
 
 
@@ -302,9 +269,9 @@ def check_writable(flag: str, directory: epath.PathLike) -> None:
 
     The directory need not be there; one in a bucket is not looked at.
     """
-    folder = epath.Path(directory)
     if not is_main() or "://" in os.fspath(directory):
         return
+    folder = epath.Path(directory)
     while not folder.exists():
         folder = folder.parent
     try:
@@ -329,13 +296,13 @@ def check_shared(directory: epath.PathLike) -> None:
         with error_of_any():
             # Disks that are shared over a network show new files with a delay.
             give_up = time.monotonic() + _SHARED_DISK_SECONDS
-            while not file.exists():
-                if time.monotonic() > give_up:
-                    raise UserError(
-                        f"{directory} is not the directory that process 0 has under this name: all "
-                        "processes need the same one, on a shared disk or in a bucket"
-                    )
+            while not file.exists() and time.monotonic() <= give_up:
                 time.sleep(0.2)
+            if not file.exists():
+                raise UserError(
+                    f"{directory} is not the directory that process 0 has under this name: all "
+                    "processes need the same one, on a shared disk or in a bucket"
+                )
     finally:
         if is_main():
             file.unlink(missing_ok=True)

@@ -17,29 +17,22 @@ and of `model` how to compute: `dtype`, `attention` and `targets_at_once`. Any f
 import shlex
 from typing import Any
 
-from lvsm_jax.common.command_line import (
-    add_config_option,
-    argument_parser,
-    parse_with_config,
-    path,
-    program,
-)
+from lvsm_jax.common import command_line
 from lvsm_jax.common.table import format_table
 
 
-@program
+@command_line.program
 def main(arguments: list[str]) -> None:
     """Reads the command line, and evaluates."""
-    parser = argument_parser("eval", __doc__)
-    add_config_option(parser)
+    parser, path = command_line.argument_parser("eval", __doc__), command_line.path
+    command_line.add_config_option(parser)
     parser.add_argument(
         "--checkpoint", type=path, required=True, help="directory of an export of lvsm train"
     )
     parser.add_argument("--output", type=path, help="directory to write (CHECKPOINT_evaluation)")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace an evaluation that is there"
-    )
-    given, config = parse_with_config(parser, arguments)
+    replace = "replace an evaluation that is there"
+    parser.add_argument("--overwrite", action="store_true", help=replace)
+    given, config = command_line.parse_with_config(parser, arguments)
 
     # Only now, so that --help comes at once.
     from lvsm_jax.common.config import EvalConfig, RunConfig, section
@@ -52,21 +45,15 @@ def main(arguments: list[str]) -> None:
     batch_size = section(config, "eval", EvalConfig).batch_size
     output = given.output or f"{given.checkpoint.rstrip('/')}_evaluation"
     count = processes.start(section(config, "processes", ProcessesConfig))
-    simulate_cpu_devices(
+    devices, mesh = (
         section(config, "run", RunConfig).cpu_devices,
         section(config, "mesh", MeshConfig),
-        batch_size,
-        processes=count,
     )
+    simulate_cpu_devices(devices, mesh, batch_size, processes=count)
     log_to(None)
     processes.check_same_config(config.to_dict())
-    summary = evaluate_export(
-        config,
-        given.checkpoint,
-        output,
-        overwrite=given.overwrite,
-        command=shlex.join(["lvsm", "eval", *arguments]),
-    )
+    how = {"overwrite": given.overwrite, "command": shlex.join(["lvsm", "eval", *arguments])}
+    summary = evaluate_export(config, given.checkpoint, output, **how)
     if processes.is_main():
         print(table(summary))
         print(f"\nPictures and all: {output}/index.html")

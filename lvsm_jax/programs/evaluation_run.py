@@ -1,13 +1,10 @@
 """The evaluation of an export, from its files to the page: what `lvsm eval` runs."""
 
-import csv
 import dataclasses
 import functools
-import io
 import json
 import os
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,15 +13,15 @@ from absl import logging
 from etils import epath
 
 import lvsm_jax
-from input_pipeline.loading import evaluation_index, open_eval_set
+from input_pipeline.loading import EvalSet, evaluation_index, open_eval_set
 from lvsm_jax.batch import shard_batch
 from lvsm_jax.common.config import DataConfig, EvalConfig, section
 from lvsm_jax.common.files import write_text
-from lvsm_jax.evaluation.report import choose_scenes, render_page
-from lvsm_jax.evaluation.scoring import METRICS, evaluate, render_scenes
+from lvsm_jax.evaluation import report, scoring
 from lvsm_jax.frozen.lpips import find_weights, load_lpips
 from lvsm_jax.parallel import processes
 from lvsm_jax.parallel.mesh import MeshConfig, check_batch, data_shard, make_mesh, replicate
+from lvsm_jax.training.run_log import csv_text
 from lvsm_jax.weights.exports import describe, model_config
 
 
@@ -38,26 +35,20 @@ def evaluate_export(
 ) -> dict[str, Any]:
     """Evaluates an export, writes the three files, and returns what summary.json holds.
 
-    All of several processes call it; the main one writes. Raises FileExistsError for an evaluation
-    in `output`; FileNotFoundError for no export, dataset or LPIPS weights; UserError where config,
-    dataset, index and model do not go together, `output` cannot be written, or a render is not
-    finite.
+    Raises:
+        OSError: an evaluation is in `output` already; no export, dataset or LPIPS weights.
+        UserError: the config, the dataset, its index and the model do not go together, `output`
+            cannot be written, or a render is not finite.
     """
-    # All that can be wrong is looked at before anything is computed.
     checkpoint, output = epath.Path(checkpoint), epath.Path(output)
-    with processes.error_of_any():
+    with processes.error_of_any():  # all that can be wrong is looked at before anything is computed
         settings = section(config, "eval", EvalConfig)
         if (output / "summary.json").exists() and not overwrite:
             raise FileExistsError(f"{output} holds an evaluation; --overwrite replaces it")
         processes.check_writable("--output", output)
         weights = find_weights(settings.lpips_weights) if settings.lpips else None
-        about = describe(checkpoint)
-        data = section(config, "data", DataConfig)
-        trained_with = other_pictures(about, data)
-        for field, value in trained_with.items():
-            logging.warning(
-                "the model was trained with data.%s=%s, not %s", field, value, getattr(data, field)
-            )
+        about, data = describe(checkpoint), section(config, "data", DataConfig)
+        trained_with = _other_pictures(about, data)
         exported = model_config(checkpoint)
         data = dataclasses.replace(data, patch_size=exported.patch_size)
         mesh = make_mesh(section(config, "mesh", MeshConfig))
@@ -65,71 +56,75 @@ def evaluate_export(
         exported.check_spread(mesh.shape["view"])
         index, count = data_shard(mesh)
         eval_set = open_eval_set(data, settings, process_index=index, process_count=count)
-
     start = time.monotonic()
     with jax.set_mesh(mesh), processes.ending_at_once():
         fields = exported.options.keys() & {"dtype", "attention", "targets_at_once"}
         options = {field: config.model[field] for field in sorted(fields) if field in config.model}
         model = replicate(mesh, lvsm_jax.load(checkpoint, **options))
         lpips = {"lpips": replicate(mesh, load_lpips(weights))} if weights else {}
+        metrics, progress = {**scoring.METRICS, **lpips}, processes.is_main()
         put = functools.partial(shard_batch, mesh)
-        evaluation = evaluate(
-            model, eval_set, metrics=METRICS | lpips, put=put, progress=processes.is_main()
-        )
+        evaluation = scoring.evaluate(model, eval_set, metrics=metrics, put=put, progress=progress)
         evaluation.check_finite()
-        shown = choose_scenes(evaluation)
-        some = [scene for scenes in shown.values() for scene in scenes]
-        views = tuple(eval_set.views[i] for i in some)
-        few = dataclasses.replace(eval_set, rows=eval_set.rows[some], views=views)
-        pictures = render_scenes(model, few, put=put)
-
-    dataset = os.fspath(eval_set.config.path)
+        shown = report.choose_scenes(evaluation)
+        pictures = scoring.render_scenes(model, _some(eval_set, shown), put=put)
     summary = {
         **dict.fromkeys(("psnr", "ssim", "lpips")),  # null, unless measured
         **evaluation.summary(),
         "lpips_skipped": None if weights else "eval.lpips is False",
-        "num_skipped_null": eval_set.num_skipped_null,
-        "num_missing": eval_set.num_missing,
-        "num_inputs": settings.num_inputs,
-        "camera_normalization": settings.camera_normalization,
-        "crop_share": settings.crop_share,
-        "crop_place": settings.crop_place,
-        "dataset": dataset,
-        "split": settings.split,
-        "index": os.fspath(evaluation_index(settings, dataset)),
+        **_circumstances(settings, eval_set),
         "command": command,
         "config": config.to_dict(),
         "checkpoint": os.fspath(checkpoint),
-        "step": about.get("step"),
-        "architecture": about["architecture"],
+        **{name: about.get(name) for name in ("step", "architecture")},
         "trained_with": trained_with,
         "model": about["model"] | options,
         "device": f"{mesh.size} × {mesh.devices.flat[0].device_kind}",
         "seconds": round(time.monotonic() - start, 1),
     }
     if processes.is_main():
-        page = render_page(evaluation, summary, pictures, shown)
-        _write(output, page, list(evaluation.rows()), summary)
+        page = report.render_page(evaluation, summary, pictures, shown)
+        _write(output, summary, page, list(evaluation.rows()))
     return summary
 
 
-def _write(
-    output: epath.Path, page: str, rows: list[dict[str, Any]], summary: Mapping[str, Any]
-) -> None:
+def _other_pictures(about: dict[str, Any], data: DataConfig) -> dict[str, Any]:
+    """What the model was trained with, where `data` makes other images than those."""
+    trained = about.get("config", {}).get("data", {})
+    ours = {field: getattr(data, field) for field in ("image_height", "square_crop")}
+    others = {
+        field: trained[field] for field in ours if trained.get(field, ours[field]) != ours[field]
+    }
+    for field, value in others.items():
+        logging.warning("the model was trained with data.%s=%s, not %s", field, value, ours[field])
+    return others
+
+
+def _circumstances(settings: EvalConfig, eval_set: EvalSet) -> dict[str, Any]:
+    """On what data, and how, the model was evaluated."""
+    how = ("num_inputs", "camera_normalization", "crop_share", "crop_place")
+    dataset = os.fspath(eval_set.config.path)
+    return {
+        "num_skipped_null": eval_set.num_skipped_null,
+        "num_missing": eval_set.num_missing,
+        **{field: getattr(settings, field) for field in how},
+        "dataset": dataset,
+        "split": settings.split,
+        "index": os.fspath(evaluation_index(settings, dataset)),
+    }
+
+
+def _some(eval_set: EvalSet, shown: dict[str, list[int]]) -> EvalSet:
+    """The scenes at these positions, in batches of the same size."""
+    positions = [scene for scenes in shown.values() for scene in scenes]
+    views = tuple(eval_set.views[i] for i in positions)
+    return dataclasses.replace(eval_set, rows=eval_set.rows[positions], views=views)
+
+
+def _write(output: epath.Path, summary: dict[str, Any], page: str, rows: list[dict]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / "summary.json").unlink(missing_ok=True)
     write_text(output / "index.html", page)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(output / "per_image.csv", table.getvalue())
+    write_text(output / "per_image.csv", csv_text(rows[0], rows))
     # The last one: where it is, so is the rest.
     write_text(output / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-
-
-def other_pictures(about: dict[str, Any], data: DataConfig) -> dict[str, Any]:
-    """What the model was trained with, where `data` makes other images than those."""
-    trained = about.get("config", {}).get("data", {})
-    fields = [field for field in ("image_height", "square_crop") if field in trained]
-    return {field: trained[field] for field in fields if trained[field] != getattr(data, field)}

@@ -14,24 +14,17 @@ several hosts each runs this command (docs/pods.md). The working directory holds
     export/       the weights at the end, for lvsm_jax.load and lvsm eval
 """
 
-from lvsm_jax.common.command_line import (
-    add_config_option,
-    argument_parser,
-    parse_with_config,
-    path,
-    program,
-)
+from lvsm_jax.common import command_line
 
 
-@program
+@command_line.program
 def main(arguments: list[str]) -> None:
     """Reads the command line, and trains."""
-    parser = argument_parser("train", __doc__)
-    add_config_option(parser)
-    parser.add_argument(
-        "--workdir", type=path, required=True, help="directory of the run; made, or gone on with"
-    )
-    given, config = parse_with_config(parser, arguments)
+    parser = command_line.argument_parser("train", __doc__)
+    command_line.add_config_option(parser)
+    directory = "directory of the run; made, or gone on with"
+    parser.add_argument("--workdir", type=command_line.path, required=True, help=directory)
+    given, config = command_line.parse_with_config(parser, arguments)
 
     # Only now, so that --help comes at once.
     from absl import logging
@@ -45,9 +38,8 @@ def main(arguments: list[str]) -> None:
 
     settings, workdir = Settings.of(config), epath.Path(given.workdir)
     count = processes.start(settings.processes)
-    simulate_cpu_devices(
-        settings.run.cpu_devices, settings.mesh, *settings.batch_sizes, processes=count
-    )
+    devices, sizes = settings.run.cpu_devices, settings.batch_sizes
+    simulate_cpu_devices(devices, settings.mesh, *sizes, processes=count)
     processes.check_same_config(config.to_dict())
     with processes.error_of_any():
         check_start(settings, workdir)

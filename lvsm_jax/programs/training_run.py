@@ -15,7 +15,7 @@ from lvsm_jax.parallel import processes
 from lvsm_jax.parallel.mesh import data_shard, make_mesh
 from lvsm_jax.training.checkpoints import Checkpoints
 from lvsm_jax.training.frozen_networks import load_frozen
-from lvsm_jax.training.loop import stop_signals, train_steps
+from lvsm_jax.training.loop import StopSignals, train_steps
 from lvsm_jax.training.run_log import RunLog, say
 from lvsm_jax.training.settings import Settings, record_config, starting_weights
 from lvsm_jax.training.train_state import abstract_state, init_state
@@ -32,17 +32,15 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     eval_set = None
     with processes.error_of_any():
         if run.eval_every:
-            eval_set = open_eval_set(
-                settings.data, settings.evaluation, max_scenes=run.eval_scenes, **share
-            )
+            options = {"max_scenes": run.eval_scenes, **share}
+            eval_set = open_eval_set(settings.data, settings.evaluation, **options)
         frozen = load_frozen(training.loss, training.repa, dtype=training.model.dtype, mesh=mesh)
-    checkpoints = Checkpoints(
-        workdir / "checkpoints", keep_last=run.keep_last, keep_best=run.keep_best
-    )
+    keep = {"keep_last": run.keep_last, "keep_best": run.keep_best}
+    checkpoints = Checkpoints(workdir / "checkpoints", **keep)
     with (
         jax.set_mesh(mesh),
         contextlib.closing(checkpoints),
-        stop_signals() as stop,
+        StopSignals() as stop,
         processes.ending_at_once(),
     ):
         restored = checkpoints.restore_newest(abstract_state(training, mesh))
@@ -55,14 +53,9 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
             else:
                 say(f"resuming from step {start}")
             record_config(config, workdir)
+            options = {"batch_size": run.batch_size, "seed": run.seed, "start_step": start, **share}
             with processes.error_of_any():
-                batches = train_batches(
-                    settings.data,
-                    batch_size=run.batch_size,
-                    seed=run.seed,
-                    start_step=start,
-                    **share,
-                )
+                batches = train_batches(settings.data, **options)
             with contextlib.closing(batches):
                 state = train_steps(
                     *(run, training, mesh, state, frozen, batches),

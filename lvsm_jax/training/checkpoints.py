@@ -1,13 +1,13 @@
 """Checkpoints of a training run: the whole state, with a checksum of each array.
 
-All processes take part in writing; each reads its own part alone, and then all agree whether it is
-good.
+All processes take part in writing; each reads its part alone, and all agree whether it is good.
 """
 
 import contextlib
 import errno
 import json
 import math
+import operator
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -42,21 +42,18 @@ class Checkpoints:
     """
 
     def __init__(self, directory: epath.PathLike, *, keep_last: int | None, keep_best: int = 0):
-        keep = [ocp.training.preservation_policies.LatestN(keep_last)]
+        policies = ocp.training.preservation_policies
+        keep = [policies.LatestN(keep_last)]
         if keep_best:
-            best = ocp.training.preservation_policies.BestN(
-                get_metric_fn=lambda metrics: metrics["psnr"],
-                n=keep_best,
-                keep_checkpoints_without_metrics=False,
-            )
-            keep.append(best)
+            options = {"get_metric_fn": operator.itemgetter("psnr"), "n": keep_best}
+            keep.append(policies.BestN(**options, keep_checkpoints_without_metrics=False))
         self._directory = absolute(directory)
         if keep_last is not None and processes.is_main():
             for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
                 logging.warning("%s was never finished, and is removed", unfinished)
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
-            preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(keep),
+            preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=keep_last is not None,
         )
 
@@ -80,18 +77,15 @@ class Checkpoints:
     ) -> None:
         """Starts to save; `state` may be donated as soon as this returns. All processes call it.
 
-        A step that is saved already is left as it is. `extra` are small JSON values to keep beside
-        the state.
-
-        Raises:
-            CheckpointError: the disk does not take this checkpoint, or the one before.
+        A step that is saved already stays. `extra` are small JSON values to keep beside the state.
+        CheckpointError if the disk does not take this checkpoint, or the one before.
         """
         if step == self.latest_step:
             return
         leaves = named_leaves(state)
+        leaves[_CHECKSUMS] = checksums(leaves)
         # Orbax would rank NaN, and might keep it as the best.
         metrics = {"psnr": psnr} if psnr is not None and math.isfinite(psnr) else None
-        leaves[_CHECKSUMS] = checksums(leaves)
         with self._disk_errors_in_a_line():
             self._checkpointer.save_async(
                 step, leaves, force=True, metrics=metrics, custom_metadata=extra
@@ -106,38 +100,32 @@ class Checkpoints:
     def restore(self, abstract_state: TrainState, step: int) -> TrainState:
         """The state of a step, with the shardings of `abstract_state`, wherever it was saved.
 
-        Raises:
-            CheckpointError: on all processes, if one cannot read its part or an array is not what
-                was saved; names the checkpoint and what is wrong with it.
+        CheckpointError on all processes, if one cannot read its part or an array is not what was
+        saved; names the checkpoint and what is wrong with it.
         """
         path, leaves = self._directory / str(step), named_leaves(abstract_state)
-        saved_sums = jax.ShapeDtypeStruct(
-            (len(leaves),), jnp.uint32, sharding=abstract_state.step.sharding
-        )
+        sharding = abstract_state.step.sharding
+        leaves[_CHECKSUMS] = jax.ShapeDtypeStruct((len(leaves),), jnp.uint32, sharding=sharding)
         try:
             with processes.error_of_any():
-                loaded = read_arrays(path, leaves | {_CHECKSUMS: saved_sums})
+                loaded = read_arrays(path, leaves)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"checkpoint {path} cannot be read: {reason}") from error
         expected = np.asarray(loaded.pop(_CHECKSUMS))
         changed = np.flatnonzero(np.asarray(checksums(loaded)) != expected)
         if len(changed):
-            names = [sorted(loaded)[i] for i in changed]
             raise CheckpointError(
-                f"checkpoint {path} is corrupt: {len(names)} of {len(loaded)} arrays are not what "
-                f"was saved, such as {names[0]}"
+                f"checkpoint {path} is corrupt: {len(changed)} of {len(loaded)} arrays are not "
+                f"what was saved, such as {sorted(loaded)[changed[0]]}"
             )
         return from_named(abstract_state, loaded)
 
     def restore_newest(self, abstract_state: TrainState) -> tuple[int, TrainState] | None:
         """Step and state of the newest checkpoint that is good, or None where there is none at all.
 
-        Newer ones are named in the log and renamed to `unreadable_<step>`: nothing is lost, and
-        the run can save that step again.
-
-        Raises:
-            CheckpointError: there are checkpoints, and none is good; they are left as they are.
+        Newer ones are named in the log and renamed to `unreadable_<step>`: the run can save that
+        step again. CheckpointError if there are some and none is good; they stay.
         """
         unreadable: list[int] = []
         # As the main process sees them, so that all try the same ones.
@@ -170,11 +158,7 @@ class Checkpoints:
         self._checkpointer.reload()
 
     def close(self) -> None:
-        """Waits until all is written.
-
-        Raises:
-            CheckpointError: the disk does not take it.
-        """
+        """Waits until all is written, or raises CheckpointError if the disk does not take it."""
         with self._disk_errors_in_a_line():
             self._checkpointer.close()
 
@@ -184,11 +168,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            reasons = [
-                os.strerror(number) for number in _DISK_ERRORS if os.strerror(number) in str(error)
-            ]
-            if not reasons:
-                raise
-            raise CheckpointError(
-                f"a checkpoint in {self._directory} cannot be written: {reasons[0]}"
-            ) from error
+            for reason in map(os.strerror, _DISK_ERRORS):
+                if reason in str(error):
+                    message = f"a checkpoint in {self._directory} cannot be written: {reason}"
+                    raise CheckpointError(message) from error
+            raise

@@ -26,11 +26,9 @@ from lvsm_jax.training.repa import RepaConfig
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """The frozen networks of a training step, None where no loss asks for one.
+    """The frozen networks of a training step, None where no loss asks for one."""
 
-    They are a `Perceptual`, an `LPIPS` and REPA's `Dino`, or shapes or shardings of them.
-    """
-
+    # A `Perceptual`, an `LPIPS` and REPA's `Dino`, or shapes or shardings of them.
     perceptual: Any = None
     lpips: Any = None
     teacher: Any = None
@@ -42,41 +40,35 @@ NO_NETWORKS = Frozen()
 def find_frozen(loss: LossConfig, repa: RepaConfig) -> dict[str, Any]:
     """The file of each network that these losses need, by the names of `Frozen`'s fields.
 
-    Raises:
-        MissingWeightsError: the first that is missing, with where to get it and put it.
+    MissingWeightsError names the first that is missing, with where to get it and put it.
     """
     files = {}
     if loss.perceptual:
         files["perceptual"] = find_vgg19(loss.vgg_weights)
     if loss.lpips:
-        field, without = "loss.lpips_weights", "--config.loss.lpips=0"
-        files["lpips"] = find_weights(loss.lpips_weights, field=field, without=without)
+        names = {"field": "loss.lpips_weights", "without": "--config.loss.lpips=0"}
+        files["lpips"] = find_weights(loss.lpips_weights, **names)
     if repa.weight:
         files["teacher"] = find_teacher(repa.teacher_weights, repa.teacher)
     return files
 
 
 def load_frozen(loss: LossConfig, repa: RepaConfig, *, dtype: str, mesh: Mesh) -> Frozen:
-    """Reads the networks that these losses need onto every device.
+    """Reads the networks of `find_frozen` onto every device, in `dtype`, the model's.
 
-    They are held and computed in `dtype`, the model's.
-
-    Raises:
-        MissingWeightsError: as `find_frozen`.
-        UserError: a file with other contents; names it and what is wrong.
+    UserError for a file with other contents; names it and what is wrong.
     """
-    files = find_frozen(loss, repa)
-    networks = Frozen(
-        perceptual=_cast(load_perceptual(files["perceptual"]), dtype) if loss.perceptual else None,
-        lpips=_cast(load_lpips(files["lpips"]), dtype) if loss.lpips else None,
-        # It keeps its norms in float32, and has no blocks that nobody reads.
-        teacher=load_teacher(files["teacher"], repa.teacher, num_blocks=_depth(repa), dtype=dtype)
-        if repa.weight
-        else None,
-    )
+    networks = find_frozen(loss, repa)
+    for name, load in (("perceptual", load_perceptual), ("lpips", load_lpips)):
+        if name in networks:
+            network = load(networks[name])
+            networks[name] = jax.tree.map(lambda x: jnp.asarray(x, dtype), network)
+    if "teacher" in networks:  # it keeps its norms in float32, and has no blocks that nobody reads
+        options = {"num_blocks": _depth(repa), "dtype": dtype}
+        networks["teacher"] = load_teacher(networks["teacher"], repa.teacher, **options)
     # They have neither gradient nor optimizer state, and in bfloat16 the largest of them takes a
     # fifth of what the trained weights take; sharded, they would be gathered in every step.
-    return replicate(mesh, networks)
+    return replicate(mesh, Frozen(**networks))
 
 
 def abstract_frozen(loss: LossConfig, repa: RepaConfig, *, dtype: str, mesh: Mesh) -> Frozen:
@@ -84,8 +76,7 @@ def abstract_frozen(loss: LossConfig, repa: RepaConfig, *, dtype: str, mesh: Mes
 
     def networks() -> Frozen:
         linear = tuple(jnp.zeros(block[-1], dtype) for block in vgg.VGG16)
-        sizes = {"num_layers": _depth(repa), "dtype": dtype}
-        teacher = dataclasses.replace(TEACHERS[repa.teacher], **sizes)
+        teacher = dataclasses.replace(TEACHERS[repa.teacher], num_layers=_depth(repa), dtype=dtype)
         return Frozen(
             perceptual=Perceptual(vgg.zeros(PLAN, dtype)) if loss.perceptual else None,
             lpips=LPIPS(vgg.zeros(vgg.VGG16, dtype), linear) if loss.lpips else None,
@@ -102,7 +93,3 @@ def abstract_frozen(loss: LossConfig, repa: RepaConfig, *, dtype: str, mesh: Mes
 def _depth(repa: RepaConfig) -> int:
     """Blocks of the teacher that are looked at."""
     return max((block for _, block in repa.pairs), default=1)
-
-
-def _cast(network: Any, dtype: str) -> Any:
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype), network)

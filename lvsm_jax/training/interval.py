@@ -10,20 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-# What is no mean: a row has these as they are after its last step.
-_LAST = ("learning_rate", "skipped_steps", "skipped_in_a_row")
+# A row has these as they are after its last step.
+NO_MEANS = ("learning_rate", "skipped_steps", "skipped_in_a_row")
 
 Sums = dict[str, Any]
 
 
 @jax.jit
 def add_step(sums: Sums | None, metrics: Mapping[str, Array], replaced: Int[Array, "b"]) -> Sums:
-    """Adds a step's metrics to the sums of an interval, on the device; None begins one.
-
-    Of a step that was skipped only the replaced samples count: its loss may be NaN.
-    """
+    """Adds a step's metrics to the sums of an interval, on the device; None begins one."""
+    # Of a step that was skipped only the replaced samples count: its loss may be NaN.
     taken = metrics["skipped_in_a_row"] == 0
-    step = {name: jnp.where(taken, x, 0) for name, x in metrics.items() if name not in _LAST}
+    step = {name: jnp.where(taken, x, 0) for name, x in metrics.items() if name not in NO_MEANS}
     step |= {"steps": taken.astype(jnp.int32), "replaced_samples": replaced.sum()}
     return step if sums is None else jax.tree.map(jnp.add, sums, step)
 
@@ -44,8 +42,8 @@ def to_json(sums: Sums | None) -> dict[str, Any]:
 def from_json(values: Mapping[str, Any]) -> Sums | None:
     """The sums that `to_json` wrote."""
     sums = {name: np.asarray(value) for name, value in values.items()}
-    kinds = {name: np.int32 if x.dtype.kind == "i" else np.float32 for name, x in sums.items()}
-    return {name: x.astype(kinds[name]) for name, x in sums.items()} or None
+    kinds = {"i": np.int32, "f": np.float32}
+    return {name: x.astype(kinds[x.dtype.kind]) for name, x in sums.items()} or None
 
 
 class Clock:
@@ -67,10 +65,7 @@ class Clock:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Leaves the time inside out: compiling, evaluating, saving are no part of a step.
-
-        Only where no step is still computed: its time would be left out too.
-        """
+        """Leaves the time inside out, as of compiling or saving; no step may be computed then."""
         start = time.monotonic()
         yield
         self._aside += time.monotonic() - start
@@ -78,9 +73,6 @@ class Clock:
     def lap(self, step: int) -> dict[str, float]:
         """Seconds a step and the share of them spent waiting for data; called when `step` ends."""
         seconds = time.monotonic() - self._start - self._aside
-        row = {
-            "step_seconds": seconds / (step - self._step),
-            "data_wait_share": self._waited / seconds,
-        }
+        per_step, share = seconds / (step - self._step), self._waited / seconds
         self._restart(step)
-        return row
+        return {"step_seconds": per_step, "data_wait_share": share}

@@ -15,6 +15,9 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.layers import recomputed
 from lvsm_jax.parallel.mesh import axes_of, per_device
 
+Scalar = Float[Array, ""]
+Images = Float[Array, "b t h w 3"]
+
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
@@ -48,25 +51,21 @@ class LossConfig:
 def total_loss(
     config: LossConfig,
     frozen: Any,
-    render: Float[Array, "b t h w 3"],
-    target: Float[Array, "b t h w 3"],
+    render: Images,
+    target: Images,
     step: Int[Array, ""],
     *,
     remat: str = "none",
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+) -> tuple[Scalar, dict[str, Scalar]]:
     """The weighted sum, and each term before its weight; images are in [0, 1].
 
-    Args:
-        config: weights.
-        frozen: a `Frozen`, with the networks of the terms that have a weight.
-        render: of the model.
-        target: of the data.
-        step: steps done; terms that start later are 0.
-        remat: what the backward pass recomputes of the networks, see `models.layers.recomputed`.
+    `frozen` is a `Frozen`; terms that start after `step` are 0; `remat` says what the backward pass
+    recomputes of the networks, see `models.layers.recomputed`.
     """
     total, terms = jnp.zeros(()), {}
     if config.mse:
-        terms["mse"] = mse(render, target)
+        difference = render.astype(jnp.float32) - target.astype(jnp.float32)
+        terms["mse"] = jnp.square(difference).mean()
         total += config.mse * terms["mse"]
     for name, weight, start, network in (
         ("perceptual", config.perceptual, config.perceptual_start, frozen.perceptual),
@@ -81,18 +80,9 @@ def total_loss(
     return total, terms
 
 
-def mse(render: Float[Array, "b t h w 3"], target: Float[Array, "b t h w 3"]) -> Float[Array, ""]:
-    """Mean squared error, in float32."""
-    return jnp.square(render.astype(jnp.float32) - target.astype(jnp.float32)).mean()
-
-
 def distance(
-    network: Callable[..., Array],
-    render: Float[Array, "b t h w 3"],
-    target: Float[Array, "b t h w 3"],
-    *,
-    remat: str = "none",
-) -> Float[Array, ""]:
+    network: Callable[..., Array], render: Images, target: Images, *, remat: str = "none"
+) -> Scalar:
     """Mean over the images of a network's distance, a pytree like `lvsm_jax.frozen.lpips.LPIPS`.
 
     One target of each scene after the other: with `remat` other than `none`, the activations of
@@ -100,18 +90,14 @@ def distance(
     """
 
     def own(network: Any, render: Array, target: Array) -> Float[Array, "b t"]:
-        def one(images: tuple[Array, Array]) -> Array:
-            render, target = images
-            return network(target, render)
-
-        images = render.swapaxes(0, 1), target.swapaxes(0, 1)
-        return jax.lax.map(recomputed(one, remat, prevent_cse=False), images).swapaxes(0, 1)
+        one = recomputed(lambda images: network(*images), remat, prevent_cse=False)
+        return jax.lax.map(one, (target.swapaxes(0, 1), render.swapaxes(0, 1))).swapaxes(0, 1)
 
     views = P(*axes_of(render)[:2])
     return per_device(own, (P(), views, views), views)(network, render, target).mean()
 
 
-def where_due(due: Array | None, term: Callable[[], Array]) -> Float[Array, ""]:
+def where_due(due: Array | None, term: Callable[[], Array]) -> Scalar:
     """`lax.cond(due, term, 0)`: where it is not due, the term takes no time; None: always due."""
     if due is None:
         return term()

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
@@ -12,7 +11,7 @@ from lvsm_jax.common.checks import check_at_least, check_choice
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.tree import map_named
 
-SCHEDULES = ("constant", "cosine")
+Scalar = Float[Array, ""]
 
 # Ends of the names of weights that are matrices, and not norms' scales; only they decay.
 _MATRICES = ("kernel", "latents")
@@ -50,25 +49,20 @@ class OptimizerConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self):
-        check_choice("optimizer.schedule", self.schedule, SCHEDULES)
+        check_choice("optimizer.schedule", self.schedule, ("constant", "cosine"))
         for field in ("learning_rate", "eps", "clip_norm"):
             if not getattr(self, field) > 0:
                 raise UserError(f"optimizer.{field} is {getattr(self, field)}, expected above 0")
-        check_at_least(
-            "optimizer", self, warmup_steps=0, weight_decay=0, skip_factor=0, skip_after=0
-        )
+        zeros = ("warmup_steps", "weight_decay", "skip_factor", "skip_after")
+        check_at_least("optimizer", self, **dict.fromkeys(zeros, 0))
         for field in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"optimizer.{field} is {getattr(self, field)}, expected in [0, 1)")
 
 
-def learning_rate(
-    config: OptimizerConfig, num_steps: int, step: Int[Array, ""] | int
-) -> Float[Array, ""]:
-    """The rate of a step, counted from 0.
-
-    Optax's schedules warm up by `(0 - peak) * (1 - share) + peak`, which cancels digits.
-    """
+def learning_rate(config: OptimizerConfig, num_steps: int, step: Int[Array, ""] | int) -> Scalar:
+    """The rate of a step, counted from 0."""
+    # Optax's schedules warm up by `(0 - peak) * (1 - share) + peak`, which cancels digits.
     step = jnp.asarray(step, jnp.float32)
     warmup = jnp.minimum(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "constant":
@@ -94,11 +88,8 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
 
 def step_is_sound(
-    config: OptimizerConfig,
-    step: Int[Array, ""],
-    loss: Float[Array, ""],
-    grad_norm: Float[Array, ""],
-) -> jax.Array:
+    config: OptimizerConfig, step: Int[Array, ""], loss: Scalar, grad_norm: Scalar
+) -> Array:
     """Whether a step may be taken: a finite loss, and a gradient of finite and usual length."""
     sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     if config.skip_factor:

@@ -1,9 +1,8 @@
-"""REPA (arXiv 2410.06940): a model's tokens are trained to predict a frozen teacher's features.
-
-Teacher and projectors serve training alone; exports hold neither.
-"""
+"""REPA (arXiv 2410.06940): a model's tokens are trained to predict a frozen teacher's features."""
 
 import dataclasses
+import operator
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -40,8 +39,7 @@ class RepaConfig:
             streams have shares one projector.
         distance: `smooth_l1` (beta 1), `l2` or `cosine` (1 - cosine similarity).
         hidden: channels between the three linear maps of a projector.
-        stop_step: the step, counted from 0, from which on the loss is 0 and the teacher is not
-            run; 0 for never.
+        stop_step: from this step, counted from 0, the loss is 0 and the teacher idle; 0: never.
         teacher: a name in `lvsm_jax.frozen.dino.TEACHERS`.
         teacher_weights: path of its weights; empty for the authors' file in `weights/`.
     """
@@ -60,12 +58,10 @@ class RepaConfig:
         check_choice("repa.distance", self.distance, DISTANCES)
         check_choice("repa.teacher", self.teacher, TEACHERS)
         blocks = TEACHERS[self.teacher].num_layers
-        for field in ("encoder", "decoder"):
-            if any(block > blocks for _, block in _pairs(field, getattr(self, field))):
-                raise UserError(
-                    f"repa.{field} is {getattr(self, field)!r}, but {self.teacher} has {blocks} "
-                    "blocks"
-                )
+        for field, pairs in (("encoder", self.encoder_pairs), ("decoder", self.decoder_pairs)):
+            if any(block > blocks for _, block in pairs):
+                text = getattr(self, field)
+                raise UserError(f"repa.{field} is {text!r}, but {self.teacher} has {blocks} blocks")
         if self.weight and not self.pairs:
             raise UserError("repa.weight is above 0, but repa.encoder and repa.decoder are empty")
 
@@ -89,10 +85,8 @@ class RepaConfig:
         """The fields that decide which weights there are, and what they mean."""
         if not self.weight:
             return {"weight": 0}
-        return {
-            "weight": "above 0",
-            **{name: getattr(self, name) for name in ("teacher", "hidden", "encoder", "decoder")},
-        }
+        fields = ("teacher", "hidden", "encoder", "decoder")
+        return {"weight": "above 0"} | {field: getattr(self, field) for field in fields}
 
     def check_fits(self, model: ModelConfig) -> None:
         """Raises UserError unless the model has these layers."""
@@ -108,16 +102,14 @@ class RepaConfig:
 
 
 def _pairs(field: str, text: str) -> tuple[Pair, ...]:
-    pairs = []
-    for part in text.split(",") if text else ():
-        layer, colon, block = part.strip().partition(":")
-        if not (colon and layer.isdecimal() and block.isdecimal() and int(layer) and int(block)):
-            raise UserError(
-                f"repa.{field} is {text!r}, expected pairs of a layer and a teacher's block, "
-                "counted from 1, such as '2:8' or '2:8,6:12'"
-            )
-        pairs.append((int(layer), int(block)))
-    return tuple(pairs)
+    found = [re.fullmatch(r"\s*(\d+):(\d+)\s*", part) for part in text.split(",") if text]
+    pairs = tuple((int(pair[1]), int(pair[2])) for pair in found if pair)
+    if len(pairs) < len(found) or any(0 in pair for pair in pairs):
+        raise UserError(
+            f"repa.{field} is {text!r}, expected pairs of a layer and a teacher's block, "
+            "counted from 1, such as '2:8' or '2:8,6:12'"
+        )
+    return pairs
 
 
 class Projector(nnx.Module):
@@ -138,19 +130,14 @@ def new_projectors(config: RepaConfig, model: ModelConfig, rngs: nnx.Rngs) -> Pr
     """A projector for each of `config.pairs`, in one module with stacked arrays."""
     if not config.weight:
         return None
-    features = TEACHERS[config.teacher].width
-
-    def projector(_: Array, rngs: nnx.Rngs) -> Projector:
-        return Projector(model.width, config.hidden, features, dtype=model.dtype, rngs=rngs)
-
-    return stack_layers(projector, len(config.pairs), rngs)
+    sizes = model.width, config.hidden, TEACHERS[config.teacher].width
+    return stack_layers(
+        lambda _, rngs: Projector(*sizes, dtype=model.dtype, rngs=rngs), len(config.pairs), rngs
+    )
 
 
 class Stream(NamedTuple):
-    """What of a stream of the model is aligned: for each pair the tokens `[b, v, n, d]` of images.
-
-    The images are `[b, v, h, w, 3]` in [0, 1].
-    """
+    """For each pair the tokens `[b, v, n, d]` of images `[b, v, h, w, 3]` in [0, 1]."""
 
     pairs: tuple[Pair, ...]
     images: Array
@@ -168,8 +155,7 @@ def repa_loss(
 ) -> Float[Array, ""]:
     """Distance of projected tokens and the teacher's features, averaged over everything.
 
-    No gradient goes through the teacher; `patch_size` is the student's, and `remat` says what the
-    backward pass recomputes of projectors (`models.layers.recomputed`).
+    `patch_size` is the student's; `remat` says what the backward pass recomputes of projectors.
     """
 
     def align(projector: Projector, tokens: Array, features: Array) -> Array:
@@ -183,8 +169,7 @@ def repa_loss(
         grid = images.shape[2] // patch_size, images.shape[3] // patch_size
         features = teacher_features(teacher, images, blocks, grid)
         for i, pair in enumerate(pairs):
-            index = config.pairs.index(pair)
-            projector = jax.tree.map(lambda x, index=index: x[index], projectors)
+            projector = jax.tree.map(operator.itemgetter(config.pairs.index(pair)), projectors)
             # Each view counts alike, of whichever stream.
             total += images.shape[1] * align(projector, tokens[i], features[:, :, i])
             views += images.shape[1]
@@ -219,8 +204,5 @@ def _cosine(a: Float[Array, "*batch e"], b: Float[Array, "*batch e"]) -> Float[A
     return (1 - (a * b).sum(axis=-1) / (length_a * length_b)).mean()
 
 
-DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
-    "smooth_l1": _smooth_l1,
-    "l2": _l2,
-    "cosine": _cosine,
-}
+DISTANCES: dict[str, Callable[[Array, Array], Array]]
+DISTANCES = {"smooth_l1": _smooth_l1, "l2": _l2, "cosine": _cosine}

@@ -6,7 +6,7 @@ import io
 import logging as python_logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,10 +45,8 @@ def log_to(path: epath.PathLike | None) -> None:
 
 
 class _Terminal(python_logging.Handler):
-    """Prints above the line of progress."""
-
     def emit(self, record: python_logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(self.format(record), file=sys.stderr)  # above the line of progress
 
 
 def _is_not_chatter(record: python_logging.LogRecord) -> bool:
@@ -64,45 +62,37 @@ def say(text: str) -> None:
         tqdm.write(text)
 
 
-class CsvWriter:
-    """A table of scalars with one row a step; columns may join later.
+def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """A table with a header line; what a row lacks is left empty."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(columns), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
 
-    Rows after `start_step` are dropped first: a resumed run writes them again.
-    """
 
-    def __init__(self, path: epath.PathLike, start_step: int = 0):
-        self._path = epath.Path(path)
-        self._rows: dict[int, dict[str, Any]] = {}
-        if self._path.exists():
-            for row in csv.DictReader(io.StringIO(self._path.read_text())):
-                if int(row["step"]) <= start_step:
-                    values = {k: v for k, v in row.items() if v and k != "step"}
-                    self._rows[int(row["step"])] = values
-
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Adds the scalars to the step's row, and writes the table."""
-        values = {name: f"{float(value):.7g}" for name, value in scalars.items()}
-        self._rows.setdefault(step, {}).update(values)
-        columns = list(dict.fromkeys(name for row in self._rows.values() for name in row))
-        text = io.StringIO()
-        table = csv.DictWriter(text, ["step", *columns], lineterminator="\n")
-        table.writeheader()
-        for step in sorted(self._rows):
-            table.writerow({"step": step, **self._rows[step]})
-        write_text(self._path, text.getvalue())
+def _read_rows(path: epath.Path, last_step: int) -> dict[int, dict[str, str]]:
+    """The rows of metrics.csv by step; what comes later, a resumed run writes again."""
+    text = path.read_text() if path.exists() else ""
+    return {
+        int(row["step"]): {name: x for name, x in row.items() if x and name != "step"}
+        for row in csv.DictReader(io.StringIO(text))
+        if int(row["step"]) <= last_step
+    }
 
 
 class RunLog:
     """Writes metrics, pictures and progress of a run; only the main process writes."""
 
     def __init__(self, directory: epath.PathLike, num_steps: int, start_step: int):
-        self._images, self._num_steps = epath.Path(directory) / "images", num_steps
-        self._is_main = processes.is_main()
-        self._tensorboard = self._table = None
+        directory = epath.Path(directory)
+        self._images, self._csv = directory / "images", directory / "metrics.csv"
+        self._num_steps, self._is_main = num_steps, processes.is_main()
+        self._tensorboard = None
         if self._is_main:
             self._images.mkdir(parents=True, exist_ok=True)
-            self._table = CsvWriter(epath.Path(directory) / "metrics.csv", start_step)
-            self._tensorboard = _tensorboard(epath.Path(directory) / "tensorboard")
+            self._rows = _read_rows(self._csv, start_step)
+            self._tensorboard = _tensorboard(directory / "tensorboard")
         self._on_terminal = self._is_main and sys.stderr.isatty()
         self._progress = tqdm(
             total=num_steps,
@@ -138,10 +128,14 @@ class RunLog:
             print(f"step {step}/{self._num_steps} · {psnr} · {left} left", flush=True)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Adds to a row of metrics."""
+        """Adds to a row of metrics; columns may join later."""
         logging.info("step %d: %s", step, ", ".join(f"{k} {v:.5g}" for k, v in values.items()))
-        if self._table:
-            self._table.write_scalars(step, values)
+        if self._is_main:
+            row = self._rows.setdefault(step, {})
+            row |= {name: f"{float(value):.7g}" for name, value in values.items()}
+            columns = dict.fromkeys(name for row in self._rows.values() for name in row)
+            rows = [{"step": step, **row} for step, row in sorted(self._rows.items())]
+            write_text(self._csv, csv_text(["step", *columns], rows))
         if self._tensorboard:
             self._tensorboard.write_scalars(step, dict(values))
             self._tensorboard.flush()
@@ -162,11 +156,8 @@ class RunLog:
 
 
 def _tensorboard(directory: epath.Path) -> Any:
-    """The writer of clu for TensorBoard, or None without TensorFlow (the extra `tensorboard`).
-
-    clu writes with TensorFlow; nothing is computed with it.
-    """
-    # It greets at length otherwise.
+    """The writer of clu for TensorBoard, or None without TensorFlow (the extra `tensorboard`)."""
+    # TensorFlow, which computes nothing here, greets at length otherwise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:

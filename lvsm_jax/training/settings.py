@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import ml_collections
 from absl import logging
@@ -66,7 +67,7 @@ def check_start(settings: Settings, workdir: epath.PathLike) -> None:
     workdir = epath.Path(workdir)
     if (workdir / "config.json").exists():
         _check_resumable(settings, workdir)
-    begun = (workdir / "checkpoints").exists() and any((workdir / "checkpoints").glob("[0-9]*"))
+    begun = any((workdir / "checkpoints").glob("[0-9]*"))
     if settings.init_from and not begun:
         check_weights_fit(model_config(settings.init_from), settings.training.model)
 
@@ -85,19 +86,8 @@ def _check_resumable(settings: Settings, workdir: epath.Path) -> None:
         old = TrainingConfig.of(recorded)
     except UserError as error:
         raise UserError(f"{workdir}/config.json, perhaps of another version: {error}") from error
-    before, after = (
-        {
-            "architecture": architecture_of(training.model),
-            "init_from": init_from,
-            **{f"model.{field}": value for field, value in training.model.structure.items()},
-            **{f"repa.{field}": value for field, value in training.repa.structure.items()},
-            "optimizer.ema_decay": training.optimizer.ema_decay,
-        }
-        for training, init_from in (
-            (old, recorded.get("init_from")),
-            (settings.training, settings.init_from),
-        )
-    )
+    before = _structure(old, recorded.get("init_from"))
+    after = _structure(settings.training, settings.init_from)
     decays = before["optimizer.ema_decay"], after["optimizer.ema_decay"]
     if bool(decays[0]) == bool(decays[1]):  # its value may change
         before["optimizer.ema_decay"] = decays[1]
@@ -108,6 +98,17 @@ def _check_resumable(settings: Settings, workdir: epath.Path) -> None:
                 f"{workdir} was begun with {name} {was} and cannot go on with {now}; use another "
                 "--workdir"
             )
+
+
+def _structure(training: TrainingConfig, init_from: str | None) -> dict[str, Any]:
+    """What decides which arrays a run trains."""
+    sections = {
+        "model": training.model.structure,
+        "repa": training.repa.structure,
+        "optimizer": {"ema_decay": training.optimizer.ema_decay},
+    }
+    start = {"architecture": architecture_of(training.model), "init_from": init_from}
+    return start | flat(sections)
 
 
 def record_config(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
@@ -122,8 +123,8 @@ def record_config(config: ml_collections.ConfigDict, workdir: epath.PathLike) ->
             return
         before, after = flat(old), flat(new)
         for name in sorted(before.keys() | after.keys()):
-            if before.get(name) != after.get(name):
-                was, now = before.get(name), after.get(name)
+            was, now = before.get(name), after.get(name)
+            if was != now:
                 logging.warning("resuming with %s = %r, was %r", name, now, was)
         number = len(list(workdir.glob("config.*.json")))
         file.rename(workdir / f"config.{number}.json")

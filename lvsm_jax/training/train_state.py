@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from lvsm_jax.batch import Batch
 from lvsm_jax.common.checks import check_at_least
@@ -23,15 +23,11 @@ from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.models.architectures import abstract_model, architecture_of, new_model, read_config
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel
 from lvsm_jax.parallel.mesh import check_batch, device_put, state_shardings
+from lvsm_jax.training import optimizer
 from lvsm_jax.training.diagnostics import norms_by_layer
 from lvsm_jax.training.frozen_networks import NO_NETWORKS, Frozen
 from lvsm_jax.training.losses import LossConfig, total_loss, where_due
-from lvsm_jax.training.optimizer import (
-    OptimizerConfig,
-    learning_rate,
-    make_optimizer,
-    step_is_sound,
-)
+from lvsm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from lvsm_jax.training.repa import RepaConfig, Stream, new_projectors, repa_loss
 
 Metrics = dict[str, Float[Array, "*layers"]]
@@ -40,10 +36,7 @@ TrainStep = Callable[["TrainState", Any, Frozen], tuple["TrainState", Metrics]]
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Configuration of the training step.
-
-    The schedule needs `num_steps`; `grad_accumulation` is the number of microbatches.
-    """
+    """What the training step depends on; `grad_accumulation` is the number of microbatches."""
 
     model: ModelConfig
     optimizer: OptimizerConfig
@@ -73,59 +66,27 @@ class TrainingConfig:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """Weights that the optimizer updates.
-
-    Attributes:
-        model: the weights that are evaluated and exported.
-        projectors: weights that REPA trains beside them, or None.
-    """
-
-    # Any, for leaves may also be gradients, shapes or shardings.
-    model: Any
-    projectors: Any = None
-
-    @property
-    def named_for_optimizer(self) -> Any:
-        """The tree that the optimizer sees: its names are those of moments in checkpoints."""
-        if self.projectors is None:
-            return self.model
-        return {"model": self.model, "projectors": self.projectors}
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a checkpoint holds.
-
-    Attributes:
-        step: int32, steps done, skipped ones included.
-        skipped: int32, how many of them were skipped, for a gradient not finite or too long.
-        skipped_in_a_row: int32, how many were skipped since the last that was taken.
-        model: the weights that are trained.
-        opt_state: state of the optimizer.
-        ema: averaged weights, or None.
-        projectors: weights that REPA trains beside the model, or None.
-    """
+    """What a checkpoint holds."""
 
     # Any, for leaves may also be shapes or shardings.
-    step: Any
-    skipped: Any
-    skipped_in_a_row: Any
+    step: Any  # int32, steps done, skipped ones included
+    skipped: Any  # int32, how many of them were skipped, for a gradient not finite or too long
+    skipped_in_a_row: Any  # int32, how many since the last that was taken
     model: Any
     opt_state: optax.OptState
-    ema: Any
-    projectors: Any = None
-
-    @property
-    def trained(self) -> Trained:
-        """Weights that the optimizer updates."""
-        return Trained(self.model, self.projectors)
+    ema: Any  # averaged weights, or None
+    projectors: Any = None  # of REPA, or None
 
     @property
     def best_weights(self) -> ViewSynthesisModel:
         """The weights to evaluate and export: the averaged ones where they are kept."""
         return self.model if self.ema is None else self.ema
+
+
+def _named(model: Any, projectors: Any) -> Any:
+    """The tree that the optimizer sees: its names are those of moments in checkpoints."""
+    return model if projectors is None else {"model": model, "projectors": projectors}
 
 
 def new_state(
@@ -134,21 +95,17 @@ def new_state(
     """The state before the first step, from fresh weights or those of `model`."""
     if model is None:
         model = new_model(config.model, nnx.Rngs(seed))
-    zero = jnp.zeros((), jnp.int32)
     # Of a stream of their own: the model's random weights are those without REPA.
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    state = TrainState(
-        step=zero,
-        skipped=zero,
-        skipped_in_a_row=zero,
+    projectors = new_projectors(config.repa, config.model, nnx.Rngs(key))
+    adamw = make_optimizer(config.optimizer, config.num_steps)
+    return TrainState(
+        **dict.fromkeys(("step", "skipped", "skipped_in_a_row"), jnp.zeros((), jnp.int32)),
         model=model,
-        opt_state=None,
+        opt_state=adamw.init(_named(model, projectors)),
         ema=jax.tree.map(jnp.copy, model) if config.optimizer.ema_decay else None,
-        projectors=new_projectors(config.repa, config.model, nnx.Rngs(key)),
+        projectors=projectors,
     )
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
-    opt_state = optimizer.init(state.trained.named_for_optimizer)
-    return dataclasses.replace(state, opt_state=opt_state)
 
 
 def abstract_state(config: TrainingConfig, mesh: Mesh) -> TrainState:
@@ -164,47 +121,37 @@ def abstract_state(config: TrainingConfig, mesh: Mesh) -> TrainState:
 def init_state(
     config: TrainingConfig, mesh: Mesh, seed: int, model: ViewSynthesisModel | None = None
 ) -> TrainState:
-    """A new state whose shards are each made on the device where they live.
+    """A new state, from `model` or random, whose shards are each made on the device they live on.
 
-    It has the weights of `model`, or random ones.
-
-    Raises:
-        UserError: a model of another architecture or other sizes than `config.model`.
+    UserError for a model of another architecture or other sizes than `config.model`.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     if model is None:
         return jax.jit(lambda: new_state(config, seed), out_shardings=shardings)()
     check_weights_fit(model.config, config.model)
-    # Under the names of this config's model, which may compute in another way than the given.
-    template = abstract_model(config.model)
-    model = device_put(from_named(template, named_leaves(model)), shardings.model)
+    # As this config's model, which may compute in another way than the given.
+    model = from_named(abstract_model(config.model), named_leaves(model))
+    model = device_put(model, shardings.model)
     return jax.jit(lambda model: new_state(config, seed, model), out_shardings=shardings)(model)
 
 
 def check_weights_fit(given: ModelConfig, wanted: ModelConfig) -> None:
     """Raises UserError unless weights made for `given` are those of a `wanted` model."""
     if type(given) is not type(wanted):
-        raise UserError(
-            f"the weights are of {architecture_of(given)}, but architecture is "
-            f"{architecture_of(wanted)}"
-        )
+        ours, theirs = architecture_of(wanted), architecture_of(given)
+        raise UserError(f"the weights are of {theirs}, but architecture is {ours}")
     for field, value in wanted.structure.items():
-        if given.structure[field] != value:
-            raise UserError(
-                f"the weights have {field} {given.structure[field]}, but model.{field} is {value}"
-            )
+        found = given.structure[field]
+        if found != value:
+            raise UserError(f"the weights have {field} {found}, but model.{field} is {value}")
 
 
 def compiled_step(config: TrainingConfig, mesh: Mesh) -> TrainStep:
-    """`train_step` for states, batches and frozen networks on the mesh; the state is donated.
-
-    The new state's shardings are given, not inferred, so that the second step is the program of
-    the first.
-    """
+    """`train_step` for states, batches and frozen networks on the mesh; the state is donated."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
-    return jax.jit(
-        functools.partial(train_step, config), donate_argnums=0, out_shardings=(shardings, None)
-    )
+    step = functools.partial(train_step, config)
+    # Shardings are given, not inferred: the second step is to be the program of the first.
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def train_step(
@@ -217,42 +164,39 @@ def train_step(
     """
     loss, terms, mean_psnr, grads = _gradients(config, state, batch, frozen)
     grad_norm = optax.global_norm(grads)
-    sound = step_is_sound(config.optimizer, state.step, loss, grad_norm)
-    optimizer = make_optimizer(config.optimizer, config.num_steps)
-    updates, opt_state = optimizer.update(
-        grads.named_for_optimizer, state.opt_state, state.trained.named_for_optimizer
-    )
+    sound = optimizer.step_is_sound(config.optimizer, state.step, loss, grad_norm)
+    adamw = make_optimizer(config.optimizer, config.num_steps)
+    trained = state.model, state.projectors
+    updates, opt_state = adamw.update(_named(*grads), state.opt_state, _named(*trained))
     updates = jax.tree.unflatten(jax.tree.structure(grads), jax.tree.leaves(updates))
-    trained = optax.apply_updates(state.trained, updates)
-
-    def keep(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda new, old: jnp.where(sound, new, old), new, old)
-
-    trained, opt_state = keep(trained, state.trained), keep(opt_state, state.opt_state)
+    (model, projectors), opt_state = jax.tree.map(
+        lambda new, old: jnp.where(sound, new, old),
+        (optax.apply_updates(trained, updates), opt_state),
+        (trained, state.opt_state),
+    )
     ema = state.ema
     if ema is not None:
         decay = jnp.where(sound, config.optimizer.ema_decay, 1.0)
-        ema = jax.tree.map(lambda ema, new: decay * ema + (1 - decay) * new, ema, trained.model)
+        ema = jax.tree.map(lambda ema, new: decay * ema + (1 - decay) * new, ema, model)
     skip = (~sound).astype(jnp.int32)
     new = TrainState(
         step=state.step + 1,
         skipped=state.skipped + skip,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
-        model=trained.model,
+        model=model,
         opt_state=opt_state,
         ema=ema,
-        projectors=trained.projectors,
+        projectors=projectors,
     )
-    norms = norms_by_layer(type(state.model).stacks, grads.model)
+    norms = norms_by_layer(type(state.model).stacks, grads[0])
+    taken = state.step - state.skipped
     metrics = {
         "loss": loss,
         **{f"loss/{name}": term for name, term in terms.items()},
         "psnr": mean_psnr,
         "grad_norm": grad_norm,
         **{f"grad_norm/{stack}": norms for stack, norms in norms.items()},
-        "learning_rate": learning_rate(
-            config.optimizer, config.num_steps, state.step - state.skipped
-        ),
+        "learning_rate": optimizer.learning_rate(config.optimizer, config.num_steps, taken),
         "skipped_steps": new.skipped,
         "skipped_in_a_row": new.skipped_in_a_row,
     }
@@ -265,31 +209,33 @@ def to_unit(images: Array | np.ndarray) -> Float[Array | np.ndarray, "*shape"]:
 
 
 def _gradients(config: TrainingConfig, state: TrainState, batch: Batch, frozen: Frozen) -> tuple:
-    """Loss, its terms, PSNR and gradient, averaged over the microbatches."""
+    """Loss, its terms, PSNR and gradient of model and projectors: means over the microbatches."""
 
-    def loss(trained: Trained, batch: Batch) -> tuple:
-        target = to_unit(batch.targets.images)
-        render, streams = _render(config, trained, batch)
-        total, terms = total_loss(
-            config.loss, frozen, render, target, state.step, remat=config.model.remat
-        )
+    def loss(trained: tuple, batch: Batch) -> tuple:
+        target, remat = to_unit(batch.targets.images), config.model.remat
+        render, streams = _render(config, *trained, batch)
+        total, terms = total_loss(config.loss, frozen, render, target, state.step, remat=remat)
         if streams:
-            terms["repa"] = _align(config, trained.projectors, frozen, streams, state.step)
+            nets, stop_step = (trained[1], frozen.teacher), config.repa.stop_step
+            sizes = {"patch_size": config.model.patch_size, "remat": remat}
+            terms["repa"] = where_due(
+                state.step < stop_step if stop_step else None,
+                lambda: repa_loss(config.repa, *nets, streams, **sizes),
+            )
             total += config.repa.weight * terms["repa"]
         return total, (terms, jax.vmap(psnr, 1)(render, target).mean())
 
     def gradients(batch: Batch) -> tuple:
-        (total, (terms, quality)), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.trained, batch
-        )
-        return total, terms, quality, grads
+        trained = state.model, state.projectors
+        (total, aux), grads = jax.value_and_grad(loss, has_aux=True)(trained, batch)
+        return total, *aux, grads
 
     count = config.grad_accumulation
     if count == 1:
         return gradients(batch)
     microbatches = jax.tree.map(lambda x: _microbatches(x, count), batch)
     first = jax.tree.map(lambda x: x[0], microbatches)
-    zeros = jax.tree.map(lambda x: jnp.zeros_like(x), jax.eval_shape(gradients, first))
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradients, first))
 
     def add(total: Any, microbatch: Batch) -> tuple:
         return jax.tree.map(lambda a, b: a + b / count, total, gradients(microbatch)), None
@@ -298,42 +244,26 @@ def _gradients(config: TrainingConfig, state: TrainState, batch: Batch, frozen: 
 
 
 def _render(
-    config: TrainingConfig, trained: Trained, batch: Batch
+    config: TrainingConfig, model: ViewSynthesisModel, projectors: Any, batch: Batch
 ) -> tuple[Float[Array, "b t h w 3"], tuple[Stream, ...]]:
     """The targets as the model sees them, and the tokens that REPA aligns."""
     images, cameras = to_unit(batch.inputs.images), (batch.inputs.cameras, batch.targets.cameras)
-    if trained.projectors is None:
-        return trained.model(images, *cameras), ()
+    if projectors is None:
+        return model(images, *cameras), ()
     pairs = config.repa.encoder_pairs, config.repa.decoder_pairs
     layers = ([layer for layer, _ in stream] for stream in pairs)
-    render, *tokens = trained.model.render_with_features(images, *cameras, *layers)
+    render, *tokens = model.render_with_features(images, *cameras, *layers)
     shown = images, to_unit(batch.targets.images)
     return render, tuple(map(Stream, pairs, shown, tokens))
 
 
-def _align(
-    config: TrainingConfig,
-    projectors: Any,
-    frozen: Frozen,
-    streams: tuple[Stream, ...],
-    step: Int[Array, ""],
-) -> Float[Array, ""]:
-    """REPA's loss, 0 from its last step on."""
-    stop_step = config.repa.stop_step
-    sizes = {"patch_size": config.model.patch_size, "remat": config.model.remat}
-    return where_due(
-        step < stop_step if stop_step else None,
-        lambda: repa_loss(config.repa, projectors, frozen.teacher, streams, **sizes),
-    )
-
-
 def _microbatches(rows: Array | np.ndarray, count: int) -> Array:
     """`[b, ...] -> [count, b / count, ...]`, each microbatch with rows of every device."""
-    if rows.shape[0] % count:
+    scenes, *rest = rows.shape
+    if scenes % count:
         raise UserError(
-            f"a batch of {rows.shape[0]} scenes does not divide into grad_accumulation={count}"
+            f"a batch of {scenes} scenes does not divide into grad_accumulation={count}"
         )
-    name = f"{rows.shape[0]} scenes / grad_accumulation={count}"
-    check_batch(jax.sharding.get_abstract_mesh(), name, rows.shape[0] // count, 0)
-    rows = jnp.asarray(rows)
-    return jnp.moveaxis(rows.reshape(rows.shape[0] // count, count, *rows.shape[1:]), 1, 0)
+    name = f"{scenes} scenes / grad_accumulation={count}"
+    check_batch(jax.sharding.get_abstract_mesh(), name, scenes // count, 0)
+    return jnp.moveaxis(jnp.asarray(rows).reshape(scenes // count, count, *rest), 1, 0)
