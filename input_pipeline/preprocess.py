@@ -37,10 +37,7 @@ class Crop:
 
 
 def preprocess_frame(
-    jpeg: bytes,
-    normalized_fxfycxcy: Float[np.ndarray, "4"],
-    image_height: int,
-    square_crop: bool,
+    jpeg: bytes, normalized_fxfycxcy: Float[np.ndarray, "4"], image_height: int, square_crop: bool
 ) -> ImageAndIntrinsics:
     """The published preprocessing: pixels, and intrinsics in those pixels, of a stored JPEG.
 

@@ -33,7 +33,7 @@ def run_jobs(
 ) -> dict[Job, Result]:
     """The results of all jobs, after writing those that are None yet; shows progress on stderr.
 
-    Ctrl-C or an error in one job ends all of them at once.
+    Ctrl-C or an error in one job ends all of them at once. WorkerError: a worker was killed.
 
     Args:
         results: of each job, or None.
@@ -42,20 +42,13 @@ def run_jobs(
         workers: processes that write; with 1 this one does.
         label: shown before the progress.
         unit: shown after it.
-
-    Raises:
-        WorkerError: a worker process was killed.
     """
     results = dict(results)
     left = [job for job, result in results.items() if result is None]
     total = sum(map(size, results))
+    done, scale = total - sum(map(size, left)), unit == "B"
     with tqdm.tqdm(
-        total=total,
-        initial=total - sum(map(size, left)),
-        desc=label,
-        unit=unit,
-        unit_scale=unit == "B",
-        mininterval=0.5,
+        total=total, initial=done, desc=label, unit=unit, unit_scale=scale, mininterval=0.5
     ) as progress:
         for job, result in _written(left, write, min(workers, len(left))):
             results[job] = result

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import json
+import operator
 from collections.abc import Iterator, Sequence
 
 from etils import epath
@@ -73,9 +74,9 @@ class Result:
         """A result that `import_chunk` wrote."""
         try:
             values = json.loads(path.read_text())
-            values["shard"] = storage.Shard.from_json(values["shard"])
-            values["findings"] = tuple(Finding(**finding) for finding in values["findings"])
-            return cls(**values)
+            shard = storage.Shard.from_json(values.pop("shard"))
+            findings = tuple(Finding(**finding) for finding in values.pop("findings"))
+            return cls(**values, shard=shard, findings=findings)
         except (ValueError, KeyError, TypeError) as error:
             raise ImportFailure(
                 f"{path} is damaged ({error}); delete it to import its chunk again"
@@ -116,11 +117,9 @@ def find_chunks(
     """The chunks of each split, in order: of all splits in `source`, or of those named."""
     if not source.is_dir():
         raise ImportFailure(f"SOURCE {source} is not a folder")
-    found = {}
-    for folder in sorted(source.iterdir()):
-        paths = sorted(folder.glob("*.torch")) if folder.is_dir() else []
-        if paths:
-            found[folder.name] = paths
+    folders = [folder for folder in sorted(source.iterdir()) if folder.is_dir()]
+    found = {folder.name: sorted(folder.glob("*.torch")) for folder in folders}
+    found = {split: paths for split, paths in found.items() if paths}
     if not found:
         raise ImportFailure(
             f"SOURCE {source} has no folder of *.torch chunks; expected for example"
@@ -128,16 +127,16 @@ def find_chunks(
         )
     if unknown := sorted(set(splits) - set(found)):
         raise ImportFailure(f"SOURCE {source} has no split {unknown}, only {sorted(found)}")
-    return {split: _chunks(split, found[split], output) for split in splits or found}
 
-
-def _chunks(split: str, paths: Sequence[epath.Path], output: epath.Path) -> list[Chunk]:
-    chunks = []
-    for index, path in enumerate(paths):
+    def chunk(split: str, index: int, path: epath.Path) -> Chunk:
+        shard = storage.shard_path(output, NAME, split, index, len(found[split]))
         status = path.stat()
-        shard = storage.shard_path(output, NAME, split, index, len(paths))
-        chunks.append(Chunk(split, path, shard, status.length, status.mtime))
-    return chunks
+        return Chunk(split, path, shard, status.length, status.mtime)
+
+    return {
+        split: [chunk(split, *item) for item in enumerate(found[split])]
+        for split in splits or found
+    }
 
 
 def finished(chunk: Chunk, *, verify: bool) -> Result | None:
@@ -163,25 +162,18 @@ def import_all(chunks: Sequence[Chunk], *, verify: bool, workers: int) -> dict[C
     results = {chunk: finished(chunk, verify=verify) for chunk in chunks}
     if None in results.values():  # not complete until it is again
         (chunks[0].shard.parent / "dataset_info.json").unlink(missing_ok=True)
-    return run_jobs(
-        results,
-        functools.partial(import_chunk, verify=verify),
-        size=lambda chunk: chunk.num_bytes,
-        workers=workers,
-        label="importing",
-        unit="B",
-    )
+    write = functools.partial(import_chunk, verify=verify)
+    size = operator.attrgetter("num_bytes")
+    return run_jobs(results, write, size=size, workers=workers, label="importing", unit="B")
 
 
 def other_splits(output: epath.Path, splits: Sequence[str]) -> dict[str, list[Result]]:
     """Splits that earlier runs imported completely, without those named."""
+    results = [Result.read(path) for path in sorted((output / _STATE).glob("*.json"))]
     found = collections.defaultdict(list)
-    for path in sorted((output / _STATE).glob("*.json")):
-        result = Result.read(path)
+    for result in sorted(results, key=lambda result: result.shard.file):
         if result.split not in splits and (output / result.shard.file).exists():
             found[result.split].append(result)
-    for results in found.values():
-        results.sort(key=lambda result: result.shard.file)
     return {
         split: results
         for split, results in found.items()

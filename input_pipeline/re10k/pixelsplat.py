@@ -52,10 +52,8 @@ def read_chunk(path: epath.PathLike, *, verify: bool = True) -> list[RawClip]:
     if not isinstance(clips, list):
         raise ChunkError(f"expected a list of clips, found a {type(clips).__name__}")
     keys = [fields.get("key") if isinstance(fields, dict) else None for fields in clips]
-    return [
-        RawClip(key if _is_key(key) else f"#{position}", fields)
-        for position, (key, fields) in enumerate(zip(keys, clips, strict=True))
-    ]
+    keys = [key if _is_key(key) else f"#{position}" for position, key in enumerate(keys)]
+    return list(map(RawClip, keys, clips))
 
 
 def _is_key(key: Any) -> bool:
@@ -78,8 +76,8 @@ def check_clip(raw: RawClip, *, verify: bool = True) -> Clip:
     if not _is_key(fields["key"]):
         raise ClipError("key: is empty or not printable")
     timestamps, cameras, images = fields["timestamps"], fields["cameras"], fields["images"]
-    _check_array("timestamps", timestamps, np.int64, (None,))
-    _check_array("cameras", cameras, np.float32, (None, 18))
+    _check_array("timestamps", timestamps, np.int64)
+    _check_array("cameras", cameras, np.float32, 18)
     if not isinstance(images, list):
         raise ClipError(f"images: expected a list, found a {type(images).__name__}")
     if not len(images) == len(cameras) == len(timestamps):
@@ -92,21 +90,13 @@ def check_clip(raw: RawClip, *, verify: bool = True) -> Clip:
     return Clip(fields["key"], fields["url"], _frames(timestamps, cameras, images, verify))
 
 
-def _check_array(name: str, array: Any, dtype: type, shape: tuple[int | None, ...]) -> None:
-    if not (
-        isinstance(array, np.ndarray)
-        and array.dtype == dtype
-        and array.ndim == len(shape)
-        and all(want in (None, size) for want, size in zip(shape, array.shape, strict=True))
-    ):
-        sizes = ", ".join("n" if size is None else str(size) for size in shape)
-        raise ClipError(f"{name}: expected {np.dtype(dtype)}[{sizes}], found {_describe(array)}")
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{list(value.shape)}"
-    return f"a {type(value).__name__}"
+def _check_array(name: str, array: Any, dtype: type, *inner: int) -> None:
+    """ClipError unless it is an array of this type and any length, whose elements are `inner`."""
+    expected = f"{name}: expected {np.dtype(dtype)}[{', '.join(['n', *map(str, inner)])}]"
+    if not isinstance(array, np.ndarray):
+        raise ClipError(f"{expected}, found a {type(array).__name__}")
+    if array.dtype != dtype or not array.ndim or array.shape[1:] != inner:
+        raise ClipError(f"{expected}, found {array.dtype}{list(array.shape)}")
 
 
 def check_cameras(cameras: Float32[np.ndarray, "n 18"]) -> None:
@@ -138,9 +128,10 @@ def _frames(
     verify: bool,
 ) -> list[Frame]:
     frames, first_size = [], None
-    for position, image in enumerate(images):
+    everything = zip(timestamps.tolist(), cameras, images, strict=True)
+    for position, (timestamp, camera, image) in enumerate(everything):
         try:
-            _check_array("image", image, np.uint8, (None,))
+            _check_array("image", image, np.uint8)
             if not image.flags.c_contiguous:  # may claim any size from a few bytes
                 raise ClipError("image: its bytes do not lie one after the other")
             jpeg = image.tobytes()
@@ -150,9 +141,8 @@ def _frames(
                 raise ClipError("image is {}×{}, frame 0 is {}×{}".format(*size, *first_size))
         except ClipError as error:
             raise ClipError(f"frame {position}: {error}") from error
-        camera = cameras[position]
         w2c = camera[6:].reshape(3, 4).copy()
-        frames.append(Frame(jpeg, camera[:4].copy(), w2c, int(timestamps[position])))
+        frames.append(Frame(jpeg, camera[:4].copy(), w2c, timestamp))
     return frames
 
 

@@ -260,7 +260,5 @@ def _paint_panel(panel: Panel, points: Points, brightness, colors: Points) -> No
         frame |= (offset[sides][:, which] < panel.border / 3).any(axis=0)
     shine = np.float32(1) if panel.window else brightness[which]
     colors[:, which] = np.where(
-        frame,
-        panel.frame[:, None] * brightness[which],
-        panel.texture(points[:, which]) * shine,
+        frame, panel.frame[:, None] * brightness[which], panel.texture(points[:, which]) * shine
     )
