@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, UInt8
-from PIL import Image
+from PIL import ExifTags, Image
 
 from lvsm_jax.common.errors import UserError
 
@@ -31,32 +31,23 @@ _MULTIPLE = 8  # of resized sides, fixed by the published protocol, whatever the
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
 _COLOUR_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 _ALPHA_MODES = ("LA", "PA", "RGBA")
-EXIF_ORIENTATION = 0x0112  # EXIF tag; 1 is upright, and 0 what some cameras write for it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PosedCamera:
     """A pinhole camera in any world frame and unit; axes are OpenCV's (x right, y down, z forward).
 
-    Arguments are copied and checked: a camera that exists can be used.
-
-    Attributes:
-        c2w: `[4, 4]` float64 camera-to-world matrix; `[3, 4]` is completed.
-        fxfycxcy: `[4]` float64 focal lengths and principal point, in pixels of the picture.
-        width: of the picture in pixels.
-        height: of the picture in pixels.
-
-    Raises:
-        UserError: a value that is not finite, a rotation that is none (RᵀR differs from the
-            identity by more than `ROTATION_TOLERANCE`, or R mirrors), a size that is not positive,
-            a focal length that is not or hardly is, intrinsics in shares of the picture.
+    Arguments are copied and checked, so that a camera that exists can be used. UserError for a
+    value that is not finite, a rotation that is none (RᵀR differs from the identity by more than
+    `ROTATION_TOLERANCE`, or R mirrors), a size that is not positive, a focal length that is not or
+    hardly is, intrinsics in shares of the picture.
     """
 
     # Any: what is given is converted, and checked with errors that say what is wrong.
-    c2w: Any
-    fxfycxcy: Any
-    width: Any
-    height: Any
+    c2w: Any  # [4, 4] float64 camera-to-world matrix; [3, 4] is completed
+    fxfycxcy: Any  # [4] float64 focal lengths and principal point, in pixels of the picture
+    width: Any  # of the picture in pixels
+    height: Any  # of the picture in pixels
 
     def __post_init__(self):
         object.__setattr__(self, "c2w", _pose(self.c2w, "c2w"))
@@ -88,18 +79,12 @@ class PosedCamera:
 class Photograph:
     """A picture of any size, and the camera that took it.
 
-    Attributes:
-        pixels: `[h, w, 3]` uint8.
-        camera: whose width and height are the picture's.
-        name: by which a session knows it.
-
-    Raises:
-        UserError: pixels of another type, or of another size than the camera's.
+    UserError for pixels of another type, or of another size than the camera's.
     """
 
-    pixels: Any  # as above
+    pixels: Any  # [h, w, 3] uint8
     camera: PosedCamera
-    name: str | None = None
+    name: str | None = None  # by which a session knows it
 
     def __post_init__(self):
         pixels = np.asarray(self.pixels)
@@ -111,10 +96,11 @@ class Photograph:
             raise UserError(
                 f"{what} is {pixels.dtype} of shape {pixels.shape}, expected uint8 [h, w, 3]"
             )
-        if pixels.shape[:2] != (self.camera.height, self.camera.width):
+        height, width, _ = pixels.shape
+        if (height, width) != (self.camera.height, self.camera.width):
             raise UserError(
-                f"{what} is {pixels.shape[1]}×{pixels.shape[0]} pixels, but its camera is of a "
-                f"picture of {self.camera.width}×{self.camera.height}"
+                f"{what} is {width}×{height} pixels, but its camera is of a picture of "
+                f"{self.camera.width}×{self.camera.height}"
             )
 
     def cropped_to(self, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
@@ -138,10 +124,8 @@ class Photograph:
         What would have to be guessed is refused: pictures that EXIF says to turn (do the intrinsics
         belong to the turned one?), and transparent ones (on which background?).
 
-        Raises:
-            OSError: the file cannot be read.
-            UserError: it is no picture, damaged, refused, or of more than `max_pixels`, which are
-                not decoded; names the file.
+        UserError, naming the file, for one that is no picture, damaged, refused, or of more than
+        `max_pixels`, which are not decoded; OSError for one that cannot be read.
         """
         with open(os.path.expanduser(path), "rb") as file:
             return cls._decode(file, os.fspath(path), camera, name, max_pixels)
@@ -178,17 +162,11 @@ class Photograph:
 
 @dataclasses.dataclass(frozen=True)
 class ResizeCrop:
-    """A picture is resized, and a window is cut out of the result.
+    """A picture is resized, and a window is cut out of the result."""
 
-    Attributes:
-        source: width and height of the picture.
-        resized: width and height that it is resized to.
-        window: left, top, right, bottom of what is kept of the resized picture.
-    """
-
-    source: tuple[int, int]
-    resized: tuple[int, int]
-    window: tuple[int, int, int, int]
+    source: tuple[int, int]  # width and height of the picture
+    resized: tuple[int, int]  # width and height that it is resized to
+    window: tuple[int, int, int, int]  # left, top, right, bottom in the resized picture
 
     @classmethod
     def cover(
@@ -206,13 +184,9 @@ class ResizeCrop:
         pixels may become oblong by a little; intrinsics take it into account. A picture of the
         wanted shape is resized as it is.
 
-        Args:
-            source: width and height of the picture.
-            height: of the result.
-            width: of the result.
-            share: below 1 the picture is enlarged, so that a part with sides of about this share
-                of the largest possible is kept.
-            place: where that lies between left and right and between top and bottom, in [0, 1].
+        With a `share` below 1 the picture is enlarged, so that a part with sides of about this
+        share of the largest possible is kept. `place` is where that lies between left and right
+        and between top and bottom, in [0, 1].
         """
         w, h = source
         if w * height == h * width:
@@ -257,13 +231,18 @@ def resized_side(side: int, other: int, other_resized: int) -> int:
     return round(int(other_resized * side / other) / _MULTIPLE) * _MULTIPLE
 
 
+def turn_by_exif(image: Image.Image) -> int | None:
+    """EXIF's orientation of a picture that it says to turn; None for an upright one."""
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return None if orientation in (0, 1) else orientation  # 0 is what some cameras write for 1
+
+
 def _check_picture(image: Image.Image, max_pixels: int) -> None:
     """Raises UserError for a picture that is not to be decoded."""
     width, height = image.size
     if width * height > max_pixels:
         raise UserError(f"{width}×{height} pixels are more than {max_pixels}")
-    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    if orientation not in (0, 1):
+    if orientation := turn_by_exif(image):
         raise UserError(
             f"EXIF orientation {orientation} would turn the picture, so that it is not clear what "
             "its intrinsics belong to: turn its pixels, or remove the tag"

@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from lvsm_jax.scenes.camera_json import camera_of, frames_of, read_json
+from lvsm_jax.scenes import camera_json
 from lvsm_jax.scenes.readers.scene import PosedImage, Scene, check_size, find_image, make_scene
 
 _NAMES = ("cameras.json", "transforms.json", "transforms_train.json")
@@ -18,7 +18,7 @@ def read_cameras_json(path: pathlib.Path, images: pathlib.Path | None) -> Scene 
     root, posed = images or file.parent, []
     for i, frame in enumerate(content["frames"]):
         where = f"{file}: frames[{i}]"
-        camera = camera_of(frame, where)
+        camera = camera_json.camera_of(frame, where)
         image = find_image(root, frame.get("file"), f"{where}: 'file'")
         check_size(image, camera, where)
         posed.append(PosedImage(frame["file"], image, camera))
@@ -27,13 +27,12 @@ def read_cameras_json(path: pathlib.Path, images: pathlib.Path | None) -> Scene 
 
 def open_scene_json(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]] | None:
     """The JSON file of a scene and its content, whose `frames` are one object or more."""
-    file = (
-        path if path.is_file() else next((path / n for n in _NAMES if (path / n).is_file()), None)
-    )
+    files = [path, *(path / name for name in _NAMES)]
+    file = next((file for file in files if file.is_file()), None)
     if file is None:
         return None
-    content = read_json(file)
-    frames_of(content, file)
+    content = camera_json.read_json(file)
+    camera_json.frames_of(content, file)
     return file, content
 
 

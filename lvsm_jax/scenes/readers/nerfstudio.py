@@ -9,20 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from lvsm_jax.scenes.camera_json import numbers, whole_number
+from lvsm_jax.scenes.camera_json import number, numbers, whole_number
 from lvsm_jax.scenes.photograph import PosedCamera
+from lvsm_jax.scenes.readers import scene
 from lvsm_jax.scenes.readers.cameras_json import open_scene_json, scene_of_json
-from lvsm_jax.scenes.readers.scene import (
-    PINHOLES,
-    PosedImage,
-    Scene,
-    SceneError,
-    check_size,
-    find_image,
-    naming,
-    picture_size_of,
-    refuse_distortion,
-)
+from lvsm_jax.scenes.readers.scene import PINHOLES, PosedImage, Scene, SceneError
 
 _DISTORTION = re.compile(r"[kps]\d+")
 
@@ -44,21 +35,21 @@ def read_transforms_json(path: pathlib.Path, images: pathlib.Path | None) -> Sce
 def _posed_image(
     frame: Mapping[str, Any], values: Mapping[str, Any], root: pathlib.Path, where: str
 ) -> PosedImage:
-    image = find_image(root, frame.get("file_path"), f"{where}: 'file_path'", [".png"])
+    image = scene.find_image(root, frame.get("file_path"), f"{where}: 'file_path'", [".png"])
     name = frame["file_path"].removeprefix("./")
     if "w" in values or "h" in values:
         size = whole_number(values, "w", where), whole_number(values, "h", where)
     elif image is None:  # no size that fields of view could refer to
         return PosedImage(name, None, None)
     else:
-        size = picture_size_of(image)
+        size = scene.picture_size_of(image)
     c2w = numbers(frame, "transform_matrix", (4, 4), where)
     c2w[:3, 1:3] *= -1  # from OpenGL's axes: y up, z backwards
     _check_pinhole(values, where)
     fxfycxcy = _intrinsics(values, *size, where)
-    with naming(where):
+    with scene.naming(where):
         camera = PosedCamera(c2w, fxfycxcy, *size)
-    check_size(image, camera, where)
+    scene.check_size(image, camera, where)
     return PosedImage(name, image, camera)
 
 
@@ -67,10 +58,10 @@ def _intrinsics(
 ) -> Float64[np.ndarray, "4"]:
     def focal(field: str, angle: str, side: int) -> float | None:
         if field in values:
-            return float(numbers(values, field, (), where))
+            return number(values, field, where)
         if angle not in values:
             return None
-        radians = float(numbers(values, angle, (), where))
+        radians = number(values, angle, where)
         if not 1e-6 < radians < math.pi:
             raise SceneError(f"{where}: {angle!r} is {radians:g}, expected radians from 0 to π")
         return side / 2 / math.tan(radians / 2)
@@ -79,11 +70,9 @@ def _intrinsics(
     fy = focal("fl_y", "camera_angle_y", height)
     if fx is None:
         raise SceneError(f"{where}: neither 'fl_x' nor 'camera_angle_x', expected one of them")
-    centre = [
-        float(numbers(values, field, (), where)) if field in values else side / 2
-        for field, side in (("cx", width), ("cy", height))
-    ]
-    return np.array([fx, fx if fy is None else fy, *centre])
+    cx = number(values, "cx", where) if "cx" in values else width / 2
+    cy = number(values, "cy", where) if "cy" in values else height / 2
+    return np.array([fx, fx if fy is None else fy, cx, cy])
 
 
 def _check_pinhole(values: Mapping[str, Any], where: str) -> None:
@@ -91,12 +80,9 @@ def _check_pinhole(values: Mapping[str, Any], where: str) -> None:
     if model not in PINHOLES or values.get("is_fisheye"):
         model = "a fisheye" if values.get("is_fisheye") else repr(model)
         raise SceneError(f"{where}: 'camera_model' is {model}, expected one of {PINHOLES}")
-    distortion = {
-        field: float(numbers(values, field, (), where))
-        for field in sorted(values)
-        if _DISTORTION.fullmatch(field)
-    }
+    fields = filter(_DISTORTION.fullmatch, sorted(values))
+    distortion = {field: number(values, field, where) for field in fields}
     if isinstance(parameters := values.get("distortion_params"), list):
         given = numbers(values, "distortion_params", (len(parameters),), where)
         distortion |= {f"distortion_params[{i}]": value for i, value in enumerate(given)}
-    refuse_distortion(distortion, where)
+    scene.refuse_distortion(distortion, where)
