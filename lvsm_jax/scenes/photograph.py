@@ -41,13 +41,19 @@ class PosedCamera:
     value that is not finite, a rotation that is none (RᵀR differs from the identity by more than
     `ROTATION_TOLERANCE`, or R mirrors), a size that is not positive, a focal length that is not or
     hardly is, intrinsics in shares of the picture.
+
+    Attributes:
+        c2w: `[4, 4]` float64 camera-to-world matrix; `[3, 4]` is completed.
+        fxfycxcy: `[4]` float64 focal lengths and principal point, in pixels of the picture.
+        width: of the picture in pixels.
+        height: of the picture in pixels.
     """
 
     # Any: what is given is converted, and checked with errors that say what is wrong.
-    c2w: Any  # [4, 4] float64 camera-to-world matrix; [3, 4] is completed
-    fxfycxcy: Any  # [4] float64 focal lengths and principal point, in pixels of the picture
-    width: Any  # of the picture in pixels
-    height: Any  # of the picture in pixels
+    c2w: Any
+    fxfycxcy: Any
+    width: Any
+    height: Any
 
     def __post_init__(self):
         object.__setattr__(self, "c2w", _pose(self.c2w, "c2w"))
@@ -80,11 +86,16 @@ class Photograph:
     """A picture of any size, and the camera that took it.
 
     UserError for pixels of another type, or of another size than the camera's.
+
+    Attributes:
+        pixels: `[h, w, 3]` uint8.
+        camera: whose width and height are the picture's.
+        name: by which a session knows it.
     """
 
-    pixels: Any  # [h, w, 3] uint8
+    pixels: Any  # as above
     camera: PosedCamera
-    name: str | None = None  # by which a session knows it
+    name: str | None = None
 
     def __post_init__(self):
         pixels = np.asarray(self.pixels)

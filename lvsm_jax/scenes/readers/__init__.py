@@ -34,8 +34,7 @@ def read_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = No
         OSError: a file that cannot be read.
     """
     path = pathlib.Path(path).expanduser()
-    images = None if images is None else pathlib.Path(images).expanduser()
-    if images is not None and not images.is_dir():
+    if images is not None and not (images := pathlib.Path(images).expanduser()).is_dir():
         raise SceneError(f"there is no folder of images {images}")
     if not path.exists():
         raise SceneError(f"no scene {path}: no such file or folder")
@@ -54,8 +53,8 @@ def _nothing_in(folder: pathlib.Path) -> str:
     if (folder / "dataset_info.json").is_file():
         splits = sorted(file.stem.removeprefix("scenes-") for file in folder.glob("scenes-*.npz"))
         return f"{folder} is a dataset: name a clip as {folder}/SPLIT:KEY, with SPLIT of {splits}"
-    inner = sorted({file.parent.name for file in folder.glob("*/cameras.json")})
-    inner += sorted({file.parent.name for file in folder.glob("*/transforms.json")} - set(inner))
+    files = [*sorted(folder.glob("*/cameras.json")), *sorted(folder.glob("*/transforms.json"))]
+    inner = dict.fromkeys(file.parent.name for file in files)
     found = f"; it holds the scenes {some_of(inner)}" if inner else ""
     return (
         f"no scene in {folder}: expected cameras.json, transforms.json or a COLMAP model "
