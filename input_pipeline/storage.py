@@ -111,9 +111,13 @@ def shard_path(
     return expand(directory) / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
 
 
+def _shard_paths(directory: epath.Path, name: str, split: str, count: int) -> list[epath.Path]:
+    return [shard_path(directory, name, split, index, count) for index in range(count)]
+
+
 def write_shard(path: epath.PathLike, clips: Iterable[Clip]) -> Shard:
     """Writes the clips' frames, one record each; the file appears under `path` when it is whole."""
-    keys, urls, num_frames, num_bytes = [], [], [], 0
+    scenes, num_bytes = [], 0
     open_writer = array_record_module.ArrayRecordWriter
     try:
         with atomic_write(path) as local, closing(open_writer(local, _WRITER_OPTIONS)) as writer:
@@ -122,12 +126,11 @@ def write_shard(path: epath.PathLike, clips: Iterable[Clip]) -> Shard:
                     record = _encode(frame)
                     writer.write(record)
                     num_bytes += len(record)
-                keys.append(clip.key)
-                urls.append(clip.url)
-                num_frames.append(len(clip.frames))
+                scenes.append((clip.key, clip.url, len(clip.frames)))
     except RuntimeError as error:  # ArrayRecord's, for a full disk and the like
         raise DatasetError(f"cannot write {path}: {error}") from error
-    return Shard(epath.Path(path).name, tuple(keys), tuple(urls), tuple(num_frames), num_bytes)
+    keys, urls, num_frames = zip(*scenes, strict=True) if scenes else ((), (), ())
+    return Shard(epath.Path(path).name, keys, urls, num_frames, num_bytes)
 
 
 def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence[Shard]]) -> None:
@@ -141,9 +144,7 @@ def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence
     directory = expand(directory)
     there = {path.name for path in directory.iterdir()}
     for split, shards in splits.items():
-        expected = [
-            shard_path(directory, name, split, i, len(shards)).name for i in range(len(shards))
-        ]
+        expected = [path.name for path in _shard_paths(directory, name, split, len(shards))]
         if [shard.file for shard in shards] != expected:
             raise DatasetError(f"{directory}: shards of {split!r} are not {expected[:1]} and on")
         if missing := sorted(set(expected) - there):
@@ -210,31 +211,10 @@ class SplitReader:
         if split not in lengths:
             raise DatasetError(f"{self.directory} has no split {split!r}, only {sorted(lengths)}")
         self._lengths = lengths[split]
-        self._files = [
-            os.fspath(shard_path(self.directory, name, split, i, len(self._lengths)))
-            for i in range(len(self._lengths))
-        ]
+        files = _shard_paths(self.directory, name, split, len(self._lengths))
+        self._files = [os.fspath(file) for file in files]
         self._ends = np.cumsum(self._lengths)
         self.scenes = _read_scene_table(self.directory / f"scenes-{split}.npz")
-        self._check_files()
-        self._start()
-
-    def _start(self) -> None:
-        # Of two threads that open a shard at once one closes its own again.
-        self._reader = functools.lru_cache(_allow_open_files(len(self._files)))(self._open)
-
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._start()
-
-    def __len__(self) -> int:
-        """Number of frames."""
-        return int(self._ends[-1])
-
-    def _check_files(self) -> None:
         there = {path.name for path in self.directory.iterdir()}
         if missing := [file for file in self._files if os.path.basename(file) not in there]:
             raise DatasetError(f"{self.directory} lacks {len(missing)} shards, first {missing[0]}")
@@ -243,6 +223,19 @@ class SplitReader:
                 f"{self.directory}: scenes-{self.split}.npz counts {self.scenes.num_frames.sum()}"
                 f" frames, dataset_info.json {len(self)}"
             )
+        self.__setstate__({})
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        # Of two threads that open a shard at once one closes its own again.
+        self._reader = functools.lru_cache(_allow_open_files(len(self._files)))(self._open)
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return int(self._ends[-1])
 
     def frames(self, indices: Sequence[int]) -> list[Frame]:
         """Frames by record index, in the order asked for; repeated indices are allowed."""
@@ -253,17 +246,14 @@ class SplitReader:
         frames = {}
         for shard in np.unique(shards).tolist():
             rows = np.flatnonzero(shards == shard)
-            first = int(self._ends[shard - 1]) if shard else 0
-            frames.update(zip(rows.tolist(), self._read(shard, records[rows] - first), strict=True))
+            positions = (records[rows] - (self._ends[shard] - self._lengths[shard])).tolist()
+            try:
+                read = [_decode(record) for record in self._reader(shard).read(positions)]
+            except Exception as error:
+                file = self._files[shard]
+                raise DatasetError(f"cannot read records {positions} of {file}: {error}") from error
+            frames.update(zip(rows.tolist(), read, strict=True))
         return [frames[row] for row in range(len(records))]
-
-    def _read(self, shard: int, positions: Int64[np.ndarray, "n"]) -> list[Frame]:
-        try:
-            return [_decode(record) for record in self._reader(shard).read(positions.tolist())]
-        except Exception as error:
-            raise DatasetError(
-                f"cannot read records {positions.tolist()} of {self._files[shard]}: {error}"
-            ) from error
 
     def _open(self, shard: int) -> Any:
         """An ArrayRecordReader, or what reads alike in a bucket."""
@@ -278,10 +268,8 @@ class SplitReader:
             )
             if not reader.ok():
                 reader.read([0])  # raises what is wrong with the file
-        if reader.num_records() != expected:
-            raise UserError(
-                f"it holds {reader.num_records()} records, dataset_info.json counts {expected}"
-            )
+        if (found := reader.num_records()) != expected:
+            raise UserError(f"it holds {found} records, dataset_info.json counts {expected}")
         return reader
 
     def close(self) -> None:
@@ -308,10 +296,7 @@ def _read_info(directory: epath.Path) -> tuple[str, dict[str, list[int]]]:
         )
     try:
         info = json.loads(path.read_text())
-        lengths = {
-            split["name"]: [int(length) for length in split["shardLengths"]]
-            for split in info["splits"]
-        }
+        lengths = {s["name"]: list(map(int, s["shardLengths"])) for s in info["splits"]}
         return str(info["name"]), lengths
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path} is damaged: {type(error).__name__} {error}") from error

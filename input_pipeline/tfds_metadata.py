@@ -21,21 +21,16 @@ def write(
 
     `dataset_info.json` is written last: where it is, the dataset is complete.
     """
+    features = {
+        "image": tfds.features.Tensor(shape=(), dtype=np.str_),
+        "fxfycxcy": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+        "w2c": tfds.features.Tensor(shape=(3, 4), dtype=np.float32),
+        "timestamp": tfds.features.Scalar(dtype=np.int64),
+    }
+    version, place = tfds.core.Version("1.0.0"), os.fspath(directory)
     info = tfds.core.DatasetInfo(
-        builder=tfds.core.dataset_info.DatasetIdentity(
-            name=name,
-            version=tfds.core.Version("1.0.0"),
-            data_dir=os.fspath(directory),
-            module_name="",
-        ),
-        features=tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Tensor(shape=(), dtype=np.str_),
-                "fxfycxcy": tfds.features.Tensor(shape=(4,), dtype=np.float32),
-                "w2c": tfds.features.Tensor(shape=(3, 4), dtype=np.float32),
-                "timestamp": tfds.features.Scalar(dtype=np.int64),
-            }
-        ),
+        builder=tfds.core.dataset_info.DatasetIdentity(name, version, place, module_name=""),
+        features=tfds.features.FeaturesDict(features),
         description="Clips of static scenes: one record is one JPEG frame with its camera.",
     )
     info.set_file_format("array_record")
