@@ -55,22 +55,10 @@ class Settings:
 class Task:
     """One shard to be written."""
 
-    directory: str
     settings: Settings
     split: str
-    index: int
-    count: int
-
-    @property
-    def scenes(self) -> range:
-        """Numbers of the scenes of this shard."""
-        total = self.settings.num_scenes(self.split)
-        return range(self.index * total // self.count, (self.index + 1) * total // self.count)
-
-    @property
-    def path(self) -> epath.Path:
-        """File of this shard."""
-        return storage.shard_path(self.directory, NAME, self.split, self.index, self.count)
+    scenes: range  # numbers of the scenes of this shard
+    path: epath.Path  # file of this shard
 
     @property
     def note(self) -> epath.Path:
@@ -109,19 +97,16 @@ def evaluation_index(settings: Settings) -> dict[str, dict[str, list[int]]]:
     Targets keep about a third of the span away from both: next to a context frame, copying it
     would do.
     """
-    index = {}
+    index, end = {}, settings.frames - 1
     for number in range(settings.test_scenes):
         rng = np.random.default_rng([settings.seed, len(SPLITS), number])
-        end = settings.frames - 1
         span = int(rng.integers(max(NUM_TARGETS + 1, -(-3 * end // 4)), end, endpoint=True))
         first = int(rng.integers(0, end - span, endpoint=True))
         away = (span - 1) // 3
         between = np.arange(first + away, first + span - away + 1)
-        targets = rng.choice(between, NUM_TARGETS, replace=False)
-        index[scene_key("test", number)] = {
-            "context": [first, first + span],
-            "target": sorted(targets.tolist()),
-        }
+        targets = sorted(rng.choice(between, NUM_TARGETS, replace=False).tolist())
+        entry = {"context": [first, first + span], "target": targets}
+        index[scene_key("test", number)] = entry
     return index
 
 
@@ -130,31 +115,23 @@ def generate(
 ) -> bool:
     """Writes the dataset, or what is missing of it; False when it was already complete.
 
-    Args:
-        directory: where; created if need be.
-        settings: what the set is to hold.
-        workers: processes; as many as the machine has cores by default.
-        overwrite: replace a set that was made with other settings.
-
-    Raises:
-        DatasetError: the directory holds something else, or a set made with other settings.
+    By default as many processes write as the machine has cores. A set that was made with other
+    settings is replaced where `overwrite` says so, and otherwise a DatasetError, as is a directory
+    that holds something else.
     """
     folder = expand(directory)
     if _prepare(folder, settings, overwrite):
         _tidy(folder)
         return False
-    tasks = [task for split in SPLITS for task in _tasks(directory, settings, split)]
+    tasks = [task for split in SPLITS for task in _tasks(folder, settings, split)]
+    finished = {task: _finished(task) for task in tasks}
+    workers = workers or os.cpu_count() or 1
     shards = run_jobs(
-        {task: _finished(task) for task in tasks},
-        _write,
-        size=lambda task: len(task.scenes),
-        workers=workers or os.cpu_count() or 1,
-        label="rooms",
-        unit=" scenes",
+        finished, _write, size=_num_scenes, workers=workers, label="rooms", unit=" scenes"
     )
     write_text(folder / INDEX_FILE, json.dumps(evaluation_index(settings), indent=1))
     splits = {split: [shards[task] for task in tasks if task.split == split] for split in SPLITS}
-    storage.finalize(directory, NAME, splits)
+    storage.finalize(folder, NAME, splits)
     _tidy(folder)
     return True
 
@@ -202,11 +179,17 @@ def _remove(folder: epath.Path) -> None:
             file.unlink()
 
 
-def _tasks(directory: str, settings: Settings, split: str) -> list[Task]:
+def _tasks(folder: epath.Path, settings: Settings, split: str) -> list[Task]:
     """Shards of 16 scenes, more where there would be above 256 of them; workers play no part."""
     total = settings.num_scenes(split)
     count = min(-(-total // 16), 256)
-    return [Task(directory, settings, split, index, count) for index in range(count)]
+    paths = [storage.shard_path(folder, NAME, split, index, count) for index in range(count)]
+    parts = [range(i * total // count, (i + 1) * total // count) for i in range(count)]
+    return [Task(settings, split, *both) for both in zip(parts, paths, strict=True)]
+
+
+def _num_scenes(task: Task) -> int:
+    return len(task.scenes)
 
 
 def _finished(task: Task) -> storage.Shard | None:
