@@ -55,17 +55,10 @@ class ExampleLoader:
     ) -> dict[str, Any]:
         """The arrays of a Batch of one, without the leading axis, as nested dicts.
 
-        Frames that are neither input nor target lend their cameras alone: they are not decoded,
-        and not even read where the inputs define the scene frame. FrameError, which names dataset,
-        shard, scene and frame, for one that cannot be used.
-
-        Args:
-            row: of the clip in the scene table.
-            views: positions in the clip.
-            crop: the part of the frames that is shown; None for the published preprocessing.
-            reframing: turns and scales the scene frame.
-            valid: see `Batch`.
-            replaced: see `Batch`.
+        The clip is in this row of the scene table; of its frames `crop` is shown, or what the
+        published preprocessing keeps. Frames that are neither input nor target lend their cameras
+        alone: they are not decoded, and not even read where the inputs define the scene frame.
+        FrameError, which names dataset, shard, scene and frame, for one that cannot be used.
         """
         published = self.config.camera_normalization == "all_views"
         fitted = views.all_views if published else views.inputs
@@ -150,8 +143,7 @@ def training_example(
         num_frames = int(loader.reader.scenes.num_frames[row])
         views = sampling.sample_views(num_frames, config, common.num_inputs, rng)
         crop = sampling.sample_crop(loader.image_shape, config, common.aspect_ratio, rng)
-        # Drawn last: views and crop stay as without.
-        reframing = sampling.sample_reframing(config, rng)
+        reframing = sampling.sample_reframing(config, rng)  # last: the others stay as without
         try:
             return loader.load(row, views, crop, reframing, replaced=replaced)
         except FrameError as error:

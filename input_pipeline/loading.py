@@ -40,20 +40,12 @@ def train_batches(
     """Batches of training samples without end; each epoch shows every usable clip once.
 
     Number of inputs and shape of the images may differ from batch to batch, where `config` asks for
-    that: they are functions of seed and step, the same in all processes. The iterator has a `close`
-    method, which stops its threads or worker processes.
+    that: they are functions of seed and step, the same in all processes. Skipping steps costs
+    nothing. The iterator has a `close` method, which stops its threads or worker processes.
 
-    Args:
-        config: the dataset and how samples are drawn from it.
-        batch_size: samples of the global batch, over all processes.
-        seed: of the order of clips and the choice of views.
-        start_step: steps to skip, at no cost.
-        process_index: which share of each batch is wanted.
-        process_count: number of shares; each has `batch_size // process_count` rows.
-
-    Raises:
-        UserError: the arguments do not go together, or no clip of the split is usable.
-        FrameError: while iterating; a frame is bad and the configuration says "error".
+    There are `batch_size` samples in the global batch; this process gets the share `process_index`,
+    `batch_size // process_count` rows. UserError where arguments do not go together or no clip of
+    the split is usable; FrameError, while iterating, for a bad frame where `config` says "error".
     """
     config.check_training()
     rows_per_process = _rows_per_process(batch_size, process_index, process_count)
@@ -132,16 +124,10 @@ def open_eval_set(
 ) -> EvalSet:
     """The clips that an evaluation index names, in the split that `evaluation` names.
 
-    Args:
-        data: the dataset and how frames are prepared; numbers and spans of training views do not
-            matter here.
-        evaluation: what differs from training. Null entries of its index are skipped and counted.
-        max_scenes: at most so many clips, if `evaluation` does not ask for fewer.
-        process_index: which share of each batch is wanted.
-        process_count: number of shares; each has `evaluation.batch_size // process_count` rows.
-
-    Raises:
-        UserError: the arguments, the index and the dataset do not go together.
+    Null entries of the index are skipped and counted. Of `data`, numbers and spans of training
+    views do not matter. At most `max_scenes` clips are taken, if `evaluation` does not ask for
+    fewer. Shares of processes are as in `train_batches`. UserError where arguments, index and
+    dataset do not go together.
     """
     _rows_per_process(evaluation.batch_size, process_index, process_count)
     config = dataclasses.replace(

@@ -28,15 +28,9 @@ def prefetched_batches(
 ) -> Iterator[Batch]:
     """Batches of `rows` consecutive samples, from batch `start_step` on; WorkerError on the way.
 
-    Closing the iterator (or dropping it) stops the workers.
-
-    Args:
-        samples: what is to be loaded, each in a few picklable bytes.
-        load: gives the nested dict of arrays of a sample, see `to_batch`. Worker processes import
-            its module, which must not import JAX.
-        rows: samples of a batch; left-over samples at the end are dropped.
-        config: its `num_workers` and `prefetch`.
-        start_step: batches to skip, at no cost.
+    `load` gives the nested dict of arrays of a sample (see `to_batch`), which is a few picklable
+    bytes; worker processes import its module, which must not import JAX. Samples left over at the
+    end are dropped. Closing the iterator (or dropping it) stops the workers.
     """
     steps = range(start_step, len(samples) // rows)
     drawn = ([samples[step * rows + row] for row in range(rows)] for step in steps)

@@ -33,15 +33,9 @@ def run_jobs(
 ) -> dict[Job, Result]:
     """The results of all jobs, after writing those that are None yet; shows progress on stderr.
 
-    Ctrl-C or an error in one job ends all of them at once. WorkerError: a worker was killed.
-
-    Args:
-        results: of each job, or None.
-        write: does a job; picklable, for worker processes.
-        size: of a job, in units of the progress.
-        workers: processes that write; with 1 this one does.
-        label: shown before the progress.
-        unit: shown after it.
+    `write` does a job in one of `workers` processes (with 1 in this one) and must be picklable.
+    `size` is that of a job in the `unit` of the progress. Ctrl-C or an error in one job ends all of
+    them at once; WorkerError where a worker was killed.
     """
     results = dict(results)
     left = [job for job, result in results.items() if result is None]

@@ -133,10 +133,9 @@ class Photograph:
         """Reads a picture file: JPEG, PNG, WebP, TIFF, BMP or PPM, 8 bits a channel.
 
         What would have to be guessed is refused: pictures that EXIF says to turn (do the intrinsics
-        belong to the turned one?), and transparent ones (on which background?).
-
-        UserError, naming the file, for one that is no picture, damaged, refused, or of more than
-        `max_pixels`, which are not decoded; OSError for one that cannot be read.
+        belong to the turned one?), and transparent ones (on which background?). UserError, which
+        names the file, for these, for what is damaged or no picture, and for more than `max_pixels`
+        pixels, which are not decoded; OSError for a file that cannot be read.
         """
         with open(os.path.expanduser(path), "rb") as file:
             return cls._decode(file, os.fspath(path), camera, name, max_pixels)
@@ -149,22 +148,10 @@ class Photograph:
         return cls._decode(io.BytesIO(data), name, camera, name, max_pixels)
 
     @classmethod
-    def _decode(
-        cls,
-        file: io.BufferedIOBase,
-        where: str,
-        camera: PosedCamera,
-        name: str | None,
-        max_pixels: int,
-    ) -> "Photograph":
+    def _decode(cls, file, where, camera, name, max_pixels) -> "Photograph":
         try:
             image = Image.open(file, formats=FORMATS)
-            _check_picture(image, max_pixels)
-            image.load()
-            if image.mode in _ALPHA_MODES or "transparency" in image.info:
-                image = _opaque(image)
-            pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-            return cls(pixels, camera, name)
+            return cls(_checked_pixels(image, max_pixels), camera, name)
         except Image.UnidentifiedImageError:
             raise UserError(f"{where}: not a picture ({', '.join(FORMATS)})") from None
         except PICTURE_ERRORS as error:
@@ -230,8 +217,7 @@ class ResizeCrop:
 
     def intrinsics(self, fxfycxcy: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, "4"]:
         """From pixels of the picture to those of the window."""
-        # Multiplied first: exact for float32 intrinsics divided by the picture's size, as
-        # RealEstate10K has them.
+        # Multiplied first: exact for RealEstate10K's float32 shares of the picture's size.
         result = fxfycxcy * np.array(self.resized * 2, np.float64) / (self.source * 2)
         result[2:] -= self.window[:2]
         return result
@@ -248,8 +234,8 @@ def turn_by_exif(image: Image.Image) -> int | None:
     return None if orientation in (0, 1) else orientation  # 0 is what some cameras write for 1
 
 
-def _check_picture(image: Image.Image, max_pixels: int) -> None:
-    """Raises UserError for a picture that is not to be decoded."""
+def _checked_pixels(image: Image.Image, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of a picture just opened; UserError for what is not to be decoded."""
     width, height = image.size
     if width * height > max_pixels:
         raise UserError(f"{width}×{height} pixels are more than {max_pixels}")
@@ -260,14 +246,12 @@ def _check_picture(image: Image.Image, max_pixels: int) -> None:
         )
     if image.mode not in _COLOUR_MODES + _ALPHA_MODES:
         raise UserError(f"pixels of type {image.mode}, expected 8 bits a channel")
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """The picture without its alpha channel, which must say opaque everywhere."""
-    image = image.convert("RGBA")
-    if image.getextrema()[3][0] < 255:
-        raise UserError("the picture is transparent in places: put it on a background first")
-    return image.convert("RGB")
+    image.load()
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            raise UserError("the picture is transparent in places: put it on a background first")
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _pose(matrix: Any, name: str) -> Float64[np.ndarray, "4 4"]:

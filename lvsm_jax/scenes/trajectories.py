@@ -17,22 +17,23 @@ from scipy.spatial.transform import Rotation, RotationSpline
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes.photograph import PosedCamera
 
+PosedCameras = Sequence[PosedCamera]
+Poses = Float64[np.ndarray, "n 4 4"]
+Vector = Float64[np.ndarray, "3"]
+
 # Below this mean sin² of the angle to their common direction (1.5°) the viewing axes are parallel,
 # and where they meet is noise.
 _PARALLEL = math.sin(math.radians(1.5)) ** 2
 _SHORTEST = 1e-2  # of the mean time between inputs: two in one place do not stop the path
 
 
-def interpolate(
-    cameras: Sequence[PosedCamera], frames: int, *, closed: bool = False
-) -> list[PosedCamera]:
+def interpolate(cameras: PosedCameras, frames: int, *, closed: bool = False) -> list[PosedCamera]:
     """A path through all cameras in their order, of about even speed.
 
-    Positions follow a cubic spline and rotations its counterpart on the sphere, both without jumps
-    in velocity or acceleration; focal lengths and principal points change without overshooting.
-
-    The path starts at the first camera and ends at the last or, if closed, goes on to the first,
-    ready to be repeated. UserError for fewer than two cameras.
+    It starts at the first camera and ends at the last or, if closed, goes on to the first, ready to
+    be repeated. Positions follow a cubic spline and rotations its counterpart on the sphere, both
+    without jumps in velocity or acceleration; focal lengths and principal points change without
+    overshooting. UserError for fewer than two cameras.
     """
     cameras, c2w = _alike(cameras, frames, at_least=2)
     fxfycxcy = np.stack([camera.fxfycxcy for camera in cameras])
@@ -52,11 +53,7 @@ def interpolate(
 
 
 def orbit(
-    cameras: Sequence[PosedCamera],
-    frames: int,
-    *,
-    degrees: float = 360.0,
-    distance: float | None = None,
+    cameras: PosedCameras, frames: int, *, degrees: float = 360.0, distance: float | None = None
 ) -> list[PosedCamera]:
     """A circle around what the cameras look at, at their mean radius and height above it.
 
@@ -79,12 +76,13 @@ def orbit(
     offsets = c2w[:, :3, 3] - target
     height = (offsets @ up).mean()
     level = offsets - (offsets @ up)[:, None] * up
-    radius = np.linalg.norm(level, axis=1).mean()
+    radii = np.linalg.norm(level, axis=1)
+    radius = radii.mean()
     if radius < 1e-3 * np.linalg.norm(offsets, axis=1).mean():
         raise UserError("the cameras look straight up or down: there is no circle around that")
     start = level.mean(0)
     if np.linalg.norm(start) < 1e-2 * radius:  # they stand all around
-        start = level[np.linalg.norm(level, axis=1).argmax()]
+        start = level[radii.argmax()]
     start /= np.linalg.norm(start)
     full = abs(degrees) >= 360
     begin, end = (0, degrees) if full else (-degrees / 2, degrees / 2)
@@ -94,7 +92,7 @@ def orbit(
 
 
 def spiral(
-    cameras: Sequence[PosedCamera],
+    cameras: PosedCameras,
     frames: int,
     *,
     turns: float = 2.0,
@@ -123,9 +121,7 @@ def spiral(
     return _path(result, cameras[0])
 
 
-def dolly(
-    cameras: Sequence[PosedCamera], frames: int, *, travel: float | None = None
-) -> list[PosedCamera]:
+def dolly(cameras: PosedCameras, frames: int, *, travel: float | None = None) -> list[PosedCamera]:
     """Straight ahead along the middle camera's viewing axis, from behind it to before it.
 
     The way is `travel` long, negative to go backwards; by default twice as long as the cameras
@@ -149,8 +145,8 @@ def _length(name: str, value: float | None, default: float) -> float:
 
 
 def _alike(
-    cameras: Sequence[PosedCamera], frames: int, at_least: int = 1
-) -> tuple[list[PosedCamera], Float64[np.ndarray, "v 4 4"]]:
+    cameras: PosedCameras, frames: int, at_least: int = 1
+) -> tuple[list[PosedCamera], Poses]:
     """The cameras, all of pictures of the first one's size, and their poses."""
     if frames < 1:
         raise UserError(f"frames is {frames}, expected at least 1")
@@ -162,7 +158,7 @@ def _alike(
 
 
 def _path(
-    c2w: Float64[np.ndarray, "n 4 4"],
+    c2w: Poses,
     like: PosedCamera,
     fxfycxcy: Float64[np.ndarray, "n 4"] | None = None,
 ) -> list[PosedCamera]:
@@ -172,7 +168,7 @@ def _path(
     return [dataclasses.replace(like, c2w=pose, fxfycxcy=values) for pose, values in both]
 
 
-def _times(c2w: Float64[np.ndarray, "n 4 4"]) -> Float64[np.ndarray, " n"]:
+def _times(c2w: Poses) -> Float64[np.ndarray, " n"]:
     """When to be where: time is spent on moving and on turning, in shares of their means."""
     moved = np.linalg.norm(np.diff(c2w[:, :3, 3], axis=0), axis=1)
     rotations = Rotation.from_matrix(c2w[:, :3, :3])
@@ -187,25 +183,23 @@ def _times(c2w: Float64[np.ndarray, "n 4 4"]) -> Float64[np.ndarray, " n"]:
     return np.concatenate([[0.0], np.cumsum(durations)])
 
 
-def _from_mean(c2w: Float64[np.ndarray, "v 4 4"]) -> Float64[np.ndarray, " v"]:
+def _from_mean(c2w: Poses) -> Float64[np.ndarray, " n"]:
     """Distance of each camera from their mean position."""
     return np.linalg.norm(c2w[:, :3, 3] - c2w[:, :3, 3].mean(0), axis=1)
 
 
-def _extent(c2w: Float64[np.ndarray, "v 4 4"]) -> float:
+def _extent(c2w: Poses) -> float:
     """Largest distance of a camera from the mean position; 0 where it is but rounding."""
     extent = _from_mean(c2w).max()
     return float(extent) if extent > 1e-9 * np.abs(c2w[:, :3, 3]).max() else 0.0
 
 
-def _middle(c2w: Float64[np.ndarray, "v 4 4"]) -> Float64[np.ndarray, "4 4"]:
+def _middle(c2w: Poses) -> Float64[np.ndarray, "4 4"]:
     """The camera that stands nearest to the mean position."""
     return c2w[_from_mean(c2w).argmin()]
 
 
-def meeting_point(
-    c2w: Float64[np.ndarray, "v 4 4"], distance: float | None = None
-) -> Float64[np.ndarray, "3"] | None:
+def meeting_point(c2w: Poses, distance: float | None = None) -> Vector | None:
     """The point that the cameras look at, or None where their axes do not meet before them.
 
     Where its `distance` from the middle camera is known, it is on that camera's axis. UserError
@@ -227,7 +221,7 @@ def meeting_point(
     return point if ahead.all() else None
 
 
-def up_direction(c2w: Float64[np.ndarray, "v 4 4"]) -> Float64[np.ndarray, "3"]:
+def up_direction(c2w: Poses) -> Vector:
     """The direction that pictures taken upright agree on.
 
     People hold cameras level: their x axes lie in the ground plane, however they tilt. Cameras that
@@ -242,11 +236,7 @@ def up_direction(c2w: Float64[np.ndarray, "v 4 4"]) -> Float64[np.ndarray, "3"]:
     return up / np.linalg.norm(up)
 
 
-def _looking_at(
-    positions: Float64[np.ndarray, "n 3"],
-    target: Float64[np.ndarray, "3"],
-    up: Float64[np.ndarray, "3"],
-) -> Float64[np.ndarray, "n 4 4"]:
+def _looking_at(positions: Float64[np.ndarray, "n 3"], target: Vector, up: Vector) -> Poses:
     """Cameras at these positions that have the target in their middle and stand upright."""
     forward = target - positions
     right = np.cross(forward, up)

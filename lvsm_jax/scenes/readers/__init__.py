@@ -1,21 +1,20 @@
 """Reads posed photographs of one scene, in the formats that people have them in.
 
-Each reader is a function in a module of its own, which says what it reads. Given a file or folder,
-and the folder of images if that is another, it returns the scene, or None where there is nothing of
-its format. To add a format, write such a function and add it to `READERS`.
+A reader is a function. Given a file or folder, and the folder of images if that is another, it
+returns the scene, or None where there is nothing of its format. To add a format, write such a
+function and add it to `READERS`.
 """
 
 import os
 import pathlib
 
-from lvsm_jax.scenes.readers.cameras_json import read_cameras_json
 from lvsm_jax.scenes.readers.colmap import read_colmap
-from lvsm_jax.scenes.readers.nerfstudio import read_transforms_json
 from lvsm_jax.scenes.readers.scene import Scene, SceneError, ScenePhotograph, some_of
+from lvsm_jax.scenes.readers.scene_json import read_scene_json
 
 __all__ = ["READERS", "Scene", "SceneError", "ScenePhotograph", "read_scene"]
 
-READERS = (read_cameras_json, read_transforms_json, read_colmap)  # the first that finds one reads
+READERS = (read_scene_json, read_colmap)  # the first that finds one reads
 
 
 def read_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = None) -> Scene:

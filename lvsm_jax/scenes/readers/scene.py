@@ -103,14 +103,10 @@ def make_scene(
     *,
     by_name: bool,
 ) -> Scene:
-    """The scene of what is there, and notes on what is not.
+    """The scene of what is there in the folder `root`, and notes on what is not.
 
-    Args:
-        source: of the poses.
-        root: folder of the images.
-        posed: images in the order of the source.
-        files: of which those that are images should have a pose.
-        by_name: whether to sort by name.
+    Photographs keep the order of `posed` unless `by_name` sorts them. Those of `files` that are
+    images should have a pose in the `source`.
     """
     counts = collections.Counter(image.name for image in posed)
     if twice := [name for name, count in counts.items() if count > 1]:

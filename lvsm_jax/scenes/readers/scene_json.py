@@ -1,4 +1,8 @@
-"""Scenes of nerfstudio's `transforms.json`: OpenGL axes, intrinsics in pixels or by angles."""
+"""Scenes of JSON files: `cameras.json`, and nerfstudio's `transforms.json`.
+
+The first has OpenCV axes and intrinsics in pixels. The second has OpenGL axes and intrinsics in
+pixels or by angles; what a frame of it does not say, the top of the file does.
+"""
 
 import math
 import pathlib
@@ -9,30 +13,42 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from lvsm_jax.scenes import camera_json
 from lvsm_jax.scenes.camera_json import number, numbers, whole_number
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.readers import scene
-from lvsm_jax.scenes.readers.cameras_json import open_scene_json, scene_of_json
 from lvsm_jax.scenes.readers.scene import PINHOLES, PosedImage, Scene, SceneError
 
+_NAMES = ("cameras.json", "transforms.json", "transforms_train.json")
 _DISTORTION = re.compile(r"[kps]\d+")
 
 
-def read_transforms_json(path: pathlib.Path, images: pathlib.Path | None) -> Scene | None:
-    """Reads `transforms.json`; what a frame does not say, the top of the file does."""
-    found = open_scene_json(path)
-    if found is None or "transform_matrix" not in found[1]["frames"][0]:
+def read_scene_json(path: pathlib.Path, images: pathlib.Path | None) -> Scene | None:
+    """Reads either file, by what its first frame holds."""
+    files = [path, *(path / name for name in _NAMES)]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
         return None
-    file, content = found
-    root = images or file.parent
-    posed = [
-        _posed_image(frame, {**content, **frame}, root, f"{file}: frames[{i}]")
-        for i, frame in enumerate(content["frames"])
-    ]
-    return scene_of_json(file, root, posed, by_name=True)
+    content = camera_json.read_json(file)
+    frames, root = camera_json.frames_of(content, file), images or file.parent
+    nerfstudio = "transform_matrix" in frames[0]
+    posed = []
+    for i, frame in enumerate(frames):
+        where = f"{file}: frames[{i}]"
+        if nerfstudio:
+            posed.append(_posed_by_nerfstudio(frame, {**content, **frame}, root, where))
+        else:
+            camera = camera_json.camera_of(frame, where)
+            image = scene.find_image(root, frame.get("file"), f"{where}: 'file'")
+            scene.check_size(image, camera, where)
+            posed.append(PosedImage(frame["file"], image, camera))
+    # Images beside those that the file names should have a pose too.
+    folders = {(root / image.name).parent for image in posed}
+    others = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
+    return scene.make_scene(file, root, posed, others, by_name=nerfstudio)
 
 
-def _posed_image(
+def _posed_by_nerfstudio(
     frame: Mapping[str, Any], values: Mapping[str, Any], root: pathlib.Path, where: str
 ) -> PosedImage:
     image = scene.find_image(root, frame.get("file_path"), f"{where}: 'file_path'", [".png"])
