@@ -135,14 +135,10 @@ def sample_reframing(config: DataConfig, rng: np.random.Generator) -> Reframing 
     scale = config.scale_jitter ** rng.uniform(-1, 1)
     angle = np.deg2rad(rng.uniform(0, config.frame_turn))
     axis = rng.normal(size=3)  # of uniform direction
-    return Reframing(_rotation(axis / np.linalg.norm(axis), angle), scale)
-
-
-def _rotation(axis: Float64[np.ndarray, "3"], angle: float) -> Float64[np.ndarray, "3 3"]:
-    """About a unit vector, by an angle in radians (Rodrigues)."""
-    x, y, z = axis
+    x, y, z = axis / np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    turn = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross  # Rodrigues
+    return Reframing(turn, scale)
 
 
 def evaluation_views(entry: IndexEntry, num_inputs: int) -> ViewSample:

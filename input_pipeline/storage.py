@@ -23,6 +23,7 @@ import io
 import json
 import os
 import resource
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -34,7 +35,7 @@ from jaxtyping import Float32, Int64, Shaped
 
 from input_pipeline.tf_example import Example
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import atomic_write, expand
+from lvsm_jax.common.files import atomic_write, expand, write_text
 
 # A group is what one read costs, and JPEGs do not compress.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -139,8 +140,6 @@ def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence
     `splits` maps each split to all its shards in order. Shards are checked to be there under the
     names that TFDS derives, keys to be unique and no split to be empty (DatasetError otherwise).
     """
-    from input_pipeline import tfds_metadata  # imports TFDS, which takes seconds
-
     directory = expand(directory)
     there = {path.name for path in directory.iterdir()}
     for split, shards in splits.items():
@@ -150,9 +149,7 @@ def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence
         if missing := sorted(set(expected) - there):
             raise DatasetError(f"{directory}: missing shards {missing[:5]}")
         _write_scene_table(directory / f"scenes-{split}.npz", split, shards)
-    lengths = {s: [sum(shard.num_frames) for shard in shards] for s, shards in splits.items()}
-    num_bytes = {s: sum(shard.num_bytes for shard in shards) for s, shards in splits.items()}
-    tfds_metadata.write(directory, name, lengths, num_bytes)
+    _write_metadata(directory, name, splits)
 
 
 def _write_scene_table(path: epath.Path, split: str, shards: Sequence[Shard]) -> None:
@@ -170,6 +167,45 @@ def _write_scene_table(path: epath.Path, split: str, shards: Sequence[Shard]) ->
             first_frame=np.cumsum(counts) - counts,
             num_frames=counts,
         )
+
+
+def _write_metadata(
+    directory: epath.Path, name: str, splits: Mapping[str, Sequence[Shard]]
+) -> None:
+    """Writes what TFDS knows a dataset directory by: `features.json`, `dataset_info.json`."""
+    import tensorflow_datasets as tfds  # takes seconds
+
+    features = {
+        "image": tfds.features.Tensor(shape=(), dtype=np.str_),
+        "fxfycxcy": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+        "w2c": tfds.features.Tensor(shape=(3, 4), dtype=np.float32),
+        "timestamp": tfds.features.Scalar(dtype=np.int64),
+    }
+    version, place = tfds.core.Version("1.0.0"), os.fspath(directory)
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(name, version, place, module_name=""),
+        features=tfds.features.FeaturesDict(features),
+        description="Clips of static scenes: one record is one JPEG frame with its camera.",
+    )
+    info.set_file_format("array_record")
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=directory, dataset_name=name, filetype_suffix="array_record"
+    )
+    infos = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[sum(shard.num_frames) for shard in shards],
+            num_bytes=sum(shard.num_bytes for shard in shards),
+            filename_template=template,
+        )
+        for split, shards in splits.items()
+    ]
+    info.set_splits(tfds.core.splits.SplitDict(infos))
+    with tempfile.TemporaryDirectory() as folder:
+        info.write_to_directory(folder)
+        files = {path.name: path.read_text() for path in epath.Path(folder).iterdir()}
+    for file in sorted(files, key=lambda file: file == "dataset_info.json"):  # that one last
+        write_text(directory / file, files[file])
 
 
 def _encode(frame: Frame) -> bytes:

@@ -89,13 +89,13 @@ def import_chunk(chunk: Chunk, *, verify: bool, skip: frozenset[str] = frozenset
 
     def clips() -> Iterator[storage.Clip]:
         seen = dict.fromkeys(skip, "an earlier chunk holds it already")
-        for raw in pixelsplat.read_chunk(chunk.source, verify=verify):
+        for key, fields in pixelsplat.read_chunk(chunk.source, verify=verify):
             try:
-                clip = pixelsplat.check_clip(raw, verify=verify)
+                clip = pixelsplat.check_clip(fields, verify=verify)
                 if clip.key in seen:
                     raise pixelsplat.ClipError(f"duplicate key: {seen[clip.key]}")
             except pixelsplat.ClipError as error:
-                findings.append(chunk.finding(raw.key, str(error)))
+                findings.append(chunk.finding(key, str(error)))
             else:
                 seen[clip.key] = "this chunk holds it already"
                 yield clip

@@ -141,11 +141,9 @@ class Photograph:
             return cls._decode(file, os.fspath(path), camera, name, max_pixels)
 
     @classmethod
-    def decode(
-        cls, data: bytes, camera: PosedCamera, name: str, *, max_pixels: int = MAX_PIXELS
-    ) -> "Photograph":
+    def decode(cls, data: bytes, camera: PosedCamera, name: str) -> "Photograph":
         """As `open`, from the bytes of a picture file; errors name `name`."""
-        return cls._decode(io.BytesIO(data), name, camera, name, max_pixels)
+        return cls._decode(io.BytesIO(data), name, camera, name, MAX_PIXELS)
 
     @classmethod
     def _decode(cls, file, where, camera, name, max_pixels) -> "Photograph":

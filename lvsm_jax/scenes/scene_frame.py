@@ -27,24 +27,16 @@ class SceneFrame:
     scale: float
 
     @classmethod
-    def fit(
-        cls,
-        c2w: Float[np.ndarray, "v 4 4"],
-        position_scale: float = POSITION_SCALE,
-        scale: float | None = None,
-    ) -> "SceneFrame":
+    def fit(cls, c2w: Float[np.ndarray, "v 4 4"], scale: float | None = None) -> "SceneFrame":
         """The frame of these cameras.
 
         Pass all views of a sample, targets included, for the published protocol; the input views
         alone where targets come later. Where the mean viewing direction vanishes, or is parallel to
         the mean y axis (cameras that face opposite ways), the frame takes the axes of the first.
-        UserError where there is no camera, or a matrix is not finite.
-
-        Args:
-            c2w: OpenCV camera-to-world matrices of at least one camera.
-            position_scale: after `apply` the largest |coordinate| is `1 / position_scale`.
-            scale: fixes the scale instead. Cameras that all stand in one place (a single input
-                view among them) define no length, and their scale is 1 unless given here.
+        After `apply` the largest |coordinate| is `1 / POSITION_SCALE`, unless `scale` fixes the
+        scale instead; cameras that all stand in one place (a single input view among them) define
+        no length, and their scale is 1. UserError where there is no camera, or a matrix is not
+        finite.
         """
         c2w = np.asarray(c2w, np.float64)
         if len(c2w) == 0:
@@ -59,7 +51,7 @@ class SceneFrame:
         if scale is None:
             extent = np.abs((positions - positions.mean(0)) @ axes).max()
             one_place = extent <= _TINY * np.abs(positions).max()
-            scale = 1.0 if one_place else 1.0 / (position_scale * extent)
+            scale = 1.0 if one_place else 1.0 / (POSITION_SCALE * extent)
         return cls(world_to_scene, float(scale))
 
     def apply(self, c2w: Float[np.ndarray, "*v 4 4"]) -> Float32[np.ndarray, "*v 4 4"]:
