@@ -77,24 +77,16 @@ class ExampleLoader:
         scene_frame = SceneFrame.fit(c2w[np.searchsorted(positions, fitted)])
         if reframing:
             scene_frame = reframing.apply(scene_frame)
-        c2w = scene_frame.apply(c2w)
+        arrays = {"images": images, "c2w": scene_frame.apply(c2w), "fxfycxcy": fxfycxcy}
+        arrays["frame"] = positions.astype(np.int32)
 
         def select(chosen: Int64[np.ndarray, " v"]) -> dict[str, np.ndarray]:
             slots = np.searchsorted(positions, chosen)
-            return {
-                "images": images[slots],
-                "c2w": c2w[slots],
-                "fxfycxcy": fxfycxcy[slots],
-                "frame": chosen.astype(np.int32),
-            }
+            return {name: array[slots] for name, array in arrays.items()}
 
-        return {
-            "inputs": select(views.inputs),
-            "targets": select(views.targets),
-            "scene": np.int32(row),
-            "valid": np.bool_(valid),
-            "replaced": np.int32(replaced),
-        }
+        example = {"inputs": select(views.inputs), "targets": select(views.targets)}
+        scene, valid, replaced = np.int32(row), np.bool_(valid), np.int32(replaced)
+        return example | {"scene": scene, "valid": valid, "replaced": replaced}
 
     def _read(self, indices: list[int]) -> list[Frame]:
         try:

@@ -79,11 +79,9 @@ class EvalSet:
     num_skipped_null: int  # entries of the index that are null, as published
     num_missing: int  # entries whose clips the dataset lacks (only where that was allowed)
     config: DataConfig  # where the dataset is and how frames are prepared
-    batch_size: int  # clips of a batch, over all processes
+    evaluation: EvalConfig  # of its fields, batch_size and the crop's count here
     process_index: int  # which share of each batch iterating gives
     process_count: int  # number of shares
-    crop_share: float = 1.0  # see `EvalConfig`
-    crop_place: tuple[float, float] = (0.5, 0.5)  # see `EvalConfig`
 
     @property
     def num_scenes(self) -> int:
@@ -96,17 +94,19 @@ class EvalSet:
         return [str(key) for key in self.scenes.key[self.rows]]
 
     def __len__(self) -> int:
-        return -(-self.num_scenes // self.batch_size)
+        return -(-self.num_scenes // self.evaluation.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         reader = SplitReader(self.config.path, self.config.split)
         loader = examples.ExampleLoader.open(reader, self.config, int(self.rows[0]))
-        crop = Crop(*loader.image_shape, share=self.crop_share, place=self.crop_place)
+        window = {"share": self.evaluation.crop_share, "place": self.evaluation.crop_place}
+        crop = Crop(*loader.image_shape, **window)
         if crop == Crop(*loader.image_shape):
             crop = None  # the published preprocessing
-        share = range(len(self) * self.batch_size)[self.process_index :: self.process_count]
+        batch_size = self.evaluation.batch_size
+        share = range(len(self) * batch_size)[self.process_index :: self.process_count]
         load = functools.partial(examples.evaluation_example, loader, self.rows, self.views, crop)
-        return prefetched_batches(share, load, self.batch_size // self.process_count, self.config)
+        return prefetched_batches(share, load, batch_size // self.process_count, self.config)
 
 
 def evaluation_index(evaluation: EvalConfig, dataset: str | os.PathLike) -> epath.Path:
@@ -130,12 +130,8 @@ def open_eval_set(
     dataset do not go together.
     """
     _rows_per_process(evaluation.batch_size, process_index, process_count)
-    config = dataclasses.replace(
-        data,
-        split=evaluation.split,
-        num_inputs=evaluation.num_inputs,
-        camera_normalization=evaluation.camera_normalization,
-    )
+    differing = ("split", "num_inputs", "camera_normalization")
+    config = dataclasses.replace(data, **{name: getattr(evaluation, name) for name in differing})
     index = evaluation_index(evaluation, data.path)
     scenes = SplitReader(config.path, config.split).scenes
     table = sampling.read_index(index)
@@ -171,11 +167,9 @@ def open_eval_set(
         num_skipped_null=len(table) - len(entries),
         num_missing=len(missing),
         config=config,
-        batch_size=evaluation.batch_size,
+        evaluation=evaluation,
         process_index=process_index,
         process_count=process_count,
-        crop_share=evaluation.crop_share,
-        crop_place=evaluation.crop_place,
     )
 
 

@@ -10,6 +10,7 @@ from concurrent import futures
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from input_pipeline.workers import WorkerError, run_task, worker_pool
@@ -78,9 +79,5 @@ def _close_if_alive(batches: weakref.ref) -> None:
 
 
 def _stacked(parts: list[futures.Future[dict[str, Any]]]) -> Batch:
-    def stack(samples: list[Any]) -> Any:
-        if isinstance(samples[0], dict):
-            return {name: stack([sample[name] for sample in samples]) for name in samples[0]}
-        return np.stack(samples)
-
-    return to_batch(stack([part.result() for part in parts]))
+    samples = [part.result() for part in parts]
+    return to_batch(jax.tree.map(lambda *leaves: np.stack(leaves), *samples))

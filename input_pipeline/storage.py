@@ -10,10 +10,9 @@ A frame is a `tf.Example` with the features `image` (the JPEG's bytes, never dec
 the directory with `tfds.builder_from_directory(directory).as_data_source(split)`; `SplitReader`
 reads the same files with less traffic, knows the scenes, and imports nothing that the files name.
 
-A directory may lie in a bucket (`gs://`, `s3://`, …). Writing and small files go through
-`etils.epath`, a shard being written on the local disk and copied up; frames are read through fsspec
-(`bucket_records`), which needs the bucket's fsspec package, for `gs://` gcsfs. etils prefers
-TensorFlow's file systems where TensorFlow is installed: set EPATH_USE_TF=0 to have fsspec alone.
+A directory may lie in a bucket (`gs://`, `s3://`, …), whose fsspec package it needs, for `gs://`
+gcsfs. Frames are read through fsspec (`bucket_records`), all else goes through `etils.epath`, which
+prefers TensorFlow's file systems where TensorFlow is installed: EPATH_USE_TF=0 has fsspec alone.
 """
 
 import collections
@@ -159,14 +158,11 @@ def _write_scene_table(path: epath.Path, split: str, shards: Sequence[Shard]) ->
         raise DatasetError(f"split {split!r} of {path.parent} holds no frame")
     if twice := [key for key, times in collections.Counter(keys).items() if times > 1]:
         raise DatasetError(f"split {split!r} of {path.parent} holds {twice[:5]} more than once")
+    urls = [url for shard in shards for url in shard.urls]
+    texts = np.array(keys, np.str_), np.array(urls, np.str_)
+    table = SceneTable(*texts, first_frame=np.cumsum(counts) - counts, num_frames=counts)
     with atomic_write(path) as local, open(local, "wb") as file:
-        np.savez_compressed(
-            file,
-            key=np.array(keys, np.str_),
-            url=np.array([url for shard in shards for url in shard.urls], np.str_),
-            first_frame=np.cumsum(counts) - counts,
-            num_frames=counts,
-        )
+        np.savez_compressed(file, **vars(table))
 
 
 def _write_metadata(
@@ -295,7 +291,7 @@ class SplitReader:
         """An ArrayRecordReader, or what reads alike in a bucket."""
         file, expected = self._files[shard], self._lengths[shard]
         if "://" in file:
-            from input_pipeline.bucket_records import BucketRecords
+            from input_pipeline.bucket_records import BucketRecords  # and fsspec
 
             reader = BucketRecords(file)
         else:
@@ -314,11 +310,10 @@ class SplitReader:
 
     def describe(self, index: int) -> str:
         """Where a record lies, for error messages: dataset, shard, scene, frame."""
-        scene, frame = self.scenes.locate(index)
+        row, frame = self.scenes.locate(index)
         file = os.path.basename(self._files[int(np.searchsorted(self._ends, index, side="right"))])
-        return (
-            f"dataset {self.directory}, shard {file}, scene {self.scenes.key[scene]}, frame {frame}"
-        )
+        scene = self.scenes.key[row]
+        return f"dataset {self.directory}, shard {file}, scene {scene}, frame {frame}"
 
 
 def _read_info(directory: epath.Path) -> tuple[str, dict[str, list[int]]]:

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import functools
 import json
-import operator
 from collections.abc import Iterator, Sequence
 
 from etils import epath
@@ -45,7 +44,7 @@ class Chunk:
     split: str
     source: epath.Path
     shard: epath.Path
-    num_bytes: int
+    size: int  # bytes
     modified: int  # seconds since 1970
 
     @property
@@ -106,7 +105,7 @@ def import_chunk(chunk: Chunk, *, verify: bool, skip: frozenset[str] = frozenset
     except pixelsplat.ChunkError as error:
         findings.append(chunk.finding(None, str(error)))
         shard = storage.write_shard(chunk.shard, [])
-    result = Result(chunk.split, chunk.num_bytes, chunk.modified, verify, shard, tuple(findings))
+    result = Result(chunk.split, chunk.size, chunk.modified, verify, shard, tuple(findings))
     write_text(chunk.note, json.dumps(dataclasses.asdict(result), indent=1))
     return result
 
@@ -149,10 +148,10 @@ def finished(chunk: Chunk, *, verify: bool) -> Result | None:
             f"{chunk.source.parent} held another number of chunks when {result.shard.file} was made"
             f" from {chunk.source.name}; import it into an empty OUTPUT"
         )
-    if (result.num_bytes, result.modified) != (chunk.num_bytes, chunk.modified):
+    if (result.num_bytes, result.modified) != (chunk.size, chunk.modified):
         raise ImportFailure(
             f"{chunk.source} has changed since it was imported ({result.num_bytes} bytes then,"
-            f" {chunk.num_bytes} now, or another date); delete {chunk.note} to import it again"
+            f" {chunk.size} now, or another date); delete {chunk.note} to import it again"
         )
     return result if chunk.shard.exists() and (result.verified or not verify) else None
 
@@ -163,8 +162,7 @@ def import_all(chunks: Sequence[Chunk], *, verify: bool, workers: int) -> dict[C
     if None in results.values():  # not complete until it is again
         (chunks[0].shard.parent / "dataset_info.json").unlink(missing_ok=True)
     write = functools.partial(import_chunk, verify=verify)
-    size = operator.attrgetter("num_bytes")
-    return run_jobs(results, write, size=size, workers=workers, label="importing", unit="B")
+    return run_jobs(results, write, workers=workers, label="importing", unit="B")
 
 
 def other_splits(output: epath.Path, splits: Sequence[str]) -> dict[str, list[Result]]:

@@ -61,14 +61,14 @@ class Task:
     path: epath.Path  # file of this shard
 
     @property
+    def size(self) -> int:
+        """Number of scenes."""
+        return len(self.scenes)
+
+    @property
     def note(self) -> epath.Path:
         """File that remembers, until the set is complete, that this shard is."""
         return self.path.parent / PROGRESS_FOLDER / f"{self.path.name}.json"
-
-
-def scene_key(split: str, number: int) -> str:
-    """Key of a scene in the scene table and the evaluation index."""
-    return f"room-{split}-{number:06d}"
 
 
 def make_clip(settings: Settings, split: str, number: int) -> storage.Clip:
@@ -76,13 +76,12 @@ def make_clip(settings: Settings, split: str, number: int) -> storage.Clip:
     rng = np.random.default_rng([settings.seed, SPLITS.index(split), number])
     size = settings.height, settings.width
     scene = sample_scene(rng, settings.scene, settings.frames, aspect=size[1] / size[0])
-    frames = []
+    frames, intrinsics = [], scene.normalized_fxfycxcy
     for position, w2c in enumerate(scene.w2c):
-        image = raycast.render(scene.room, w2c, scene.normalized_fxfycxcy, *size)
-        timestamp = position * FRAME_INTERVAL
-        frames.append(storage.Frame(_jpeg(image), scene.normalized_fxfycxcy, w2c, timestamp))
+        jpeg = _jpeg(raycast.render(scene.room, w2c, intrinsics, *size))
+        frames.append(storage.Frame(jpeg, intrinsics, w2c, position * FRAME_INTERVAL))
     url = f"synthetic://rooms/seed-{settings.seed}/{split}/{number}"
-    return storage.Clip(scene_key(split, number), url, frames)
+    return storage.Clip(f"room-{split}-{number:06d}", url, frames)
 
 
 def _jpeg(image: np.ndarray) -> bytes:
@@ -105,8 +104,8 @@ def evaluation_index(settings: Settings) -> dict[str, dict[str, list[int]]]:
         away = (span - 1) // 3
         between = np.arange(first + away, first + span - away + 1)
         targets = sorted(rng.choice(between, NUM_TARGETS, replace=False).tolist())
-        entry = {"context": [first, first + span], "target": targets}
-        index[scene_key("test", number)] = entry
+        context = [first, first + span]
+        index[f"room-test-{number:06d}"] = {"context": context, "target": targets}
     return index
 
 
@@ -126,9 +125,7 @@ def generate(
     tasks = [task for split in SPLITS for task in _tasks(folder, settings, split)]
     finished = {task: _finished(task) for task in tasks}
     workers = workers or os.cpu_count() or 1
-    shards = run_jobs(
-        finished, _write, size=_num_scenes, workers=workers, label="rooms", unit=" scenes"
-    )
+    shards = run_jobs(finished, _write, workers=workers, label="rooms", unit=" scenes")
     write_text(folder / INDEX_FILE, json.dumps(evaluation_index(settings), indent=1))
     splits = {split: [shards[task] for task in tasks if task.split == split] for split in SPLITS}
     storage.finalize(folder, NAME, splits)
@@ -186,10 +183,6 @@ def _tasks(folder: epath.Path, settings: Settings, split: str) -> list[Task]:
     paths = [storage.shard_path(folder, NAME, split, index, count) for index in range(count)]
     parts = [range(i * total // count, (i + 1) * total // count) for i in range(count)]
     return [Task(settings, split, *both) for both in zip(parts, paths, strict=True)]
-
-
-def _num_scenes(task: Task) -> int:
-    return len(task.scenes)
 
 
 def _finished(task: Task) -> storage.Shard | None:
