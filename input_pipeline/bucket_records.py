@@ -44,8 +44,7 @@ class BucketRecords:
         if not 0 < footer < last:
             raise UserError("the file's last block does not say where its index is")
         _metadata, *entries = _records(self._files.cat_file(self._path, footer, last), footer)
-        offsets = [_fields(entry).get(1, -1) for entry in entries]
-        self._borders = np.array([*offsets, footer], np.int64)
+        self._borders = [*(_fields(entry).get(1, -1) for entry in entries), footer]
 
     def num_records(self) -> int:
         """How many records there are."""
@@ -53,8 +52,8 @@ class BucketRecords:
 
     def read(self, positions: Sequence[int]) -> list[bytes]:
         """The records at `positions`, requested at once."""
-        starts = [int(self._borders[position]) for position in positions]
-        ends = [int(self._borders[position + 1]) for position in positions]
+        starts = [self._borders[position] for position in positions]
+        ends = [self._borders[position + 1] for position in positions]
         paths = [self._path] * len(starts)
         chunks = self._files.cat_ranges(paths, starts, ends, on_error="raise")
         return [_records(chunk, start)[0] for chunk, start in zip(chunks, starts, strict=True)]
@@ -63,10 +62,8 @@ class BucketRecords:
 def _records(data: bytes, position: int) -> list[bytes]:
     """The records of the chunk at the beginning of `data`, which was read from `position` on."""
     border = -position % _BLOCK
-    pieces = [data[:border]]
-    for start in range(border, len(data), _BLOCK):
-        pieces.append(data[start + _BLOCK_HEADER : start + _BLOCK])
-    chunk = b"".join(pieces)
+    blocks = [data[start : start + _BLOCK] for start in range(border, len(data), _BLOCK)]
+    chunk = b"".join([data[:border], *(block[_BLOCK_HEADER:] for block in blocks)])
     size, kind, decoded_size = _CHUNK_HEADER.unpack_from(chunk)
     content = chunk[_CHUNK_HEADER.size : _CHUNK_HEADER.size + size]
     if kind != ord("r") or len(content) != size or content[:1] != b"\0":

@@ -13,15 +13,10 @@ from lvsm_jax.scenes.readers.scene import naming, picture_size_of, some_of
 
 
 def open_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = None) -> Scene:
-    """Reads a clip of a dataset, or any other scene that `lvsm_jax.scenes.readers` reads.
+    """Reads a clip of a dataset, `DATASET/SPLIT:KEY`, or any other scene as `read_scene` does.
 
-    Args:
-        path: `DATASET/SPLIT:KEY`, or as of `read_scene`.
-        images: as of `read_scene`; a clip holds its images itself.
-
-    Raises:
-        UserError: names the file, the place in it, and what was expected.
-        OSError: a file that cannot be read.
+    UserError names the file, the place in it, and what was expected. A clip holds its images
+    itself, and goes with no folder of `images`.
     """
     path = os.path.expanduser(os.fspath(path))
     if os.path.exists(path):
@@ -36,9 +31,8 @@ def open_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = No
     with contextlib.closing(SplitReader(directory, split)) as reader:
         keys = reader.scenes.key.tolist()
         if key not in keys:
-            raise SceneError(
-                f"{directory} has no clip {key!r} in split {split!r}; it has {some_of(keys)}"
-            )
+            there = some_of(keys)
+            raise SceneError(f"{directory} has no clip {key!r} in split {split!r}; it has {there}")
         row = keys.index(key)
         first, count = int(reader.scenes.first_frame[row]), int(reader.scenes.num_frames[row])
         for i, frame in enumerate(reader.frames(range(first, first + count))):

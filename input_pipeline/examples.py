@@ -7,23 +7,10 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Int64
 
-from input_pipeline.preprocess import (
-    Crop,
-    FrameError,
-    camera_to_world,
-    crop_frame,
-    preprocess_frame,
-)
-from input_pipeline.sampling import (
-    Reframing,
-    ViewSample,
-    sample_crop,
-    sample_reframing,
-    sample_views,
-    step_choices,
-)
+from input_pipeline import preprocess, sampling
+from input_pipeline.preprocess import Crop, FrameError, ImageAndIntrinsics
 from input_pipeline.storage import DatasetError, Frame, SplitReader
 from lvsm_jax.common.config import DataConfig
 from lvsm_jax.common.errors import UserError
@@ -44,9 +31,8 @@ class ExampleLoader:
     def open(cls, reader: SplitReader, config: DataConfig, row: int) -> "ExampleLoader":
         """A loader of images as wide as those of the clip in this row of the scene table.
 
-        Raises:
-            FrameError: no frame of the clip can be decoded.
-            UserError: the width is not a multiple of the patch.
+        FrameError where none of its frames can be decoded, UserError where the width is not a
+        multiple of the patch.
         """
         height = config.image_height
         width = height if config.square_crop else _width_in_clip(reader, config, row)
@@ -60,28 +46,19 @@ class ExampleLoader:
     def load(
         self,
         row: int,
-        views: ViewSample,
+        views: sampling.ViewSample,
         crop: Crop | None = None,
-        reframing: Reframing | None = None,
+        reframing: sampling.Reframing | None = None,
         *,
         valid: bool = True,
         replaced: int = 0,
     ) -> dict[str, Any]:
         """The arrays of a Batch of one, without the leading axis, as nested dicts.
 
-        Frames that are neither input nor target lend their cameras alone: they are not decoded,
-        and not even read where the inputs define the scene frame.
-
-        Args:
-            row: of the clip in the scene table.
-            views: positions in the clip.
-            crop: the part of the frames that is shown; None for the published preprocessing.
-            reframing: turns and scales the scene frame.
-            valid: see `Batch`.
-            replaced: see `Batch`.
-
-        Raises:
-            FrameError: a frame cannot be used; names dataset, shard, scene and frame.
+        The clip is in this row of the scene table; of its frames `crop` is shown, or what the
+        published preprocessing keeps. Frames that are neither input nor target lend their cameras
+        alone: they are not decoded, and not even read where the inputs define the scene frame.
+        FrameError, which names dataset, shard, scene and frame, for one that cannot be used.
         """
         published = self.config.camera_normalization == "all_views"
         fitted = views.all_views if published else views.inputs
@@ -94,30 +71,22 @@ class ExampleLoader:
         images = np.empty((len(positions), *image_shape, 3), np.uint8)
         for slot, frame in enumerate(self._read(indices)):
             with _naming_the_frame(self.reader, indices[slot]):
-                c2w[slot] = camera_to_world(frame.w2c)
+                c2w[slot] = preprocess.camera_to_world(frame.w2c)
                 if positions[slot] in shown:
                     images[slot], fxfycxcy[slot] = self._photograph(frame, crop)
         scene_frame = SceneFrame.fit(c2w[np.searchsorted(positions, fitted)])
         if reframing:
             scene_frame = reframing.apply(scene_frame)
-        c2w = scene_frame.apply(c2w)
+        arrays = {"images": images, "c2w": scene_frame.apply(c2w), "fxfycxcy": fxfycxcy}
+        arrays["frame"] = positions.astype(np.int32)
 
         def select(chosen: Int64[np.ndarray, " v"]) -> dict[str, np.ndarray]:
             slots = np.searchsorted(positions, chosen)
-            return {
-                "images": images[slots],
-                "c2w": c2w[slots],
-                "fxfycxcy": fxfycxcy[slots],
-                "frame": chosen.astype(np.int32),
-            }
+            return {name: array[slots] for name, array in arrays.items()}
 
-        return {
-            "inputs": select(views.inputs),
-            "targets": select(views.targets),
-            "scene": np.int32(row),
-            "valid": np.bool_(valid),
-            "replaced": np.int32(replaced),
-        }
+        example = {"inputs": select(views.inputs), "targets": select(views.targets)}
+        scene, valid, replaced = np.int32(row), np.bool_(valid), np.int32(replaced)
+        return example | {"scene": scene, "valid": valid, "replaced": replaced}
 
     def _read(self, indices: list[int]) -> list[Frame]:
         try:
@@ -128,13 +97,13 @@ class ExampleLoader:
                     self.reader.frames([index])
             raise
 
-    def _photograph(
-        self, frame: Frame, crop: Crop | None
-    ) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "4"]]:
+    def _photograph(self, frame: Frame, crop: Crop | None) -> ImageAndIntrinsics:
+        stored = frame.jpeg, frame.normalized_fxfycxcy
         if crop:
-            return crop_frame(frame.jpeg, frame.normalized_fxfycxcy, crop)
-        image, fxfycxcy = preprocess_frame(
-            frame.jpeg, frame.normalized_fxfycxcy, self.config.image_height, self.config.square_crop
+            return preprocess.crop_frame(*stored, crop)
+        config = self.config
+        image, fxfycxcy = preprocess.preprocess_frame(
+            *stored, config.image_height, config.square_crop
         )
         if image.shape[:2] != self.image_shape:
             raise FrameError(
@@ -161,12 +130,12 @@ def training_example(
     Clips are from the usable `rows` of the scene table; `seed` is that of `step_choices`.
     """
     config, rng, row = loader.config, draw.rng, int(rows[draw.choice])
-    common = step_choices(config, seed, draw.step)
+    common = sampling.step_choices(config, seed, draw.step)
     for replaced in range(_MAX_REPLACED):
         num_frames = int(loader.reader.scenes.num_frames[row])
-        views = sample_views(num_frames, config, common.num_inputs, rng)
-        crop = sample_crop(loader.image_shape, config, common.aspect_ratio, rng)
-        reframing = sample_reframing(config, rng)  # drawn last: views and crop stay as without
+        views = sampling.sample_views(num_frames, config, common.num_inputs, rng)
+        crop = sampling.sample_crop(loader.image_shape, config, common.aspect_ratio, rng)
+        reframing = sampling.sample_reframing(config, rng)  # last: the others stay as without
         try:
             return loader.load(row, views, crop, reframing, replaced=replaced)
         except FrameError as error:
@@ -183,7 +152,7 @@ def training_example(
 def evaluation_example(
     loader: ExampleLoader,
     rows: Int64[np.ndarray, " n"],
-    views: tuple[ViewSample, ...],
+    views: tuple[sampling.ViewSample, ...],
     crop: Crop | None,
     position: int,
 ) -> dict[str, Any]:
@@ -207,9 +176,8 @@ def _width_in_clip(reader: SplitReader, config: DataConfig, row: int) -> int:
         try:
             with _naming_the_frame(reader, index):
                 [frame] = reader.frames([index])
-                image, _ = preprocess_frame(
-                    frame.jpeg, frame.normalized_fxfycxcy, config.image_height, False
-                )
+                stored = frame.jpeg, frame.normalized_fxfycxcy
+                image, _ = preprocess.preprocess_frame(*stored, config.image_height, False)
                 return image.shape[1]
         except FrameError as error:
             reason = error

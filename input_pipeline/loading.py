@@ -18,21 +18,9 @@ from absl import logging
 from etils import epath
 from jaxtyping import Int64
 
-from input_pipeline.examples import (
-    ExampleLoader,
-    TrainingDraw,
-    evaluation_example,
-    training_example,
-)
+from input_pipeline import examples, sampling
 from input_pipeline.prefetch import prefetched_batches
 from input_pipeline.preprocess import Crop
-from input_pipeline.sampling import (
-    IndexEntry,
-    ViewSample,
-    evaluation_views,
-    read_index,
-    usable_clips,
-)
 from input_pipeline.storage import SceneTable, SplitReader
 from lvsm_jax.batch import Batch
 from lvsm_jax.common.config import DataConfig, EvalConfig
@@ -52,48 +40,30 @@ def train_batches(
     """Batches of training samples without end; each epoch shows every usable clip once.
 
     Number of inputs and shape of the images may differ from batch to batch, where `config` asks for
-    that: they are functions of seed and step, the same in all processes.
+    that: they are functions of seed and step, the same in all processes. Skipping steps costs
+    nothing. The iterator has a `close` method, which stops its threads or worker processes.
 
-    Args:
-        config: the dataset and how samples are drawn from it.
-        batch_size: samples of the global batch, over all processes.
-        seed: of the order of clips and the choice of views.
-        start_step: steps to skip, at no cost.
-        process_index: which share of each batch is wanted.
-        process_count: number of shares; each has `batch_size // process_count` rows.
-
-    Returns:
-        An iterator with a `close` method, which stops its threads or worker processes.
-
-    Raises:
-        UserError: the arguments do not go together, or no clip of the split is usable.
-        FrameError: while iterating; a frame is bad and the configuration says "error".
+    There are `batch_size` samples in the global batch; this process gets the share `process_index`,
+    `batch_size // process_count` rows. UserError where arguments do not go together or no clip of
+    the split is usable; FrameError, while iterating, for a bad frame where `config` says "error".
     """
     config.check_training()
     rows_per_process = _rows_per_process(batch_size, process_index, process_count)
     reader = SplitReader(config.path, config.split)
     rows = _usable_rows(reader.scenes, config)
-    loader = ExampleLoader.open(reader, config, int(rows[0]))
+    loader = examples.ExampleLoader.open(reader, config, int(rows[0]))
     # What grain gives the third transformation after a seed: this one says so itself, as the draws
     # are not to change with its place in the chain.
     sample_seed = int(np.random.SeedSequence([seed, 3]).generate_state(1)[0])
-    draws = (
-        grain.MapDataset.range(len(rows))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .map_with_index(lambda index, choice: (index // batch_size, choice))
+    clips = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
+    draws = clips.map_with_index(lambda index, choice: (index // batch_size, choice)).random_map(
         # Copied, for grain uses its generators again.
-        .random_map(lambda draw, rng: TrainingDraw(*draw, copy.deepcopy(rng)), seed=sample_seed)
+        lambda draw, rng: examples.TrainingDraw(*draw, copy.deepcopy(rng)),
+        seed=sample_seed,
     )
-    return prefetched_batches(
-        draws[process_index::process_count],
-        functools.partial(training_example, loader, rows, seed),
-        rows_per_process,
-        num_workers=config.num_workers,
-        prefetch=config.prefetch,
-        start_step=start_step,
-    )
+    share = draws[process_index::process_count]
+    load = functools.partial(examples.training_example, loader, rows, seed)
+    return prefetched_batches(share, load, rows_per_process, config, start_step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,15 +75,13 @@ class EvalSet:
 
     scenes: SceneTable  # the scene table, whose rows `Batch.scene` names
     rows: Int64[np.ndarray, " n"]  # rows of the evaluated clips
-    views: tuple[ViewSample, ...]  # the views of each
+    views: tuple[sampling.ViewSample, ...]  # the views of each
     num_skipped_null: int  # entries of the index that are null, as published
     num_missing: int  # entries whose clips the dataset lacks (only where that was allowed)
     config: DataConfig  # where the dataset is and how frames are prepared
-    batch_size: int  # clips of a batch, over all processes
+    evaluation: EvalConfig  # of its fields, batch_size and the crop's count here
     process_index: int  # which share of each batch iterating gives
     process_count: int  # number of shares
-    crop_share: float = 1.0  # see `EvalConfig`
-    crop_place: tuple[float, float] = (0.5, 0.5)  # see `EvalConfig`
 
     @property
     def num_scenes(self) -> int:
@@ -126,21 +94,19 @@ class EvalSet:
         return [str(key) for key in self.scenes.key[self.rows]]
 
     def __len__(self) -> int:
-        return -(-self.num_scenes // self.batch_size)
+        return -(-self.num_scenes // self.evaluation.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         reader = SplitReader(self.config.path, self.config.split)
-        loader = ExampleLoader.open(reader, self.config, int(self.rows[0]))
-        crop = Crop(*loader.image_shape, share=self.crop_share, place=self.crop_place)
+        loader = examples.ExampleLoader.open(reader, self.config, int(self.rows[0]))
+        window = {"share": self.evaluation.crop_share, "place": self.evaluation.crop_place}
+        crop = Crop(*loader.image_shape, **window)
         if crop == Crop(*loader.image_shape):
             crop = None  # the published preprocessing
-        return prefetched_batches(
-            range(len(self) * self.batch_size)[self.process_index :: self.process_count],
-            functools.partial(evaluation_example, loader, self.rows, self.views, crop),
-            self.batch_size // self.process_count,
-            num_workers=self.config.num_workers,
-            prefetch=self.config.prefetch,
-        )
+        batch_size = self.evaluation.batch_size
+        share = range(len(self) * batch_size)[self.process_index :: self.process_count]
+        load = functools.partial(examples.evaluation_example, loader, self.rows, self.views, crop)
+        return prefetched_batches(share, load, batch_size // self.process_count, self.config)
 
 
 def evaluation_index(evaluation: EvalConfig, dataset: str | os.PathLike) -> epath.Path:
@@ -158,27 +124,17 @@ def open_eval_set(
 ) -> EvalSet:
     """The clips that an evaluation index names, in the split that `evaluation` names.
 
-    Args:
-        data: the dataset and how frames are prepared; numbers and spans of training views do not
-            matter here.
-        evaluation: what differs from training. Null entries of its index are skipped and counted.
-        max_scenes: at most so many clips, if `evaluation` does not ask for fewer.
-        process_index: which share of each batch is wanted.
-        process_count: number of shares; each has `evaluation.batch_size // process_count` rows.
-
-    Raises:
-        UserError: the arguments, the index and the dataset do not go together.
+    Null entries of the index are skipped and counted. Of `data`, numbers and spans of training
+    views do not matter. At most `max_scenes` clips are taken, if `evaluation` does not ask for
+    fewer. Shares of processes are as in `train_batches`. UserError where arguments, index and
+    dataset do not go together.
     """
     _rows_per_process(evaluation.batch_size, process_index, process_count)
-    config = dataclasses.replace(
-        data,
-        split=evaluation.split,
-        num_inputs=evaluation.num_inputs,
-        camera_normalization=evaluation.camera_normalization,
-    )
+    differing = ("split", "num_inputs", "camera_normalization")
+    config = dataclasses.replace(data, **{name: getattr(evaluation, name) for name in differing})
     index = evaluation_index(evaluation, data.path)
     scenes = SplitReader(config.path, config.split).scenes
-    table = read_index(index)
+    table = sampling.read_index(index)
     entries = {key: entry for key, entry in table.items() if entry is not None}
     row_of = {key: row for row, key in enumerate(scenes.key.tolist())}
     missing = [key for key in entries if key not in row_of]
@@ -196,47 +152,35 @@ def open_eval_set(
             f"index {index} names no clip of split {config.split!r} of {config.path} "
             f"({len(table) - len(entries)} null entries, {len(missing)} missing clips)"
         )
-    chosen = {key: entries[key] for key in present}
     rows = np.array([row_of[key] for key in present], np.int64)
-    _check_entries(chosen, scenes.num_frames[rows], index)
+    first, views = entries[present[0]], []
+    for key, num_frames in zip(present, scenes.num_frames[rows].tolist(), strict=True):
+        try:
+            _check_entry(entries[key], num_frames, len(first.target))
+            views.append(sampling.evaluation_views(entries[key], config.num_inputs))
+        except UserError as error:
+            raise UserError(f"index {index}, scene {key}: {error}") from None
     return EvalSet(
         scenes=scenes,
         rows=rows,
-        views=tuple(_views(key, entry, config, index) for key, entry in chosen.items()),
+        views=tuple(views),
         num_skipped_null=len(table) - len(entries),
         num_missing=len(missing),
         config=config,
-        batch_size=evaluation.batch_size,
+        evaluation=evaluation,
         process_index=process_index,
         process_count=process_count,
-        crop_share=evaluation.crop_share,
-        crop_place=evaluation.crop_place,
     )
 
 
-def _check_entries(
-    entries: dict[str, IndexEntry], num_frames: np.ndarray, index: str | os.PathLike
-) -> None:
-    num_targets = len(next(iter(entries.values())).target)
-    for (key, entry), frames in zip(entries.items(), num_frames, strict=True):
-        outside = [p for p in entry.context + entry.target if not 0 <= p < frames]
-        if outside:
-            raise UserError(
-                f"index {index}, scene {key}: positions {outside} are outside the clip's "
-                f"{frames} frames"
-            )
-        if len(entry.target) != num_targets:
-            raise UserError(
-                f"index {index}, scene {key}: {len(entry.target)} targets, where the first clip "
-                f"has {num_targets}; all must have the same number"
-            )
-
-
-def _views(key: str, entry: IndexEntry, config: DataConfig, index: str | os.PathLike) -> ViewSample:
-    try:
-        return evaluation_views(entry, config.num_inputs)
-    except ValueError as error:
-        raise UserError(f"index {index}, scene {key}: {error}") from None
+def _check_entry(entry: sampling.IndexEntry, num_frames: int, num_targets: int) -> None:
+    if outside := [p for p in entry.context + entry.target if not 0 <= p < num_frames]:
+        raise UserError(f"positions {outside} are outside the clip's {num_frames} frames")
+    if len(entry.target) != num_targets:
+        raise UserError(
+            f"{len(entry.target)} targets, where the first clip has {num_targets}; all must have "
+            "the same number"
+        )
 
 
 def _rows_per_process(batch_size: int, process_index: int, process_count: int) -> int:
@@ -250,7 +194,7 @@ def _rows_per_process(batch_size: int, process_index: int, process_count: int) -
 
 
 def _usable_rows(scenes: SceneTable, config: DataConfig) -> Int64[np.ndarray, " n"]:
-    rows = np.flatnonzero(usable_clips(scenes.num_frames, config)).astype(np.int64)
+    rows = np.flatnonzero(sampling.usable_clips(scenes.num_frames, config)).astype(np.int64)
     needed = f"a span of {config.min_span} to {config.max_span} frames for {config.num_views} views"
     if len(rows) == 0:
         longest = max(scenes.num_frames, default=0)
@@ -258,13 +202,7 @@ def _usable_rows(scenes: SceneTable, config: DataConfig) -> Int64[np.ndarray, " 
             f"split {config.split!r} of {config.path} has no usable clip: none of {len(scenes)} "
             f"has {needed} (the longest has {longest} frames); lower --config.data.min_span"
         )
-    if len(rows) < len(scenes):
-        logging.info(
-            "%s, split %s: %d of %d clips are rejected, as too short for %s",
-            config.path,
-            config.split,
-            len(scenes) - len(rows),
-            len(scenes),
-            needed,
-        )
+    if rejected := len(scenes) - len(rows):
+        message = "%s, split %s: %d of %d clips are rejected, as too short for %s"
+        logging.info(message, config.path, config.split, rejected, len(scenes), needed)
     return rows

@@ -10,10 +10,12 @@ from concurrent import futures
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from input_pipeline.workers import WorkerError, run_task, worker_pool
 from lvsm_jax.batch import Batch, to_batch
+from lvsm_jax.common.config import DataConfig
 
 _MAX_THREADS = 16  # beyond this, threads of one Python process mostly wait for each other
 
@@ -22,44 +24,31 @@ def prefetched_batches(
     samples: Sequence[Any] | grain.MapDataset,
     load: Callable[[Any], dict[str, Any]],
     rows: int,
-    *,
-    num_workers: int,
-    prefetch: int,
+    config: DataConfig,
     start_step: int = 0,
 ) -> Iterator[Batch]:
-    """Batches of `rows` consecutive samples, from batch `start_step` on.
+    """Batches of `rows` consecutive samples, from batch `start_step` on; WorkerError on the way.
 
-    Closing the iterator (or dropping it) stops the workers.
-
-    Args:
-        samples: what is to be loaded, each in a few picklable bytes.
-        load: gives the nested dict of arrays of a sample, see `to_batch`. Worker processes import
-            its module, which must not import JAX.
-        rows: samples of a batch; left-over samples at the end are dropped.
-        num_workers: processes that load, or 0 for threads of this process.
-        prefetch: batches kept ready, for each worker process.
-        start_step: batches to skip, at no cost.
-
-    Raises:
-        WorkerError: while iterating.
+    `load` gives the nested dict of arrays of a sample (see `to_batch`), which is a few picklable
+    bytes; worker processes import its module, which must not import JAX. Samples left over at the
+    end are dropped. Closing the iterator (or dropping it) stops the workers.
     """
     steps = range(start_step, len(samples) // rows)
     drawn = ([samples[step * rows + row] for row in range(rows)] for step in steps)
-    batches = _batches(drawn, load, num_workers, prefetch * max(num_workers, 1))
+    batches = _batches(drawn, load, config)
     # A program may end without closing: then it is done while Python is still whole.
     atexit.register(_close_if_alive, weakref.ref(batches))
     return batches
 
 
 def _batches(
-    samples: Iterable[list[Any]],
-    load: Callable[[Any], dict[str, Any]],
-    num_workers: int,
-    ahead: int,
+    samples: Iterable[list[Any]], load: Callable[[Any], dict[str, Any]], config: DataConfig
 ) -> Iterator[Batch]:
-    if num_workers:
+    ahead = config.prefetch * max(config.num_workers, 1)
+    if config.num_workers:
         # When the whole process group is interrupted the parent can finish its step and save.
-        pool, task = worker_pool(num_workers, on_interrupt=signal.SIG_IGN, task=load), run_task
+        pool = worker_pool(config.num_workers, on_interrupt=signal.SIG_IGN, task=load)
+        task = run_task
     else:
         threads = min(os.cpu_count() or 1, _MAX_THREADS)
         pool, task = futures.ThreadPoolExecutor(threads), load
@@ -90,9 +79,5 @@ def _close_if_alive(batches: weakref.ref) -> None:
 
 
 def _stacked(parts: list[futures.Future[dict[str, Any]]]) -> Batch:
-    def stack(samples: list[Any]) -> Any:
-        if isinstance(samples[0], dict):
-            return {name: stack([sample[name] for sample in samples]) for name in samples[0]}
-        return np.stack(samples)
-
-    return to_batch(stack([part.result() for part in parts]))
+    samples = [part.result() for part in parts]
+    return to_batch(jax.tree.map(lambda *leaves: np.stack(leaves), *samples))

@@ -37,19 +37,14 @@ class Crop:
 
 
 def preprocess_frame(
-    jpeg: bytes,
-    normalized_fxfycxcy: Float[np.ndarray, "4"],
-    image_height: int,
-    square_crop: bool,
+    jpeg: bytes, normalized_fxfycxcy: Float[np.ndarray, "4"], image_height: int, square_crop: bool
 ) -> ImageAndIntrinsics:
     """The published preprocessing: pixels, and intrinsics in those pixels, of a stored JPEG.
 
-    The size that counts is that of the JPEG itself.
-
-    Raises:
-        FrameError: the JPEG cannot be decoded, or is too narrow for the square.
+    The size that counts is that of the JPEG itself. FrameError where it cannot be decoded, or is
+    too narrow for the square.
     """
-    picture = decode_jpeg(jpeg)
+    picture = _decode(jpeg)
     width, height = picture.size
     resized = resized_side(width, height, image_height)
     kept = image_height if square_crop else resized
@@ -66,28 +61,22 @@ def crop_frame(
 ) -> ImageAndIntrinsics:
     """The same of any part of the frame; its middle square is that of `preprocess_frame`.
 
-    Raises:
-        FrameError: the JPEG cannot be decoded.
+    FrameError where the JPEG cannot be decoded.
     """
-    return _cut(decode_jpeg(jpeg), normalized_fxfycxcy, crop)
+    return _cut(_decode(jpeg), normalized_fxfycxcy, crop)
 
 
 def _cut(
     picture: Image.Image, normalized_fxfycxcy: Float[np.ndarray, "4"], crop: Crop
 ) -> ImageAndIntrinsics:
-    cut = ResizeCrop.cover(
-        picture.size, crop.height, crop.width, share=crop.share, place=crop.place
-    )
+    shape, window = (crop.height, crop.width), {"share": crop.share, "place": crop.place}
+    cut = ResizeCrop.cover(picture.size, *shape, **window)
     fxfycxcy = cut.intrinsics(normalized_fxfycxcy * np.array(picture.size * 2, np.float64))
     return cut.pixels(picture), fxfycxcy.astype(np.float32)
 
 
 def camera_to_world(w2c: Float[np.ndarray, "3 4"]) -> Float64[np.ndarray, "4 4"]:
-    """The inverse of a world-to-camera matrix.
-
-    Raises:
-        FrameError: the matrix is not finite or has no inverse.
-    """
+    """The inverse of a world-to-camera matrix; FrameError where it has none or is not finite."""
     matrix = np.eye(4)
     matrix[:3] = w2c
     if not np.isfinite(matrix).all():
@@ -98,8 +87,7 @@ def camera_to_world(w2c: Float[np.ndarray, "3 4"]) -> Float64[np.ndarray, "4 4"]
         raise FrameError("its world-to-camera matrix has no inverse") from None
 
 
-def decode_jpeg(jpeg: bytes) -> Image.Image:
-    """The picture in a JPEG's bytes, as RGB; FrameError if they cannot be decoded."""
+def _decode(jpeg: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(jpeg), formats=("JPEG",))
         image.load()

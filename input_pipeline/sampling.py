@@ -7,7 +7,6 @@ them (arXiv 2602.06478); evaluation takes its positions from an index file in pi
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Int64
@@ -23,15 +22,12 @@ from lvsm_jax.scenes.scene_frame import SceneFrame
 class ViewSample:
     """Positions in a clip of the frames of one sample.
 
-    Attributes:
-        inputs: views the model sees.
-        targets: views it is asked to render; they may be among the inputs.
-        all_views: all views of the sample, whose cameras define the scene frame of the published
-            protocol. In evaluation a target that is also an input counts twice, as it does there.
+    The cameras of all its views define the scene frame of the published protocol. In evaluation a
+    target that is also an input counts twice, as it does there.
     """
 
-    inputs: Int64[np.ndarray, " v"]
-    targets: Int64[np.ndarray, " t"]
+    inputs: Int64[np.ndarray, " v"]  # views the model sees
+    targets: Int64[np.ndarray, " t"]  # views it is asked to render; they may be among the inputs
     all_views: Int64[np.ndarray, " n"]
 
 
@@ -118,14 +114,8 @@ def sample_crop(
 ) -> Crop | None:
     """Draws which part of its photographs a training sample shows; one for all of them.
 
-    Args:
-        image_shape: height and width of the images where there is no aspect ratio.
-        config: says whether windows are random.
-        aspect_ratio: of the step.
-        rng: source of the draw.
-
-    Returns:
-        None for the published preprocessing.
+    `image_shape` is height and width of the images of a step without an aspect ratio. None is the
+    published preprocessing.
     """
     if aspect_ratio is not None:
         image_shape = config.image_shape(aspect_ratio)
@@ -145,24 +135,17 @@ def sample_reframing(config: DataConfig, rng: np.random.Generator) -> Reframing 
     scale = config.scale_jitter ** rng.uniform(-1, 1)
     angle = np.deg2rad(rng.uniform(0, config.frame_turn))
     axis = rng.normal(size=3)  # of uniform direction
-    return Reframing(_rotation(axis / np.linalg.norm(axis), angle), scale)
-
-
-def _rotation(axis: Float64[np.ndarray, "3"], angle: float) -> Float64[np.ndarray, "3 3"]:
-    """About a unit vector, by an angle in radians (Rodrigues)."""
-    x, y, z = axis
+    x, y, z = axis / np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    turn = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross  # Rodrigues
+    return Reframing(turn, scale)
 
 
 def evaluation_views(entry: IndexEntry, num_inputs: int) -> ViewSample:
-    """The views of an index entry, with any number of inputs.
+    """The views of an index entry; UserError if it does not say which `num_inputs` to take.
 
     One input is the first context view. More inputs than two are spread evenly from the first to
     the last of two context views, ends exact.
-
-    Raises:
-        UserError: the entry does not say which `num_inputs` views to take.
     """
     context, targets = np.array(entry.context, np.int64), np.array(entry.target, np.int64)
     if num_inputs == 1:
@@ -187,8 +170,7 @@ def evaluation_views(entry: IndexEntry, num_inputs: int) -> ViewSample:
 def read_index(path: str | os.PathLike) -> dict[str, IndexEntry | None]:
     """Reads an evaluation index: `{scene key: {"context": [...], "target": [...]} or null}`.
 
-    Raises:
-        UserError: the file is not such an index; the message names the scene.
+    UserError, which names the scene, for a file that is no such index.
     """
     try:
         table = json.loads(expand(path).read_text())
@@ -202,13 +184,9 @@ def read_index(path: str | os.PathLike) -> dict[str, IndexEntry | None]:
 def _index_entry(entry: object, where: str) -> IndexEntry | None:
     if entry is None:
         return None
-    fields = entry if isinstance(entry, dict) else {}
-    return IndexEntry(*(_positions(fields.get(f), f, where) for f in ("context", "target")))
-
-
-def _positions(values: object, field: str, where: str) -> tuple[int, ...]:
-    if not isinstance(values, Sequence) or not values or not all(type(v) is int for v in values):
-        raise UserError(
-            f"evaluation index {where}: {field} is {values!r}, expected a list of frame positions"
-        )
-    return tuple(values)
+    for field in ("context", "target"):
+        values = entry.get(field) if isinstance(entry, dict) else None
+        if not isinstance(values, list) or not values or {*map(type, values)} != {int}:
+            what = f"{field} is {values!r}, expected a list of frame positions"
+            raise UserError(f"evaluation index {where}: {what}")
+    return IndexEntry(tuple(entry["context"]), tuple(entry["target"]))

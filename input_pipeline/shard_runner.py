@@ -16,7 +16,7 @@ from etils import epath
 
 from input_pipeline.workers import WorkerError, worker_pool
 
-Job = TypeVar("Job")  # hashable
+Job = TypeVar("Job")  # hashable, with a `size` in units of the progress
 Result = TypeVar("Result")
 
 _AGAIN = "the same command goes on from here"
@@ -26,40 +26,25 @@ def run_jobs(
     results: Mapping[Job, Result | None],
     write: Callable[[Job], Result],
     *,
-    size: Callable[[Job], int],
     workers: int,
     label: str,
     unit: str,
 ) -> dict[Job, Result]:
     """The results of all jobs, after writing those that are None yet; shows progress on stderr.
 
-    Ctrl-C or an error in one job ends all of them at once.
-
-    Args:
-        results: of each job, or None.
-        write: does a job; picklable, for worker processes.
-        size: of a job, in units of the progress.
-        workers: processes that write; with 1 this one does.
-        label: shown before the progress.
-        unit: shown after it.
-
-    Raises:
-        WorkerError: a worker process was killed.
+    `write` does a job in one of `workers` processes (with 1 in this one) and must be picklable.
+    Ctrl-C or an error in one job ends all of them at once; WorkerError where a worker was killed.
     """
     results = dict(results)
     left = [job for job, result in results.items() if result is None]
-    total = sum(map(size, results))
+    total = sum(job.size for job in results)
+    done, scale = total - sum(job.size for job in left), unit == "B"
     with tqdm.tqdm(
-        total=total,
-        initial=total - sum(map(size, left)),
-        desc=label,
-        unit=unit,
-        unit_scale=unit == "B",
-        mininterval=0.5,
+        total=total, initial=done, desc=label, unit=unit, unit_scale=scale, mininterval=0.5
     ) as progress:
         for job, result in _written(left, write, min(workers, len(left))):
             results[job] = result
-            progress.update(size(job))
+            progress.update(job.size)
     return results
 
 

@@ -10,10 +10,9 @@ A frame is a `tf.Example` with the features `image` (the JPEG's bytes, never dec
 the directory with `tfds.builder_from_directory(directory).as_data_source(split)`; `SplitReader`
 reads the same files with less traffic, knows the scenes, and imports nothing that the files name.
 
-A directory may lie in a bucket (`gs://`, `s3://`, …). Writing and small files go through
-`etils.epath`, a shard being written on the local disk and copied up; frames are read through fsspec
-(`bucket_records`), which needs the bucket's fsspec package, for `gs://` gcsfs. etils prefers
-TensorFlow's file systems where TensorFlow is installed: set EPATH_USE_TF=0 to have fsspec alone.
+A directory may lie in a bucket (`gs://`, `s3://`, …), whose fsspec package it needs, for `gs://`
+gcsfs. Frames are read through fsspec (`bucket_records`), all else goes through `etils.epath`, which
+prefers TensorFlow's file systems where TensorFlow is installed: EPATH_USE_TF=0 has fsspec alone.
 """
 
 import collections
@@ -23,6 +22,7 @@ import io
 import json
 import os
 import resource
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -34,7 +34,7 @@ from jaxtyping import Float32, Int64, Shaped
 
 from input_pipeline.tf_example import Example
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import atomic_write, expand
+from lvsm_jax.common.files import atomic_write, expand, write_text
 
 # A group is what one read costs, and JPEGs do not compress.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -111,9 +111,13 @@ def shard_path(
     return expand(directory) / f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
 
 
+def _shard_paths(directory: epath.Path, name: str, split: str, count: int) -> list[epath.Path]:
+    return [shard_path(directory, name, split, index, count) for index in range(count)]
+
+
 def write_shard(path: epath.PathLike, clips: Iterable[Clip]) -> Shard:
     """Writes the clips' frames, one record each; the file appears under `path` when it is whole."""
-    keys, urls, num_frames, num_bytes = [], [], [], 0
+    scenes, num_bytes = [], 0
     open_writer = array_record_module.ArrayRecordWriter
     try:
         with atomic_write(path) as local, closing(open_writer(local, _WRITER_OPTIONS)) as writer:
@@ -122,12 +126,11 @@ def write_shard(path: epath.PathLike, clips: Iterable[Clip]) -> Shard:
                     record = _encode(frame)
                     writer.write(record)
                     num_bytes += len(record)
-                keys.append(clip.key)
-                urls.append(clip.url)
-                num_frames.append(len(clip.frames))
+                scenes.append((clip.key, clip.url, len(clip.frames)))
     except RuntimeError as error:  # ArrayRecord's, for a full disk and the like
         raise DatasetError(f"cannot write {path}: {error}") from error
-    return Shard(epath.Path(path).name, tuple(keys), tuple(urls), tuple(num_frames), num_bytes)
+    keys, urls, num_frames = zip(*scenes, strict=True) if scenes else ((), (), ())
+    return Shard(epath.Path(path).name, keys, urls, num_frames, num_bytes)
 
 
 def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence[Shard]]) -> None:
@@ -136,22 +139,16 @@ def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence
     `splits` maps each split to all its shards in order. Shards are checked to be there under the
     names that TFDS derives, keys to be unique and no split to be empty (DatasetError otherwise).
     """
-    from input_pipeline import tfds_metadata  # imports TFDS, which takes seconds
-
     directory = expand(directory)
     there = {path.name for path in directory.iterdir()}
     for split, shards in splits.items():
-        expected = [
-            shard_path(directory, name, split, i, len(shards)).name for i in range(len(shards))
-        ]
+        expected = [path.name for path in _shard_paths(directory, name, split, len(shards))]
         if [shard.file for shard in shards] != expected:
             raise DatasetError(f"{directory}: shards of {split!r} are not {expected[:1]} and on")
         if missing := sorted(set(expected) - there):
             raise DatasetError(f"{directory}: missing shards {missing[:5]}")
         _write_scene_table(directory / f"scenes-{split}.npz", split, shards)
-    lengths = {s: [sum(shard.num_frames) for shard in shards] for s, shards in splits.items()}
-    num_bytes = {s: sum(shard.num_bytes for shard in shards) for s, shards in splits.items()}
-    tfds_metadata.write(directory, name, lengths, num_bytes)
+    _write_metadata(directory, name, splits)
 
 
 def _write_scene_table(path: epath.Path, split: str, shards: Sequence[Shard]) -> None:
@@ -161,14 +158,50 @@ def _write_scene_table(path: epath.Path, split: str, shards: Sequence[Shard]) ->
         raise DatasetError(f"split {split!r} of {path.parent} holds no frame")
     if twice := [key for key, times in collections.Counter(keys).items() if times > 1]:
         raise DatasetError(f"split {split!r} of {path.parent} holds {twice[:5]} more than once")
+    urls = [url for shard in shards for url in shard.urls]
+    texts = np.array(keys, np.str_), np.array(urls, np.str_)
+    table = SceneTable(*texts, first_frame=np.cumsum(counts) - counts, num_frames=counts)
     with atomic_write(path) as local, open(local, "wb") as file:
-        np.savez_compressed(
-            file,
-            key=np.array(keys, np.str_),
-            url=np.array([url for shard in shards for url in shard.urls], np.str_),
-            first_frame=np.cumsum(counts) - counts,
-            num_frames=counts,
+        np.savez_compressed(file, **vars(table))
+
+
+def _write_metadata(
+    directory: epath.Path, name: str, splits: Mapping[str, Sequence[Shard]]
+) -> None:
+    """Writes what TFDS knows a dataset directory by: `features.json`, `dataset_info.json`."""
+    import tensorflow_datasets as tfds  # takes seconds
+
+    features = {
+        "image": tfds.features.Tensor(shape=(), dtype=np.str_),
+        "fxfycxcy": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+        "w2c": tfds.features.Tensor(shape=(3, 4), dtype=np.float32),
+        "timestamp": tfds.features.Scalar(dtype=np.int64),
+    }
+    version, place = tfds.core.Version("1.0.0"), os.fspath(directory)
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(name, version, place, module_name=""),
+        features=tfds.features.FeaturesDict(features),
+        description="Clips of static scenes: one record is one JPEG frame with its camera.",
+    )
+    info.set_file_format("array_record")
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=directory, dataset_name=name, filetype_suffix="array_record"
+    )
+    infos = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[sum(shard.num_frames) for shard in shards],
+            num_bytes=sum(shard.num_bytes for shard in shards),
+            filename_template=template,
         )
+        for split, shards in splits.items()
+    ]
+    info.set_splits(tfds.core.splits.SplitDict(infos))
+    with tempfile.TemporaryDirectory() as folder:
+        info.write_to_directory(folder)
+        files = {path.name: path.read_text() for path in epath.Path(folder).iterdir()}
+    for file in sorted(files, key=lambda file: file == "dataset_info.json"):  # that one last
+        write_text(directory / file, files[file])
 
 
 def _encode(frame: Frame) -> bytes:
@@ -210,31 +243,10 @@ class SplitReader:
         if split not in lengths:
             raise DatasetError(f"{self.directory} has no split {split!r}, only {sorted(lengths)}")
         self._lengths = lengths[split]
-        self._files = [
-            os.fspath(shard_path(self.directory, name, split, i, len(self._lengths)))
-            for i in range(len(self._lengths))
-        ]
+        files = _shard_paths(self.directory, name, split, len(self._lengths))
+        self._files = [os.fspath(file) for file in files]
         self._ends = np.cumsum(self._lengths)
         self.scenes = _read_scene_table(self.directory / f"scenes-{split}.npz")
-        self._check_files()
-        self._start()
-
-    def _start(self) -> None:
-        # Of two threads that open a shard at once one closes its own again.
-        self._reader = functools.lru_cache(_allow_open_files(len(self._files)))(self._open)
-
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._start()
-
-    def __len__(self) -> int:
-        """Number of frames."""
-        return int(self._ends[-1])
-
-    def _check_files(self) -> None:
         there = {path.name for path in self.directory.iterdir()}
         if missing := [file for file in self._files if os.path.basename(file) not in there]:
             raise DatasetError(f"{self.directory} lacks {len(missing)} shards, first {missing[0]}")
@@ -243,6 +255,19 @@ class SplitReader:
                 f"{self.directory}: scenes-{self.split}.npz counts {self.scenes.num_frames.sum()}"
                 f" frames, dataset_info.json {len(self)}"
             )
+        self.__setstate__({})
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        # Of two threads that open a shard at once one closes its own again.
+        self._reader = functools.lru_cache(_allow_open_files(len(self._files)))(self._open)
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return int(self._ends[-1])
 
     def frames(self, indices: Sequence[int]) -> list[Frame]:
         """Frames by record index, in the order asked for; repeated indices are allowed."""
@@ -253,23 +278,20 @@ class SplitReader:
         frames = {}
         for shard in np.unique(shards).tolist():
             rows = np.flatnonzero(shards == shard)
-            first = int(self._ends[shard - 1]) if shard else 0
-            frames.update(zip(rows.tolist(), self._read(shard, records[rows] - first), strict=True))
+            positions = (records[rows] - (self._ends[shard] - self._lengths[shard])).tolist()
+            try:
+                read = [_decode(record) for record in self._reader(shard).read(positions)]
+            except Exception as error:
+                file = self._files[shard]
+                raise DatasetError(f"cannot read records {positions} of {file}: {error}") from error
+            frames.update(zip(rows.tolist(), read, strict=True))
         return [frames[row] for row in range(len(records))]
-
-    def _read(self, shard: int, positions: Int64[np.ndarray, "n"]) -> list[Frame]:
-        try:
-            return [_decode(record) for record in self._reader(shard).read(positions.tolist())]
-        except Exception as error:
-            raise DatasetError(
-                f"cannot read records {positions.tolist()} of {self._files[shard]}: {error}"
-            ) from error
 
     def _open(self, shard: int) -> Any:
         """An ArrayRecordReader, or what reads alike in a bucket."""
         file, expected = self._files[shard], self._lengths[shard]
         if "://" in file:
-            from input_pipeline.bucket_records import BucketRecords
+            from input_pipeline.bucket_records import BucketRecords  # and fsspec
 
             reader = BucketRecords(file)
         else:
@@ -278,10 +300,8 @@ class SplitReader:
             )
             if not reader.ok():
                 reader.read([0])  # raises what is wrong with the file
-        if reader.num_records() != expected:
-            raise UserError(
-                f"it holds {reader.num_records()} records, dataset_info.json counts {expected}"
-            )
+        if (found := reader.num_records()) != expected:
+            raise UserError(f"it holds {found} records, dataset_info.json counts {expected}")
         return reader
 
     def close(self) -> None:
@@ -290,11 +310,10 @@ class SplitReader:
 
     def describe(self, index: int) -> str:
         """Where a record lies, for error messages: dataset, shard, scene, frame."""
-        scene, frame = self.scenes.locate(index)
+        row, frame = self.scenes.locate(index)
         file = os.path.basename(self._files[int(np.searchsorted(self._ends, index, side="right"))])
-        return (
-            f"dataset {self.directory}, shard {file}, scene {self.scenes.key[scene]}, frame {frame}"
-        )
+        scene = self.scenes.key[row]
+        return f"dataset {self.directory}, shard {file}, scene {scene}, frame {frame}"
 
 
 def _read_info(directory: epath.Path) -> tuple[str, dict[str, list[int]]]:
@@ -308,10 +327,7 @@ def _read_info(directory: epath.Path) -> tuple[str, dict[str, list[int]]]:
         )
     try:
         info = json.loads(path.read_text())
-        lengths = {
-            split["name"]: [int(length) for length in split["shardLengths"]]
-            for split in info["splits"]
-        }
+        lengths = {s["name"]: list(map(int, s["shardLengths"])) for s in info["splits"]}
         return str(info["name"]), lengths
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path} is damaged: {type(error).__name__} {error}") from error

@@ -1,4 +1,4 @@
-"""Worker processes of this package."""
+"""Worker processes that end when their parent is gone, however that ended."""
 
 import multiprocessing
 import os
@@ -21,16 +21,11 @@ _task: Callable[[Any], Any] | None = None  # of the pool that this worker proces
 def worker_pool(
     workers: int, *, on_interrupt: signal.Handlers, task: Callable[[Any], Any] | None = None
 ) -> futures.ProcessPoolExecutor:
-    """Worker processes that end when their parent is gone, however that ended.
+    """So many worker processes; `task` is what `run_task` calls in them, sent once to each.
 
     They are spawned, not forked, since the caller may have threads, JAX's for one; they import the
-    program's main module and what they are told to call.
-
-    Args:
-        workers: number of processes.
-        on_interrupt: what SIGINT and SIGTERM do to them: SIG_IGN leaves it to the parent, SIG_DFL
-            ends them at once.
-        task: what `run_task` calls in them; large arguments of it are sent once.
+    program's main module and what they are told to call. SIGINT and SIGTERM end them at once with
+    SIG_DFL for `on_interrupt`; SIG_IGN leaves it to the parent.
     """
     spawn = multiprocessing.get_context("spawn")
     return futures.ProcessPoolExecutor(workers, spawn, _start, (on_interrupt, task))

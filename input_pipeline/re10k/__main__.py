@@ -22,17 +22,8 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from input_pipeline import storage
-from input_pipeline.re10k.import_chunks import (
-    NAME,
-    Chunk,
-    Finding,
-    ImportFailure,
-    Result,
-    find_chunks,
-    import_all,
-    import_chunk,
-    other_splits,
-)
+from input_pipeline.re10k import import_chunks
+from input_pipeline.re10k.import_chunks import Chunk, Finding, ImportFailure, Result
 from input_pipeline.shard_runner import remove_unfinished
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.files import expand, write_text
@@ -46,7 +37,7 @@ def drop_duplicates(results: Mapping[Chunk, Result], *, verify: bool) -> list[Re
     seen, kept = set(), []
     for chunk, result in results.items():
         if again := seen.intersection(result.shard.keys):
-            result = import_chunk(chunk, verify=verify, skip=frozenset(again))
+            result = import_chunks.import_chunk(chunk, verify=verify, skip=frozenset(again))
         seen.update(result.shard.keys)
         kept.append(result)
     return kept
@@ -59,7 +50,13 @@ def compare_with_index(
     split, path = folder.name, folder / "index.json"
     if not path.exists():
         return [Finding(split, path.name, None, "is missing: clips not compared with it", False)]
-    index = _read_index(path)
+    try:
+        index = json.loads(path.read_text())
+        named = all(isinstance(file, str) for file in index.values())
+    except (ValueError, AttributeError) as error:
+        raise ImportFailure(f"{path} is not a JSON object: {error}") from error
+    if not named:
+        raise ImportFailure(f"{path} must map each key to the name of a chunk file")
     there = {key: chunk for chunk, r in zip(chunks, results, strict=True) for key in r.shard.keys}
     known = {(f.chunk, f.key) for result in results for f in result.findings}
     listed = collections.defaultdict(list)
@@ -84,16 +81,6 @@ def compare_with_index(
     return findings
 
 
-def _read_index(path: epath.Path) -> dict[str, str]:
-    try:
-        index = json.loads(path.read_text())
-        if all(isinstance(file, str) for file in index.values()):
-            return index
-    except (ValueError, AttributeError) as error:
-        raise ImportFailure(f"{path} is not a JSON object: {error}") from error
-    raise ImportFailure(f"{path} must map each key to the name of a chunk file")
-
-
 def run(
     source: epath.PathLike,
     output: epath.PathLike,
@@ -109,14 +96,15 @@ def run(
     ImportFailure says why it could not be done; with `strict`, also that a clip was refused.
     """
     source, output = expand(source), expand(output)
-    chunks = find_chunks(source, output, splits)
+    chunks = import_chunks.find_chunks(source, output, splits)
     _prepare(output)
     was_complete = (output / "dataset_info.json").exists()
-    everything = import_all([c for s in chunks.values() for c in s], verify=verify, workers=workers)
-    results = other_splits(output, list(chunks))
+    every_chunk = [chunk for members in chunks.values() for chunk in members]
+    imported = import_chunks.import_all(every_chunk, verify=verify, workers=workers)
+    results = import_chunks.other_splits(output, list(chunks))
     findings = [f for members in results.values() for result in members for f in result.findings]
     for split, members in chunks.items():
-        kept = drop_duplicates({chunk: everything[chunk] for chunk in members}, verify=verify)
+        kept = drop_duplicates({chunk: imported[chunk] for chunk in members}, verify=verify)
         findings += [finding for result in kept for finding in result.findings]
         findings += compare_with_index(source / split, members, kept)
         results[split] = kept
@@ -129,7 +117,7 @@ def run(
         print(f"{output} was complete already: nothing to do.")
     else:
         shards = {split: [r.shard for r in members] for split, members in sorted(results.items())}
-        storage.finalize(output, NAME, shards)
+        storage.finalize(output, import_chunks.NAME, shards)
         print(f"{output} is complete.")
     return findings
 
@@ -155,14 +143,9 @@ def _report(
 ) -> None:
     refused = [finding for finding in findings if finding.refused]
     notes = [finding for finding in findings if not finding.refused]
-    text = json.dumps(
-        {
-            "refused": [dataclasses.asdict(finding) for finding in refused],
-            "notes": [dataclasses.asdict(finding) for finding in notes],
-        },
-        indent=1,
-    )
-    write_text(output / "refused.json", text)
+    groups = {"refused": refused, "notes": notes}
+    report = {name: [dataclasses.asdict(one) for one in group] for name, group in groups.items()}
+    write_text(output / "refused.json", json.dumps(report, indent=1))
     rows = []
     for split, members in sorted(results.items()):
         frames = [count for result in members for count in result.shard.num_frames]
@@ -185,43 +168,24 @@ def main(arguments: list[str]) -> None:
     add("source", metavar="SOURCE", type=path, help="folder of the splits' folders of chunks")
     add("output", metavar="OUTPUT", type=path, help="dataset directory to make; may be gs://")
     add("--splits", nargs="+", default=(), metavar="SPLIT", help="only these (default: all found)")
-    add(
-        "--workers",
-        type=int,
-        default=os.cpu_count(),
-        metavar="N",
-        help="processes, each with one chunk at a time (default: %(default)s)",
+    text = "processes, each with one chunk at a time (default: %(default)s)"
+    add("--workers", type=int, default=os.cpu_count(), metavar="N", help=text)
+    text = "where anything is refused, exit with 1 and do not declare the dataset complete"
+    add("--strict", action="store_true", help=text)
+    text = (
+        "do not decode every JPEG nor compare checksums; headers, ends and cameras still are"
+        " checked (faster, but silent damage passes)"
     )
-    add(
-        "--strict",
-        action="store_true",
-        help="where anything is refused, exit with 1 and do not declare the dataset complete",
+    add("--no-verify", dest="verify", action="store_false", help=text)
+    text = (
+        "pixelSplat's index of context and target frames, to be copied into OUTPUT"
+        " (default: SOURCE/evaluation_index.json where there is one)"
     )
-    add(
-        "--no-verify",
-        action="store_true",
-        help="do not decode every JPEG nor compare checksums; headers, ends and cameras still are"
-        " checked (faster, but silent damage passes)",
-    )
-    add(
-        "--evaluation-index",
-        metavar="FILE",
-        type=path,
-        help="pixelSplat's index of context and target frames, to be copied into OUTPUT"
-        " (default: SOURCE/evaluation_index.json where there is one)",
-    )
+    add("--evaluation-index", metavar="FILE", type=path, help=text)
     given = parser.parse_args(arguments)
     if given.workers < 1:
         parser.error(f"--workers must be at least 1, not {given.workers}")
-    run(
-        given.source,
-        given.output,
-        splits=given.splits,
-        workers=given.workers,
-        verify=not given.no_verify,
-        strict=given.strict,
-        evaluation_index=given.evaluation_index,
-    )
+    run(**vars(given))
     print(
         "\nTrain on it (the other configs are in configs/):\n"
         "  lvsm train --config=configs/re10k_256.py --workdir=runs/re10k_256"

@@ -44,7 +44,7 @@ class Chunk:
     split: str
     source: epath.Path
     shard: epath.Path
-    num_bytes: int
+    size: int  # bytes
     modified: int  # seconds since 1970
 
     @property
@@ -73,9 +73,9 @@ class Result:
         """A result that `import_chunk` wrote."""
         try:
             values = json.loads(path.read_text())
-            values["shard"] = storage.Shard.from_json(values["shard"])
-            values["findings"] = tuple(Finding(**finding) for finding in values["findings"])
-            return cls(**values)
+            shard = storage.Shard.from_json(values.pop("shard"))
+            findings = tuple(Finding(**finding) for finding in values.pop("findings"))
+            return cls(**values, shard=shard, findings=findings)
         except (ValueError, KeyError, TypeError) as error:
             raise ImportFailure(
                 f"{path} is damaged ({error}); delete it to import its chunk again"
@@ -88,13 +88,13 @@ def import_chunk(chunk: Chunk, *, verify: bool, skip: frozenset[str] = frozenset
 
     def clips() -> Iterator[storage.Clip]:
         seen = dict.fromkeys(skip, "an earlier chunk holds it already")
-        for raw in pixelsplat.read_chunk(chunk.source, verify=verify):
+        for key, fields in pixelsplat.read_chunk(chunk.source, verify=verify):
             try:
-                clip = pixelsplat.check_clip(raw, verify=verify)
+                clip = pixelsplat.check_clip(fields, verify=verify)
                 if clip.key in seen:
                     raise pixelsplat.ClipError(f"duplicate key: {seen[clip.key]}")
             except pixelsplat.ClipError as error:
-                findings.append(chunk.finding(raw.key, str(error)))
+                findings.append(chunk.finding(key, str(error)))
             else:
                 seen[clip.key] = "this chunk holds it already"
                 yield clip
@@ -105,7 +105,7 @@ def import_chunk(chunk: Chunk, *, verify: bool, skip: frozenset[str] = frozenset
     except pixelsplat.ChunkError as error:
         findings.append(chunk.finding(None, str(error)))
         shard = storage.write_shard(chunk.shard, [])
-    result = Result(chunk.split, chunk.num_bytes, chunk.modified, verify, shard, tuple(findings))
+    result = Result(chunk.split, chunk.size, chunk.modified, verify, shard, tuple(findings))
     write_text(chunk.note, json.dumps(dataclasses.asdict(result), indent=1))
     return result
 
@@ -116,11 +116,9 @@ def find_chunks(
     """The chunks of each split, in order: of all splits in `source`, or of those named."""
     if not source.is_dir():
         raise ImportFailure(f"SOURCE {source} is not a folder")
-    found = {}
-    for folder in sorted(source.iterdir()):
-        paths = sorted(folder.glob("*.torch")) if folder.is_dir() else []
-        if paths:
-            found[folder.name] = paths
+    folders = [folder for folder in sorted(source.iterdir()) if folder.is_dir()]
+    found = {folder.name: sorted(folder.glob("*.torch")) for folder in folders}
+    found = {split: paths for split, paths in found.items() if paths}
     if not found:
         raise ImportFailure(
             f"SOURCE {source} has no folder of *.torch chunks; expected for example"
@@ -128,16 +126,16 @@ def find_chunks(
         )
     if unknown := sorted(set(splits) - set(found)):
         raise ImportFailure(f"SOURCE {source} has no split {unknown}, only {sorted(found)}")
-    return {split: _chunks(split, found[split], output) for split in splits or found}
 
-
-def _chunks(split: str, paths: Sequence[epath.Path], output: epath.Path) -> list[Chunk]:
-    chunks = []
-    for index, path in enumerate(paths):
+    def chunk(split: str, index: int, path: epath.Path) -> Chunk:
+        shard = storage.shard_path(output, NAME, split, index, len(found[split]))
         status = path.stat()
-        shard = storage.shard_path(output, NAME, split, index, len(paths))
-        chunks.append(Chunk(split, path, shard, status.length, status.mtime))
-    return chunks
+        return Chunk(split, path, shard, status.length, status.mtime)
+
+    return {
+        split: [chunk(split, *item) for item in enumerate(found[split])]
+        for split in splits or found
+    }
 
 
 def finished(chunk: Chunk, *, verify: bool) -> Result | None:
@@ -150,10 +148,10 @@ def finished(chunk: Chunk, *, verify: bool) -> Result | None:
             f"{chunk.source.parent} held another number of chunks when {result.shard.file} was made"
             f" from {chunk.source.name}; import it into an empty OUTPUT"
         )
-    if (result.num_bytes, result.modified) != (chunk.num_bytes, chunk.modified):
+    if (result.num_bytes, result.modified) != (chunk.size, chunk.modified):
         raise ImportFailure(
             f"{chunk.source} has changed since it was imported ({result.num_bytes} bytes then,"
-            f" {chunk.num_bytes} now, or another date); delete {chunk.note} to import it again"
+            f" {chunk.size} now, or another date); delete {chunk.note} to import it again"
         )
     return result if chunk.shard.exists() and (result.verified or not verify) else None
 
@@ -163,25 +161,17 @@ def import_all(chunks: Sequence[Chunk], *, verify: bool, workers: int) -> dict[C
     results = {chunk: finished(chunk, verify=verify) for chunk in chunks}
     if None in results.values():  # not complete until it is again
         (chunks[0].shard.parent / "dataset_info.json").unlink(missing_ok=True)
-    return run_jobs(
-        results,
-        functools.partial(import_chunk, verify=verify),
-        size=lambda chunk: chunk.num_bytes,
-        workers=workers,
-        label="importing",
-        unit="B",
-    )
+    write = functools.partial(import_chunk, verify=verify)
+    return run_jobs(results, write, workers=workers, label="importing", unit="B")
 
 
 def other_splits(output: epath.Path, splits: Sequence[str]) -> dict[str, list[Result]]:
     """Splits that earlier runs imported completely, without those named."""
+    results = [Result.read(path) for path in sorted((output / _STATE).glob("*.json"))]
     found = collections.defaultdict(list)
-    for path in sorted((output / _STATE).glob("*.json")):
-        result = Result.read(path)
+    for result in sorted(results, key=lambda result: result.shard.file):
         if result.split not in splits and (output / result.shard.file).exists():
             found[result.split].append(result)
-    for results in found.values():
-        results.sort(key=lambda result: result.shard.file)
     return {
         split: results
         for split, results in found.items()

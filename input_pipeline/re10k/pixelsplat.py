@@ -7,13 +7,12 @@ Chunks are downloads of half a terabyte, so everything is checked before it is b
 taken as a whole, with its bytes as they are, or refused as a whole with the reason.
 """
 
-import dataclasses
 import io
 from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 from PIL import Image
 
 from input_pipeline.storage import Clip, Frame
@@ -32,18 +31,11 @@ class ClipError(UserError):
     """What is wrong with a clip, for the report of refusals."""
 
 
-@dataclasses.dataclass(frozen=True)
-class RawClip:
-    """An element of a chunk's list that may or may not be a sound clip."""
+def read_chunk(path: epath.PathLike, *, verify: bool) -> list[tuple[str, Any]]:
+    """The clips of a chunk, unchecked, by their keys; ChunkError where there is no list of them.
 
-    key: str  # "#3" for the fourth element where it has none
-    fields: Any
-
-
-def read_chunk(path: epath.PathLike, *, verify: bool = True) -> list[RawClip]:
-    """The clips of a chunk, unchecked; ChunkError where there is no list of them.
-
-    `verify` compares the checksums of the file.
+    The fourth element has the key "#3" if it has none of its own. `verify` compares the checksums
+    of the file.
     """
     try:
         clips = torch_file.load(path, verify=verify)
@@ -52,22 +44,19 @@ def read_chunk(path: epath.PathLike, *, verify: bool = True) -> list[RawClip]:
     if not isinstance(clips, list):
         raise ChunkError(f"expected a list of clips, found a {type(clips).__name__}")
     keys = [fields.get("key") if isinstance(fields, dict) else None for fields in clips]
-    return [
-        RawClip(key if _is_key(key) else f"#{position}", fields)
-        for position, (key, fields) in enumerate(zip(keys, clips, strict=True))
-    ]
+    keys = [key if _is_key(key) else f"#{position}" for position, key in enumerate(keys)]
+    return list(zip(keys, clips, strict=True))
 
 
 def _is_key(key: Any) -> bool:
     return isinstance(key, str) and key != "" and key.isprintable()
 
 
-def check_clip(raw: RawClip, *, verify: bool = True) -> Clip:
+def check_clip(fields: Any, *, verify: bool) -> Clip:
     """The clip, after all checks, or a ClipError with the reason.
 
     `verify` decodes every JPEG; without it only their headers and end markers are looked at.
     """
-    fields = raw.fields
     if not isinstance(fields, dict):
         raise ClipError(f"expected a dict, found a {type(fields).__name__}")
     if missing := [name for name in _FIELDS if name not in fields]:
@@ -78,8 +67,8 @@ def check_clip(raw: RawClip, *, verify: bool = True) -> Clip:
     if not _is_key(fields["key"]):
         raise ClipError("key: is empty or not printable")
     timestamps, cameras, images = fields["timestamps"], fields["cameras"], fields["images"]
-    _check_array("timestamps", timestamps, np.int64, (None,))
-    _check_array("cameras", cameras, np.float32, (None, 18))
+    _check_array("timestamps", timestamps, np.int64)
+    _check_array("cameras", cameras, np.float32, 18)
     if not isinstance(images, list):
         raise ClipError(f"images: expected a list, found a {type(images).__name__}")
     if not len(images) == len(cameras) == len(timestamps):
@@ -88,28 +77,32 @@ def check_clip(raw: RawClip, *, verify: bool = True) -> Clip:
         )
     if not images:
         raise ClipError("has no frames")
-    check_cameras(cameras)
-    return Clip(fields["key"], fields["url"], _frames(timestamps, cameras, images, verify))
+    _check_cameras(cameras)
+    frames, first_size = [], None
+    everything = zip(timestamps.tolist(), cameras, images, strict=True)
+    for position, (timestamp, camera, image) in enumerate(everything):
+        try:
+            jpeg, size = _check_image(image, verify)
+            first_size = first_size or size
+            if size != first_size:
+                raise ClipError("image is {}×{}, frame 0 is {}×{}".format(*size, *first_size))
+        except ClipError as error:
+            raise ClipError(f"frame {position}: {error}") from error
+        w2c = camera[6:].reshape(3, 4).copy()
+        frames.append(Frame(jpeg, camera[:4].copy(), w2c, timestamp))
+    return Clip(fields["key"], fields["url"], frames)
 
 
-def _check_array(name: str, array: Any, dtype: type, shape: tuple[int | None, ...]) -> None:
-    if not (
-        isinstance(array, np.ndarray)
-        and array.dtype == dtype
-        and array.ndim == len(shape)
-        and all(want in (None, size) for want, size in zip(shape, array.shape, strict=True))
-    ):
-        sizes = ", ".join("n" if size is None else str(size) for size in shape)
-        raise ClipError(f"{name}: expected {np.dtype(dtype)}[{sizes}], found {_describe(array)}")
+def _check_array(name: str, array: Any, dtype: type, *inner: int) -> None:
+    """ClipError unless it is an array of this type and any length, whose elements are `inner`."""
+    expected = f"{name}: expected {np.dtype(dtype)}[{', '.join(['n', *map(str, inner)])}]"
+    if not isinstance(array, np.ndarray):
+        raise ClipError(f"{expected}, found a {type(array).__name__}")
+    if array.dtype != dtype or not array.ndim or array.shape[1:] != inner:
+        raise ClipError(f"{expected}, found {array.dtype}{list(array.shape)}")
 
 
-def _describe(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{list(value.shape)}"
-    return f"a {type(value).__name__}"
-
-
-def check_cameras(cameras: Float32[np.ndarray, "n 18"]) -> None:
+def _check_cameras(cameras: Float32[np.ndarray, "n 18"]) -> None:
     """Raises ClipError at the first frame whose camera is not a finite, rigid pinhole camera."""
     rotations = cameras[:, 6:].reshape(-1, 3, 4)[:, :, :3].astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -131,33 +124,12 @@ def check_cameras(cameras: Float32[np.ndarray, "n 18"]) -> None:
             raise ClipError(f"frame {frame}: its camera is a reflection (determinant -1)")
 
 
-def _frames(
-    timestamps: Int64[np.ndarray, "n"],
-    cameras: Float32[np.ndarray, "n 18"],
-    images: list,
-    verify: bool,
-) -> list[Frame]:
-    frames, first_size = [], None
-    for position, image in enumerate(images):
-        try:
-            _check_array("image", image, np.uint8, (None,))
-            if not image.flags.c_contiguous:  # may claim any size from a few bytes
-                raise ClipError("image: its bytes do not lie one after the other")
-            jpeg = image.tobytes()
-            size = check_jpeg(jpeg, verify=verify)
-            first_size = first_size or size
-            if size != first_size:
-                raise ClipError("image is {}×{}, frame 0 is {}×{}".format(*size, *first_size))
-        except ClipError as error:
-            raise ClipError(f"frame {position}: {error}") from error
-        camera = cameras[position]
-        w2c = camera[6:].reshape(3, 4).copy()
-        frames.append(Frame(jpeg, camera[:4].copy(), w2c, int(timestamps[position])))
-    return frames
-
-
-def check_jpeg(jpeg: bytes, *, verify: bool = True) -> tuple[int, int]:
-    """Width and height of a whole JPEG; ClipError where it is none. `verify` decodes it."""
+def _check_image(image: Any, verify: bool) -> tuple[bytes, tuple[int, int]]:
+    """A whole JPEG, its width and height; ClipError where it is none."""
+    _check_array("image", image, np.uint8)
+    if not image.flags.c_contiguous:  # may claim any size from a few bytes
+        raise ClipError("image: its bytes do not lie one after the other")
+    jpeg = image.tobytes()
     if jpeg[:2] != b"\xff\xd8":
         raise ClipError(f"image is not a JPEG, it starts with {jpeg[:4].hex() or 'nothing'}")
     if jpeg[-2:] != b"\xff\xd9":
@@ -170,4 +142,4 @@ def check_jpeg(jpeg: bytes, *, verify: bool = True) -> tuple[int, int]:
                 image.load()
     except Exception as error:
         raise ClipError(f"JPEG cannot be decoded: {error}") from error
-    return size
+    return jpeg, size

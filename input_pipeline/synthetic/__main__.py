@@ -20,39 +20,37 @@ from input_pipeline.synthetic.dataset import SPLITS, Settings, generate
 from input_pipeline.synthetic.rooms import SceneConfig
 from lvsm_jax.common.command_line import argument_parser, path, program
 
+_SIZES = ("train_scenes", "test_scenes", "frames", "height", "width", "seed")
+_OPTIONS = {
+    "train_scenes": "clips to learn from",
+    "test_scenes": "clips held out",
+    "frames": "frames of a clip",
+    "height": "height of the pictures, in pixels",
+    "width": "width of the pictures, in pixels",
+    "seed": "another seed gives other rooms",
+    "objects": "pieces of furniture in a room",
+    "motion": "metres that the camera walks",
+    "turn": "radians that the camera turns meanwhile, at most",
+    "workers": "processes; the files do not depend on it",
+}
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argument_parser("synthetic", __doc__)
-    parser.add_argument(
-        "output",
-        metavar="OUTPUT",
-        type=path,
-        help="directory to write to, on a disk or in a bucket",
-    )
-
-    def option(name: str, default, text: str) -> None:
-        several = isinstance(default, tuple)
-        shown = " ".join(map(str, default)) if several else default
+    text = "directory to write to, on a disk or in a bucket"
+    parser.add_argument("output", metavar="OUTPUT", type=path, help=text)
+    defaults = vars(Settings()) | vars(SceneConfig()) | {"workers": os.cpu_count() or 1}
+    for name, text in _OPTIONS.items():
+        several = isinstance(defaults[name], tuple)
+        values = defaults[name] if several else (defaults[name],)
         parser.add_argument(
-            f"--{name}",
-            type=type(default[0] if several else default),
+            f"--{name.replace('_', '-')}",
+            type=type(values[0]),
             nargs=2 if several else None,
             metavar=("MIN", "MAX") if several else "N",
-            default=default,
-            help=f"{text} (default: {shown})",
+            default=defaults[name],
+            help=f"{text} (default: {' '.join(map(str, values))})",
         )
-
-    settings = Settings()
-    option("train-scenes", settings.train_scenes, "clips to learn from")
-    option("test-scenes", settings.test_scenes, "clips held out")
-    option("frames", settings.frames, "frames of a clip")
-    option("height", settings.height, "height of the pictures, in pixels")
-    option("width", settings.width, "width of the pictures, in pixels")
-    option("seed", settings.seed, "another seed gives other rooms")
-    option("objects", settings.scene.objects, "pieces of furniture in a room")
-    option("motion", settings.scene.motion, "metres that the camera walks")
-    option("turn", settings.scene.turn, "radians that the camera turns meanwhile, at most")
-    option("workers", os.cpu_count() or 1, "processes; the files do not depend on it")
     text = "replace rooms that were made with other settings (otherwise an error)"
     parser.add_argument("--overwrite", action="store_true", help=text)
     return parser
@@ -63,8 +61,7 @@ def main(arguments: list[str]) -> None:
     """The command line."""
     given = _parser().parse_args(arguments)
     scene = SceneConfig(tuple(given.objects), tuple(given.motion), given.turn)
-    sizes = ("train_scenes", "test_scenes", "frames", "height", "width", "seed")
-    settings = Settings(**{name: getattr(given, name) for name in sizes}, scene=scene)
+    settings = Settings(**{name: getattr(given, name) for name in _SIZES}, scene=scene)
     written = generate(given.output, settings, given.workers, given.overwrite)
     counts = ", ".join(f"{split} {settings.num_scenes(split)} clips" for split in SPLITS)
     state = "wrote" if written else "already complete, nothing to do:"

@@ -55,22 +55,15 @@ class Settings:
 class Task:
     """One shard to be written."""
 
-    directory: str
     settings: Settings
     split: str
-    index: int
-    count: int
+    scenes: range  # numbers of the scenes of this shard
+    path: epath.Path  # file of this shard
 
     @property
-    def scenes(self) -> range:
-        """Numbers of the scenes of this shard."""
-        total = self.settings.num_scenes(self.split)
-        return range(self.index * total // self.count, (self.index + 1) * total // self.count)
-
-    @property
-    def path(self) -> epath.Path:
-        """File of this shard."""
-        return storage.shard_path(self.directory, NAME, self.split, self.index, self.count)
+    def size(self) -> int:
+        """Number of scenes."""
+        return len(self.scenes)
 
     @property
     def note(self) -> epath.Path:
@@ -78,23 +71,17 @@ class Task:
         return self.path.parent / PROGRESS_FOLDER / f"{self.path.name}.json"
 
 
-def scene_key(split: str, number: int) -> str:
-    """Key of a scene in the scene table and the evaluation index."""
-    return f"room-{split}-{number:06d}"
-
-
 def make_clip(settings: Settings, split: str, number: int) -> storage.Clip:
     """Draws and films scene `number` of a split; equal arguments give equal bytes."""
     rng = np.random.default_rng([settings.seed, SPLITS.index(split), number])
     size = settings.height, settings.width
     scene = sample_scene(rng, settings.scene, settings.frames, aspect=size[1] / size[0])
-    frames = []
+    frames, intrinsics = [], scene.normalized_fxfycxcy
     for position, w2c in enumerate(scene.w2c):
-        image = raycast.render(scene.room, w2c, scene.normalized_fxfycxcy, *size)
-        timestamp = position * FRAME_INTERVAL
-        frames.append(storage.Frame(_jpeg(image), scene.normalized_fxfycxcy, w2c, timestamp))
+        jpeg = _jpeg(raycast.render(scene.room, w2c, intrinsics, *size))
+        frames.append(storage.Frame(jpeg, intrinsics, w2c, position * FRAME_INTERVAL))
     url = f"synthetic://rooms/seed-{settings.seed}/{split}/{number}"
-    return storage.Clip(scene_key(split, number), url, frames)
+    return storage.Clip(f"room-{split}-{number:06d}", url, frames)
 
 
 def _jpeg(image: np.ndarray) -> bytes:
@@ -109,19 +96,16 @@ def evaluation_index(settings: Settings) -> dict[str, dict[str, list[int]]]:
     Targets keep about a third of the span away from both: next to a context frame, copying it
     would do.
     """
-    index = {}
+    index, end = {}, settings.frames - 1
     for number in range(settings.test_scenes):
         rng = np.random.default_rng([settings.seed, len(SPLITS), number])
-        end = settings.frames - 1
         span = int(rng.integers(max(NUM_TARGETS + 1, -(-3 * end // 4)), end, endpoint=True))
         first = int(rng.integers(0, end - span, endpoint=True))
         away = (span - 1) // 3
         between = np.arange(first + away, first + span - away + 1)
-        targets = rng.choice(between, NUM_TARGETS, replace=False)
-        index[scene_key("test", number)] = {
-            "context": [first, first + span],
-            "target": sorted(targets.tolist()),
-        }
+        targets = sorted(rng.choice(between, NUM_TARGETS, replace=False).tolist())
+        context = [first, first + span]
+        index[f"room-test-{number:06d}"] = {"context": context, "target": targets}
     return index
 
 
@@ -130,31 +114,21 @@ def generate(
 ) -> bool:
     """Writes the dataset, or what is missing of it; False when it was already complete.
 
-    Args:
-        directory: where; created if need be.
-        settings: what the set is to hold.
-        workers: processes; as many as the machine has cores by default.
-        overwrite: replace a set that was made with other settings.
-
-    Raises:
-        DatasetError: the directory holds something else, or a set made with other settings.
+    By default as many processes write as the machine has cores. A set that was made with other
+    settings is replaced where `overwrite` says so, and otherwise a DatasetError, as is a directory
+    that holds something else.
     """
     folder = expand(directory)
     if _prepare(folder, settings, overwrite):
         _tidy(folder)
         return False
-    tasks = [task for split in SPLITS for task in _tasks(directory, settings, split)]
-    shards = run_jobs(
-        {task: _finished(task) for task in tasks},
-        _write,
-        size=lambda task: len(task.scenes),
-        workers=workers or os.cpu_count() or 1,
-        label="rooms",
-        unit=" scenes",
-    )
+    tasks = [task for split in SPLITS for task in _tasks(folder, settings, split)]
+    finished = {task: _finished(task) for task in tasks}
+    workers = workers or os.cpu_count() or 1
+    shards = run_jobs(finished, _write, workers=workers, label="rooms", unit=" scenes")
     write_text(folder / INDEX_FILE, json.dumps(evaluation_index(settings), indent=1))
     splits = {split: [shards[task] for task in tasks if task.split == split] for split in SPLITS}
-    storage.finalize(directory, NAME, splits)
+    storage.finalize(folder, NAME, splits)
     _tidy(folder)
     return True
 
@@ -202,11 +176,13 @@ def _remove(folder: epath.Path) -> None:
             file.unlink()
 
 
-def _tasks(directory: str, settings: Settings, split: str) -> list[Task]:
+def _tasks(folder: epath.Path, settings: Settings, split: str) -> list[Task]:
     """Shards of 16 scenes, more where there would be above 256 of them; workers play no part."""
     total = settings.num_scenes(split)
     count = min(-(-total // 16), 256)
-    return [Task(directory, settings, split, index, count) for index in range(count)]
+    paths = [storage.shard_path(folder, NAME, split, index, count) for index in range(count)]
+    parts = [range(i * total // count, (i + 1) * total // count) for i in range(count)]
+    return [Task(settings, split, *both) for both in zip(parts, paths, strict=True)]
 
 
 def _finished(task: Task) -> storage.Shard | None:

@@ -10,12 +10,15 @@ are stored as `[3, n]`: each coordinate contiguous.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 from jaxtyping import Float32, Int8, UInt8
 
 Points = Float32[np.ndarray, "3 n"]
 Vector = Float32[np.ndarray, "3"]
+Numbers = Float32[np.ndarray, " n"]
+Surfaces = Int8[np.ndarray, " n"]
 FACES = 6  # surfaces 0 to 5 are the room's faces -x, +x, -y, +y, -z, +z; then come the solids
 CEILING, FLOOR = 2, 3
 
@@ -32,9 +35,7 @@ class Texture:
     def __call__(self, points: Points) -> Points:
         """Colours at points, given in the axes of the solid."""
         x, y, z = points
-        first, second = (
-            np.sin(kx * x + ky * y + kz * z + phase) for kx, ky, kz, phase in self.waves
-        )
+        first, second = (np.sin(a * x + b * y + c * z + phase) for a, b, c, phase in self.waves)
         weight = self.mix[0] * first + self.mix[1] * second + self.mix[2] * (first * second)
         weight *= self.sharpness
         weight /= np.sqrt(1 + weight * weight)  # a soft step from -1 to 1
@@ -79,7 +80,7 @@ class Solid:
         normals = self.turn(unit / self.half[:, None], back=True)
         return normals / np.sqrt((normals * normals).sum(axis=0))
 
-    def reach(self, points: Points) -> Float32[np.ndarray, " n"]:
+    def reach(self, points: Points) -> Numbers:
         """Level distance from the axis over the solid's own: 1 at its walls, 0 at its axis."""
         x, _, z = self.unit(points)
         return np.maximum(np.abs(x), np.abs(z)) if self.shape == "box" else np.hypot(x, z)
@@ -133,13 +134,10 @@ class Room:
     lamp: Vector  # position of the light
 
 
-def cast(
-    room: Room, origin: Vector, directions: Points
-) -> tuple[Float32[np.ndarray, " n"], Int8[np.ndarray, " n"]]:
-    """Follows rays from one point inside the room to the first surface that they meet.
+def cast(room: Room, origin: Vector, directions: Points) -> tuple[Numbers, Surfaces]:
+    """Distances of the first surfaces that rays from a point in the room meet, and their numbers.
 
-    Returns:
-        Distances, in units of the directions' lengths, and the numbers of the surfaces met.
+    Distances are in units of the directions' lengths.
     """
     directions = directions + np.float32(1e-20)  # no zeros to divide by
     exits = (np.copysign(room.half[:, None], directions) - origin[:, None]) / directions
@@ -155,17 +153,16 @@ def cast(
     return distance, surface
 
 
-def shade(room: Room, points: Points, surface: Int8[np.ndarray, " n"]) -> Points:
+def shade(room: Room, points: Points, surface: Surfaces) -> Points:
     """Colours of points on the given surfaces: texture, lamp, and darkness where things meet."""
     order = np.argsort(surface, kind="stable")  # one contiguous run of points for each surface
     points = np.take(points, order, axis=1)
     colors = np.empty_like(points)
-    numbers = np.arange(FACES + len(room.solids) + 1)
-    bounds = np.searchsorted(surface[order], numbers)
-    for number, start, stop in zip(numbers, bounds, bounds[1:], strict=False):
+    bounds = np.searchsorted(surface[order], np.arange(FACES + len(room.solids) + 1))
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
         if start < stop:
             run, paint = slice(start, stop), _paint_face if number < FACES else _paint_solid
-            colors[:, run] = paint(room, points[:, run], int(number))
+            colors[:, run] = paint(room, points[:, run], number)
     back = np.empty_like(order)
     back[order] = np.arange(order.size)
     return np.take(colors, back, axis=1)
@@ -177,17 +174,16 @@ def render(
     normalized_fxfycxcy: Float32[np.ndarray, "4"],
     height: int,
     width: int,
-    samples: int = 2,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture that a camera in the room takes; each pixel averages `samples`² rays.
+    """The picture that a camera in the room takes; each pixel averages four rays.
 
     The centre of the upper left pixel is at (0.5, 0.5) pixels.
     """
-    origin, directions = rays(w2c, normalized_fxfycxcy, height * samples, width * samples)
+    origin, directions = rays(w2c, normalized_fxfycxcy, height * 2, width * 2)
     distance, surface = cast(room, origin, directions)
     colors = shade(room, origin[:, None] + directions * distance, surface)
-    colors = colors.reshape(3, height, samples, width, samples).sum(axis=2).sum(axis=3)
-    colors = np.rint(np.clip(colors * (255 / samples**2), 0, 255)).astype(np.uint8)
+    colors = colors.reshape(3, height, 2, width, 2).sum(axis=2).sum(axis=3)
+    colors = np.rint(np.clip(colors * (255 / 4), 0, 255)).astype(np.uint8)
     return np.ascontiguousarray(colors.transpose(1, 2, 0))
 
 
@@ -198,8 +194,8 @@ def rays(
     width: int,
 ) -> tuple[Vector, Points]:
     """Camera centre, and directions (of depth 1) through the pixel centres, row by row."""
-    rotation, translation = w2c[:, :3].astype(np.float64), w2c[:, 3].astype(np.float64)
-    origin = -np.linalg.solve(rotation, translation)
+    rotation, translation = np.split(w2c.astype(np.float64), [3], axis=1)
+    origin = -np.linalg.solve(rotation, translation)[:, 0]
     fx, fy, cx, cy = normalized_fxfycxcy.astype(np.float64)
     x = ((np.arange(width) + 0.5) / width - cx) / fx
     y = ((np.arange(height) + 0.5) / height - cy) / fy
@@ -230,9 +226,7 @@ def _paint_face(room: Room, points: Points, face: int) -> Points:
     return colors
 
 
-def _light(
-    room: Room, points: Points, normals: Float32[np.ndarray, "3 #n"]
-) -> Float32[np.ndarray, " n"]:
+def _light(room: Room, points: Points, normals: Float32[np.ndarray, "3 #n"]) -> Numbers:
     """Light from the lamp, and from everywhere; a little more of it from above."""
     toward = room.lamp[:, None] - points
     square = (toward * toward).sum(axis=0)
@@ -240,7 +234,7 @@ def _light(
     return 0.56 - 0.08 * normals[1] + 0.7 * facing / (1 + square / 12)
 
 
-def _contact_shadow(room: Room, solid: Solid, points: Points) -> Float32[np.ndarray, " n"]:
+def _contact_shadow(room: Room, solid: Solid, points: Points) -> Numbers:
     size = solid.half[[0, 2]].mean()
     outside = np.maximum(solid.reach(points) - np.float32(0.85), 0) * size / np.float32(0.3)
     gap = room.half[1] - solid.center[1] - solid.half[1]  # what hangs high casts little shadow
@@ -260,7 +254,5 @@ def _paint_panel(panel: Panel, points: Points, brightness, colors: Points) -> No
         frame |= (offset[sides][:, which] < panel.border / 3).any(axis=0)
     shine = np.float32(1) if panel.window else brightness[which]
     colors[:, which] = np.where(
-        frame,
-        panel.frame[:, None] * brightness[which],
-        panel.texture(points[:, which]) * shine,
+        frame, panel.frame[:, None] * brightness[which], panel.texture(points[:, which]) * shine
     )

@@ -115,24 +115,17 @@ def _faces(rng, hue: float) -> tuple[raycast.Texture, ...]:
             wood = rng.uniform(*WOOD) if rng.random() < 0.6 else hue + 0.5
             colors = _colors(rng, wood, rng.uniform(0.3, 0.6), rng.uniform(0.35, 0.6), 0.25)
         else:
-            shift = 0.45 if face == feature else 0.0
             saturation, value = rng.uniform(0.2, 0.45), rng.uniform(0.5, 0.85)
-            colors = _colors(
-                rng,
-                hue + shift + rng.uniform(-0.07, 0.07),
-                saturation,
-                value,
-                rng.uniform(0.2, 0.4),
-            )
+            shade = hue + (0.45 if face == feature else 0.0) + rng.uniform(-0.07, 0.07)
+            colors = _colors(rng, shade, saturation, value, rng.uniform(0.2, 0.4))
         textures.append(_texture(rng, colors, (0.9, 2.4), _tangents(face)))
     return tuple(textures)
 
 
 def _furnish(rng, config, half, path, angle, hue) -> tuple[raycast.Solid, ...]:
     """Furniture where the camera looks, clear of its walk and of each other."""
-    count = int(rng.integers(config.objects[0], config.objects[1], endpoint=True))
     solids: list[raycast.Solid] = []
-    for _ in range(count):
+    for _ in range(rng.integers(*config.objects, endpoint=True)):
         for _ in range(60):
             solid = _draw_solid(rng, half, path, angle, hue + 0.3 + 0.22 * len(solids))
             if _is_clear(solid, path, solids):
@@ -152,9 +145,8 @@ def _draw_solid(rng, half, path, angle, hue) -> raycast.Solid:
 
     frame = rng.integers(len(path.yaw))
     bearing = path.yaw[frame] + rng.uniform(-0.4, 0.4) * angle
-    place = path.positions[frame] + rng.uniform(1.2, 4.0) * np.array(
-        [np.sin(bearing), 0, np.cos(bearing)]
-    )
+    ahead = np.array([np.sin(bearing), 0, np.cos(bearing)])
+    place = path.positions[frame] + rng.uniform(1.2, 4.0) * ahead
     footprint = np.hypot(size[0], size[2]) if shape == "box" else size[0]
     limit = half - footprint - 0.02
     place = np.clip(place, -limit, limit)
@@ -175,9 +167,8 @@ def _is_clear(solid, path, others) -> bool:
     def gap(place):
         return float(np.hypot(*(place - solid.center)[[0, 2]])) - radius(solid)
 
-    return all(gap(position) > CLEARANCE for position in path.positions) and all(
-        gap(other.center) > 0.9 * radius(other) for other in others
-    )
+    off_walk = all(gap(position) > CLEARANCE for position in path.positions)
+    return off_walk and all(gap(other.center) > 0.9 * radius(other) for other in others)
 
 
 def _decorate(rng, half, hue) -> tuple[raycast.Panel, ...]:
@@ -219,7 +210,5 @@ def _panel(rng, half, face, kind, hue) -> raycast.Panel:
         border, frame = 0.07, _color(rng.uniform(*WOOD), 0.5, rng.uniform(0.15, 0.45))
     if kind != "rug":
         center[side] = rng.uniform(-1, 1) * max(half[side] - size[side] - 0.3, 0)
-    texture = _texture(rng, colors, (0.5, 1.5), _tangents(face))
-    return raycast.Panel(
-        face, _vector(*center), _vector(*size), texture, frame, border, kind == "window"
-    )
+    place, texture = _vector(*center), _texture(rng, colors, (0.5, 1.5), _tangents(face))
+    return raycast.Panel(face, place, _vector(*size), texture, frame, border, kind == "window")

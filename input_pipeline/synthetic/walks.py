@@ -49,15 +49,9 @@ def sample_path(
 ) -> CameraPath:
     """Draws walks until one stays inside the room and keeps some room ahead of it.
 
-    Args:
-        rng: the scene's random numbers.
-        half: half the width, height and depth of the room, in metres.
-        num_frames: cameras along the walk.
-        motion: least and greatest length of the walk, in metres.
-        turn: greatest change of heading over the walk, in radians.
-
-    Raises:
-        UserError: no such walk was found; the motion is too long for the room.
+    `half` is half the width, height and depth of the room and `motion` the least and greatest
+    length of the walk, in metres; `turn` the greatest change of heading, in radians. UserError
+    where no such walk is found, as the motion is too long for the room.
     """
     for _ in range(MAX_TRIES):
         path = _draw_path(rng, half, num_frames, motion, turn)

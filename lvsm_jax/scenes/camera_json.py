@@ -4,9 +4,9 @@ Axes are OpenCV's, intrinsics in pixels of a picture of w × h. What is read is 
 """
 
 import json
-import math
 import os
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,13 +43,8 @@ def write_camera_path(file: str | os.PathLike, cameras: Sequence[PosedCamera]) -
 def as_json(cameras: Sequence[PosedCamera]) -> dict[str, Any]:
     """What `write_camera_path` writes."""
     frames = [
-        {
-            "w": camera.width,
-            "h": camera.height,
-            "fxfycxcy": camera.fxfycxcy.tolist(),
-            "c2w": camera.c2w.tolist(),
-        }
-        for camera in cameras
+        {"w": c.width, "h": c.height, "fxfycxcy": c.fxfycxcy.tolist(), "c2w": c.c2w.tolist()}
+        for c in cameras
     ]
     return {"convention": "OpenCV axes: x right, y down, z forward", "frames": frames}
 
@@ -80,8 +75,7 @@ def frames_of(content: Mapping[str, Any], file: str | os.PathLike) -> list[dict[
         raise UserError(f"{file}: 'frames' must be a list of one object a camera")
     for i, frame in enumerate(frames):
         if not isinstance(frame, dict):
-            kind = type(frame).__name__
-            raise UserError(f"{file}: frames[{i}] is a {kind}, expected an object")
+            raise UserError(f"{file}: frames[{i}] is a {type(frame).__name__}, expected an object")
     return frames
 
 
@@ -116,27 +110,25 @@ def numbers(
     raise UserError(f"{where}: {field!r} {found}, expected {what}")
 
 
+def number(values: Mapping[str, Any], field: str, where: str) -> float:
+    """A field that is a finite number."""
+    return float(numbers(values, field, (), where))
+
+
 def whole_number(values: Mapping[str, Any], field: str, where: str) -> int:
     """A positive whole number, as 640 or 640.0."""
-    value = float(numbers(values, field, (), where))
+    value = number(values, field, where)
     if not 1 <= value < 2**31 or value != int(value):
         raise UserError(f"{where}: {field!r} is {value:g}, expected a positive whole number")
     return int(value)
 
 
 def _has_shape(value: Any, shape: tuple[int, ...]) -> bool:
+    """Whether it is nested lists of numbers that are finite as floats."""
     if shape:
-        return (
-            isinstance(value, list)
-            and len(value) == shape[0]
-            and all(_has_shape(part, shape[1:]) for part in value)
-        )
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number of hundreds of digits
-        return False
+        fits = isinstance(value, list) and len(value) == shape[0]
+        return fits and all(_has_shape(part, shape[1:]) for part in value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _shortened(value: Any) -> str:

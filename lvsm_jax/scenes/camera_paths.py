@@ -24,16 +24,13 @@ def make_path(
     frames: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> list[PosedCamera]:
-    """The cameras to render.
+    """The cameras to render on a path made from `cameras`, those of the inputs.
 
     Args:
         kind: a name of `PATHS`, or a file of cameras.
         cameras: of the inputs.
         frames: cameras of the path (120); a file has as many as it has.
-        options: of the function of that name.
-
-    Raises:
-        UserError: an option that this path does not have, or a path that cannot be.
+        options: of the function of that name. UserError for one that this path does not have.
     """
     function, allowed = PATHS.get(kind, (None, ()))
     file = os.path.expanduser(kind)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, UInt8
-from PIL import Image
+from PIL import ExifTags, Image
 
 from lvsm_jax.common.errors import UserError
 
@@ -31,25 +31,22 @@ _MULTIPLE = 8  # of resized sides, fixed by the published protocol, whatever the
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
 _COLOUR_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 _ALPHA_MODES = ("LA", "PA", "RGBA")
-EXIF_ORIENTATION = 0x0112  # EXIF tag; 1 is upright, and 0 what some cameras write for it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PosedCamera:
     """A pinhole camera in any world frame and unit; axes are OpenCV's (x right, y down, z forward).
 
-    Arguments are copied and checked: a camera that exists can be used.
+    Arguments are copied and checked, so that a camera that exists can be used. UserError for a
+    value that is not finite, a rotation that is none (RᵀR differs from the identity by more than
+    `ROTATION_TOLERANCE`, or R mirrors), a size that is not positive, a focal length that is not or
+    hardly is, intrinsics in shares of the picture.
 
     Attributes:
         c2w: `[4, 4]` float64 camera-to-world matrix; `[3, 4]` is completed.
         fxfycxcy: `[4]` float64 focal lengths and principal point, in pixels of the picture.
         width: of the picture in pixels.
         height: of the picture in pixels.
-
-    Raises:
-        UserError: a value that is not finite, a rotation that is none (RᵀR differs from the
-            identity by more than `ROTATION_TOLERANCE`, or R mirrors), a size that is not positive,
-            a focal length that is not or hardly is, intrinsics in shares of the picture.
     """
 
     # Any: what is given is converted, and checked with errors that say what is wrong.
@@ -88,13 +85,12 @@ class PosedCamera:
 class Photograph:
     """A picture of any size, and the camera that took it.
 
+    UserError for pixels of another type, or of another size than the camera's.
+
     Attributes:
         pixels: `[h, w, 3]` uint8.
         camera: whose width and height are the picture's.
         name: by which a session knows it.
-
-    Raises:
-        UserError: pixels of another type, or of another size than the camera's.
     """
 
     pixels: Any  # as above
@@ -111,10 +107,11 @@ class Photograph:
             raise UserError(
                 f"{what} is {pixels.dtype} of shape {pixels.shape}, expected uint8 [h, w, 3]"
             )
-        if pixels.shape[:2] != (self.camera.height, self.camera.width):
+        height, width, _ = pixels.shape
+        if (height, width) != (self.camera.height, self.camera.width):
             raise UserError(
-                f"{what} is {pixels.shape[1]}×{pixels.shape[0]} pixels, but its camera is of a "
-                f"picture of {self.camera.width}×{self.camera.height}"
+                f"{what} is {width}×{height} pixels, but its camera is of a picture of "
+                f"{self.camera.width}×{self.camera.height}"
             )
 
     def cropped_to(self, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
@@ -136,40 +133,23 @@ class Photograph:
         """Reads a picture file: JPEG, PNG, WebP, TIFF, BMP or PPM, 8 bits a channel.
 
         What would have to be guessed is refused: pictures that EXIF says to turn (do the intrinsics
-        belong to the turned one?), and transparent ones (on which background?).
-
-        Raises:
-            OSError: the file cannot be read.
-            UserError: it is no picture, damaged, refused, or of more than `max_pixels`, which are
-                not decoded; names the file.
+        belong to the turned one?), and transparent ones (on which background?). UserError, which
+        names the file, for these, for what is damaged or no picture, and for more than `max_pixels`
+        pixels, which are not decoded; OSError for a file that cannot be read.
         """
         with open(os.path.expanduser(path), "rb") as file:
             return cls._decode(file, os.fspath(path), camera, name, max_pixels)
 
     @classmethod
-    def decode(
-        cls, data: bytes, camera: PosedCamera, name: str, *, max_pixels: int = MAX_PIXELS
-    ) -> "Photograph":
+    def decode(cls, data: bytes, camera: PosedCamera, name: str) -> "Photograph":
         """As `open`, from the bytes of a picture file; errors name `name`."""
-        return cls._decode(io.BytesIO(data), name, camera, name, max_pixels)
+        return cls._decode(io.BytesIO(data), name, camera, name, MAX_PIXELS)
 
     @classmethod
-    def _decode(
-        cls,
-        file: io.BufferedIOBase,
-        where: str,
-        camera: PosedCamera,
-        name: str | None,
-        max_pixels: int,
-    ) -> "Photograph":
+    def _decode(cls, file, where, camera, name, max_pixels) -> "Photograph":
         try:
             image = Image.open(file, formats=FORMATS)
-            _check_picture(image, max_pixels)
-            image.load()
-            if image.mode in _ALPHA_MODES or "transparency" in image.info:
-                image = _opaque(image)
-            pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-            return cls(pixels, camera, name)
+            return cls(_checked_pixels(image, max_pixels), camera, name)
         except Image.UnidentifiedImageError:
             raise UserError(f"{where}: not a picture ({', '.join(FORMATS)})") from None
         except PICTURE_ERRORS as error:
@@ -178,17 +158,11 @@ class Photograph:
 
 @dataclasses.dataclass(frozen=True)
 class ResizeCrop:
-    """A picture is resized, and a window is cut out of the result.
+    """A picture is resized, and a window is cut out of the result."""
 
-    Attributes:
-        source: width and height of the picture.
-        resized: width and height that it is resized to.
-        window: left, top, right, bottom of what is kept of the resized picture.
-    """
-
-    source: tuple[int, int]
-    resized: tuple[int, int]
-    window: tuple[int, int, int, int]
+    source: tuple[int, int]  # width and height of the picture
+    resized: tuple[int, int]  # width and height that it is resized to
+    window: tuple[int, int, int, int]  # left, top, right, bottom in the resized picture
 
     @classmethod
     def cover(
@@ -206,13 +180,9 @@ class ResizeCrop:
         pixels may become oblong by a little; intrinsics take it into account. A picture of the
         wanted shape is resized as it is.
 
-        Args:
-            source: width and height of the picture.
-            height: of the result.
-            width: of the result.
-            share: below 1 the picture is enlarged, so that a part with sides of about this share
-                of the largest possible is kept.
-            place: where that lies between left and right and between top and bottom, in [0, 1].
+        With a `share` below 1 the picture is enlarged, so that a part with sides of about this
+        share of the largest possible is kept. `place` is where that lies between left and right
+        and between top and bottom, in [0, 1].
         """
         w, h = source
         if w * height == h * width:
@@ -245,8 +215,7 @@ class ResizeCrop:
 
     def intrinsics(self, fxfycxcy: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, "4"]:
         """From pixels of the picture to those of the window."""
-        # Multiplied first: exact for float32 intrinsics divided by the picture's size, as
-        # RealEstate10K has them.
+        # Multiplied first: exact for RealEstate10K's float32 shares of the picture's size.
         result = fxfycxcy * np.array(self.resized * 2, np.float64) / (self.source * 2)
         result[2:] -= self.window[:2]
         return result
@@ -257,27 +226,30 @@ def resized_side(side: int, other: int, other_resized: int) -> int:
     return round(int(other_resized * side / other) / _MULTIPLE) * _MULTIPLE
 
 
-def _check_picture(image: Image.Image, max_pixels: int) -> None:
-    """Raises UserError for a picture that is not to be decoded."""
+def turn_by_exif(image: Image.Image) -> int | None:
+    """EXIF's orientation of a picture that it says to turn; None for an upright one."""
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return None if orientation in (0, 1) else orientation  # 0 is what some cameras write for 1
+
+
+def _checked_pixels(image: Image.Image, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of a picture just opened; UserError for what is not to be decoded."""
     width, height = image.size
     if width * height > max_pixels:
         raise UserError(f"{width}×{height} pixels are more than {max_pixels}")
-    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    if orientation not in (0, 1):
+    if orientation := turn_by_exif(image):
         raise UserError(
             f"EXIF orientation {orientation} would turn the picture, so that it is not clear what "
             "its intrinsics belong to: turn its pixels, or remove the tag"
         )
     if image.mode not in _COLOUR_MODES + _ALPHA_MODES:
         raise UserError(f"pixels of type {image.mode}, expected 8 bits a channel")
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """The picture without its alpha channel, which must say opaque everywhere."""
-    image = image.convert("RGBA")
-    if image.getextrema()[3][0] < 255:
-        raise UserError("the picture is transparent in places: put it on a background first")
-    return image.convert("RGB")
+    image.load()
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            raise UserError("the picture is transparent in places: put it on a background first")
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _pose(matrix: Any, name: str) -> Float64[np.ndarray, "4 4"]:

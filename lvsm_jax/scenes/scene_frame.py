@@ -27,26 +27,16 @@ class SceneFrame:
     scale: float
 
     @classmethod
-    def fit(
-        cls,
-        c2w: Float[np.ndarray, "v 4 4"],
-        position_scale: float = POSITION_SCALE,
-        scale: float | None = None,
-    ) -> "SceneFrame":
+    def fit(cls, c2w: Float[np.ndarray, "v 4 4"], scale: float | None = None) -> "SceneFrame":
         """The frame of these cameras.
 
         Pass all views of a sample, targets included, for the published protocol; the input views
         alone where targets come later. Where the mean viewing direction vanishes, or is parallel to
         the mean y axis (cameras that face opposite ways), the frame takes the axes of the first.
-
-        Args:
-            c2w: OpenCV camera-to-world matrices of at least one camera.
-            position_scale: after `apply` the largest |coordinate| is `1 / position_scale`.
-            scale: fixes the scale instead. Cameras that all stand in one place (a single input
-                view among them) define no length, and their scale is 1 unless given here.
-
-        Raises:
-            UserError: there is no camera, or a matrix is not finite.
+        After `apply` the largest |coordinate| is `1 / POSITION_SCALE`, unless `scale` fixes the
+        scale instead; cameras that all stand in one place (a single input view among them) define
+        no length, and their scale is 1. UserError where there is no camera, or a matrix is not
+        finite.
         """
         c2w = np.asarray(c2w, np.float64)
         if len(c2w) == 0:
@@ -54,15 +44,14 @@ class SceneFrame:
         if not np.isfinite(c2w).all():
             views = np.flatnonzero(~np.isfinite(c2w).all(axis=(1, 2))).tolist()
             raise UserError(f"camera-to-world matrices of views {views} are not finite")
-        positions = c2w[:, :3, 3]
-        axes = _mean_axes(c2w)
+        positions, axes = c2w[:, :3, 3], _mean_axes(c2w)
         world_to_scene = np.eye(4)
         world_to_scene[:3, :3] = axes.T
         world_to_scene[:3, 3] = -axes.T @ positions.mean(0)
         if scale is None:
             extent = np.abs((positions - positions.mean(0)) @ axes).max()
             one_place = extent <= _TINY * np.abs(positions).max()
-            scale = 1.0 if one_place else 1.0 / (position_scale * extent)
+            scale = 1.0 if one_place else 1.0 / (POSITION_SCALE * extent)
         return cls(world_to_scene, float(scale))
 
     def apply(self, c2w: Float[np.ndarray, "*v 4 4"]) -> Float32[np.ndarray, "*v 4 4"]:

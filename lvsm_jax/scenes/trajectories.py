@@ -17,22 +17,23 @@ from scipy.spatial.transform import Rotation, RotationSpline
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes.photograph import PosedCamera
 
+PosedCameras = Sequence[PosedCamera]
+Poses = Float64[np.ndarray, "n 4 4"]
+Vector = Float64[np.ndarray, "3"]
+
 # Below this mean sin² of the angle to their common direction (1.5°) the viewing axes are parallel,
 # and where they meet is noise.
 _PARALLEL = math.sin(math.radians(1.5)) ** 2
 _SHORTEST = 1e-2  # of the mean time between inputs: two in one place do not stop the path
 
 
-def interpolate(
-    cameras: Sequence[PosedCamera], frames: int, *, closed: bool = False
-) -> list[PosedCamera]:
+def interpolate(cameras: PosedCameras, frames: int, *, closed: bool = False) -> list[PosedCamera]:
     """A path through all cameras in their order, of about even speed.
 
-    Positions follow a cubic spline and rotations its counterpart on the sphere, both without jumps
-    in velocity or acceleration; focal lengths and principal points change without overshooting.
-
-    The path starts at the first camera and ends at the last or, if closed, goes on to the first,
-    ready to be repeated. UserError for fewer than two cameras.
+    It starts at the first camera and ends at the last or, if closed, goes on to the first, ready to
+    be repeated. Positions follow a cubic spline and rotations its counterpart on the sphere, both
+    without jumps in velocity or acceleration; focal lengths and principal points change without
+    overshooting. UserError for fewer than two cameras.
     """
     cameras, c2w = _alike(cameras, frames, at_least=2)
     fxfycxcy = np.stack([camera.fxfycxcy for camera in cameras])
@@ -48,32 +49,19 @@ def interpolate(
     result[:, :3, :3] = RotationSpline(times, rotations)(now).as_matrix()
     focal = PchipInterpolator(times, np.log(fxfycxcy[keys, :2]))(now)
     centre = PchipInterpolator(times, fxfycxcy[keys, 2:])(now)
-    intrinsics = np.concatenate([np.exp(focal), centre], axis=1)
-    return _path(result, intrinsics, cameras[0])
+    return _path(result, cameras[0], np.concatenate([np.exp(focal), centre], axis=1))
 
 
 def orbit(
-    cameras: Sequence[PosedCamera],
-    frames: int,
-    *,
-    degrees: float = 360.0,
-    distance: float | None = None,
+    cameras: PosedCameras, frames: int, *, degrees: float = 360.0, distance: float | None = None
 ) -> list[PosedCamera]:
     """A circle around what the cameras look at, at their mean radius and height above it.
 
-    A full turn starts at the cameras' mean direction and does not repeat its first frame; a part of
-    one has that direction in its middle.
-
-    Args:
-        cameras: one or more.
-        frames: cameras of the path.
-        degrees: how far to go around; positive to the camera's right.
-        distance: from the middle camera to what it looks at; by default that is where the
-            cameras' viewing axes meet.
-
-    Raises:
-        UserError: the axes do not meet in front of the cameras and no distance is given, or the
-            cameras look straight down at the point.
+    It goes around by `degrees`, positive to the camera's right. A full turn starts at the cameras'
+    mean direction and does not repeat its first frame; a part of one has that direction in its
+    middle. Its centre is at a `distance` from the middle camera, by default where the cameras'
+    viewing axes meet. UserError if these do not meet in front of the cameras and no distance is
+    given, or if the cameras look straight down at the point.
     """
     cameras, c2w = _alike(cameras, frames)
     target = meeting_point(c2w, distance)
@@ -88,22 +76,23 @@ def orbit(
     offsets = c2w[:, :3, 3] - target
     height = (offsets @ up).mean()
     level = offsets - (offsets @ up)[:, None] * up
-    radius = np.linalg.norm(level, axis=1).mean()
+    radii = np.linalg.norm(level, axis=1)
+    radius = radii.mean()
     if radius < 1e-3 * np.linalg.norm(offsets, axis=1).mean():
         raise UserError("the cameras look straight up or down: there is no circle around that")
     start = level.mean(0)
     if np.linalg.norm(start) < 1e-2 * radius:  # they stand all around
-        start = level[np.linalg.norm(level, axis=1).argmax()]
+        start = level[radii.argmax()]
     start /= np.linalg.norm(start)
     full = abs(degrees) >= 360
     begin, end = (0, degrees) if full else (-degrees / 2, degrees / 2)
     angle = np.radians(np.linspace(begin, end, frames, endpoint=not full))[:, None]
     circle = np.cos(angle) * start + np.sin(angle) * np.cross(up, start)
-    return _path(_looking_at(target + radius * circle + height * up, target, up), None, cameras[0])
+    return _path(_looking_at(target + radius * circle + height * up, target, up), cameras[0])
 
 
 def spiral(
-    cameras: Sequence[PosedCamera],
+    cameras: PosedCameras,
     frames: int,
     *,
     turns: float = 2.0,
@@ -112,17 +101,11 @@ def spiral(
 ) -> list[PosedCamera]:
     """Circles of the middle camera across its viewing axis while it moves ahead and back once.
 
-    Args:
-        cameras: one or more.
-        frames: cameras of the path.
-        turns: circles; with a whole number the path ends where it began.
-        radius: of the circles; it moves as far ahead and back. By default a quarter of how far the
-            cameras stand from their mean at most.
-        distance: to the point that the camera keeps looking at; by default where the cameras'
-            viewing axes meet, and where they do not it keeps its direction.
-
-    Raises:
-        UserError: all cameras stand in one place and no radius is given.
+    With a whole number of `turns` the path ends where it began. The `radius` of the circles is also
+    how far it moves ahead and back; by default it is a quarter of how far the cameras stand from
+    their mean at most, and a UserError if that is 0. The camera keeps looking at a point at a
+    `distance`, by default where the cameras' viewing axes meet; where they do not it keeps its
+    direction.
     """
     cameras, c2w = _alike(cameras, frames)
     radius = _length("radius", radius, _extent(c2w) / 4)
@@ -135,12 +118,10 @@ def spiral(
     result[:, :3, 3] += steps @ middle[:3, :3].T
     if target is not None:
         result = _looking_at(result[:, :3, 3], target, -middle[:3, 1])
-    return _path(result, None, cameras[0])
+    return _path(result, cameras[0])
 
 
-def dolly(
-    cameras: Sequence[PosedCamera], frames: int, *, travel: float | None = None
-) -> list[PosedCamera]:
+def dolly(cameras: PosedCameras, frames: int, *, travel: float | None = None) -> list[PosedCamera]:
     """Straight ahead along the middle camera's viewing axis, from behind it to before it.
 
     The way is `travel` long, negative to go backwards; by default twice as long as the cameras
@@ -151,7 +132,7 @@ def dolly(
     middle = _middle(c2w)
     result = np.tile(middle, (frames, 1, 1))
     result[:, :3, 3] += np.linspace(-travel / 2, travel / 2, frames)[:, None] * middle[:3, 2]
-    return _path(result, None, cameras[0])
+    return _path(result, cameras[0])
 
 
 def _length(name: str, value: float | None, default: float) -> float:
@@ -164,8 +145,8 @@ def _length(name: str, value: float | None, default: float) -> float:
 
 
 def _alike(
-    cameras: Sequence[PosedCamera], frames: int, at_least: int = 1
-) -> tuple[list[PosedCamera], Float64[np.ndarray, "v 4 4"]]:
+    cameras: PosedCameras, frames: int, at_least: int = 1
+) -> tuple[list[PosedCamera], Poses]:
     """The cameras, all of pictures of the first one's size, and their poses."""
     if frames < 1:
         raise UserError(f"frames is {frames}, expected at least 1")
@@ -177,19 +158,17 @@ def _alike(
 
 
 def _path(
-    c2w: Float64[np.ndarray, "n 4 4"],
-    fxfycxcy: Float64[np.ndarray, "n 4"] | None,
+    c2w: Poses,
     like: PosedCamera,
+    fxfycxcy: Float64[np.ndarray, "n 4"] | None = None,
 ) -> list[PosedCamera]:
     """Cameras of these poses; with no intrinsics of their own, those of `like`."""
     intrinsics = [like.fxfycxcy] * len(c2w) if fxfycxcy is None else fxfycxcy
-    return [
-        dataclasses.replace(like, c2w=pose, fxfycxcy=values)
-        for pose, values in zip(c2w, intrinsics, strict=True)
-    ]
+    both = zip(c2w, intrinsics, strict=True)
+    return [dataclasses.replace(like, c2w=pose, fxfycxcy=values) for pose, values in both]
 
 
-def _times(c2w: Float64[np.ndarray, "n 4 4"]) -> Float64[np.ndarray, " n"]:
+def _times(c2w: Poses) -> Float64[np.ndarray, " n"]:
     """When to be where: time is spent on moving and on turning, in shares of their means."""
     moved = np.linalg.norm(np.diff(c2w[:, :3, 3], axis=0), axis=1)
     rotations = Rotation.from_matrix(c2w[:, :3, :3])
@@ -204,22 +183,23 @@ def _times(c2w: Float64[np.ndarray, "n 4 4"]) -> Float64[np.ndarray, " n"]:
     return np.concatenate([[0.0], np.cumsum(durations)])
 
 
-def _extent(c2w: Float64[np.ndarray, "v 4 4"]) -> float:
+def _from_mean(c2w: Poses) -> Float64[np.ndarray, " n"]:
+    """Distance of each camera from their mean position."""
+    return np.linalg.norm(c2w[:, :3, 3] - c2w[:, :3, 3].mean(0), axis=1)
+
+
+def _extent(c2w: Poses) -> float:
     """Largest distance of a camera from the mean position; 0 where it is but rounding."""
-    positions = c2w[:, :3, 3]
-    extent = np.linalg.norm(positions - positions.mean(0), axis=1).max()
-    return float(extent) if extent > 1e-9 * np.abs(positions).max() else 0.0
+    extent = _from_mean(c2w).max()
+    return float(extent) if extent > 1e-9 * np.abs(c2w[:, :3, 3]).max() else 0.0
 
 
-def _middle(c2w: Float64[np.ndarray, "v 4 4"]) -> Float64[np.ndarray, "4 4"]:
+def _middle(c2w: Poses) -> Float64[np.ndarray, "4 4"]:
     """The camera that stands nearest to the mean position."""
-    positions = c2w[:, :3, 3]
-    return c2w[np.linalg.norm(positions - positions.mean(0), axis=1).argmin()]
+    return c2w[_from_mean(c2w).argmin()]
 
 
-def meeting_point(
-    c2w: Float64[np.ndarray, "v 4 4"], distance: float | None = None
-) -> Float64[np.ndarray, "3"] | None:
+def meeting_point(c2w: Poses, distance: float | None = None) -> Vector | None:
     """The point that the cameras look at, or None where their axes do not meet before them.
 
     Where its `distance` from the middle camera is known, it is on that camera's axis. UserError
@@ -241,7 +221,7 @@ def meeting_point(
     return point if ahead.all() else None
 
 
-def up_direction(c2w: Float64[np.ndarray, "v 4 4"]) -> Float64[np.ndarray, "3"]:
+def up_direction(c2w: Poses) -> Vector:
     """The direction that pictures taken upright agree on.
 
     People hold cameras level: their x axes lie in the ground plane, however they tilt. Cameras that
@@ -256,17 +236,12 @@ def up_direction(c2w: Float64[np.ndarray, "v 4 4"]) -> Float64[np.ndarray, "3"]:
     return up / np.linalg.norm(up)
 
 
-def _looking_at(
-    positions: Float64[np.ndarray, "n 3"],
-    target: Float64[np.ndarray, "3"],
-    up: Float64[np.ndarray, "3"],
-) -> Float64[np.ndarray, "n 4 4"]:
+def _looking_at(positions: Float64[np.ndarray, "n 3"], target: Vector, up: Vector) -> Poses:
     """Cameras at these positions that have the target in their middle and stand upright."""
     forward = target - positions
     right = np.cross(forward, up)
+    right /= np.linalg.norm(right, axis=1, keepdims=True)
+    forward /= np.linalg.norm(forward, axis=1, keepdims=True)
     c2w = np.tile(np.eye(4), (len(positions), 1, 1))
-    c2w[:, :3, 0] = right / np.linalg.norm(right, axis=1, keepdims=True)
-    c2w[:, :3, 2] = forward / np.linalg.norm(forward, axis=1, keepdims=True)
-    c2w[:, :3, 1] = np.cross(c2w[:, :3, 2], c2w[:, :3, 0])
-    c2w[:, :3, 3] = positions
+    c2w[:, :3] = np.stack([right, np.cross(forward, right), forward, positions], axis=-1)
     return c2w

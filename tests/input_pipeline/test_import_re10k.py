@@ -15,6 +15,7 @@ from PIL import Image
 
 from input_pipeline import storage
 from input_pipeline.re10k import __main__ as import_re10k
+from input_pipeline.re10k import import_chunks
 from input_pipeline.re10k.import_chunks import ImportFailure
 from tests.helpers import torch_zip
 
@@ -123,9 +124,11 @@ def test_a_bad_clip_is_refused_whole_with_its_reason(tmp_path, reason, clip):
     chunks = {"000000.torch": [make_clip("first"), clip, make_clip("last")]}
     index = {"first": "000000.torch", "last": "000000.torch"}
     source = write_source(tmp_path / "in", chunks, index=index)
-    chunk = import_re10k.find_chunks(source_path(source), source_path(tmp_path / "out"))["train"][0]
+    chunk = import_chunks.find_chunks(source_path(source), source_path(tmp_path / "out"))["train"][
+        0
+    ]
     import_re10k._prepare(source_path(tmp_path / "out"))
-    result = import_re10k.import_chunk(chunk, verify=True)
+    result = import_chunks.import_chunk(chunk, verify=True)
     assert result.shard.keys == ("first", "last")
     (finding,) = result.findings
     assert finding.refused

@@ -1,21 +1,20 @@
 """Reads posed photographs of one scene, in the formats that people have them in.
 
-Each reader is a function in a module of its own, which says what it reads. Given a file or folder,
-and the folder of images if that is another, it returns the scene, or None where there is nothing of
-its format. To add a format, write such a function and add it to `READERS`.
+A reader is a function. Given a file or folder, and the folder of images if that is another, it
+returns the scene, or None where there is nothing of its format. To add a format, write such a
+function and add it to `READERS`.
 """
 
 import os
 import pathlib
 
-from lvsm_jax.scenes.readers.cameras_json import read_cameras_json
 from lvsm_jax.scenes.readers.colmap import read_colmap
-from lvsm_jax.scenes.readers.nerfstudio import read_transforms_json
 from lvsm_jax.scenes.readers.scene import Scene, SceneError, ScenePhotograph, some_of
+from lvsm_jax.scenes.readers.scene_json import read_scene_json
 
 __all__ = ["READERS", "Scene", "SceneError", "ScenePhotograph", "read_scene"]
 
-READERS = (read_cameras_json, read_transforms_json, read_colmap)  # the first that finds one reads
+READERS = (read_scene_json, read_colmap)  # the first that finds one reads
 
 
 def read_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = None) -> Scene:
@@ -34,8 +33,7 @@ def read_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = No
         OSError: a file that cannot be read.
     """
     path = pathlib.Path(path).expanduser()
-    images = None if images is None else pathlib.Path(images).expanduser()
-    if images is not None and not images.is_dir():
+    if images is not None and not (images := pathlib.Path(images).expanduser()).is_dir():
         raise SceneError(f"there is no folder of images {images}")
     if not path.exists():
         raise SceneError(f"no scene {path}: no such file or folder")
@@ -54,8 +52,8 @@ def _nothing_in(folder: pathlib.Path) -> str:
     if (folder / "dataset_info.json").is_file():
         splits = sorted(file.stem.removeprefix("scenes-") for file in folder.glob("scenes-*.npz"))
         return f"{folder} is a dataset: name a clip as {folder}/SPLIT:KEY, with SPLIT of {splits}"
-    inner = sorted({file.parent.name for file in folder.glob("*/cameras.json")})
-    inner += sorted({file.parent.name for file in folder.glob("*/transforms.json")} - set(inner))
+    files = [*sorted(folder.glob("*/cameras.json")), *sorted(folder.glob("*/transforms.json"))]
+    inner = dict.fromkeys(file.parent.name for file in files)
     found = f"; it holds the scenes {some_of(inner)}" if inner else ""
     return (
         f"no scene in {folder}: expected cameras.json, transforms.json or a COLMAP model "

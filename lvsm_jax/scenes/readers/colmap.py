@@ -13,18 +13,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from lvsm_jax.scenes.photograph import PosedCamera
-from lvsm_jax.scenes.readers.scene import (
-    PINHOLES,
-    PosedImage,
-    Scene,
-    SceneError,
-    check_size,
-    find_image,
-    make_scene,
-    naming,
-    refuse_distortion,
-    some_of,
-)
+from lvsm_jax.scenes.readers import scene
+from lvsm_jax.scenes.readers.scene import PosedImage, Scene, SceneError
 
 _SECONDS, _BYTES_A_SECOND = 20, 2e6  # after which the reader of a damaged model is ended
 _PLACES = ("", "sparse", "sparse/*", "colmap/sparse/*")  # where COLMAP and its users put models
@@ -36,7 +26,7 @@ def read_colmap(path: pathlib.Path, images: pathlib.Path | None) -> Scene | None
     if not models:
         return None
     if len(models) > 1:
-        raise SceneError(f"several COLMAP models: name one of {some_of(map(str, models))}")
+        raise SceneError(f"several COLMAP models: name one of {scene.some_of(map(str, models))}")
     folder = models[0]
     model = _read_model(folder)
     root = images or _images_folder(folder)
@@ -44,26 +34,22 @@ def read_colmap(path: pathlib.Path, images: pathlib.Path | None) -> Scene | None
     for image in model["images"]:
         name, entry = image["file"], model["cameras"][str(image["camera"])]
         where = f"{folder}: image {name!r}"
-        file = find_image(root, name, where)
+        file = scene.find_image(root, name, where)
         if image["w2c"] is None:
             continue  # its file, if there is one, is noted as one without a pose
         fxfycxcy = _intrinsics(entry, f"{folder}: camera {image['camera']}")
-        with naming(where):
+        with scene.naming(where):
             camera = PosedCamera.from_w2c(image["w2c"], fxfycxcy, entry["w"], entry["h"])
-        check_size(file, camera, where)
+        scene.check_size(file, camera, where)
         posed.append(PosedImage(name, file, camera))
-    return make_scene(folder, root, posed, root.rglob("*"), by_name=True)
+    return scene.make_scene(folder, root, posed, root.rglob("*"), by_name=True)
 
 
 def _models(folder: pathlib.Path) -> list[pathlib.Path]:
     for place in _PLACES:
         candidates = sorted(folder.glob(place)) if place else [folder]
-        models = [
-            path
-            for path in candidates
-            if any((path / f"images{suffix}").is_file() for suffix in (".bin", ".txt"))
-        ]
-        if models:
+        files = {path: (path / "images.bin", path / "images.txt") for path in candidates}
+        if models := [path for path in candidates if any(f.is_file() for f in files[path])]:
             return models
     return []
 
@@ -76,26 +62,21 @@ def _read_model(folder: pathlib.Path) -> dict[str, Any]:
         )
     program = pathlib.Path(__file__).with_name("colmap_model.py")
     num_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    timeout = _SECONDS + num_bytes / _BYTES_A_SECOND
+    # -P: this package's modules must not stand in for others of the same name.
+    command = [sys.executable, "-P", os.fspath(program), os.fspath(folder.resolve())]
+    nothing = subprocess.DEVNULL
     try:
-        # -P: this package's modules must not stand in for others of the same name.
         done = subprocess.run(
-            [sys.executable, "-P", os.fspath(program), os.fspath(folder.resolve())],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_SECONDS + num_bytes / _BYTES_A_SECOND,
+            command, stdin=nothing, capture_output=True, text=True, check=False, timeout=timeout
         )
-    except subprocess.TimeoutExpired as error:
-        raise SceneError(
-            f"{folder}: no COLMAP model that can be read: its reader did not end in "
-            f"{error.timeout:.0f} s"
-        ) from None
-    if done.returncode:
+        if not done.returncode:
+            return json.loads(done.stdout)
         lines = done.stderr.strip().splitlines()
         reason = lines[-1] if lines and done.returncode == 1 else "its reader broke down"
-        raise SceneError(f"{folder}: no COLMAP model that can be read: {reason}")
-    return json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        reason = f"its reader did not end in {timeout:.0f} s"
+    raise SceneError(f"{folder}: no COLMAP model that can be read: {reason}")
 
 
 def _images_folder(folder: pathlib.Path) -> pathlib.Path:
@@ -109,11 +90,12 @@ def _images_folder(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _intrinsics(entry: Mapping[str, Any], where: str) -> Float64[np.ndarray, "4"]:
-    if entry["model"] not in PINHOLES:
-        raise SceneError(f"{where}: its model is {entry['model']}, expected one of {PINHOLES}")
+    if entry["model"] not in scene.PINHOLES:
+        pinholes = scene.PINHOLES
+        raise SceneError(f"{where}: its model is {entry['model']}, expected one of {pinholes}")
     parameters = dict(entry["parameters"])
     f = parameters.pop("f", None)
     fx, fy = parameters.pop("fx", f), parameters.pop("fy", f)
-    centre = parameters.pop("cx"), parameters.pop("cy")
-    refuse_distortion(parameters, where)
-    return np.array([fx, fy, *centre])
+    cx, cy = parameters.pop("cx"), parameters.pop("cy")
+    scene.refuse_distortion(parameters, where)
+    return np.array([fx, fy, cx, cy])

@@ -23,17 +23,11 @@ def main(folder: str) -> None:
     import pycolmap
 
     model = pycolmap.Reconstruction(folder)
-    cameras = {
-        camera_id: {
-            "model": camera.model.name,
-            "w": camera.width,
-            "h": camera.height,
-            "parameters": dict(
-                zip(camera.params_info.split(", "), camera.params.tolist(), strict=True)
-            ),
-        }
-        for camera_id, camera in model.cameras.items()
-    }
+    cameras = {}
+    for camera_id, camera in model.cameras.items():
+        values = zip(camera.params_info.split(", "), camera.params.tolist(), strict=True)
+        size = {"w": camera.width, "h": camera.height}
+        cameras[camera_id] = {"model": camera.model.name, "parameters": dict(values), **size}
     names = _names_in_text(pathlib.Path(folder))
     images = [
         {

@@ -18,13 +18,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.scenes.photograph import (
-    EXIF_ORIENTATION,
-    FORMATS,
-    PICTURE_ERRORS,
-    Photograph,
-    PosedCamera,
-)
+from lvsm_jax.scenes import photograph
+from lvsm_jax.scenes.photograph import Photograph, PosedCamera
 
 # Those that are a pinhole camera when their other parameters are zero.
 PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
@@ -53,36 +48,25 @@ class ScenePhotograph:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a reader found.
+    """What a reader found; `transforms.json` and COLMAP have no order but that of the names."""
 
-    Attributes:
-        source: file, folder or clip that it was read from.
-        photographs: one or more; in the order of the file or clip, those of `transforms.json` and
-            COLMAP, which have none, by name.
-        notes: what was left out, a sentence each.
-    """
-
-    source: str
-    photographs: list[ScenePhotograph]
-    notes: list[str]
+    source: str  # file, folder or clip that it was read from
+    photographs: list[ScenePhotograph]  # one or more
+    notes: list[str]  # what was left out, a sentence each
 
     def __getitem__(self, name: str) -> ScenePhotograph:
-        for photograph in self.photographs:
-            if photograph.name == name:
-                return photograph
-        names = [photograph.name for photograph in self.photographs]
-        raise SceneError(f"{self.source} has no photograph {name!r}; it has {some_of(names)}")
+        by_name = {photograph.name: photograph for photograph in self.photographs}
+        if name not in by_name:
+            raise SceneError(f"{self.source} has no photograph {name!r}; it has {some_of(by_name)}")
+        return by_name[name]
 
 
 class PosedImage(NamedTuple):
-    """A pose of a scene file, with its image where there is one.
-
-    The camera may be None only without an image.
-    """
+    """A pose of a scene file, with its image where there is one."""
 
     name: str
     file: pathlib.Path | None
-    camera: PosedCamera | None
+    camera: PosedCamera | None  # None only without an image
 
 
 @contextlib.contextmanager
@@ -103,7 +87,7 @@ def check_size(image: pathlib.Path | None, camera: PosedCamera, where: str) -> N
         hint = ""
         if (height, width) == (camera.width, camera.height):
             with Image.open(image) as picture:
-                if (orientation := picture.getexif().get(EXIF_ORIENTATION, 1)) not in (0, 1):
+                if orientation := photograph.turn_by_exif(picture):
                     hint = f"; its EXIF orientation {orientation} asks for a turn: turn its pixels"
         raise SceneError(
             f"{where}: 'w' and 'h' are {camera.width}×{camera.height}, but {image} has "
@@ -119,14 +103,10 @@ def make_scene(
     *,
     by_name: bool,
 ) -> Scene:
-    """The scene of what is there, and notes on what is not.
+    """The scene of what is there in the folder `root`, and notes on what is not.
 
-    Args:
-        source: of the poses.
-        root: folder of the images.
-        posed: images in the order of the source.
-        files: of which those that are images should have a pose.
-        by_name: whether to sort by name.
+    Photographs keep the order of `posed` unless `by_name` sorts them. Those of `files` that are
+    images should have a pose in the `source`.
     """
     counts = collections.Counter(image.name for image in posed)
     if twice := [name for name, count in counts.items() if count > 1]:
@@ -136,7 +116,7 @@ def make_scene(
     if not photographs:
         raise SceneError(f"{source}: none of its images is in {root}: {some_of(missing)}")
     if by_name:
-        photographs.sort(key=lambda photograph: natural_order(photograph.name))
+        photographs.sort(key=lambda one: natural_order(one.name))
     known = {image.file.resolve() for image in posed if image.file}
     unposed = sorted(
         os.fspath(file.relative_to(root))
@@ -162,13 +142,9 @@ def natural_order(name: str) -> list[tuple[int, int, str]]:
 def find_image(
     root: pathlib.Path, name: Any, where: str, suffixes: Sequence[str] = ()
 ) -> pathlib.Path | None:
-    """The image file of this name, or None where there is none.
+    """The image file of this name, perhaps with one of the suffixes; None where there is none.
 
-    Args:
-        root: the folder that it must lie in, also after following links.
-        name: relative to the root.
-        where: for error messages.
-        suffixes: that the file may have besides.
+    The name is relative to `root`, in which the file must lie, also after following links.
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise SceneError(f"{where} is missing or no text, expected the name of an image file")
@@ -190,9 +166,9 @@ def find_image(
 def picture_size_of(image: pathlib.Path | io.BytesIO) -> tuple[int, int]:
     """Width and height, from the first bytes."""
     try:
-        with Image.open(image, formats=FORMATS) as picture:
+        with Image.open(image, formats=photograph.FORMATS) as picture:
             return picture.size
-    except PICTURE_ERRORS as error:
+    except photograph.PICTURE_ERRORS as error:
         what = image if isinstance(image, pathlib.Path) else "the image"
         damaged = not isinstance(error, Image.UnidentifiedImageError)
         raise SceneError(f"{what}: {error if damaged else 'not a picture'}") from None
