@@ -15,6 +15,8 @@ class WorkerError(UserError):
     """A worker process was killed, or could not start."""
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 _task: Callable[[Any], Any] | None = None  # of the pool that this worker process belongs to
 
 
@@ -28,7 +30,15 @@ def worker_pool(
     SIG_DFL for `on_interrupt`; SIG_IGN leaves it to the parent.
     """
     spawn = multiprocessing.get_context("spawn")
-    return futures.ProcessPoolExecutor(workers, spawn, _start, (on_interrupt, task))
+    pool = futures.ProcessPoolExecutor(workers, spawn, _start, (on_interrupt, task))
+    # They inherit that signals are blocked, until `_start` has said what these do.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        for _ in range(workers):
+            pool.submit(os.getpid)  # each spawns one, as none is idle yet
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pool
 
 
 def run_task(argument: Any) -> Any:
@@ -39,8 +49,9 @@ def run_task(argument: Any) -> Any:
 def _start(on_interrupt: signal.Handlers, task: Callable[[Any], Any] | None) -> None:
     global _task
     _task = task
-    signal.signal(signal.SIGINT, on_interrupt)
-    signal.signal(signal.SIGTERM, on_interrupt)
+    for number in _SIGNALS:
+        signal.signal(number, on_interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
