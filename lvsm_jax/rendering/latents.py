@@ -44,12 +44,9 @@ class LatentCache:
 def latent_cache(
     model: ViewSynthesisModel, images: Array | np.ndarray, cameras: Cameras
 ) -> LatentCache:
-    """Encodes input views for `lvsm_jax.render`; as in `ViewCache`, no device is waited for.
+    """Encodes views for `lvsm_jax.render`, without waiting for a device.
 
-    Args:
-        model: an LVSMEncoderDecoder.
-        images: `[b, v, h, w, 3]`, float in [0, 1]; at least one view.
-        cameras: `[b, v]`.
+    Takes an LVSMEncoderDecoder, images `[b, v, h, w, 3]`, float in [0, 1], and cameras `[b, v]`.
 
     Raises:
         UserError: a model without latents, or images and cameras that do not go together.
