@@ -43,10 +43,7 @@ def attention(
     `blocked` (a few heads at a time so that the scores stay in the CPU's cache),
     `cudnn` (fused, NVIDIA, bfloat16 or float16),
     `splash` (fused, TPU, numbers of tokens that are multiples of 128; interpreted, hence slow, on
-    other backends).
-
-    Raises:
-        UserError: unknown implementation, or shapes that it cannot take.
+    other backends). Raises UserError for an unknown one, or shapes that it cannot take.
     """
     implementation = choose(implementation, q, k)
 
@@ -156,17 +153,12 @@ def _blocked(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     v = v.transpose(0, 2, 1, 3).reshape(b * m, s, c)
     pairs, queries = block_sizes(b * m, t, s)
 
-    def batched(a: Array, b: Array) -> Array:
-        # jnp.matmul drops a batch of one, and remat policies would take it for a linear layer.
-        dimensions = (((2,), (1,)), ((0,), (0,)))
-        return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
-
     def block(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-        scores = batched(q, k)
+        scores = batched_product(q, k)
         largest = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         sums = weights.sum(axis=-1, keepdims=True)
-        out = batched(weights.astype(v.dtype), v)
+        out = batched_product(weights.astype(v.dtype), v)
         return (out / sums).astype(v.dtype), (largest + jnp.log(sums))[..., 0]
 
     def some_pairs(qkv: tuple[Array, Array, Array]) -> tuple[Array, Array]:
@@ -177,6 +169,13 @@ def _blocked(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
 
     out, lse = map_blocks(some_pairs, tuple(x.reshape(-1, pairs, *x.shape[1:]) for x in (q, k, v)))
     return out.reshape(b, m, t, c).swapaxes(1, 2), lse.reshape(b, m, t).swapaxes(1, 2)
+
+
+def batched_product(a: Array, b: Array, contract: tuple[int, int] = (2, 1)) -> Array:
+    """The matmul of each pair in a batch, summed over these dimensions, in float32."""
+    # jnp.matmul drops a batch of one, and remat policies would take it for a linear layer.
+    dimensions = (contract[:1], contract[1:]), ((0,), (0,))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
 def map_blocks(function: Callable[..., Any], xs: Any) -> Any:
