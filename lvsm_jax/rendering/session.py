@@ -99,8 +99,7 @@ class Session:
         self._model = model
         self._size = (image_height, image_height if image_width is None else image_width)
         self._max_views, self._max_pixels = max_views, max_pixels
-        self._targets_at_once = targets_at_once
-        self._scale = scale
+        self._targets_at_once, self._scale = targets_at_once, scale
         self._lock = threading.Lock()
         self._closed = False
         self._timings: dict[str, float] = {}
@@ -111,17 +110,12 @@ class Session:
         self._memory = {"total": total, "per_view": total // max_views}
 
     def add(self, photographs: Photograph | Iterable[Photograph]) -> list[str]:
-        """Adds photographs; all of them or, if one cannot be, none.
+        """Adds photographs, all of them or, if one cannot be, none; returns their names, in order.
 
-        The first ones of a session fix its frame and scale, so give those together.
-
-        Returns:
-            Their names, in order; those without one are called "view-0", "view-1" and so on, each
-            number once in a session.
-
-        Raises:
-            UserError: no room for so many, a name that is taken, a photograph with too many
-                pixels, or cameras that the frame puts out of reach of float32.
+        The first ones of a session fix its frame and scale, so give those together. Those without a
+        name are called "view-0", "view-1" and so on, each number once in a session. Raises
+        UserError if there is no room for so many, a name is taken, a photograph has too many
+        pixels, or the frame puts cameras out of reach of float32.
         """
         with self._timed("add"):
             several = [photographs] if isinstance(photographs, Photograph) else list(photographs)
@@ -146,8 +140,7 @@ class Session:
     def replace(self, name: str, photograph: Photograph) -> None:
         """Replaces the photograph of this name; the new one takes it, whatever its own.
 
-        Raises:
-            UserError: no view of that name, or a photograph that `add` would refuse.
+        Raises UserError for an unknown name, or a photograph that `add` would refuse.
         """
         with self._timed("replace"):
             with self._open() as state:
@@ -161,11 +154,7 @@ class Session:
                 self._put(dataclasses.replace(state, views=state.views | {name: view}), cache)
 
     def remove(self, *names: str) -> None:
-        """Removes views; all of them or, if one cannot be, none.
-
-        Raises:
-            UserError: no view of that name, or a name given twice.
-        """
+        """Removes views; all of them or, for a name that is unknown or given twice, UserError."""
         with self._timed("remove"), self._open() as state:
             _check_known(state, names)
             numbered, cache = list(state.numbered), self._take_cache()
@@ -185,28 +174,18 @@ class Session:
         The camera is in the same world as the photographs. The render shows the middle of its
         picture, cut like a photograph of its size would be; that is all of it where the two have
         the same shape. Height and width, both or none, are multiples of the model's patch; by
-        default those of the inputs.
-
-        Raises:
-            UserError: no views, or a size that cannot be rendered.
+        default those of the inputs. Raises UserError without views, or for another size.
         """
         with self._timed("render"):
             return self._render([camera], self._render_size(height, width))[0]
 
     def render_path(
-        self,
-        cameras: Sequence[PosedCamera],
-        *,
-        height: int | None = None,
-        width: int | None = None,
+        self, cameras: Sequence[PosedCamera], *, height: int | None = None, width: int | None = None
     ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """Renders what several cameras see, one after the other, as `render` does.
 
         `targets_at_once` are rendered together, when the first of them is asked for, from the views
         that are there then; in between, others can use the session.
-
-        Raises:
-            UserError: no views, or a size that cannot be rendered.
         """
         cameras, at_once = list(cameras), self._targets_at_once
         size = self._render_size(height, width)
@@ -281,11 +260,10 @@ class Session:
         camera = photograph.camera
         what = "a photograph" if photograph.name is None else f"photograph {photograph.name!r}"
         crop = ResizeCrop.cover((camera.width, camera.height), *self._size)
-        for width, height in (crop.source, crop.resized):
+        for (width, height), when in ((crop.source, ""), (crop.resized, " when it is resized")):
             if width * height > self._max_pixels:
-                resized = " when it is resized" if (width, height) != crop.source else ""
                 raise UserError(
-                    f"{what} has {width}×{height} pixels{resized}, more than max_pixels "
+                    f"{what} has {width}×{height} pixels{when}, more than max_pixels "
                     f"{self._max_pixels}"
                 )
         return View(camera, photograph.cropped_to(*self._size))
@@ -294,10 +272,8 @@ class Session:
         there = len(state.views)
         if there + new > self._max_views:
             hint = f": remove or replace some of {', '.join(state.views)}" if there else ""
-            raise UserError(
-                f"full: {new} more views do not fit beside {there} of at most "
-                f"{self._max_views}{hint}"
-            )
+            most = f"at most {self._max_views}{hint}"
+            raise UserError(f"full: {new} more views do not fit beside {there} of {most}")
 
     def _render_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """The size of a render, once it is known that there can be one."""
@@ -307,10 +283,8 @@ class Session:
             size = self._size if height is None else (height, width)
             check_image_size(*size, self._model.config.patch_size)
             if math.prod(size) > self._max_pixels:
-                raise UserError(
-                    f"a render of {size[1]}×{size[0]} pixels has more than max_pixels "
-                    f"{self._max_pixels}"
-                )
+                pixels = f"{size[1]}×{size[0]} pixels"
+                raise UserError(f"a render of {pixels} has more than max_pixels {self._max_pixels}")
             _check_some(state)
             return size
 

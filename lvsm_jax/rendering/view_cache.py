@@ -22,8 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from lvsm_jax.common.errors import UserError
@@ -48,8 +46,7 @@ class ViewCache:
     """Keys and values of the input views of some scenes; the decoder reads them as `InputViews`.
 
     Attributes:
-        store: for each cross-attention of a layer (the published model has one) the pair of its
-            keys and values, each a `Stored`.
+        store: a pair of `Stored` keys and values for each cross-attention of a layer.
         num_views: `[b]` int32, views that each scene has; they are numbered from 0.
         image_size: height and width of the input views in pixels.
     """
@@ -105,15 +102,8 @@ def init_cache(
     Where a mesh is set (`jax.set_mesh`), scenes are spread over its devices as in training, and the
     slots of a scene over the axis `view`. All other functions then need that mesh too.
 
-    Args:
-        model: an EfficientLVSM.
-        batch: scenes.
-        max_views: most views of a scene.
-        image_size: height and width of the input views in pixels.
-
-    Raises:
-        UserError: a model that has no such cache, a size that cannot be, or one that the mesh
-            does not divide.
+    Raises UserError for a model other than EfficientLVSM, a size (height and width of the input
+    views in pixels) that cannot be, or one that the mesh does not divide.
     """
     _check_model(model)
     check_positive(batch=batch, max_views=max_views)
@@ -139,8 +129,8 @@ def init_cache(
         return cache  # it is on the mesh, or goes wherever it is used
     # To the devices of the weights, so that the first call does not compile twice.
     sharding = weight.sharding
-    if isinstance(sharding, NamedSharding):
-        sharding = NamedSharding(sharding.mesh, P())
+    if isinstance(sharding, jax.NamedSharding):
+        sharding = jax.NamedSharding(sharding.mesh, jax.P())
     return jax.device_put(cache, sharding)
 
 
@@ -154,17 +144,10 @@ def add_views(
 ) -> ViewCache:
     """Adds `k` views to every scene, after those that are there; encodes these alone.
 
-    Of views for which a scene has no slot left, none is added: `num_views` stays at `max_views`.
-
-    Args:
-        model: an EfficientLVSM.
-        cache: donated.
-        images: `[b, k, h, w, 3]`, float in [0, 1].
-        cameras: `[b, k]`.
-        num_new: how many of them, from the first, each scene takes; all by default.
-
-    Raises:
-        UserError: more views than slots, or what does not fit together.
+    Images are `[b, k, h, w, 3]`, float in [0, 1], and cameras `[b, k]`. Each scene takes the first
+    `num_new`, one number or `[b]`; all by default. Of views for which a scene has no slot left,
+    none is added: `num_views` stays at `max_views`. Raises UserError for more views than slots, or
+    what does not fit together.
     """
     _check_views(model, cache, images, cameras)
     k = images.shape[1]
@@ -186,18 +169,10 @@ def replace_view(
     images: Array | np.ndarray,
     cameras: Cameras,
 ) -> ViewCache:
-    """Replaces one view of every scene.
+    """Replaces one view of every scene, by images `[b, 1, h, w, 3]` with cameras `[b, 1]`.
 
-    Args:
-        model: an EfficientLVSM.
-        cache: donated.
-        index: number of the view to replace, one for all scenes or `[b]`; a scene without a view of
-            that number stays as it is.
-        images: `[b, 1, h, w, 3]`, float in [0, 1].
-        cameras: `[b, 1]`.
-
-    Raises:
-        UserError: a number beyond the slots, or what does not fit together.
+    `index` is its number, one for all scenes or `[b]`; a scene without a view of that number stays
+    as it is. Raises UserError for a number beyond the slots, or what does not fit together.
     """
     _check_views(model, cache, images, cameras)
     if images.shape[1] != 1:
@@ -215,13 +190,9 @@ def replace_view(
 def remove_views(cache: ViewCache, indices: Numbers) -> ViewCache:
     """Removes views; the last view takes the number of a removed one.
 
-    Args:
-        cache: donated.
-        indices: numbers as they are before the call: one, `[k]` for every scene alike, or `[b, k]`,
-            in which -1 stands for none. Numbers that a scene does not have remove nothing.
-
-    Raises:
-        UserError: a number beyond the slots, or one that is given twice.
+    `indices` are numbers as they are before the call: one, `[k]` for every scene alike, or
+    `[b, k]`, in which -1 stands for none. Numbers that a scene does not have remove nothing. Raises
+    UserError for a number beyond the slots, or one that is given twice.
     """
     indices = np.atleast_1d(_integers(indices))
     if indices.size == 0:
@@ -242,18 +213,13 @@ def render(
     *,
     targets_at_once: int = 8,
 ) -> Float[Array, "b t h w 3"]:
-    """Renders cameras from the views of a cache; raises UserError for what does not fit together.
+    """Renders cameras `[b, t]` from a cache of views, or of latents (`lvsm_jax.latent_cache`).
 
-    The time follows the views that are there, not the slots.
-
-    Args:
-        model: as of the cache.
-        cache: of views, or an LVSMEncoderDecoder's latents (`lvsm_jax.latent_cache`); not donated.
-            Renders of a scene without views are finite, and mean nothing.
-        cameras: `[b, t]`, any number.
-        image_size: height and width of the renders, to which the intrinsics belong; by default
-            that of the inputs.
-        targets_at_once: targets of a group; more are rendered group by group, in constant memory.
+    The time follows the views that are there, not the slots. Renders of a scene without views are
+    finite, and mean nothing. The cache is not donated. `image_size` is height and width of the
+    renders, to which the intrinsics belong; by default that of the inputs. More targets than
+    `targets_at_once` are rendered group by group, in constant memory. Raises UserError for what
+    does not fit together.
     """
     groups = list(render_path(model, cache, cameras, image_size, targets_at_once=targets_at_once))
     return groups[0] if len(groups) == 1 else jnp.concatenate(groups, axis=1)
