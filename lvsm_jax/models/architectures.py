@@ -10,19 +10,13 @@ from flax import nnx
 from lvsm_jax.common.checks import check_choice
 from lvsm_jax.common.config import section
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.models import efficient_lvsm, lvsm
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel
-from lvsm_jax.models.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
-from lvsm_jax.models.lvsm import (
-    LVSMDecoderOnly,
-    LVSMDecoderOnlyConfig,
-    LVSMEncoderDecoder,
-    LVSMEncoderDecoderConfig,
-)
 
 _MODELS: dict[type[ModelConfig], type[ViewSynthesisModel]] = {
-    EfficientLVSMConfig: EfficientLVSM,
-    LVSMDecoderOnlyConfig: LVSMDecoderOnly,
-    LVSMEncoderDecoderConfig: LVSMEncoderDecoder,
+    efficient_lvsm.EfficientLVSMConfig: efficient_lvsm.EfficientLVSM,
+    lvsm.LVSMDecoderOnlyConfig: lvsm.LVSMDecoderOnly,
+    lvsm.LVSMEncoderDecoderConfig: lvsm.LVSMEncoderDecoder,
 }
 
 CONFIGS = {model.__name__: config for config, model in _MODELS.items()}
@@ -37,15 +31,15 @@ def config_class(architecture: Any) -> type[ModelConfig]:
 def read_config(config: ml_collections.ConfigDict) -> ModelConfig:
     """The model of an experiment's config: its `architecture` and its section `model`.
 
-    Raises:
-        UserError: naming the field that is wrong.
+    Fields that the section lacks take their defaults. Raises UserError naming the field that is
+    wrong.
     """
     cls = config_class(config.get("architecture"))
-    given = config.get("model", {}).keys()
-    if lacking := [f.name for f in dataclasses.fields(cls) if f.name not in given]:
+    known = {field.name for field in dataclasses.fields(cls)}
+    if unknown := sorted(set(config.get("model", {})) - known):
         raise UserError(
-            f"config.model lacks {lacking} of {config.architecture}: an architecture is chosen by "
-            "a config file made for it, as configs/base.py:NAME is"
+            f"config.model has {unknown}, but {config.architecture} only {sorted(known)}: an "
+            "architecture is chosen by a config file made for it, as configs/base.py:NAME is"
         )
     return section(config, "model", cls)
 

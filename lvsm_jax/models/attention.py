@@ -22,8 +22,10 @@ IMPLEMENTATIONS = ("auto", "xla", "blocked", "cudnn", "splash")
 _BLOCK_SCORES = 2**20
 # Name by which remat policies save what splash attention's backward pass needs of its forward.
 SAVED_ATTENTION = "attention"
-# Splash attention works on tiles of 128 tokens; longer ones are faster while VMEM lasts.
-_SPLASH_BLOCKS = (1024, 512, 256, 128)
+
+
+# What `attention_with_lse` returns.
+Partial = tuple[Float[Array, "b t m c"], Float[Array, "b t m"]]
 
 
 def attention(
@@ -35,19 +37,13 @@ def attention(
 ) -> Float[Array, "*batch t m c"]:
     """`softmax(q·kᵀ / √c)·v` for each head, with the softmax in float32.
 
-    Args:
-        q: queries; a mesh cuts them as keys and values, by their leading dimensions.
-        k: keys.
-        v: values.
-        implementation: `auto` takes the best for the backend and the shapes, else one of
-            `xla` (`jax.nn.dot_product_attention`; runs everywhere),
-            `blocked` (a few heads at a time so that the scores stay in the CPU's cache),
-            `cudnn` (fused, NVIDIA, bfloat16 or float16),
-            `splash` (fused, TPU, numbers of tokens that are multiples of 128; interpreted,
-            hence slow, on other backends).
-
-    Raises:
-        UserError: unknown implementation, or shapes that it cannot take.
+    A mesh cuts queries, keys and values alike, by their leading dimensions. The implementation
+    `auto` takes the best for the backend and the shapes, else it is one of
+    `xla` (`jax.nn.dot_product_attention`; runs everywhere),
+    `blocked` (a few heads at a time so that the scores stay in the CPU's cache),
+    `cudnn` (fused, NVIDIA, bfloat16 or float16),
+    `splash` (fused, TPU, numbers of tokens that are multiples of 128; interpreted, hence slow, on
+    other backends). Raises UserError for an unknown one, or shapes that it cannot take.
     """
     implementation = choose(implementation, q, k)
 
@@ -72,7 +68,7 @@ def attention_with_lse(
     *,
     lengths: Int[Array, "b"] | None = None,
     implementation: str = "auto",
-) -> tuple[Float[Array, "b t m c"], Float[Array, "b t m"]]:
+) -> Partial:
     """`attention`, and the `log Σ exp(q·kᵀ / √c)` by which `merge_attention` joins other keys.
 
     In each scene the first `lengths` keys count, by default all; with lengths, implementations
@@ -84,14 +80,9 @@ def attention_with_lse(
         return _blocked(q, k, v)
     if implementation == "splash" and lengths is None:
         return _splash(q, k, v, with_lse=True)
-    return jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        key_value_seq_lengths=lengths,
-        implementation="cudnn" if implementation == "cudnn" else "xla",
-        return_residual=True,
-    )
+    kernel = "cudnn" if implementation == "cudnn" else "xla"
+    options = {"key_value_seq_lengths": lengths, "implementation": kernel}
+    return jax.nn.dot_product_attention(q, k, v, return_residual=True, **options)
 
 
 def attention_entropy(
@@ -111,10 +102,6 @@ def attention_entropy(
 def skips_by_length(implementation: str, dtype: Any) -> bool:
     """Whether `attention_with_lse` skips keys beyond `lengths`; else it computes and masks them."""
     return implementation == "cudnn" or (implementation == "auto" and _has_cudnn(dtype))
-
-
-# What `attention_with_lse` returns.
-Partial = tuple[Float[Array, "b t m c"], Float[Array, "b t m"]]
 
 
 def merge_attention(a: Partial, b: Partial) -> Partial:
@@ -147,10 +134,7 @@ def _has_cudnn(dtype: Any) -> bool:
 
 
 def platform(x: Array) -> str:
-    """The platform that the program is compiled for: that of the mesh of `x`, if it has one.
-
-    It need not be here, see `lvsm_jax.programs.aot`.
-    """
+    """The platform to compile for: of the mesh of `x`, which need not be here (`programs.aot`)."""
     mesh = jax.typeof(x).sharding.mesh
     device = None if mesh.empty else mesh.abstract_device
     return jax.default_backend() if device is None else device.platform
@@ -169,17 +153,12 @@ def _blocked(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     v = v.transpose(0, 2, 1, 3).reshape(b * m, s, c)
     pairs, queries = block_sizes(b * m, t, s)
 
-    def batched(a: Array, b: Array) -> Array:
-        # jnp.matmul drops a batch of one, and remat policies would take it for a linear layer.
-        dimensions = (((2,), (1,)), ((0,), (0,)))
-        return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
-
     def block(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-        scores = batched(q, k)
+        scores = batched_product(q, k)
         largest = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         sums = weights.sum(axis=-1, keepdims=True)
-        out = batched(weights.astype(v.dtype), v)
+        out = batched_product(weights.astype(v.dtype), v)
         return (out / sums).astype(v.dtype), (largest + jnp.log(sums))[..., 0]
 
     def some_pairs(qkv: tuple[Array, Array, Array]) -> tuple[Array, Array]:
@@ -189,10 +168,14 @@ def _blocked(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
         return out.swapaxes(0, 1).reshape(pairs, t, c), lse.swapaxes(0, 1).reshape(pairs, t)
 
     out, lse = map_blocks(some_pairs, tuple(x.reshape(-1, pairs, *x.shape[1:]) for x in (q, k, v)))
-    return (
-        out.reshape(b, m, t, c).transpose(0, 2, 1, 3),
-        lse.reshape(b, m, t).transpose(0, 2, 1),
-    )
+    return out.reshape(b, m, t, c).swapaxes(1, 2), lse.reshape(b, m, t).swapaxes(1, 2)
+
+
+def batched_product(a: Array, b: Array, contract: tuple[int, int] = (2, 1)) -> Array:
+    """The matmul of each pair in a batch, summed over these dimensions, in float32."""
+    # jnp.matmul drops a batch of one, and remat policies would take it for a linear layer.
+    dimensions = (contract[:1], contract[1:]), ((0,), (0,))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
 def map_blocks(function: Callable[..., Any], xs: Any) -> Any:
@@ -204,12 +187,12 @@ def map_blocks(function: Callable[..., Any], xs: Any) -> Any:
 
 def block_sizes(pairs: int, queries: int, keys: int, scores: int | None = None) -> tuple[int, int]:
     """How many (scene, head) pairs and queries a block takes, to hold at most so many scores."""
-    scores = _BLOCK_SCORES if scores is None else scores
-    some = _largest_divisor(queries, scores // keys)
-    return _largest_divisor(pairs, scores // (some * keys)), some
+    scores = scores or _BLOCK_SCORES
+    some = largest_divisor(queries, scores // keys)
+    return largest_divisor(pairs, scores // (some * keys)), some
 
 
-def _largest_divisor(number: int, limit: int) -> int:
+def largest_divisor(number: int, limit: int) -> int:
     """The largest divisor up to the limit, and at least 1."""
     return max(n for n in range(1, max(1, min(number, limit)) + 1) if number % n == 0)
 
@@ -217,10 +200,10 @@ def _largest_divisor(number: int, limit: int) -> int:
 def _splash(q: Array, k: Array, v: Array, *, with_lse: bool = False) -> tuple[Array, Array | None]:
     """Splash attention, and `with_lse` its log-sum-exp; then it has no gradient."""
     kernel = splash_kernel(q, k, with_lse=with_lse)
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * (1 / math.sqrt(q.shape[-1])), k, v))
+    q, k, v = (x.swapaxes(1, 2) for x in (q * (1 / math.sqrt(q.shape[-1])), k, v))
     result = jax.vmap(kernel)(q, k, v)
-    out, lse = (result[0], result[1][0].transpose(0, 2, 1)) if with_lse else (result, None)
-    return out.transpose(0, 2, 1, 3).astype(v.dtype), lse
+    out, lse = (result[0], result[1][0].swapaxes(1, 2)) if with_lse else (result, None)
+    return out.swapaxes(1, 2).astype(v.dtype), lse
 
 
 def splash_kernel(q: Array, k: Array, *, with_lse: bool = False) -> Any:
@@ -233,8 +216,10 @@ def splash_kernel(q: Array, k: Array, *, with_lse: bool = False) -> Any:
             f"splash attention needs numbers of tokens that are multiples of 128, got {t} queries "
             f"and {s} keys; use attention='xla'"
         )
-    block_q = next(block for block in _SPLASH_BLOCKS if t % block == 0)
-    block_kv = next(block for block in _SPLASH_BLOCKS if s % block == 0)
+    # Tiles of 128 tokens; longer ones are faster while VMEM lasts.
+    block_q, block_kv = (
+        next(block for block in (1024, 512, 256, 128) if tokens % block == 0) for tokens in (t, s)
+    )
     return splash.make_splash_mha(
         mask=splash.MultiHeadMask([splash.FullMask((t, s))] * m),
         head_shards=1,

@@ -18,17 +18,9 @@ from jaxtyping import Array, Float
 
 from lvsm_jax.common.checks import check_at_least, check_choice
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.models import layers
 from lvsm_jax.models.attention import IMPLEMENTATIONS
 from lvsm_jax.models.cameras import POSE_CHANNELS, Cameras, can_read, pose_conditioning
-from lvsm_jax.models.layers import (
-    DTYPES,
-    REMAT_POLICIES,
-    LayerNorm,
-    Linear,
-    check_image_size,
-    patchify,
-    unpatchify,
-)
 
 
 def computation(default: Any) -> Any:
@@ -66,6 +58,9 @@ class ModelConfig:
     remat: str = computation("none")
     residual_scaling: bool = False
 
+    # Whether each input view is encoded by itself, so that devices can have some of them each.
+    spreads_views: ClassVar[bool] = False
+
     def __post_init__(self):
         for fields, least in ((self.structure, 1), (self.options, 0)):
             numbers = {name: least for name, value in fields.items() if type(value) is int}
@@ -74,12 +69,9 @@ class ModelConfig:
             raise UserError(
                 f"model.width {self.width} is not a multiple of model.head_dim {self.head_dim}"
             )
-        check_choice("model.dtype", self.dtype, DTYPES)
+        check_choice("model.dtype", self.dtype, layers.DTYPES)
         check_choice("model.attention", self.attention, IMPLEMENTATIONS)
-        check_choice("model.remat", self.remat, REMAT_POLICIES)
-
-    # Whether each input view is encoded by itself, so that devices can have some of them each.
-    spreads_views: ClassVar[bool] = False
+        check_choice("model.remat", self.remat, layers.REMAT_POLICIES)
 
     @property
     def pose_encoding(self) -> str:
@@ -108,23 +100,23 @@ class ModelConfig:
     @property
     def structure(self) -> dict[str, Any]:
         """The fields that decide which weights there are, and what they mean."""
-        return {name: getattr(self, name) for name in field_names(type(self), computation=False)}
+        everything, options = dataclasses.asdict(self), self.options
+        return {name: value for name, value in everything.items() if name not in options}
 
     @property
     def options(self) -> dict[str, Any]:
         """The fields that say how to compute."""
-        return {name: getattr(self, name) for name in field_names(type(self), computation=True)}
+        return {name: getattr(self, name) for name in _option_names(type(self))}
 
 
-def field_names(config_class: type[ModelConfig], *, computation: bool) -> list[str]:
-    """The fields made by `computation`, or all others."""
+def _option_names(config_class: type[ModelConfig]) -> list[str]:
     fields = dataclasses.fields(config_class)
-    return [f.name for f in fields if f.metadata.get("computation", False) == computation]
+    return [field.name for field in fields if "computation" in field.metadata]
 
 
 def check_options(config_class: type[ModelConfig], options: Mapping[str, Any]) -> None:
     """Raises UserError unless the options are fields of how to compute such a model."""
-    known = field_names(config_class, computation=True)
+    known = _option_names(config_class)
     if others := sorted(options.keys() - set(known)):
         raise UserError(f"{others} cannot be chosen for these weights, only {known}")
 
@@ -135,10 +127,9 @@ class ViewSynthesisModel(nnx.Module):
     Subclasses make their layers, then the head by `make_head`.
     """
 
-    head_norm: LayerNorm
-    head: Linear
-    # Names of the model's stacks of layers.
-    stacks: ClassVar[tuple[str, ...]] = ()
+    head_norm: layers.LayerNorm
+    head: layers.Linear
+    stacks: ClassVar[tuple[str, ...]] = ()  # names of the stacks of layers
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -146,14 +137,14 @@ class ViewSynthesisModel(nnx.Module):
         self.input_tokenizer = self._linear((3 + poses) * pixels, config.width, rngs)
         self.target_tokenizer = self._linear(poses * pixels, config.width, rngs)
 
-    def make_head(self, *, scale: bool, rngs: nnx.Rngs) -> tuple[LayerNorm, Linear]:
+    def make_head(self, *, scale: bool, rngs: nnx.Rngs) -> tuple[layers.LayerNorm, layers.Linear]:
         """Norm (with a learned scale or without) and linear map from a token to its patch."""
         width, patch = self.config.width, self.config.patch_size
-        return LayerNorm(width, scale=scale), self._linear(width, 3 * patch**2, rngs)
+        return layers.LayerNorm(width, scale=scale), self._linear(width, 3 * patch**2, rngs)
 
-    def _linear(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> Linear:
+    def _linear(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> layers.Linear:
         init = nnx.initializers.normal(0.02)
-        return Linear(inputs, outputs, init=init, dtype=self.config.dtype, rngs=rngs)
+        return layers.Linear(inputs, outputs, init=init, dtype=self.config.dtype, rngs=rngs)
 
     @abc.abstractmethod
     def encode(self, images: Float[Array, "b v h w 3"], cameras: Cameras) -> Any:
@@ -168,54 +159,43 @@ class ViewSynthesisModel(nnx.Module):
     def __call__(
         self, images: Array | np.ndarray, input_cameras: Cameras, target_cameras: Cameras
     ) -> Float[Array, "b t h w 3"]:
-        """Renders the targets at the size of the inputs, float32 in [0, 1].
+        """Renders the target cameras `[b, t]` at the size of the inputs, float32 in [0, 1].
 
-        Args:
-            images: `[b, v, h, w, 3]` input views, float in [0, 1].
-            input_cameras: cameras of the input views, `[b, v]`.
-            target_cameras: cameras to render, `[b, t]`.
-
-        Raises:
-            UserError: shapes that do not agree, a size that is not a multiple of the patch,
-                images that are not float in [0, 1], cameras that are not finite. Values are not
-                checked while tracing.
+        The input views are images `[b, v, h, w, 3]`, float in [0, 1], with cameras `[b, v]`. Raises
+        UserError for shapes that do not agree, a size that is not a multiple of the patch, images
+        that are not float in [0, 1], or cameras that are not finite. Values are not checked while
+        tracing.
         """
         check_images(images, input_cameras, self.config.patch_size, "input_cameras")
-        if 0 in images.shape or 0 in target_cameras.shape:
+        shape, targets = images.shape, target_cameras.shape
+        if 0 in (*shape, *targets):
             raise UserError(
-                f"images of shape {images.shape} and {target_cameras.shape} target_cameras: "
-                "nothing to render"
+                f"images of shape {shape} and {targets} target_cameras: nothing to render"
             )
         target_cameras.check("target_cameras")
-        if target_cameras.shape[0] != images.shape[0]:
-            raise UserError(
-                f"images of {images.shape[0]} scenes with target_cameras of "
-                f"{target_cameras.shape[0]}"
-            )
+        if targets[0] != shape[0]:
+            raise UserError(f"images of {shape[0]} scenes with target_cameras of {targets[0]}")
         return _render(self, jnp.asarray(images), input_cameras, target_cameras)
 
     def input_tokens(
         self, images: Float[Array, "b v h w 3"], cameras: Cameras
     ) -> Float[Array, "b v n d"]:
         """Tokens of input views: colours in [-1, 1] and rays."""
-        height, width = images.shape[2:4]
-        pixels = jnp.concatenate([images * 2 - 1, self._poses(cameras, height, width)], axis=-1)
-        return self.input_tokenizer(patchify(pixels, self.config.patch_size))
+        poses = pose_conditioning(self.config.pose_encoding, cameras, *images.shape[2:4])
+        pixels = jnp.concatenate([images * 2 - 1, poses], axis=-1)
+        return self.input_tokenizer(layers.patchify(pixels, self.config.patch_size))
 
     def target_tokens(self, cameras: Cameras, height: int, width: int) -> Float[Array, "b t n d"]:
         """Tokens of target views: rays alone."""
-        poses = self._poses(cameras, height, width)
-        return self.target_tokenizer(patchify(poses, self.config.patch_size))
-
-    def _poses(self, cameras: Cameras, height: int, width: int) -> Float[Array, "b v h w channels"]:
-        return pose_conditioning(self.config.pose_encoding, cameras, height, width)
+        poses = pose_conditioning(self.config.pose_encoding, cameras, height, width)
+        return self.target_tokenizer(layers.patchify(poses, self.config.patch_size))
 
     def pixels(
         self, tokens: Float[Array, "b t n d"], height: int, width: int
     ) -> Float[Array, "b t {height} {width} 3"]:
         """The images of the targets, from their tokens after the last layer."""
         logits = self.head(self.head_norm(tokens)).astype(jnp.float32)
-        return unpatchify(jax.nn.sigmoid(logits), self.config.patch_size, height, width)
+        return layers.unpatchify(jax.nn.sigmoid(logits), self.config.patch_size, height, width)
 
 
 @jax.jit
@@ -234,7 +214,7 @@ def check_images(
         raise UserError(
             f"images are {images.dtype}, expected float in [0, 1]: divide 8-bit images by 255"
         )
-    check_image_size(*images.shape[2:4], patch)
+    layers.check_image_size(*images.shape[2:4], patch)
     cameras.check(name, read_device=read_device)
     if cameras.shape != images.shape[:2]:
         raise UserError(f"images of [b, v] = {images.shape[:2]} with {name} of {cameras.shape}")

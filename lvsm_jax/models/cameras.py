@@ -55,12 +55,7 @@ class Cameras:
 
 
 def can_read(x: Any, read_device: bool = True) -> bool:
-    """Whether the values of an array are known: not while tracing.
-
-    Args:
-        x: array.
-        read_device: whether to wait for arrays that are on a device; else they are not read.
-    """
+    """Whether an array's values are known: never while tracing, on devices by `read_device`."""
     return not isinstance(x, jax.core.Tracer) and (read_device or not isinstance(x, jax.Array))
 
 
@@ -78,12 +73,8 @@ def rays(
     x, y = _columns_and_rows(cameras, height, width)
     # R·(x, y, 1) column by column: exact float32 on every backend, unlike a small matmul, which
     # GPUs and TPUs would round to TF32 or bfloat16.
-    columns = c2w[..., None, None, :3, :3]  # [b, v, 1, 1, 3, 3]
-    directions = (
-        columns[..., 0] * x[..., None, :, :]
-        + columns[..., 1] * y[..., :, None, :]
-        + columns[..., 2]
-    )
+    right, down, ahead = jnp.moveaxis(c2w[..., None, None, :3, :3], -1, 0)  # [b, v, 1, 1, 3] each
+    directions = right * x[..., None, :, :] + down * y[..., :, None, :] + ahead
     directions /= jnp.linalg.norm(directions, axis=-1, keepdims=True)
     return c2w[..., :3, 3], directions
 
@@ -99,7 +90,7 @@ def pose_conditioning(
 def own_rays(cameras: Cameras, height: int, width: int) -> Float[Array, "b v h w 3"]:
     """Unit directions of the rays in the camera's own axes: they depend on intrinsics alone."""
     x, y = _columns_and_rows(cameras, height, width)
-    x, y = x[..., None, :, :] + 0 * y[..., :, None, :], y[..., :, None, :] + 0 * x[..., None, :, :]
+    x, y = jnp.broadcast_arrays(x[..., None, :, :], y[..., :, None, :])
     directions = jnp.concatenate([x, y, jnp.ones_like(x)], axis=-1)
     return directions / jnp.linalg.norm(directions, axis=-1, keepdims=True)
 

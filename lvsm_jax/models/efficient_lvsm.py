@@ -17,29 +17,15 @@ from jaxtyping import Array, Float, Int
 
 from lvsm_jax.common.checks import check_choice
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.models import layers
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, check_images, computation
 from lvsm_jax.models.cameras import POSE_CHANNELS, Cameras
-from lvsm_jax.models.layers import (
-    MLP,
-    Attention,
-    DenseKV,
-    LayerNorm,
-    TransformerBlock,
-    residual_init,
-    scan_layers,
-    stack_layers,
-)
+from lvsm_jax.models.layers import Attention, DenseKV, TransformerBlock
 from lvsm_jax.models.prope import Positions, view_positions
-
-# The reference leaves torch's default initialisation in the encoder.
-_TORCH_DEFAULT_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 DECODER_ATTENTION = ("self_cross", "cross")
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
 ATTENTION_TEMPERATURES = ("constant", "log_views")
-
-# Input views with which both temperatures are the same: the published number.
-_USUAL_VIEWS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,15 +99,10 @@ class EfficientLVSMConfig(ModelConfig):
 
 @runtime_checkable
 class InputViews(Protocol):
-    """What the decoder reads of the input views: a `Memory`, or a cache.
+    """What the decoder reads of the input views: a `Memory`, or a cache."""
 
-    Attributes:
-        size: number of views, of all scenes or `[b]`, and of tokens a view.
-        by_layer: pytree with the layers first, of which each layer gets its own.
-    """
-
-    size: tuple[Any, int]
-    by_layer: Any
+    size: tuple[Any, int]  # number of views, of all scenes or `[b]`, and of tokens a view
+    by_layer: Any  # pytree with the layers first, of which each layer gets its own
 
     def keys_values(self, block: "DecoderBlock", own: Any) -> tuple[Any, ...]:
         """What each cross-attention of a layer reads, by its method `attend(q)`."""
@@ -130,15 +111,10 @@ class InputViews(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """The input views after the encoder.
+    """The input views after the encoder."""
 
-    Attributes:
-        tokens: `[l, b, v, s, d]` after each layer; without co-refinement, after the last alone.
-        positions: of the views; None where attention does not encode cameras.
-    """
-
-    tokens: Any
-    positions: Positions | None
+    tokens: Any  # `[l, b, v, s, d]` after each layer; without co-refinement, after the last alone
+    positions: Positions | None  # of the views; None where attention does not encode cameras
 
     @property
     def size(self) -> tuple[int, int]:
@@ -160,10 +136,10 @@ class Memory:
 
 
 class LayerDiagnostics(NamedTuple):
-    """Of a layer of the decoder: root mean square of the tokens after it, entropy of its attention.
+    """Of a layer of the decoder: RMS of the tokens after it, and entropy of its cross-attention.
 
-    The entropy is of cross-attention, the mean over all queries and heads, as a share of the
-    largest it can be (1: all tokens of all inputs count alike).
+    The entropy is the mean over all queries and heads, as a share of the largest it can be (1: all
+    tokens of all inputs count alike).
     """
 
     rms: Any
@@ -178,20 +154,19 @@ class DecoderBlock(nnx.Module):
     """
 
     def __init__(self, config: EfficientLVSMConfig, index: Array, *, rngs: nnx.Rngs):
-        init = residual_init(index)
+        init, own = layers.residual_init(index), not config.shared_streams
 
         def attention() -> Attention:
             return Attention(config, init=init, rngs=rngs)
 
         self.has_self_attention = config.decoder_attention == "self_cross"
-        own = not config.shared_streams
-        mlp = {"init": init, "dtype": config.dtype, "rngs": rngs}
         self.branch_scale = config.branch_scale
-        self.norm = LayerNorm(config.width, scale=False)
+        self.norm = layers.LayerNorm(config.width, scale=False)
         self.self_attention = attention() if self.has_self_attention and own else None
         self.first_cross_attention = None if self.has_self_attention else attention()
         self.cross_attention = attention()
-        self.mlp = MLP(config.width, config.mlp_ratio, **mlp) if own else None
+        mlp = {"init": init, "dtype": config.dtype, "rngs": rngs}
+        self.mlp = layers.MLP(config.width, config.mlp_ratio, **mlp) if own else None
 
     @property
     def cross_attentions(self) -> tuple[Attention, ...]:
@@ -218,13 +193,9 @@ class DecoderBlock(nnx.Module):
     ) -> tuple[Float[Array, "b t n d"], LayerDiagnostics | None]:
         """One layer; targets do not attend to each other.
 
-        Args:
-            targets: tokens of the target views.
-            inputs: keys and values of the input views, see `InputViews`.
-            positions: of the target views, where attention encodes cameras.
-            temperature: factor of the logits of cross-attention; None is 1.
-            encoder: the encoder's block of this layer, where the streams share weights.
-            diagnose: whether to return diagnostics too.
+        `inputs` is what `InputViews.keys_values` returns, `positions` are those of the targets,
+        where attention encodes cameras, `temperature` is a factor of the logits of cross-attention
+        (None is 1), and `encoder` the encoder's block, where the streams share weights.
         """
         shared = self if encoder is None else encoder
         if self.has_self_attention:
@@ -238,9 +209,7 @@ class DecoderBlock(nnx.Module):
                 q = (q * temperature[:, None, None, None, None]).astype(q.dtype)
             # The targets share the inputs, so all their queries are one long sequence.
             queries = einops.rearrange(q, "b t n m c -> b (t n) m c")
-            attended = einops.rearrange(
-                kv.attend(queries), "b (t n) m c -> b t n m c", t=targets.shape[1]
-            )
+            attended = kv.attend(queries).reshape(q.shape)
             targets = targets + self.branch_scale * attention.outputs(attended, positions)
             if diagnose:
                 entropies.append(kv.relative_entropy(queries))
@@ -268,16 +237,17 @@ class EfficientLVSM(ViewSynthesisModel):
 
     def __init__(self, config: EfficientLVSMConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        self.encoder = stack_layers(
-            lambda _, rngs: TransformerBlock(
-                config, init=_TORCH_DEFAULT_INIT, norm_scale=False, rngs=rngs
-            ),
-            config.num_layers,
-            rngs,
-        )
-        self.decoder = stack_layers(
-            lambda index, rngs: DecoderBlock(config, index, rngs=rngs), config.num_layers, rngs
-        )
+        # The reference leaves torch's default initialisation in the encoder.
+        init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+        def encoder_block(_: Array, rngs: nnx.Rngs) -> TransformerBlock:
+            return TransformerBlock(config, init=init, norm_scale=False, rngs=rngs)
+
+        def decoder_block(index: Array, rngs: nnx.Rngs) -> DecoderBlock:
+            return DecoderBlock(config, index, rngs=rngs)
+
+        self.encoder = layers.stack_layers(encoder_block, config.num_layers, rngs)
+        self.decoder = layers.stack_layers(decoder_block, config.num_layers, rngs)
         self.head_norm, self.head = self.make_head(scale=False, rngs=rngs)
 
     def encode(self, images: Float[Array, "b v h w 3"], cameras: Cameras) -> Memory:
@@ -297,7 +267,7 @@ class EfficientLVSM(ViewSynthesisModel):
             return views, views if every_layer else None
 
         tokens = self.input_tokens(images, cameras)
-        last, every, kept = scan_layers(
+        last, every, kept = layers.scan_layers(
             layer, tokens, self.encoder, () if every_layer else taps, remat=self.config.remat
         )
         if every_layer:
@@ -306,11 +276,10 @@ class EfficientLVSM(ViewSynthesisModel):
 
     def positions(self, cameras: Cameras, height: int, width: int) -> Positions | None:
         """Of views of this size, where attention encodes cameras; else None."""
-        config = self.config
-        if config.camera_encoding == "plucker":
+        encoding, patch = self.config.camera_encoding, self.config.patch_size
+        if encoding == "plucker":
             return None
-        sizes = height, width, config.patch_size, config.head_dim
-        return view_positions(config.camera_encoding, cameras, *sizes)
+        return view_positions(encoding, cameras, height, width, patch, self.config.head_dim)
 
     def decode(
         self, memory: InputViews, cameras: Cameras, height: int, width: int
@@ -329,33 +298,26 @@ class EfficientLVSM(ViewSynthesisModel):
         taps: Sequence[int] = (),
         diagnose: bool = False,
     ) -> tuple[Float[Array, "b t n d"], LayerDiagnostics | None, tuple[Array, ...]]:
-        """The targets' tokens after the last layer, and after the layers `taps`, counted from 1.
-
-        In the middle, where asked for, diagnostics of all layers, `[l]`.
-        """
+        """Tokens after the last layer, diagnostics `[l]`, and tokens after the layers `taps`."""
         positions = self.positions(cameras, height, width)
         temperature = self.temperature(*memory.size)
 
         def layer(targets: Array, xs: tuple) -> tuple[Array, LayerDiagnostics | None]:
             block, encoder, own = xs
-            keys_values = memory.keys_values(block, own)
-            return block(targets, keys_values, positions, temperature, encoder, diagnose)
+            inputs = memory.keys_values(block, own)
+            return block(targets, inputs, positions, temperature, encoder, diagnose)
 
         encoder = self.encoder if self.config.shared_streams else None
-        return scan_layers(
-            layer,
-            self.target_tokens(cameras, height, width),
-            (self.decoder, encoder, memory.by_layer),
-            taps,
-            remat=self.config.remat,
-        )
+        xs = self.decoder, encoder, memory.by_layer
+        targets = self.target_tokens(cameras, height, width)
+        return layers.scan_layers(layer, targets, xs, taps, remat=self.config.remat)
 
     def temperature(self, views: Int[Array, "b"] | int, tokens: int) -> Float[Array, "#b"] | None:
         """Factor of the logits of cross-attention, by views and tokens of a view; None is 1."""
         if self.config.attention_temperature == "constant":
             return None
         keys = jnp.maximum(jnp.atleast_1d(views), 1) * tokens
-        return jnp.log(keys) / math.log(_USUAL_VIEWS * tokens)
+        return jnp.log(keys) / math.log(2 * tokens)  # two input views are the published number
 
     def render_with_features(
         self,
@@ -364,11 +326,7 @@ class EfficientLVSM(ViewSynthesisModel):
         target_cameras: Cameras,
         encoder_layers: Sequence[int],
         decoder_layers: Sequence[int],
-    ) -> tuple[
-        Float[Array, "b t h w 3"],
-        tuple[Float[Array, "b v n d"], ...],
-        tuple[Float[Array, "b t n d"], ...],
-    ]:
+    ) -> tuple[Float[Array, "b t h w 3"], tuple[Array, ...], tuple[Array, ...]]:
         """What the call returns, and inputs' and targets' tokens after these layers, from 1 on."""
         check_images(images, input_cameras, self.config.patch_size, "input_cameras")
         height, width = images.shape[2:4]
@@ -383,8 +341,5 @@ class EfficientLVSM(ViewSynthesisModel):
     ) -> tuple[DenseKV, ...]:
         """All that targets ever read of the input views, `[l, b, v, s, m, c]`."""
         memory = self.encode(images, cameras)
-
-        def layer(_: None, xs: tuple) -> tuple[None, tuple[DenseKV, ...]]:
-            return None, memory.keys_values_by_view(*xs)
-
-        return jax.lax.scan(layer, None, (self.decoder, memory.by_layer))[1]
+        xs = self.decoder, memory.by_layer
+        return jax.lax.map(lambda xs: memory.keys_values_by_view(*xs), xs)

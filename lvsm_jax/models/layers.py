@@ -20,7 +20,7 @@ from lvsm_jax.models.prope import Positions
 from lvsm_jax.models.sharded_attention import sharded_attention
 from lvsm_jax.parallel.mesh import axes_of, reshard, sharded_like
 
-Initializer = Callable[..., Array]
+Init = Callable[..., Array]
 Module = TypeVar("Module", bound=nnx.Module)
 
 DTYPES = ("float32", "bfloat16")
@@ -68,7 +68,7 @@ class Linear(nnx.Module):
         inputs: int,
         outputs: int,
         *,
-        init: Initializer,
+        init: Init,
         dtype: str,
         rngs: nnx.Rngs,
         bias: bool = False,
@@ -79,27 +79,23 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:
         """Maps the last dimension."""
-        y = self._product(x)
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
-
-    def _product(self, x: Array) -> Array:
         kernel, x = self.kernel[...].astype(self.dtype), x.astype(self.dtype)
         *axes, _ = axes_of(x)
         if any(axes[1:]):
-            return _matmul(x, kernel)  # dimensions that are both cut cannot be made one
-        # Two dimensions only: on CPUs the gradient of a matmul with more is 2.5 times as slow.
-        rows = _matmul(x.reshape(-1, x.shape[-1]), kernel)
-        # Left to itself, JAX may hand a mesh axis of size one to another dimension.
-        shape = (*x.shape[:-1], rows.shape[-1])
-        return rows.reshape(shape, out_sharding=sharded_like(x, *axes))
+            y = _matmul(x, kernel)  # dimensions that are both cut cannot be made one
+        else:
+            # Two dimensions only: on CPUs the gradient of a matmul with more is 2.5 times as slow.
+            rows = _matmul(x.reshape(-1, x.shape[-1]), kernel)
+            # Left to itself, JAX may hand a mesh axis of size one to another dimension.
+            out = sharded_like(x, *axes)
+            y = rows.reshape((*x.shape[:-1], rows.shape[-1]), out_sharding=out)
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
 @jax.custom_vjp
 def _matmul(x: Float[Array, "*batch d"], kernel: Float[Array, "d e"]) -> Float[Array, "*batch e"]:
-    """`x @ kernel`, where a sharded kernel is gathered once a pass.
-
-    Left to itself, XLA gathers it for each product: a third time for the gradient of `x`.
-    """
+    # A sharded kernel is gathered once a pass. Left to itself, XLA gathers it for each product: a
+    # third time for the gradient of `x`.
     return x @ reshard(kernel)
 
 
@@ -123,17 +119,11 @@ _matmul.defvjp(_matmul_forward, _matmul_backward)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DenseKV:
-    """Keys and values of all tokens that queries attend to.
+    """Keys and values `[*batch, s, m, c]` of all tokens that queries attend to."""
 
-    Attributes:
-        k: `[*batch, s, m, c]`, after their norm.
-        v: `[*batch, s, m, c]`.
-        implementation: of attention.
-    """
-
-    k: Any
+    k: Any  # after their norm
     v: Any
-    implementation: str = dataclasses.field(metadata={"static": True})
+    implementation: str = dataclasses.field(metadata={"static": True})  # of attention
 
     def attend(self, q: Float[Array, "*batch t m c"]) -> Float[Array, "*batch t m c"]:
         """Attention of queries to these keys and values."""
@@ -152,16 +142,15 @@ class DenseKV:
 
 
 class Attention(nnx.Module):
-    """Multi-head attention with RMS-normalised queries and keys.
+    """Multi-head attention with RMS-normalised queries and keys; positions are of tokens' views.
 
     Keys and values are computed apart from the queries, because those of an input view depend on
     that view alone and can be kept. `config` is a `lvsm_jax.models.base.ModelConfig`.
     """
 
-    def __init__(self, config: Any, *, init: Initializer, rngs: nnx.Rngs):
+    def __init__(self, config: Any, *, init: Init, rngs: nnx.Rngs):
         options = {"init": init, "dtype": config.dtype, "rngs": rngs}
-        self.head_dim = config.head_dim
-        self.implementation = config.attention
+        self.head_dim, self.implementation = config.head_dim, config.attention
         self.to_q = Linear(config.width, config.width, **options)
         self.to_kv = Linear(config.width, 2 * config.width, **options)
         self.out = Linear(config.width, config.width, **options)
@@ -171,10 +160,9 @@ class Attention(nnx.Module):
     def keys_values(
         self, tokens: Float[Array, "*batch s d"], positions: Positions | None = None
     ) -> DenseKV:
-        """What queries read of the tokens; positions are of the tokens' views."""
-        k, v = einops.rearrange(
-            self.to_kv(tokens), "... (two m c) -> two ... m c", two=2, c=self.head_dim
-        )
+        """What queries read of the tokens."""
+        kv = self.to_kv(tokens)
+        k, v = einops.rearrange(kv, "... (two m c) -> two ... m c", two=2, c=self.head_dim)
         k = self.k_norm(k)
         if positions is not None:
             k, v = positions.to_keys(k), positions.to_keys(v)
@@ -183,10 +171,9 @@ class Attention(nnx.Module):
     def queries(
         self, tokens: Float[Array, "*batch t d"], positions: Positions | None = None
     ) -> Float[Array, "*batch t m c"]:
-        """Queries of the tokens; positions are of the tokens' views."""
-        q = self.q_norm(
-            einops.rearrange(self.to_q(tokens), "... (m c) -> ... m c", c=self.head_dim)
-        )
+        """The tokens' queries, normalised."""
+        q = einops.rearrange(self.to_q(tokens), "... (m c) -> ... m c", c=self.head_dim)
+        q = self.q_norm(q)
         return q if positions is None else positions.to_queries(q)
 
     def outputs(
@@ -212,14 +199,7 @@ class MLP(nnx.Module):
     """`d → ratio·d → d` with the exact (erf) GELU."""
 
     def __init__(
-        self,
-        width: int,
-        ratio: int,
-        *,
-        init: Initializer,
-        dtype: str,
-        rngs: nnx.Rngs,
-        bias: bool = False,
+        self, width: int, ratio: int, *, init: Init, dtype: str, rngs: nnx.Rngs, bias: bool = False
     ):
         options = {"init": init, "dtype": dtype, "rngs": rngs, "bias": bias}
         self.up = Linear(width, ratio * width, **options)
@@ -235,7 +215,7 @@ class MLP(nnx.Module):
 class TransformerBlock(nnx.Module):
     """Pre-norm self-attention, then an MLP; `norm_scale` gives the norms a learned scale."""
 
-    def __init__(self, config: Any, *, init: Initializer, norm_scale: bool, rngs: nnx.Rngs):
+    def __init__(self, config: Any, *, init: Init, norm_scale: bool, rngs: nnx.Rngs):
         self.branch_scale = config.branch_scale
         self.norm1 = LayerNorm(config.width, scale=norm_scale)
         self.self_attention = Attention(config, init=init, rngs=rngs)
@@ -248,10 +228,9 @@ class TransformerBlock(nnx.Module):
         sequence: Float[Array, "*batch s d"] | None = None,
         positions: Positions | None = None,
     ) -> Float[Array, "*batch n d"]:
-        """The tokens after this layer.
+        """The tokens after this layer; `positions` are inside their views.
 
-        They attend to a `sequence` that holds themselves, by default to each other. `positions` are
-        inside their views, where attention encodes cameras.
+        They attend to a `sequence` that holds themselves, by default to each other.
         """
         normed = self.norm1(tokens)
         attended = normed if sequence is None else self.norm1(sequence)
@@ -267,12 +246,11 @@ class Transformer(nnx.Module):
     """
 
     def __init__(self, config: Any, num_layers: int, *, rngs: nnx.Rngs):
-        self.remat = config.remat
-
         def block(index: Array | int, rngs: nnx.Rngs) -> TransformerBlock:
             init = residual_init(index)
             return TransformerBlock(config, init=init, norm_scale=True, rngs=rngs)
 
+        self.remat = config.remat
         self.blocks = stack_layers(block, num_layers - 1, rngs) if num_layers > 1 else None
         self.last = block(num_layers - 1, rngs)
 
@@ -289,7 +267,7 @@ class Transformer(nnx.Module):
         return last(self.last, tokens[..., : wanted.shape[-2], :], tokens)
 
 
-def residual_init(index: Array | int) -> Initializer:
+def residual_init(index: Array | int) -> Init:
     """The reference's initialisation of layer `index`, from 0 on: narrower with depth."""
     return nnx.initializers.normal(0.02 / jnp.sqrt(2 * (index + 1)))
 
@@ -308,11 +286,9 @@ def check_image_size(height: int, width: int, patch: int) -> None:
         )
 
 
-# One dimension is split or merged at a time: JAX infers the sharding of such reshapes only.
-
-
 def patchify(pixels: Float[Array, "b v h w ch"], patch: int) -> Float[Array, "b v n pc"]:
     """Flattens patches in the order (row, column, channel); patches go row by row."""
+    # One dimension is split or merged at a time: JAX infers the sharding of such reshapes only.
     rows = einops.rearrange(pixels, "b v (y p) w ch -> b v y p w ch", p=patch)
     grid = einops.rearrange(rows, "b v y p (x q) ch -> b v y x p q ch", q=patch)
     patches = einops.rearrange(grid, "b v y x p q ch -> b v y x (p q ch)")
@@ -331,9 +307,8 @@ def unpatchify(
 
 def stack_layers(make: Callable[..., Module], layers: int, rngs: nnx.Rngs) -> Module:
     """One module whose arrays hold all layers, stacked first: `make(index, rngs)` of each."""
-    return jax.vmap(lambda index, key: make(index, nnx.Rngs(key)))(
-        jnp.arange(layers), jax.random.split(rngs.params(), layers)
-    )
+    keys = jax.random.split(rngs.params(), layers)
+    return jax.vmap(lambda index, key: make(index, nnx.Rngs(key)))(jnp.arange(layers), keys)
 
 
 def scan_layers(
@@ -365,10 +340,9 @@ def recomputed(function: Callable, remat: str, *, prevent_cse: bool = True) -> C
     """`jax.checkpoint` of the function with the policy that `remat` names, see `scan_layers`."""
     if remat == "none":
         return function
-    policy = None
+    policies, policy = jax.checkpoint_policies, None
     if remat == "dots":
-        policy = jax.checkpoint_policies.save_from_both_policies(
-            jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-            jax.checkpoint_policies.save_only_these_names(SAVED_ATTENTION),
-        )
+        kernel = policies.save_only_these_names(SAVED_ATTENTION)
+        dots = policies.dots_with_no_batch_dims_saveable
+        policy = policies.save_from_both_policies(dots, kernel)
     return jax.checkpoint(function, prevent_cse=prevent_cse, policy=policy)

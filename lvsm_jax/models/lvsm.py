@@ -66,9 +66,7 @@ class LVSMDecoderOnly(ViewSynthesisModel):
 
     def encode(self, images: Float[Array, "b v h w 3"], cameras: Cameras) -> Float[Array, "b s d"]:
         """The tokens of the input views, before the first layer."""
-        _check_together(self, images)
-        tokens = self.input_tokens(images, cameras)
-        return self.norm(einops.rearrange(tokens, "b v n d -> b (v n) d"))
+        return self.norm(_all_tokens(self, images, cameras))
 
     def decode(
         self, memory: Float[Array, "b s d"], cameras: Cameras, height: int, width: int
@@ -96,8 +94,7 @@ class LVSMEncoderDecoder(ViewSynthesisModel):
 
     def encode(self, images: Float[Array, "b v h w 3"], cameras: Cameras) -> Float[Array, "b k d"]:
         """The latent tokens after the encoder: of one size, however many views there are."""
-        _check_together(self, images)
-        tokens = einops.rearrange(self.input_tokens(images, cameras), "b v n d -> b (v n) d")
+        tokens = _all_tokens(self, images, cameras)
         # Cast after it: the gradient sums over the scenes, in float32.
         latents = broadcast_scenes(self.latents[...], tokens).astype(tokens.dtype)
         return self.encoder(latents, tokens)
@@ -112,10 +109,13 @@ class LVSMEncoderDecoder(ViewSynthesisModel):
         return self.pixels(tokens, height, width)
 
 
-def _check_together(model: ViewSynthesisModel, images: Array) -> None:
-    """Raises UserError if the views of a scene are spread over devices."""
+def _all_tokens(
+    model: ViewSynthesisModel, images: Array, cameras: Cameras
+) -> Float[Array, "b s d"]:
+    """The tokens of all input views; UserError if those of a scene are spread over devices."""
     if axes_of(images)[1] is not None:
         model.config.check_spread(view_devices())
+    return einops.rearrange(model.input_tokens(images, cameras), "b v n d -> b (v n) d")
 
 
 def _each_with(
@@ -124,10 +124,7 @@ def _each_with(
     memory: Float[Array, "b s d"],
     at_once: int,
 ) -> Float[Array, "b t n d"]:
-    """The targets' tokens after the layers, each target in a sequence with all of the memory.
-
-    The memory is copied for the targets that are computed at once only.
-    """
+    """The targets' tokens after the layers, each target in a sequence with all of the memory."""
     t = targets.shape[1]
 
     def group(targets: Float[Array, "b k n d"]) -> Float[Array, "b k n d"]:
@@ -136,6 +133,7 @@ def _each_with(
 
     if at_once == 0 or at_once >= t:
         return group(targets)
+    # The memory is copied for the targets that are computed at once only.
     whole = t - t % at_once
     groups = einops.rearrange(targets[:, :whole], "b (r k) n d -> r b k n d", k=at_once)
     done = einops.rearrange(jax.lax.map(group, groups), "r b k n d -> b (r k) n d")

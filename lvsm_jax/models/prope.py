@@ -29,18 +29,11 @@ _BASE = 100.0  # of the wavelengths of RoPE, in patches
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Positions:
-    """Where the tokens of some views are: their cameras and patches.
+    """Where the tokens of some views are: their cameras and patches."""
 
-    Attributes:
-        projection: `[b, v, 4, 4]`, `P` of each view; None inside one view, where it cancels.
-        inverse: `[b, v, 4, 4]`, its inverse, or None.
-        cos: `[n, 2, f]` of the angles of column and row.
-        sin: the same.
-    """
-
-    projection: Any
-    inverse: Any
-    cos: Any
+    projection: Any  # `[b, v, 4, 4]`, `P` of each view; None inside one view, where it cancels
+    inverse: Any  # its inverse, or None
+    cos: Any  # `[n, 2, f]` of the angles of column and row
     sin: Any
 
     @property
@@ -72,11 +65,9 @@ def view_positions(
     c2w = jnp.asarray(cameras.c2w, jnp.float32)
     rotation, position = c2w[..., :3, :3], c2w[..., :3, 3]
     # A rigid transform's inverse, written out: exact on every backend, and finite gradients.
-    inverse_rotation = rotation.mT
-    w2c = _rigid(inverse_rotation, -(inverse_rotation * position[..., None, :]).sum(-1))
-    if encoding == "gta":
-        projection, inverse = w2c, c2w
-    else:
+    w2c = _rigid(rotation.mT, -(rotation.mT * position[..., None, :]).sum(-1))
+    projection, inverse = w2c, c2w
+    if encoding != "gta":
         size = jnp.array([width, height] * 2, jnp.float32)
         fx, fy, cx, cy = jnp.moveaxis(jnp.asarray(cameras.fxfycxcy, jnp.float32) / size, -1, 0)
         one, zero = jnp.ones_like(fx), jnp.zeros_like(fx)
@@ -101,21 +92,19 @@ def _apply(
     x: Float[Array, "b v n m c"], matrix: Array | None, cos: Array, sin: Array
 ) -> Float[Array, "b v n m c"]:
     """The matrix on the first half of the channels, by fours; rotations on the second, by pairs."""
-    *batch, c = x.shape
-    frequencies = c // 8
-    camera, patches = jnp.split(x.astype(jnp.float32), [c // 2], axis=-1)
+    camera, patches = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    half = camera.shape
     if matrix is not None:
-        by_fours = camera.reshape(*batch, frequencies, 4)
+        by_fours = camera.reshape(*half[:-1], -1, 4)
         # Column by column, not a matmul: exact float32 on every backend, and nothing for a
         # matrix unit in products of four.
         columns = matrix[:, :, None, None, None]
-        by_fours = sum(columns[..., i] * by_fours[..., i : i + 1] for i in range(4))
-        camera = by_fours.reshape(*batch, c // 2)
-    pairs = patches.reshape(*batch, 2, 2, frequencies)
+        camera = sum(columns[..., i] * by_fours[..., i : i + 1] for i in range(4)).reshape(half)
+    pairs = patches.reshape(*half[:-1], 2, 2, -1)
     first, second = pairs[..., 0, :], pairs[..., 1, :]
     cos, sin = cos[:, None], sin[:, None]  # the same for all heads
     turned = jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=-2)
-    return jnp.concatenate([camera, turned.reshape(*batch, c // 2)], axis=-1).astype(x.dtype)
+    return jnp.concatenate([camera, turned.reshape(half)], axis=-1).astype(x.dtype)
 
 
 def _rigid(matrix: Float[Array, "b v 3 3"], offset: Float[Array, "b v 3"]) -> Array:

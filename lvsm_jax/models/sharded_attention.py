@@ -18,15 +18,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from lvsm_jax.models.attention import (
-    Partial,
-    attention_with_lse,
-    block_sizes,
-    choose,
-    map_blocks,
-    platform,
-    splash_kernel,
-)
+from lvsm_jax.models import attention
+from lvsm_jax.models.attention import Partial, attention_with_lse
 from lvsm_jax.parallel.mesh import axes_of, per_device, view_devices
 
 # Scores that a block may hold on GPUs and TPUs: 256 MB, a few times.
@@ -41,13 +34,11 @@ def merge_shards(
     *,
     sharded_queries: bool,
 ) -> tuple[Float[Array, "b own m c"], Float[Array, "b t m"]]:
-    """Attention to the keys of all devices along `view`; for use under `per_device`.
+    """Attention of `q` to the keys of all devices along `view`, and the log-sum-exp of all queries.
 
-    `attend` is attention of all queries to this device's keys. `q` are this device's queries, or
-    all. Weights are exact in float32; what travels has the dtype of the queries.
-
-    Returns:
-        The attention of `q`, and the log-sum-exp of all queries.
+    For use under `per_device`. `attend` is attention of all queries to this device's keys. `q` are
+    this device's queries, or all. Weights are exact in float32; what travels has the dtype of the
+    queries.
     """
     out, lse = attend(_gather_tokens(q, sharded_queries))
     if view_devices() == 1:
@@ -122,21 +113,12 @@ def shard_gradients(
 ) -> Gradients:
     """Backward pass of attention for one shard of the keys, given the global log-sum-exp.
 
-    All implementations but `splash` go by blocks, larger ones where there is no CPU's cache.
-
-    Args:
-        q: queries.
-        k: keys of the shard.
-        v: values of the shard.
-        lse: log-sum-exp of the scores of all keys.
-        mean: attention to all keys times its gradient `g`, summed over the channels.
-        g: gradient of the attention to all keys.
-        implementation: as of `attention`.
-
-    Returns:
-        The shard's summand of the queries' gradient, in float32, and the gradients of `k` and `v`.
+    `g` is the gradient of the attention to all keys, and `mean` that attention times `g`, summed
+    over the channels. All implementations but `splash` go by blocks, larger ones where there is no
+    CPU's cache. Returns the shard's summand of the queries' gradient, in float32, and the gradients
+    of `k` and `v`.
     """
-    splash = _splash_backward() if choose(implementation, q, k) == "splash" else None
+    splash = _splash_backward() if attention.choose(implementation, q, k) == "splash" else None
     function = _blocked if splash is None else functools.partial(_splash, splash)
     dq, dk, dv = function(q, k, v, lse, mean, g.astype(q.dtype))
     return dq.astype(jnp.float32), dk.astype(k.dtype), dv.astype(v.dtype)
@@ -158,37 +140,32 @@ def _splash_backward() -> Callable[..., Any] | None:
 def _splash(
     backward: Callable, q: Array, k: Array, v: Array, lse: Array, mean: Array, g: Array
 ) -> Gradients:
-    kernel, scale = splash_kernel(q, k), 1 / math.sqrt(q.shape[-1])
+    kernel, scale = attention.splash_kernel(q, k), 1 / math.sqrt(q.shape[-1])
     blocks = kernel.kwargs["block_sizes"]
     names = ("is_mqa", "mask_value", "attn_logits_soft_cap", "mask_function", "interpret")
-    options = {
-        "bq": blocks.block_q_dkv,
-        "bkv": blocks.block_kv_dkv,
-        "bkv_compute": blocks.block_kv_dkv_compute,
-        "q_layout": blocks.q_layout,
-        "k_layout": blocks.k_layout,
-        "v_layout": blocks.v_layout,
-        "use_fused_bwd_kernel": True,
-        "mask_info": kernel.dkv_mask_info,
-    } | {name: kernel.kwargs[name] for name in names}
-
-    def one_scene(q: Array, k: Array, v: Array, lse: Array, mean: Array, g: Array) -> tuple:
-        return backward(q, k, v, None, None, lse, g, mean, **options)
-
-    arrays = (jnp.moveaxis(x, 2, 1) for x in (q * scale, k, v, lse, mean, g))
-    dq, dk, dv = (jnp.moveaxis(x, 1, 2) for x in jax.vmap(one_scene)(*arrays))
+    one_scene = functools.partial(
+        backward,
+        bq=blocks.block_q_dkv,
+        bkv=blocks.block_kv_dkv,
+        bkv_compute=blocks.block_kv_dkv_compute,
+        q_layout=blocks.q_layout,
+        k_layout=blocks.k_layout,
+        v_layout=blocks.v_layout,
+        use_fused_bwd_kernel=True,
+        mask_info=kernel.dkv_mask_info,
+        **{name: kernel.kwargs[name] for name in names},
+    )
+    q, k, v, lse, g, mean = (x.swapaxes(1, 2) for x in (q * scale, k, v, lse, g, mean))
+    gradients = jax.vmap(one_scene)(q, k, v, None, None, lse, g, mean)
+    dq, dk, dv = (x.swapaxes(1, 2) for x in gradients)
     return dq * scale, dk, dv
 
 
 def _blocked(q: Array, k: Array, v: Array, lse: Array, mean: Array, g: Array) -> Gradients:
     (b, t, m, c), s = q.shape, k.shape[1]
-    limit = () if platform(q) == "cpu" else (_BLOCK_SCORES,)
-    pairs, queries = block_sizes(b * m, t, s, *limit)
-    scale = 1 / math.sqrt(c)
-
-    def product(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-        dimensions = (((contract[0],), (contract[1],)), ((0,), (0,)))
-        return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+    limit = () if attention.platform(q) == "cpu" else (_BLOCK_SCORES,)
+    pairs, queries = attention.block_sizes(b * m, t, s, *limit)
+    product, scale = attention.batched_product, 1 / math.sqrt(c)
 
     def some_pairs(xs: tuple) -> tuple:
         by_query, (k, v) = xs
@@ -199,21 +176,19 @@ def _blocked(q: Array, k: Array, v: Array, lse: Array, mean: Array, g: Array) ->
             d_scores = weights * (product(g, v, (2, 2)) - mean[..., None]) * scale
             weights, d_scores = weights.astype(v.dtype), d_scores.astype(k.dtype)
             new = product(d_scores, q, (1, 1)), product(weights, g, (1, 1))
-            return jax.tree.map(jnp.add, done, new), product(d_scores, k, (2, 1))
+            return jax.tree.map(jnp.add, done, new), product(d_scores, k)
 
-        by_query = jax.tree.map(
-            lambda x: x.reshape(pairs, t // queries, queries, *x.shape[2:]).swapaxes(0, 1),
-            by_query,
-        )
+        def by_block(x: Array) -> Array:
+            return x.reshape(pairs, t // queries, queries, *x.shape[2:]).swapaxes(0, 1)
+
         zeros = (jnp.zeros(k.shape, jnp.float32),) * 2
-        (dk, dv), dq = jax.lax.scan(some_queries, zeros, by_query)
+        (dk, dv), dq = jax.lax.scan(some_queries, zeros, jax.tree.map(by_block, by_query))
         return dq.swapaxes(0, 1).reshape(pairs, t, c), dk.astype(k.dtype), dv.astype(v.dtype)
 
     def by_pairs(x: Array) -> Array:
-        x = jnp.moveaxis(x, 2, 1)
+        x = x.swapaxes(1, 2)
         return x.reshape(b * m // pairs, pairs, *x.shape[2:])
 
     xs = jax.tree.map(by_pairs, ((q, g, lse, mean), (k, v)))
-    return tuple(
-        jnp.moveaxis(x.reshape(b, m, *x.shape[2:]), 1, 2) for x in map_blocks(some_pairs, xs)
-    )
+    gradients = attention.map_blocks(some_pairs, xs)
+    return tuple(x.reshape(b, m, *x.shape[2:]).swapaxes(1, 2) for x in gradients)

@@ -1,7 +1,7 @@
 """The mesh of devices, and how arrays are sharded over it.
 
-The mesh has explicit axes: every array's sharding is part of its type, and JAX carries it through
-the model. Three axes:
+The axes are explicit: every array's sharding is part of its type, and JAX carries it through the
+model. Three axes:
 
 - `data`: scenes of a batch;
 - `fsdp`: scenes too, and also weights, optimizer state and EMA, cut along their input dimension;
@@ -56,23 +56,15 @@ def simulate_cpu_devices(
 ) -> None:
     """Splits the CPU into simulated devices, before JAX is first used; no other backend.
 
-    One device alone does not keep several cores busy.
-
-    Args:
-        wanted: devices of this process; 0 takes what the mesh needs, and with `data=-1` one for
-            each core, as far as they divide the batches.
-        config: of the mesh.
-        batch_sizes: scenes of each batch that will be computed.
-        processes: that share the mesh.
+    One device alone does not keep several cores busy. This process gets the `wanted` ones, or for 0
+    what the mesh needs, and with `data=-1` one for each core, as far as they divide the batches
+    (`batch_sizes` in scenes) and the `processes` that share the mesh.
     """
     replicas, scenes, inner = config.data, math.gcd(*batch_sizes), config.fsdp * config.view
     if replicas == -1:
-        fitting = (
-            n
-            for n in range(1, cpu_cores() * processes // inner + 1)
-            if scenes % (n * config.fsdp) == 0 and n * inner % processes == 0
-        )
-        replicas = max(fitting, default=1)
+        most = cpu_cores() * processes // inner
+        fitting = (n for n in range(1, most + 1) if n * inner % processes == 0)
+        replicas = max((n for n in fitting if scenes % (n * config.fsdp) == 0), default=1)
     devices = wanted or math.ceil(replicas * inner / processes)
     jax.config.update("jax_num_cpu_devices", devices)
     # XLA's threads. A device may wait in several collectives at once, and with a thread for each
@@ -89,22 +81,17 @@ def cpu_cores() -> int:
 
 
 def make_mesh(
-    config: MeshConfig = MeshConfig(),
-    devices: Sequence[jax.Device] | None = None,
+    config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """The mesh of these sizes over the devices; by default over all.
-
-    Raises:
-        UserError: sizes that do not multiply to the number of devices.
-    """
+    """The mesh over the devices, by default all; UserError if its sizes do not multiply to them."""
     count = jax.device_count() if devices is None else len(devices)
     data, inner = config.data, config.fsdp * config.view
     if data == -1 and count % inner == 0:
         data = count // inner
+    sizes = data, config.fsdp, config.view
     name = f"mesh of data={data} × fsdp={config.fsdp} × view={config.view}"
     if data * inner != count:
         raise UserError(f"{name} does not fit {count} devices")
-    sizes = data, config.fsdp, config.view
     try:
         return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
     except NotImplementedError as error:
@@ -120,13 +107,10 @@ def view_devices() -> int:
 
 
 def spec(*axes: Axes, mesh: Mesh | AbstractMesh | None = None) -> P | None:
-    """The PartitionSpec of an array whose dimensions these mesh axes cut; None without a mesh.
+    """The PartitionSpec of an array with these mesh axes for each dimension; None without a mesh.
 
-    Axes of size one are left out: some operations of JAX drop such names and others keep them.
-
-    Args:
-        axes: for each dimension a mesh axis, several, or None.
-        mesh: whose axes they are; by default the one that is set.
+    The mesh is by default the one that is set. Axes of size one are left out: some operations of
+    JAX drop such names and others keep them.
     """
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     if mesh.empty:
@@ -160,13 +144,9 @@ def reshard(tree: Any, *axes: Axes) -> Any:
 def per_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
     """The function computed by each device on its own shards, under `jax.shard_map`.
 
-    For fused kernels, convolutions and loops, which know nothing of sharding. Where no axis cuts
-    any argument or result, as without a mesh, it is the function itself.
-
-    Args:
-        function: of shards.
-        in_specs: how each argument is cut, a pytree of PartitionSpecs (or of None, see `spec`).
-        out_specs: the same of the results.
+    For fused kernels, convolutions and loops, which know nothing of sharding. The specs are pytrees
+    of PartitionSpecs (or of None, see `spec`). Where no axis cuts any argument or result, as
+    without a mesh, it is the function itself.
     """
     leaves = jax.tree.leaves((in_specs, out_specs), is_leaf=lambda x: isinstance(x, P))
     if not any(any(leaf) for leaf in leaves):
@@ -199,12 +179,9 @@ class DataShard(NamedTuple):
 
 
 def data_shard(mesh: Mesh) -> DataShard:
-    """This process's shard of the data.
+    """This process's shard of the data; the same in processes whose devices share their scenes.
 
-    Processes whose devices share scenes (the `view` axis goes through all of them) have the same.
-
-    Raises:
-        UserError: processes whose devices share some scenes and not others.
+    Raises UserError if processes share some scenes and not others.
     """
     scenes_of: dict[int, set[int]] = {}
     for position, device in np.ndenumerate(mesh.devices):
@@ -221,10 +198,7 @@ def data_shard(mesh: Mesh) -> DataShard:
 
 
 def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
-    """The sharding of each leaf: kernels along their input dimension, the rest replicated.
-
-    Kernels whose input dimension the `fsdp` axis does not divide are replicated too.
-    """
+    """Kernels are cut along their input dimension if `fsdp` divides it; the rest is replicated."""
 
     def sharding(name: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         if name.endswith("kernel") and leaf.shape[-2] % mesh.shape["fsdp"] == 0:

@@ -23,12 +23,11 @@ def check_folder(folder: pathlib.Path, record: Mapping[str, Any], overwrite: boo
 
     They may if it is new or empty, has frames of that record, or frames that are to be overwritten.
     """
-    file = folder / _RECORD
     if not folder.exists():
         return
-    if not folder.is_dir() or (not file.exists() and any(folder.iterdir())):
+    if not folder.is_dir() or (not (folder / _RECORD).exists() and any(folder.iterdir())):
         raise FileExistsError(f"{folder} holds something else, no {_RECORD}: choose another folder")
-    there = _read_record(file)
+    there = _read_record(folder)
     if any(folder.glob(_ALL_FRAMES)) and not overwrite and there != record:
         other = sorted(key for key in record if there.get(key) != record[key])
         raise FileExistsError(
@@ -40,15 +39,15 @@ def check_folder(folder: pathlib.Path, record: Mapping[str, Any], overwrite: boo
 def take_folder(folder: pathlib.Path, record: Mapping[str, Any], overwrite: bool) -> None:
     """Makes a folder that `check_folder` allowed ready; frames of the record stay there."""
     folder.mkdir(parents=True, exist_ok=True)
-    if overwrite or _read_record(folder / _RECORD) != record:
+    if overwrite or _read_record(folder) != record:
         for old in (*folder.glob(_ALL_FRAMES), folder / _VIDEO):
             old.unlink(missing_ok=True)
     write_text(folder / _RECORD, json.dumps(record, indent=1) + "\n")
 
 
-def _read_record(file: pathlib.Path) -> dict[str, Any]:
+def _read_record(folder: pathlib.Path) -> dict[str, Any]:
     try:
-        record = json.loads(file.read_text())
+        record = json.loads((folder / _RECORD).read_text())
     except (ValueError, FileNotFoundError):
         return {}
     return record if isinstance(record, dict) else {}
@@ -68,9 +67,7 @@ def save_frames(
 def write_video(folder: pathlib.Path, count: int, fps: float) -> pathlib.Path:
     """Makes an H.264 MP4 that browsers play of the frames in a folder; odd sizes get a black edge.
 
-    Raises:
-        ModuleNotFoundError: imageio-ffmpeg is not installed.
-        OSError: ffmpeg failed; says how.
+    Raises ModuleNotFoundError without imageio-ffmpeg, and OSError that says how ffmpeg failed.
     """
     import imageio_ffmpeg
 

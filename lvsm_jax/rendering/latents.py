@@ -20,11 +20,9 @@ from lvsm_jax.models.lvsm import LVSMEncoderDecoder
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LatentCache:
-    """The input views of some scenes as latent tokens.
+    """The input views of some scenes as latent tokens `[b, k, d]`.
 
-    Attributes:
-        tokens: `[b, k, d]`.
-        image_size: height and width of the input views in pixels.
+    `image_size` is height and width of the input views in pixels.
     """
 
     tokens: Any
@@ -44,15 +42,10 @@ class LatentCache:
 def latent_cache(
     model: ViewSynthesisModel, images: Array | np.ndarray, cameras: Cameras
 ) -> LatentCache:
-    """Encodes input views for `lvsm_jax.render`; as in `ViewCache`, no device is waited for.
+    """Encodes views for `lvsm_jax.render`, without waiting for a device.
 
-    Args:
-        model: an LVSMEncoderDecoder.
-        images: `[b, v, h, w, 3]`, float in [0, 1]; at least one view.
-        cameras: `[b, v]`.
-
-    Raises:
-        UserError: a model without latents, or images and cameras that do not go together.
+    Takes an LVSMEncoderDecoder, images `[b, v, h, w, 3]`, float in [0, 1], and cameras `[b, v]`;
+    raises UserError for another model, or what does not go together.
     """
     _check_model(model)
     check_images(images, cameras, model.config.patch_size, read_device=False)

@@ -26,9 +26,8 @@ class View:
     """A photograph that a session renders from.
 
     Attributes:
-        camera: as it was given, in the user's world; its size is the photograph's.
-        picture: the photograph as the model sees it; its camera is
-            `camera.cropped_to(*picture.shape[:2])`.
+        camera: as it was given, in the user's world and at the photograph's size.
+        picture: the photograph as the model sees it, from `camera.cropped_to(*picture.shape[:2])`.
     """
 
     camera: PosedCamera
@@ -37,19 +36,12 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class _State:
-    """All that a session knows; the cache can be computed from it. Replaced as a whole.
+    """All that a session knows; the cache can be computed from it. Replaced as a whole."""
 
-    Attributes:
-        frame: the frame of the model's cameras, once it is fixed.
-        views: by name, in the order in which they were added.
-        numbered: the name of each view of the cache by its number.
-        next_name: number in the next name given to a photograph without one.
-    """
-
-    frame: SceneFrame | None
-    views: dict[str, View]
-    numbered: tuple[str, ...] = ()
-    next_name: int = 0
+    frame: SceneFrame | None  # of the model's cameras, once it is fixed
+    views: dict[str, View] = dataclasses.field(default_factory=dict)  # in the order of `add`
+    numbered: tuple[str, ...] = ()  # the name of each view of the cache by its number
+    next_name: int = 0  # number in the next name given to a photograph without one
 
 
 class Session:
@@ -75,7 +67,7 @@ class Session:
         model: an EfficientLVSM.
         image_height: of the pictures that the model sees, and of renders by default; best that
             which it was trained on.
-        image_width: the same; by default that of a square.
+        image_width: by default that of a square.
         max_views: most photographs at a time; memory is taken for all of them at once.
         max_pixels: most pixels of a photograph (as given, and resized before it is cropped) or of a
             render.
@@ -99,9 +91,7 @@ class Session:
         frame: SceneFrame | None = None,
         scale: float | None = None,
     ):
-        for name, value in (("max_pixels", max_pixels), ("targets_at_once", targets_at_once)):
-            if value < 1:
-                raise UserError(f"{name} is {value}, expected at least 1")
+        view_cache.check_positive(max_pixels=max_pixels, targets_at_once=targets_at_once)
         if scale is not None and not (0 < scale < math.inf):
             raise UserError(f"scale is {scale}, expected a positive number")
         if scale is not None and frame is not None:
@@ -109,31 +99,23 @@ class Session:
         self._model = model
         self._size = (image_height, image_height if image_width is None else image_width)
         self._max_views, self._max_pixels = max_views, max_pixels
-        self._targets_at_once = targets_at_once
-        self._scale = scale
+        self._targets_at_once, self._scale = targets_at_once, scale
         self._lock = threading.Lock()
         self._closed = False
         self._timings: dict[str, float] = {}
-        self._state = _State(frame, {})
-        # None stands for one that is lost, because it was given to a call that failed.
-        self._cache: view_cache.ViewCache | None = self._empty_cache()
-        total = self._cache.nbytes
+        self._state = _State(frame)
+        # None until it is made, and when a call that took it failed.
+        self._cache: view_cache.ViewCache | None = None
+        total = self._whole_cache().nbytes
         self._memory = {"total": total, "per_view": total // max_views}
 
     def add(self, photographs: Photograph | Iterable[Photograph]) -> list[str]:
-        """Adds photographs; all of them or, if one cannot be, none.
+        """Adds photographs, all of them or, if one cannot be, none; returns their names, in order.
 
-        Args:
-            photographs: one or several. The first ones of a session fix its frame and scale, so
-                give those together.
-
-        Returns:
-            Their names, in order; those without one are called "view-0", "view-1" and so on, each
-            number once in a session.
-
-        Raises:
-            UserError: no room for so many, a name that is taken, a photograph with too many
-                pixels, or cameras that the frame puts out of reach of float32.
+        The first ones of a session fix its frame and scale, so give those together. Those without a
+        name are called "view-0", "view-1" and so on, each number once in a session. Raises
+        UserError if there is no room for so many, a name is taken, a photograph has too many
+        pixels, or the frame puts cameras out of reach of float32.
         """
         with self._timed("add"):
             several = [photographs] if isinstance(photographs, Photograph) else list(photographs)
@@ -145,21 +127,20 @@ class Session:
                 names, next_name = _new_names(state, several)
                 if not names:
                     return []
-                frame = state.frame or _fit([view.camera for view in views], self._scale)
-                cameras = [self._cameras(frame, [view.camera], self._size) for view in views]
-                added = dict(zip(names, views, strict=True))
+                c2w = np.stack([view.camera.c2w for view in views])
+                frame = state.frame or SceneFrame.fit(c2w, scale=self._scale)
+                cameras = [_cameras(frame, [view.camera], self._size) for view in views]
                 cache = self._take_cache()
                 for view, camera in zip(views, cameras, strict=True):  # one program for any number
                     cache = view_cache.add_views(self._model, cache, _images(view), camera)
-                numbered = (*state.numbered, *names)
-                self._put(_State(frame, state.views | added, numbered, next_name), cache)
+                added = state.views | dict(zip(names, views, strict=True))
+                self._put(_State(frame, added, (*state.numbered, *names), next_name), cache)
                 return names
 
     def replace(self, name: str, photograph: Photograph) -> None:
         """Replaces the photograph of this name; the new one takes it, whatever its own.
 
-        Raises:
-            UserError: no view of that name, or a photograph that `add` would refuse.
+        Raises UserError for an unknown name, or a photograph that `add` would refuse.
         """
         with self._timed("replace"):
             with self._open() as state:
@@ -167,23 +148,16 @@ class Session:
             view = self._view(photograph)
             with self._open() as state:
                 _check_known(state, (name,))
-                camera = self._cameras(state.frame, [view.camera], self._size)
-                number = state.numbered.index(name)
-                cache = self._take_cache()
+                camera = _cameras(state.frame, [view.camera], self._size)
+                number, cache = state.numbered.index(name), self._take_cache()
                 cache = view_cache.replace_view(self._model, cache, number, _images(view), camera)
-                views = state.views | {name: view}
-                self._put(dataclasses.replace(state, views=views), cache)
+                self._put(dataclasses.replace(state, views=state.views | {name: view}), cache)
 
     def remove(self, *names: str) -> None:
-        """Removes views; all of them or, if one cannot be, none.
-
-        Raises:
-            UserError: no view of that name, or a name given twice.
-        """
+        """Removes views; all of them or, for a name that is unknown or given twice, UserError."""
         with self._timed("remove"), self._open() as state:
             _check_known(state, names)
-            numbered = list(state.numbered)
-            cache = self._take_cache()
+            numbered, cache = list(state.numbered), self._take_cache()
             for name in names:  # one program for any number
                 number = numbered.index(name)
                 cache = view_cache.remove_views(cache, number)
@@ -197,39 +171,35 @@ class Session:
     ) -> UInt8[np.ndarray, "h w 3"]:
         """Renders what a camera sees.
 
-        Args:
-            camera: in the same world as the photographs. The render shows the middle of its
-                picture, cut like a photograph of its size would be; that is all of it where the two
-                have the same shape.
-            height: of the render, a multiple of the model's patch; by default that of the inputs.
-            width: the same; give both or none.
-
-        Raises:
-            UserError: no views, or a size that cannot be rendered.
+        The camera is in the same world as the photographs. The render shows the middle of its
+        picture, cut like a photograph of its size would be; that is all of it where the two have
+        the same shape. Height and width, both or none, are multiples of the model's patch; by
+        default those of the inputs. Raises UserError without views, or for another size.
         """
         with self._timed("render"):
-            size = self._render_size(height, width)
-            return _bytes(self._render([camera], size))[0]
+            return self._render([camera], self._render_size(height, width))[0]
 
     def render_path(
-        self,
-        cameras: Sequence[PosedCamera],
-        *,
-        height: int | None = None,
-        width: int | None = None,
+        self, cameras: Sequence[PosedCamera], *, height: int | None = None, width: int | None = None
     ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """Renders what several cameras see, one after the other, as `render` does.
 
         `targets_at_once` are rendered together, when the first of them is asked for, from the views
         that are there then; in between, others can use the session.
-
-        Raises:
-            UserError: no views, or a size that cannot be rendered.
         """
+        cameras, at_once = list(cameras), self._targets_at_once
         size = self._render_size(height, width)
-        with self._open() as state:
-            _check_some(state)
-        return self._path(list(cameras), size)
+
+        def renders() -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+            for start in range(0, len(cameras), at_once):
+                group = cameras[start : start + at_once]
+                # Another number would be compiled anew.
+                filled = group + group[-1:] * (at_once - len(group))
+                with self._timed("render_path"):
+                    images = self._render(filled, size)
+                yield from images[: len(group)]
+
+        return renders()
 
     @property
     def views(self) -> dict[str, View]:
@@ -251,10 +221,7 @@ class Session:
 
     @property
     def timings(self) -> dict[str, float]:
-        """Seconds that the last call of each kind took, waiting for others and results included.
-
-        For `render_path` they are those of its last group.
-        """
+        """Seconds of the last call of each kind, of `render_path` its last group; with waiting."""
         with self._open():
             return dict(self._timings)
 
@@ -265,7 +232,7 @@ class Session:
             for leaf in jax.tree.leaves(self._cache):
                 leaf.delete()
             self._cache = self._model = None
-            self._state = _State(None, {})
+            self._state = _State(None)
 
     def __enter__(self) -> "Session":
         return self
@@ -293,109 +260,80 @@ class Session:
         camera = photograph.camera
         what = "a photograph" if photograph.name is None else f"photograph {photograph.name!r}"
         crop = ResizeCrop.cover((camera.width, camera.height), *self._size)
-        for width, height in (crop.source, crop.resized):
+        for (width, height), when in ((crop.source, ""), (crop.resized, " when it is resized")):
             if width * height > self._max_pixels:
-                resized = " when it is resized" if (width, height) != crop.source else ""
                 raise UserError(
-                    f"{what} has {width}×{height} pixels{resized}, more than max_pixels "
+                    f"{what} has {width}×{height} pixels{when}, more than max_pixels "
                     f"{self._max_pixels}"
                 )
         return View(camera, photograph.cropped_to(*self._size))
 
     def _check_room(self, state: _State, new: int) -> None:
-        there = state.views
-        if len(there) + new > self._max_views:
-            names = ", ".join(there)
-            hint = f": remove or replace some of {names}" if there else ""
-            raise UserError(
-                f"full: {new} more views do not fit beside {len(there)} of at most "
-                f"{self._max_views}{hint}"
-            )
-
-    def _cameras(
-        self, frame: SceneFrame, cameras: Sequence[PosedCamera], size: tuple[int, int]
-    ) -> Cameras:
-        """The cameras of pictures of a size, `[1, k]`, as the model sees them."""
-        c2w = np.stack([camera.c2w for camera in cameras])
-        fxfycxcy = np.stack([camera.cropped_to(*size).fxfycxcy for camera in cameras])
-        with np.errstate(over="ignore"):  # is checked below
-            result = Cameras(frame.apply(c2w)[None], fxfycxcy[None].astype(np.float32))
-        result.check("in the frame of the session, cameras")
-        return result
+        there = len(state.views)
+        if there + new > self._max_views:
+            hint = f": remove or replace some of {', '.join(state.views)}" if there else ""
+            most = f"at most {self._max_views}{hint}"
+            raise UserError(f"full: {new} more views do not fit beside {there} of {most}")
 
     def _render_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        with self._open():
+        """The size of a render, once it is known that there can be one."""
+        with self._open() as state:
             if (height is None) != (width is None):
                 raise UserError("give both height and width of the render, or none")
             size = self._size if height is None else (height, width)
             check_image_size(*size, self._model.config.patch_size)
             if math.prod(size) > self._max_pixels:
-                raise UserError(
-                    f"a render of {size[1]}×{size[0]} pixels has more than max_pixels "
-                    f"{self._max_pixels}"
-                )
+                pixels = f"{size[1]}×{size[0]} pixels"
+                raise UserError(f"a render of {pixels} has more than max_pixels {self._max_pixels}")
+            _check_some(state)
             return size
 
-    def _render(self, cameras: Sequence[PosedCamera], size: tuple[int, int]) -> np.ndarray:
-        """`[k, h, w, 3]`, float in [0, 1]."""
+    def _render(
+        self, cameras: Sequence[PosedCamera], size: tuple[int, int]
+    ) -> UInt8[np.ndarray, "k h w 3"]:
         with self._open() as state:
             _check_some(state)
-            targets = self._cameras(state.frame, cameras, size)
+            targets = _cameras(state.frame, cameras, size)
             renders = view_cache.render(
                 self._model, self._whole_cache(), targets, size, targets_at_once=len(cameras)
             )
-            return np.asarray(renders[0])
-
-    def _path(
-        self, cameras: list[PosedCamera], size: tuple[int, int]
-    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        at_once = self._targets_at_once
-        for start in range(0, len(cameras), at_once):
-            group = cameras[start : start + at_once]
-            # Another number would be compiled anew.
-            filled = group + group[-1:] * (at_once - len(group))
-            with self._timed("render_path"):
-                images = _bytes(self._render(filled, size))
-            yield from images[: len(group)]
-
-    def _empty_cache(self) -> view_cache.ViewCache:
-        return view_cache.init_cache(self._model, 1, self._max_views, self._size)
+            renders = np.asarray(renders[0])
+        return np.rint(renders * 255).astype(np.uint8)
 
     def _whole_cache(self) -> view_cache.ViewCache:
         """The cache; made anew from the pictures if a call that failed took it with it."""
         if self._cache is None:
-            cache, state = self._empty_cache(), self._state
-            for name in state.numbered:
-                view = state.views[name]
-                camera = self._cameras(state.frame, [view.camera], self._size)
+            cache = view_cache.init_cache(self._model, 1, self._max_views, self._size)
+            for name in self._state.numbered:
+                view = self._state.views[name]
+                camera = _cameras(self._state.frame, [view.camera], self._size)
                 cache = view_cache.add_views(self._model, cache, _images(view), camera)
             self._cache = cache
         return self._cache
 
     def _take_cache(self) -> view_cache.ViewCache:
         """The cache, for a change that consumes it: until `_put`, the session has none."""
-        cache = self._whole_cache()
-        self._cache = None
+        cache, self._cache = self._whole_cache(), None
         return cache
 
     def _put(self, state: _State, cache: view_cache.ViewCache) -> None:
         """Ends a change, when it is known to have worked."""
-        cache = jax.block_until_ready(cache)
-        self._state = state
-        self._cache = cache
+        self._state, self._cache = state, jax.block_until_ready(cache)
 
 
-def _fit(cameras: Sequence[PosedCamera], scale: float | None) -> SceneFrame:
-    return SceneFrame.fit(np.stack([camera.c2w for camera in cameras]), scale=scale)
+def _cameras(frame: SceneFrame, cameras: Sequence[PosedCamera], size: tuple[int, int]) -> Cameras:
+    """The cameras of pictures of a size, `[1, k]`, as the model sees them."""
+    c2w = np.stack([camera.c2w for camera in cameras])
+    fxfycxcy = np.stack([camera.cropped_to(*size).fxfycxcy for camera in cameras])
+    with np.errstate(over="ignore"):  # is checked below
+        result = Cameras(frame.apply(c2w)[None], fxfycxcy[None].astype(np.float32))
+    result.check("in the frame of the session, cameras")
+    return result
 
 
 def _images(view: View) -> np.ndarray:
     """`[1, 1, h, w, 3]`, float in [0, 1]."""
     return view.picture[None, None].astype(np.float32) / 255
-
-
-def _bytes(renders: np.ndarray) -> UInt8[np.ndarray, "*k h w 3"]:
-    return np.rint(renders * 255).astype(np.uint8)
 
 
 def _new_names(state: _State, photographs: Sequence[Photograph]) -> tuple[list[str], int]:
@@ -419,8 +357,7 @@ def _new_names(state: _State, photographs: Sequence[Photograph]) -> tuple[list[s
 
 
 def _check_known(state: _State, names: Sequence[Any]) -> None:
-    unknown = [name for name in names if name not in state.views]
-    if unknown:
+    if unknown := [name for name in names if name not in state.views]:
         there = ", ".join(state.views) or "none"
         raise UserError(f"no view {', '.join(map(repr, unknown))}; there are: {there}")
     if len(set(names)) < len(names):

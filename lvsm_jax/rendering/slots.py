@@ -26,15 +26,10 @@ BY_SCENE, BY_VIEW, STORE = (SCENES,), (SCENES, "view"), (None, SCENES, "view")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """Keys or values `[l, b, v, n, m, c]`; int8 ones with a scale for each token and head.
+    """Keys or values; int8 ones with a scale for each token and head."""
 
-    Attributes:
-        data: the numbers.
-        scale: `[l, b, v, n, m]` float32 to multiply int8 by, else None.
-    """
-
-    data: Any
-    scale: Any
+    data: Any  # `[l, b, v, n, m, c]`
+    scale: Any  # `[l, b, v, n, m]` float32 to multiply int8 by, else None
 
 
 def quantize(x: Float[Array, "*batch c"], dtype: str) -> Stored:
@@ -51,20 +46,14 @@ def quantize(x: Float[Array, "*batch c"], dtype: str) -> Stored:
 class CachedKV:
     """Keys and values of one layer in a cache.
 
-    Attributes:
-        k: `Stored` keys of all layers.
-        v: `Stored` values of all layers.
-        layer: number of the layer.
-        num_views: `[b]`, views of each scene.
-        implementation: of attention.
-        slots_at_once: slots of a device that a round of attention reads, a divisor of their number.
+    `slots_at_once` of a device are read in a round of attention; it divides their number.
     """
 
-    k: Any
+    k: Any  # `Stored`, of all layers
     v: Any
     layer: Any
-    num_views: Any
-    implementation: str = dataclasses.field(metadata={"static": True})
+    num_views: Any  # `[b]`
+    implementation: str = dataclasses.field(metadata={"static": True})  # of attention
     slots_at_once: int = dataclasses.field(metadata={"static": True})
 
     def attend(self, q: Float[Array, "b t m c"]) -> Float[Array, "b t m c"]:
@@ -98,18 +87,15 @@ class CachedKV:
             x = some(stored.data).astype(q.dtype)
             if stored.scale is not None:
                 x = x * some(stored.scale)[..., None].astype(q.dtype)
-            b, k, n, m, c = x.shape
-            return x.reshape(b, k * n, m, c)
+            return x.reshape(len(x), -1, *x.shape[3:])
 
         def attend_to_some(i: Array, done: Partial) -> Partial:
             first = i * at_once
             views = jnp.clip(own_views - first, 0, at_once)
+            k, v = load(self.k, first), load(self.v, first)
+            lengths = None if at_once == 1 else views * tokens
             out, lse = attention_with_lse(
-                q,
-                load(self.k, first),
-                load(self.v, first),
-                lengths=None if at_once == 1 else views * tokens,
-                implementation=self.implementation,
+                q, k, v, lengths=lengths, implementation=self.implementation
             )
             some = (views > 0)[:, None, None]
             # Kernels make anything of no keys, also NaN, which a weight of zero would not remove.
@@ -124,9 +110,8 @@ class CachedKV:
 def pick_own(views: Any, first: Int[Array, "b"]) -> Any:
     """Of `k` new views `[b, k, ...]` with numbers from `first` on, those of each device's slots.
 
-    Returns:
-        The same of `[b, n * ceil(k / n), ...]`, cut by `view`; where a device has one fewer than
-        others, another view fills up.
+    They are `[b, n * ceil(k / n), ...]`, cut by `view` over `n` devices; where a device has one
+    fewer than others, another view fills up.
     """
     k = jax.tree.leaves(views)[0].shape[1]
 
@@ -173,9 +158,8 @@ def remove(
         return store, num_views
 
     by_slot, by_scene = spec(*STORE), spec(*BY_SCENE)
-    return per_device(local, (by_slot, by_scene, by_scene), (by_slot, by_scene))(
-        store, num_views, indices
-    )
+    specs = (by_slot, by_scene, by_scene), (by_slot, by_scene)
+    return per_device(local, *specs)(store, num_views, indices)
 
 
 def _view(x: Shaped[Array, "l b v ..."], number: Int[Array, "b"]) -> Shaped[Array, "l b 1 ..."]:

@@ -5,12 +5,12 @@ so adding, replacing and removing one costs the same however many there are, and
 does not matter. The cache that a function is given is donated: go on with the one it returns.
 
 No function waits for a device. Shapes are checked, and values that the host has: numbers of views,
-and images and cameras that are NumPy arrays. How many views a scene has is on the device, so what
-does not fit is left out: views beyond `max_views` are not added, and numbers that a scene does not
-have are neither replaced nor removed. `lvsm_jax.Session` knows its views, and raises errors.
+and images and cameras that are NumPy arrays; UserError leaves the cache untouched. How many views a
+scene has is on the device, so what does not fit is left out: views beyond `max_views` are not
+added, and numbers that a scene does not have are neither replaced nor removed. `lvsm_jax.Session`
+knows its views, and raises errors.
 
-Letters: `b` scenes, `v` slots for views, `k` views at a time, `t` targets, `n` tokens a view,
-`l` layers, `m` heads, `c` head size.
+Letters: `b` scenes, `k` views at a time, `t` targets, `l` layers.
 """
 
 import dataclasses
@@ -22,12 +22,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.models.attention import skips_by_length
+from lvsm_jax.models.attention import largest_divisor, skips_by_length
 from lvsm_jax.models.base import ViewSynthesisModel, check_images
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.models.efficient_lvsm import DecoderBlock, EfficientLVSM
@@ -37,8 +35,6 @@ from lvsm_jax.parallel.mesh import check_batch, reshard, spec, view_devices
 from lvsm_jax.rendering import slots
 from lvsm_jax.rendering.latents import LatentCache, check_latents_fit, check_same
 from lvsm_jax.rendering.slots import CachedKV, Stored
-
-_SLOTS_AT_ONCE = 8
 
 # Numbers of views, which the host has.
 Numbers = int | np.integer | Sequence[Any] | np.ndarray
@@ -50,8 +46,7 @@ class ViewCache:
     """Keys and values of the input views of some scenes; the decoder reads them as `InputViews`.
 
     Attributes:
-        store: for each cross-attention of a layer (the published model has one) the pair of its
-            keys and values, each a `Stored`.
+        store: a pair of `Stored` keys and values for each cross-attention of a layer.
         num_views: `[b]` int32, views that each scene has; they are numbered from 0.
         image_size: height and width of the input views in pixels.
     """
@@ -107,22 +102,13 @@ def init_cache(
     Where a mesh is set (`jax.set_mesh`), scenes are spread over its devices as in training, and the
     slots of a scene over the axis `view`. All other functions then need that mesh too.
 
-    Args:
-        model: an EfficientLVSM.
-        batch: scenes.
-        max_views: most views of a scene.
-        image_size: height and width of the input views in pixels.
-
-    Raises:
-        UserError: a model that has no such cache, a size that cannot be, or one that the mesh
-            does not divide.
+    Raises UserError for a model other than EfficientLVSM, a size (height and width of the input
+    views in pixels) that cannot be, or one that the mesh does not divide.
     """
     _check_model(model)
+    check_positive(batch=batch, max_views=max_views)
     config = model.config
     dtype = config.cache_dtype or config.dtype
-    for name, value in (("batch", batch), ("max_views", max_views)):
-        if value < 1:
-            raise UserError(f"{name} is {value}, expected at least 1")
     check_image_size(*image_size, config.patch_size)
     check_batch(jax.sharding.get_abstract_mesh(), "a cache", batch, max_views)
     tokens = image_size[0] * image_size[1] // config.patch_size**2
@@ -138,7 +124,14 @@ def init_cache(
         num_views=jnp.zeros(batch, jnp.int32, out_sharding=by_scene),
         image_size=tuple(image_size),
     )
-    return _with_weights(model, cache)
+    weight = jax.tree.leaves(model)[0]
+    if spec() is not None or not getattr(weight, "committed", False):
+        return cache  # it is on the mesh, or goes wherever it is used
+    # To the devices of the weights, so that the first call does not compile twice.
+    sharding = weight.sharding
+    if isinstance(sharding, jax.NamedSharding):
+        sharding = jax.NamedSharding(sharding.mesh, jax.P())
+    return jax.device_put(cache, sharding)
 
 
 def add_views(
@@ -151,24 +144,17 @@ def add_views(
 ) -> ViewCache:
     """Adds `k` views to every scene, after those that are there; encodes these alone.
 
-    Of views for which a scene has no slot left, none is added: `num_views` stays at `max_views`.
-
-    Args:
-        model: the weights.
-        cache: donated.
-        images: `[b, k, h, w, 3]`, float in [0, 1].
-        cameras: `[b, k]`.
-        num_new: how many of them, from the first, each scene takes; all by default.
-
-    Raises:
-        UserError: more views than slots, or what does not fit together; the cache is untouched.
+    Images are `[b, k, h, w, 3]`, float in [0, 1], and cameras `[b, k]`. Each scene takes the first
+    `num_new`, one number or `[b]`; all by default. Of views for which a scene has no slot left,
+    none is added: `num_views` stays at `max_views`. Raises UserError for more views than slots, or
+    what does not fit together.
     """
     _check_views(model, cache, images, cameras)
     k = images.shape[1]
     if k == 0:
         raise UserError(f"images of shape {images.shape}: no views to add")
     new = _integers(k if num_new is None else num_new)
-    if new.ndim > 1 or (new.ndim and len(new) != cache.batch) or (new < 0).any() or (new > k).any():
+    if new.shape not in ((), (cache.batch,)) or (new < 0).any() or (new > k).any():
         raise UserError(f"num_new is {new.tolist()}, expected {cache.batch} numbers from 0 to {k}")
     if (new > cache.max_views).any():
         raise UserError(f"{new.max()} more views do not fit: a scene has at most {cache.max_views}")
@@ -183,24 +169,16 @@ def replace_view(
     images: Array | np.ndarray,
     cameras: Cameras,
 ) -> ViewCache:
-    """Replaces one view of every scene.
+    """Replaces one view of every scene, by images `[b, 1, h, w, 3]` with cameras `[b, 1]`.
 
-    Args:
-        model: the weights.
-        cache: donated.
-        index: number of the view to replace, one for all scenes or `[b]`; a scene without a view of
-            that number stays as it is.
-        images: `[b, 1, h, w, 3]`, float in [0, 1].
-        cameras: `[b, 1]`.
-
-    Raises:
-        UserError: a number beyond the slots, or what does not fit together; the cache is untouched.
+    `index` is its number, one for all scenes or `[b]`; a scene without a view of that number stays
+    as it is. Raises UserError for a number beyond the slots, or what does not fit together.
     """
     _check_views(model, cache, images, cameras)
     if images.shape[1] != 1:
         raise UserError(f"replace_view takes one view of each scene, got {images.shape[1]}")
     index = _integers(index)
-    if index.ndim and index.shape != (cache.batch,):
+    if index.shape not in ((), (cache.batch,)):
         raise UserError(f"index has shape {index.shape}, expected one number or [{cache.batch}]")
     if (index < 0).any():
         raise UserError(f"index is {index.tolist()}, but views are numbered from 0")
@@ -212,18 +190,14 @@ def replace_view(
 def remove_views(cache: ViewCache, indices: Numbers) -> ViewCache:
     """Removes views; the last view takes the number of a removed one.
 
-    Args:
-        cache: donated.
-        indices: numbers as they are before the call: one, `[k]` for every scene alike, or `[b, k]`,
-            in which -1 stands for none. Numbers that a scene does not have remove nothing.
-
-    Raises:
-        UserError: a number beyond the slots, or one that is given twice; the cache is untouched.
+    `indices` are numbers as they are before the call: one, `[k]` for every scene alike, or
+    `[b, k]`, in which -1 stands for none. Numbers that a scene does not have remove nothing. Raises
+    UserError for a number beyond the slots, or one that is given twice.
     """
     indices = np.atleast_1d(_integers(indices))
     if indices.size == 0:
         return cache
-    if indices.ndim > 2 or (indices.ndim == 2 and indices.shape[0] != cache.batch):
+    if indices.shape[:-1] not in ((), (cache.batch,)):
         raise UserError(f"indices have shape {indices.shape}, expected [k] or [{cache.batch}, k]")
     indices = np.broadcast_to(indices, (cache.batch, indices.shape[-1]))
     _check_numbers(cache, indices)
@@ -239,21 +213,13 @@ def render(
     *,
     targets_at_once: int = 8,
 ) -> Float[Array, "b t h w 3"]:
-    """Renders cameras from the views of a cache.
+    """Renders cameras `[b, t]` from a cache of views, or of latents (`lvsm_jax.latent_cache`).
 
-    The time follows the views that are there, not the slots.
-
-    Args:
-        model: the weights.
-        cache: of views, or an LVSMEncoderDecoder's latents (`lvsm_jax.latent_cache`); not donated.
-            Renders of a scene without views are finite, and mean nothing.
-        cameras: `[b, t]`, any number.
-        image_size: height and width of the renders, to which the intrinsics belong; by default
-            that of the inputs.
-        targets_at_once: targets of a group; more are rendered group by group, in constant memory.
-
-    Raises:
-        UserError: what does not fit together.
+    The time follows the views that are there, not the slots. Renders of a scene without views are
+    finite, and mean nothing. The cache is not donated. `image_size` is height and width of the
+    renders, to which the intrinsics belong; by default that of the inputs. More targets than
+    `targets_at_once` are rendered group by group, in constant memory. Raises UserError for what
+    does not fit together.
     """
     groups = list(render_path(model, cache, cameras, image_size, targets_at_once=targets_at_once))
     return groups[0] if len(groups) == 1 else jnp.concatenate(groups, axis=1)
@@ -268,10 +234,8 @@ def render_path(
     targets_at_once: int = 8,
 ) -> Iterator[Float[Array, "b k h w 3"]]:
     """As `render`, one group of `targets_at_once` targets after the other."""
-    if isinstance(cache, LatentCache):
-        check_latents_fit(model, cache)
-    else:
-        _check_fits(model, cache)
+    check_fits = check_latents_fit if isinstance(cache, LatentCache) else _check_fits
+    check_fits(model, cache)
     cameras.check("cameras", read_device=False)
     height, width = cache.image_size if image_size is None else image_size
     check_image_size(height, width, model.config.patch_size)
@@ -279,8 +243,7 @@ def render_path(
         raise UserError(f"cameras of shape {cameras.shape}: nothing to render")
     if cameras.shape[0] != cache.batch:
         raise UserError(f"cameras of {cameras.shape[0]} scenes with a cache of {cache.batch}")
-    if targets_at_once < 1:
-        raise UserError(f"targets_at_once is {targets_at_once}, expected at least 1")
+    check_positive(targets_at_once=targets_at_once)
     t, size = cameras.shape[1], (int(height), int(width))
     if t <= targets_at_once:
         return iter([_render(model, cache, cameras, size)])
@@ -323,17 +286,14 @@ def _remove_views(cache: ViewCache, indices: Int[Array, "b k"]) -> ViewCache:
 
 @functools.partial(jax.jit, static_argnums=3)
 def _render(
-    model: ViewSynthesisModel,
-    cache: ViewCache | LatentCache,
-    cameras: Cameras,
-    image_size: tuple[int, int],
+    model: ViewSynthesisModel, cache: ViewCache | LatentCache, cameras: Cameras, size: tuple
 ) -> Float[Array, "b t h w 3"]:
     memory = cache.tokens if isinstance(cache, LatentCache) else cache
     # As in training, targets are sharded where the axis divides them.
     divides = cameras.shape[1] % view_devices() == 0
     cameras = reshard(cameras, *(slots.BY_VIEW if divides else slots.BY_SCENE))
     # All targets on all devices of the axis, because the caller slices them.
-    return reshard(model.decode(memory, cameras, *image_size), *slots.BY_SCENE)
+    return reshard(model.decode(memory, cameras, *size), *slots.BY_SCENE)
 
 
 def _encode_into(
@@ -342,9 +302,7 @@ def _encode_into(
     """The store with views under the numbers from `first` on; each device encodes its own."""
     views = reshard((images, cameras), *slots.BY_SCENE)
     keys_values = model.keys_values(*slots.pick_own(views, first))
-    new = tuple(
-        (slots.quantize(kv.k, cache.dtype), slots.quantize(kv.v, cache.dtype)) for kv in keys_values
-    )
+    new = tuple(tuple(slots.quantize(x, cache.dtype) for x in (kv.k, kv.v)) for kv in keys_values)
     return slots.write_own(cache.store, new, first, images.shape[1])
 
 
@@ -356,29 +314,19 @@ def slots_at_once(cache: ViewCache, implementation: str, dtype: str) -> int:
     """
     if not skips_by_length(implementation, dtype):
         return 1
-    here = cache.max_views // view_devices()
-    return max(n for n in range(1, min(here, _SLOTS_AT_ONCE) + 1) if here % n == 0)
-
-
-def _with_weights(model: Any, cache: ViewCache) -> ViewCache:
-    """The cache on the devices of the weights, so that the first call does not compile twice."""
-    weight = jax.tree.leaves(model)[0]
-    if spec() is not None or not getattr(weight, "committed", False):
-        return cache  # it is on the mesh, or goes wherever it is used
-    sharding = weight.sharding
-    if isinstance(sharding, NamedSharding):
-        sharding = NamedSharding(sharding.mesh, P())
-    return jax.device_put(cache, sharding)
+    return largest_divisor(cache.max_views // view_devices(), 8)
 
 
 def _check_model(model: Any) -> None:
-    if not isinstance(model, EfficientLVSM):
-        latents = "; lvsm_jax.latent_cache keeps what it has of all views together"
-        raise UserError(
-            f"{type(model).__name__} has no keys and values of a view that stay the same when "
-            "views or targets are added, as EfficientLVSM has"
-            + (latents if isinstance(model, LVSMEncoderDecoder) else "")
-        )
+    if isinstance(model, EfficientLVSM):
+        return
+    hint = ""
+    if isinstance(model, LVSMEncoderDecoder):
+        hint = "; lvsm_jax.latent_cache keeps what it has of all views together"
+    raise UserError(
+        f"{type(model).__name__} has no keys and values of a view that stay the same when views or "
+        f"targets are added, as EfficientLVSM has{hint}"
+    )
 
 
 def _check_fits(model: Any, cache: ViewCache) -> None:
@@ -394,16 +342,22 @@ def _check_fits(model: Any, cache: ViewCache) -> None:
     )
 
 
+def check_positive(**numbers: int) -> None:
+    """Raises UserError unless each of the numbers, given by their names, is at least 1."""
+    for name, value in numbers.items():
+        if value < 1:
+            raise UserError(f"{name} is {value}, expected at least 1")
+
+
 def _check_views(model: Any, cache: ViewCache, images: Any, cameras: Cameras) -> None:
     _check_fits(model, cache)
     check_images(images, cameras, model.config.patch_size, read_device=False)
-    if images.shape[2:4] != cache.image_size:
-        raise UserError(
-            f"images of {images.shape[2]}×{images.shape[3]} pixels, but the cache is for "
-            f"{cache.image_size[0]}×{cache.image_size[1]}"
-        )
-    if images.shape[0] != cache.batch:
-        raise UserError(f"images of {images.shape[0]} scenes with a cache of {cache.batch}")
+    scenes, _, *size, _ = images.shape
+    if tuple(size) != cache.image_size:
+        ours, theirs = ("×".join(map(str, sides)) for sides in (size, cache.image_size))
+        raise UserError(f"images of {ours} pixels, but the cache is for {theirs}")
+    if scenes != cache.batch:
+        raise UserError(f"images of {scenes} scenes with a cache of {cache.batch}")
 
 
 def _integers(indices: Any) -> np.ndarray:

@@ -21,9 +21,7 @@ ByLayer = dict[str, Float[Array, "l"]]
 def norms_by_layer(stacks: tuple[str, ...], tree: Any) -> ByLayer:
     """Norms of a tree of the model's shape, such as a gradient, by stack and layer.
 
-    Args:
-        stacks: names of the model's stacks of layers; a `last` in one is one layer more.
-        tree: arrays of the model.
+    `stacks` are the names of the model's stacks of layers; a `last` in one is one layer more.
     """
     leaves = named_leaves(tree)
 
@@ -50,9 +48,7 @@ def token_statistics(
 ) -> ByLayer:
     """RMS of the tokens after each layer, and the entropy of the decoder's attention.
 
-    Returns:
-        `encoder_rms`, and `decoder_rms` and `attention_entropy` as in `LayerDiagnostics`; nothing
-        for models without two streams.
+    See `LayerDiagnostics`. There is nothing of models without two streams.
     """
     if not isinstance(model, EfficientLVSM):
         return {}

@@ -133,3 +133,15 @@ def test_an_architecture_cannot_be_changed_alone():
         with pytest.raises(ValueError, match="chosen by a config file made for it"):
             TrainingConfig.of(config)
     assert set(CONFIGS) == {"EfficientLVSM", "LVSMDecoderOnly", "LVSMEncoderDecoder"}
+
+
+def test_a_config_from_before_a_field_of_the_model_takes_its_default():
+    config = read_config_file(str(REPOSITORY / "configs" / "re10k_256.py"), [])
+    now = TrainingConfig.of(config)
+    before = config.to_dict()
+    del before["model"]["camera_encoding"]
+    assert TrainingConfig.of(ml_collections.ConfigDict(before)) == now
+    before["model"]["gone"] = 1
+    message = r"config.model has \['gone'\], .* chosen by a config file made for it"
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig.of(ml_collections.ConfigDict(before))
