@@ -118,6 +118,7 @@ def tiny_export(tmp_path_factory):
     return save_tiny_export(tmp_path_factory.mktemp("exports") / "tiny")
 
 
+@pytest.mark.slow
 def test_the_cache_is_measured_and_drawn(tiny_export, rooms, tmp_path, capsys):
     clip = read_scene_names(rooms)[0]
     files = [f"--output={tmp_path / 'cache.json'}", f"--plot={tmp_path / 'cache.png'}"]

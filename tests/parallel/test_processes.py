@@ -120,6 +120,7 @@ def damage(checkpoint):
     largest.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_killed_damaged_stopped_and_resumed_by_others_is_as_one(rooms, alone, tmp_path):
     workdir = tmp_path / "several"
     # Two processes; one of them is killed in the middle of a save.

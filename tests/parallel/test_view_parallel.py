@@ -181,6 +181,7 @@ def test_gradients_where_jax_has_no_such_backward_pass(monkeypatch):
         test_gradients_from_a_part_of_the_keys("splash")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_mesh(model, one_device, step, tmp_path):
     batches, expected, _ = one_device
     mesh = make_mesh(MeshConfig(4, 2, 1))

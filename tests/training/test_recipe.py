@@ -43,6 +43,7 @@ def config(rooms, goldens, tmp_path, monkeypatch):
     return config
 
 
+@pytest.mark.slow
 def test_a_run_with_all_losses(config, tmp_path):
     settings = Settings.of(config)
     check_start(settings, tmp_path / "run")

@@ -143,6 +143,7 @@ def test_killed_and_stopped_and_resumed_is_bit_identical(undisturbed, rooms, tmp
     assert tables[0] == tables[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "sizes"),
     [("LVSMDecoderOnly", {}), ("LVSMEncoderDecoder", {"model.num_latents": 8})],
@@ -162,6 +163,7 @@ def test_the_baselines_train(rooms, tmp_path, architecture, sizes):
     assert f"begun with architecture {architecture} and cannot go on with Eff" in output
 
 
+@pytest.mark.slow
 def test_steps_with_other_numbers_of_inputs_resume_bit_identical(rooms, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_LOG_COMPILES", "1")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
@@ -205,6 +207,7 @@ def test_other_sizes_cannot_resume(undisturbed, rooms):
         assert (workdir / "config.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_starting_from_other_weights_at_another_size(undisturbed, rooms, tmp_path):
     # By way of the PyTorch programs' file format.
     convert.main([str(undisturbed[0] / "export"), str(tmp_path / "weights.safetensors")])

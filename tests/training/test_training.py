@@ -204,6 +204,7 @@ def test_eight_devices_do_as_one(step, sizes, parts):
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 32 // sizes[1], 128)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", BASELINES, ids=["decoder_only", "encoder_decoder"])
 def test_baselines_on_eight_devices_do_as_on_one(step, model):
     batches = [random_batch(8, seed) for seed in range(2)]
