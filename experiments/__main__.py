@@ -191,7 +191,8 @@ def make_pictures(runs: Sequence[Run], counts: Sequence[int]) -> list[dict[str, 
 def _evenly_spaced(scenes: EvalSet, count: int) -> EvalSet:
     places = np.linspace(0, scenes.num_scenes - 1, count).round().astype(int)
     views = tuple(scenes.views[place] for place in places)
-    return dataclasses.replace(scenes, rows=scenes.rows[places], views=views, batch_size=count)
+    one_batch = dataclasses.replace(scenes.evaluation, batch_size=count)
+    return dataclasses.replace(scenes, rows=scenes.rows[places], views=views, evaluation=one_batch)
 
 
 def _parser() -> argparse.ArgumentParser:
