@@ -34,6 +34,8 @@ from lvsm_jax.common.config import DataConfig, EvalConfig
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import expand
 
+Load = Callable[[Any], dict[str, Any]]
+
 _MAX_THREADS = 16  # beyond this, threads of one Python process mostly wait for each other
 
 
@@ -67,7 +69,7 @@ def train_batches(
     clips = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
     draws = clips.map_with_index(lambda index, choice: (index // batch_size, choice)).random_map(
         # Copied, for grain uses its generators again.
-        lambda draw, rng: examples.TrainingDraw(*draw, copy.deepcopy(rng)),
+        lambda draw, rng: (*draw, copy.deepcopy(rng)),
         seed=sample_seed,
     )
     share = draws[process_index::process_count]
@@ -108,8 +110,7 @@ class EvalSet:
     def __iter__(self) -> Iterator[Batch]:
         reader = SplitReader(self.config.path, self.config.split)
         loader = examples.ExampleLoader.open(reader, self.config, int(self.rows[0]))
-        window = {"share": self.evaluation.crop_share, "place": self.evaluation.crop_place}
-        crop = Crop(*loader.image_shape, **window)
+        crop = Crop(*loader.image_shape, self.evaluation.crop_share, self.evaluation.crop_place)
         if crop == Crop(*loader.image_shape):
             crop = None  # the published preprocessing
         batch_size = self.evaluation.batch_size
@@ -210,7 +211,7 @@ def _usable_rows(scenes: SceneTable, config: DataConfig) -> Int64[np.ndarray, " 
 
 def _prefetched(
     samples: Sequence[Any] | grain.MapDataset,
-    load: Callable[[Any], dict[str, Any]],
+    load: Load,
     rows: int,
     config: DataConfig,
     start_step: int = 0,
@@ -229,9 +230,7 @@ def _prefetched(
     return batches
 
 
-def _batches(
-    samples: Iterable[list[Any]], load: Callable[[Any], dict[str, Any]], config: DataConfig
-) -> Iterator[Batch]:
+def _batches(samples: Iterable[list[Any]], load: Load, config: DataConfig) -> Iterator[Batch]:
     ahead = config.prefetch * max(config.num_workers, 1)
     if config.num_workers:
         # When the whole process group is interrupted the parent can finish its step and save.

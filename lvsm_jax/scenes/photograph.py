@@ -76,10 +76,7 @@ class PosedCamera:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Photograph:
-    """A picture of any size, and the camera that took it.
-
-    UserError for pixels of another type, or of another size than the camera's.
-    """
+    """A picture and the camera that took it; UserError for pixels of another type or size."""
 
     pixels: Any  # uint8 [h, w, 3]
     camera: PosedCamera  # whose width and height are the picture's
