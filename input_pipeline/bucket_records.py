@@ -1,8 +1,7 @@
 """Single records of an ArrayRecord file in a bucket, each by a range of exactly its bytes.
 
-ArrayRecord opens `gs://` paths itself, but requests everything from a record to the end of the file
-and hangs up when it has enough; what is on its way by then is many times the record. This module
-reads the same files through fsspec with closed ranges, from any bucket that fsspec knows.
+ArrayRecord itself requests everything from a record to the end of the file and hangs up when it has
+enough: many times the record. This reads the same files from any bucket that fsspec knows.
 
 The format (Riegeli records): the file is blocks of 64 KiB, each beginning with 24 bytes that
 interrupt whatever runs across the border. Between these it is chunks: a 40-byte header, then, in

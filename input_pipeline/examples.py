@@ -16,6 +16,8 @@ from lvsm_jax.common.config import DataConfig
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes.scene_frame import SceneFrame
 
+Rows = Int64[np.ndarray, " n"]
+
 _MAX_REPLACED = 100  # bad samples in a row after which the dataset is given up
 
 
@@ -113,24 +115,17 @@ class ExampleLoader:
         return image, fxfycxcy
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingDraw:
-    """A training sample before it is loaded: a few bytes, to be sent to worker processes."""
-
-    step: int  # that the sample is for
-    choice: int  # which of the usable rows of the scene table it is from
-    rng: np.random.Generator  # of what is the sample's own
-
-
 def training_example(
-    loader: ExampleLoader, rows: Int64[np.ndarray, " n"], seed: int, draw: TrainingDraw
+    loader: ExampleLoader, rows: Rows, seed: int, draw: tuple[int, int, np.random.Generator]
 ) -> dict[str, Any]:
     """Loads views of a clip, and of others instead while frames are bad and that is allowed.
 
-    Clips are from the usable `rows` of the scene table; `seed` is that of `step_choices`.
+    Clips are from the usable `rows` of the scene table; `seed` is that of `step_choices`. The draw
+    is a step, which of the rows is its clip, and the generator of what is the sample's own.
     """
-    config, rng, row = loader.config, draw.rng, int(rows[draw.choice])
-    common = sampling.step_choices(config, seed, draw.step)
+    step, choice, rng = draw
+    config, row = loader.config, int(rows[choice])
+    common = sampling.step_choices(config, seed, step)
     for replaced in range(_MAX_REPLACED):
         num_frames = int(loader.reader.scenes.num_frames[row])
         views = sampling.sample_views(num_frames, config, common.num_inputs, rng)
@@ -151,7 +146,7 @@ def training_example(
 
 def evaluation_example(
     loader: ExampleLoader,
-    rows: Int64[np.ndarray, " n"],
+    rows: Rows,
     views: tuple[sampling.ViewSample, ...],
     crop: Crop | None,
     position: int,

@@ -6,26 +6,37 @@ batch at a step is the same set for any number of processes or workers, and resu
 a later step.
 """
 
+import atexit
+import collections
 import copy
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+import signal
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+from typing import Any
 
 import grain
+import jax
 import numpy as np
 from absl import logging
 from etils import epath
 from jaxtyping import Int64
 
 from input_pipeline import examples, sampling
-from input_pipeline.prefetch import prefetched_batches
 from input_pipeline.preprocess import Crop
 from input_pipeline.storage import SceneTable, SplitReader
-from lvsm_jax.batch import Batch
+from input_pipeline.workers import WorkerError, run_task, worker_pool
+from lvsm_jax.batch import Batch, to_batch
 from lvsm_jax.common.config import DataConfig, EvalConfig
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import expand
+
+Load = Callable[[Any], dict[str, Any]]
+
+_MAX_THREADS = 16  # beyond this, threads of one Python process mostly wait for each other
 
 
 def train_batches(
@@ -58,12 +69,12 @@ def train_batches(
     clips = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
     draws = clips.map_with_index(lambda index, choice: (index // batch_size, choice)).random_map(
         # Copied, for grain uses its generators again.
-        lambda draw, rng: examples.TrainingDraw(*draw, copy.deepcopy(rng)),
+        lambda draw, rng: (*draw, copy.deepcopy(rng)),
         seed=sample_seed,
     )
     share = draws[process_index::process_count]
     load = functools.partial(examples.training_example, loader, rows, seed)
-    return prefetched_batches(share, load, rows_per_process, config, start_step)
+    return _prefetched(share, load, rows_per_process, config, start_step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +110,13 @@ class EvalSet:
     def __iter__(self) -> Iterator[Batch]:
         reader = SplitReader(self.config.path, self.config.split)
         loader = examples.ExampleLoader.open(reader, self.config, int(self.rows[0]))
-        window = {"share": self.evaluation.crop_share, "place": self.evaluation.crop_place}
-        crop = Crop(*loader.image_shape, **window)
+        crop = Crop(*loader.image_shape, self.evaluation.crop_share, self.evaluation.crop_place)
         if crop == Crop(*loader.image_shape):
             crop = None  # the published preprocessing
         batch_size = self.evaluation.batch_size
         share = range(len(self) * batch_size)[self.process_index :: self.process_count]
         load = functools.partial(examples.evaluation_example, loader, self.rows, self.views, crop)
-        return prefetched_batches(share, load, batch_size // self.process_count, self.config)
+        return _prefetched(share, load, batch_size // self.process_count, self.config)
 
 
 def evaluation_index(evaluation: EvalConfig, dataset: str | os.PathLike) -> epath.Path:
@@ -160,27 +170,18 @@ def open_eval_set(
             views.append(sampling.evaluation_views(entries[key], config.num_inputs))
         except UserError as error:
             raise UserError(f"index {index}, scene {key}: {error}") from None
-    return EvalSet(
-        scenes=scenes,
-        rows=rows,
-        views=tuple(views),
-        num_skipped_null=len(table) - len(entries),
-        num_missing=len(missing),
-        config=config,
-        evaluation=evaluation,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    counts = {"num_skipped_null": len(table) - len(entries), "num_missing": len(missing)}
+    processes = {"process_index": process_index, "process_count": process_count}
+    views = tuple(views)
+    return EvalSet(scenes, rows, views, config=config, evaluation=evaluation, **counts, **processes)
 
 
 def _check_entry(entry: sampling.IndexEntry, num_frames: int, num_targets: int) -> None:
     if outside := [p for p in entry.context + entry.target if not 0 <= p < num_frames]:
         raise UserError(f"positions {outside} are outside the clip's {num_frames} frames")
-    if len(entry.target) != num_targets:
-        raise UserError(
-            f"{len(entry.target)} targets, where the first clip has {num_targets}; all must have "
-            "the same number"
-        )
+    if (found := len(entry.target)) != num_targets:
+        what = f"{found} targets, where the first clip has {num_targets}"
+        raise UserError(f"{what}; all must have the same number")
 
 
 def _rows_per_process(batch_size: int, process_index: int, process_count: int) -> int:
@@ -206,3 +207,64 @@ def _usable_rows(scenes: SceneTable, config: DataConfig) -> Int64[np.ndarray, " 
         message = "%s, split %s: %d of %d clips are rejected, as too short for %s"
         logging.info(message, config.path, config.split, rejected, len(scenes), needed)
     return rows
+
+
+def _prefetched(
+    samples: Sequence[Any] | grain.MapDataset,
+    load: Load,
+    rows: int,
+    config: DataConfig,
+    start_step: int = 0,
+) -> Iterator[Batch]:
+    """Batches of `rows` consecutive samples, from batch `start_step` on, loaded ahead of their use.
+
+    `load` gives the nested dict of arrays of a sample (see `to_batch`), which is a few picklable
+    bytes; worker processes import its module, which must not import JAX. Samples left over at the
+    end are dropped. Closing the iterator (or dropping it) stops the workers.
+    """
+    steps = range(start_step, len(samples) // rows)
+    drawn = ([samples[step * rows + row] for row in range(rows)] for step in steps)
+    batches = _batches(drawn, load, config)
+    # A program may end without closing: then it is done while Python is still whole.
+    atexit.register(_close_if_alive, weakref.ref(batches))
+    return batches
+
+
+def _batches(samples: Iterable[list[Any]], load: Load, config: DataConfig) -> Iterator[Batch]:
+    ahead = config.prefetch * max(config.num_workers, 1)
+    if config.num_workers:
+        # When the whole process group is interrupted the parent can finish its step and save.
+        pool = worker_pool(config.num_workers, on_interrupt=signal.SIG_IGN, task=load)
+        task = run_task
+    else:
+        threads = min(os.cpu_count() or 1, _MAX_THREADS)
+        pool, task = futures.ThreadPoolExecutor(threads), load
+    stacking = futures.ThreadPoolExecutor(1)  # while the batch before is in use
+    waiting: collections.deque[futures.Future[Batch]] = collections.deque()
+    try:
+        for batch in samples:
+            parts = [pool.submit(task, sample) for sample in batch]
+            waiting.append(stacking.submit(_stacked, parts))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except futures.process.BrokenProcessPool as error:
+        raise WorkerError(
+            "a worker process that loads data was killed (out of memory?) or could not start: "
+            "lower data.num_workers or data.prefetch; scripts must guard what they run by "
+            'if __name__ == "__main__"'
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+        stacking.shutdown(cancel_futures=True)
+
+
+def _close_if_alive(batches: weakref.ref) -> None:
+    if (alive := batches()) is not None:
+        alive.close()
+
+
+def _stacked(parts: list[futures.Future[dict[str, Any]]]) -> Batch:
+    samples = [part.result() for part in parts]
+    return to_batch(jax.tree.map(lambda *leaves: np.stack(leaves), *samples))

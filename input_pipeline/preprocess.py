@@ -19,6 +19,7 @@ from PIL import Image
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes.photograph import PICTURE_ERRORS, ResizeCrop, resized_side
 
+Intrinsics = Float[np.ndarray, "4"]
 ImageAndIntrinsics = tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "4"]]
 
 
@@ -37,7 +38,7 @@ class Crop:
 
 
 def preprocess_frame(
-    jpeg: bytes, normalized_fxfycxcy: Float[np.ndarray, "4"], image_height: int, square_crop: bool
+    jpeg: bytes, normalized_fxfycxcy: Intrinsics, image_height: int, square_crop: bool
 ) -> ImageAndIntrinsics:
     """The published preprocessing: pixels, and intrinsics in those pixels, of a stored JPEG.
 
@@ -56,22 +57,14 @@ def preprocess_frame(
     return _cut(picture, normalized_fxfycxcy, Crop(image_height, kept))
 
 
-def crop_frame(
-    jpeg: bytes, normalized_fxfycxcy: Float[np.ndarray, "4"], crop: Crop
-) -> ImageAndIntrinsics:
-    """The same of any part of the frame; its middle square is that of `preprocess_frame`.
-
-    FrameError where the JPEG cannot be decoded.
-    """
+def crop_frame(jpeg: bytes, normalized_fxfycxcy: Intrinsics, crop: Crop) -> ImageAndIntrinsics:
+    """The same of any part of the frame; FrameError where the JPEG cannot be decoded."""
     return _cut(_decode(jpeg), normalized_fxfycxcy, crop)
 
 
-def _cut(
-    picture: Image.Image, normalized_fxfycxcy: Float[np.ndarray, "4"], crop: Crop
-) -> ImageAndIntrinsics:
-    shape, window = (crop.height, crop.width), {"share": crop.share, "place": crop.place}
-    cut = ResizeCrop.cover(picture.size, *shape, **window)
-    fxfycxcy = cut.intrinsics(normalized_fxfycxcy * np.array(picture.size * 2, np.float64))
+def _cut(picture: Image.Image, shares: Intrinsics, crop: Crop) -> ImageAndIntrinsics:
+    cut = ResizeCrop.cover(picture.size, **vars(crop))
+    fxfycxcy = cut.intrinsics(shares * np.array(picture.size * 2, np.float64))
     return cut.pixels(picture), fxfycxcy.astype(np.float32)
 
 

@@ -10,6 +10,7 @@ import os
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Int64
+from numpy.random import Generator
 
 from input_pipeline.preprocess import Crop
 from lvsm_jax.common.config import DataConfig
@@ -65,11 +66,7 @@ class StepChoices:
 
 
 def step_choices(config: DataConfig, seed: int, step: int) -> StepChoices:
-    """Draws what the samples of a training step have in common.
-
-    The draw is a function of seed and step alone: all processes and workers make the same, and a
-    resumed run that of the uninterrupted one.
-    """
+    """Draws by seed and step alone, so that all processes and resumed runs draw alike."""
     rng = np.random.default_rng([seed, step])
     counts, ratios = config.possible_inputs, config.aspect_ratios
     num_inputs = counts[rng.integers(len(counts))]
@@ -82,7 +79,7 @@ def usable_clips(num_frames: Int[np.ndarray, " s"], config: DataConfig) -> Bool[
 
 
 def sample_views(
-    num_frames: int, config: DataConfig, num_inputs: int, rng: np.random.Generator
+    num_frames: int, config: DataConfig, num_inputs: int, rng: Generator
 ) -> ViewSample:
     """Draws a training sample with `num_inputs` inputs from a clip of `num_frames` frames.
 
@@ -107,10 +104,7 @@ def sample_views(
 
 
 def sample_crop(
-    image_shape: tuple[int, int],
-    config: DataConfig,
-    aspect_ratio: float | None,
-    rng: np.random.Generator,
+    image_shape: tuple[int, int], config: DataConfig, aspect_ratio: float | None, rng: Generator
 ) -> Crop | None:
     """Draws which part of its photographs a training sample shows; one for all of them.
 
@@ -125,7 +119,7 @@ def sample_crop(
     return None if aspect_ratio is None else Crop(*image_shape)
 
 
-def sample_reframing(config: DataConfig, rng: np.random.Generator) -> Reframing | None:
+def sample_reframing(config: DataConfig, rng: Generator) -> Reframing | None:
     """Draws how a training sample's scene frame is turned and scaled; None for not at all.
 
     The same numbers are drawn whether one of the two or both are asked for.

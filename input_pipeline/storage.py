@@ -84,6 +84,9 @@ class Shard:
         return cls(**{**values, **tuples})
 
 
+Splits = Mapping[str, Sequence[Shard]]  # of each all its shards, in order
+
+
 @dataclasses.dataclass(frozen=True)
 class SceneTable:
     """The scenes of a split; scene i is num_frames[i] records from first_frame[i] on."""
@@ -133,11 +136,11 @@ def write_shard(path: epath.PathLike, clips: Iterable[Clip]) -> Shard:
     return Shard(epath.Path(path).name, keys, urls, num_frames, num_bytes)
 
 
-def finalize(directory: epath.PathLike, name: str, splits: Mapping[str, Sequence[Shard]]) -> None:
+def finalize(directory: epath.PathLike, name: str, splits: Splits) -> None:
     """Writes scene tables and metadata; `dataset_info.json`, the last file, declares it complete.
 
-    `splits` maps each split to all its shards in order. Shards are checked to be there under the
-    names that TFDS derives, keys to be unique and no split to be empty (DatasetError otherwise).
+    Shards are checked to be there under the names that TFDS derives, keys to be unique and no split
+    to be empty (DatasetError otherwise).
     """
     directory = expand(directory)
     there = {path.name for path in directory.iterdir()}
@@ -165,9 +168,7 @@ def _write_scene_table(path: epath.Path, split: str, shards: Sequence[Shard]) ->
         np.savez_compressed(file, **vars(table))
 
 
-def _write_metadata(
-    directory: epath.Path, name: str, splits: Mapping[str, Sequence[Shard]]
-) -> None:
+def _write_metadata(directory: epath.Path, name: str, splits: Splits) -> None:
     """Writes what TFDS knows a dataset directory by: `features.json`, `dataset_info.json`."""
     import tensorflow_datasets as tfds  # takes seconds
 
@@ -187,15 +188,12 @@ def _write_metadata(
     template = tfds.core.ShardedFileTemplate(
         data_dir=directory, dataset_name=name, filetype_suffix="array_record"
     )
-    infos = [
-        tfds.core.SplitInfo(
-            name=split,
-            shard_lengths=[sum(shard.num_frames) for shard in shards],
-            num_bytes=sum(shard.num_bytes for shard in shards),
-            filename_template=template,
-        )
-        for split, shards in splits.items()
-    ]
+    infos = []
+    for split, shards in splits.items():
+        lengths = [sum(shard.num_frames) for shard in shards]
+        num_bytes = sum(shard.num_bytes for shard in shards)
+        fields = {"name": split, "shard_lengths": lengths, "num_bytes": num_bytes}
+        infos.append(tfds.core.SplitInfo(**fields, filename_template=template))
     info.set_splits(tfds.core.splits.SplitDict(infos))
     with tempfile.TemporaryDirectory() as folder:
         info.write_to_directory(folder)

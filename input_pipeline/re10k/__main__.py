@@ -24,7 +24,7 @@ from etils import epath
 from input_pipeline import storage
 from input_pipeline.re10k import import_chunks
 from input_pipeline.re10k.import_chunks import Chunk, Finding, ImportFailure, Result
-from input_pipeline.shard_runner import remove_unfinished
+from input_pipeline.workers import remove_unfinished
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.files import expand, write_text
 from lvsm_jax.common.table import format_table
@@ -97,7 +97,9 @@ def run(
     """
     source, output = expand(source), expand(output)
     chunks = import_chunks.find_chunks(source, output, splits)
-    _prepare(output)
+    for folder in (output, output / ".import"):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(folder)
     was_complete = (output / "dataset_info.json").exists()
     every_chunk = [chunk for members in chunks.values() for chunk in members]
     imported = import_chunks.import_all(every_chunk, verify=verify, workers=workers)
@@ -112,7 +114,11 @@ def run(
     refused = sum(finding.refused for finding in findings)
     if strict and refused:
         raise ImportFailure(f"--strict: {refused} refused, see {output / 'refused.json'}")
-    _copy_evaluation_index(source, output, evaluation_index)
+    index = expand(evaluation_index or source / "evaluation_index.json")
+    if index.exists():
+        write_text(output / "evaluation_index.json", index.read_text())
+    elif evaluation_index:
+        raise ImportFailure(f"there is no evaluation index {index}")
     if was_complete and (output / "dataset_info.json").exists():
         print(f"{output} was complete already: nothing to do.")
     else:
@@ -122,28 +128,11 @@ def run(
     return findings
 
 
-def _prepare(output: epath.Path) -> None:
-    for folder in (output, output / ".import"):
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(folder)
-
-
-def _copy_evaluation_index(
-    source: epath.Path, output: epath.Path, given: epath.PathLike | None
-) -> None:
-    path = expand(given) if given else source / "evaluation_index.json"
-    if given and not path.exists():
-        raise ImportFailure(f"there is no evaluation index {path}")
-    if path.exists():
-        write_text(output / "evaluation_index.json", path.read_text())
-
-
 def _report(
     output: epath.Path, results: Mapping[str, Sequence[Result]], findings: Sequence[Finding]
 ) -> None:
     refused = [finding for finding in findings if finding.refused]
-    notes = [finding for finding in findings if not finding.refused]
-    groups = {"refused": refused, "notes": notes}
+    groups = {"refused": refused, "notes": [one for one in findings if not one.refused]}
     report = {name: [dataclasses.asdict(one) for one in group] for name, group in groups.items()}
     write_text(output / "refused.json", json.dumps(report, indent=1))
     rows = []
@@ -152,7 +141,7 @@ def _report(
         left_out = sum(finding.split == split for finding in refused)
         rows.append((split, len(members), len(frames), sum(frames), left_out))
     print(format_table(("split", "chunks", "clips", "frames", "refused"), rows))
-    for title, group in (("Refused", refused), ("Noted", notes)):
+    for title, group in zip(("Refused", "Noted"), groups.values(), strict=True):
         if group:
             print(f"{title}: {len(group)}, all of them in {output / 'refused.json'}")
             print("".join(f"  {finding}\n" for finding in group[:_SHOWN]), end="")

@@ -10,7 +10,7 @@ from etils import epath
 
 from input_pipeline import storage
 from input_pipeline.re10k import pixelsplat
-from input_pipeline.shard_runner import run_jobs
+from input_pipeline.workers import run_jobs
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import write_text
 
@@ -127,15 +127,13 @@ def find_chunks(
     if unknown := sorted(set(splits) - set(found)):
         raise ImportFailure(f"SOURCE {source} has no split {unknown}, only {sorted(found)}")
 
-    def chunk(split: str, index: int, path: epath.Path) -> Chunk:
-        shard = storage.shard_path(output, NAME, split, index, len(found[split]))
-        status = path.stat()
-        return Chunk(split, path, shard, status.length, status.mtime)
-
-    return {
-        split: [chunk(split, *item) for item in enumerate(found[split])]
-        for split in splits or found
-    }
+    chunks = {split: [] for split in splits or found}
+    for split in chunks:
+        for index, path in enumerate(found[split]):
+            shard = storage.shard_path(output, NAME, split, index, len(found[split]))
+            status = path.stat()
+            chunks[split].append(Chunk(split, path, shard, status.length, status.mtime))
+    return chunks
 
 
 def finished(chunk: Chunk, *, verify: bool) -> Result | None:

@@ -13,7 +13,6 @@ makes the views hard to guess is --motion and --turn (how far apart the ends of 
 --objects (how much hides what lies behind).
 """
 
-import argparse
 import os
 
 from input_pipeline.synthetic.dataset import SPLITS, Settings, generate
@@ -35,7 +34,9 @@ _OPTIONS = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
+@program
+def main(arguments: list[str]) -> None:
+    """The command line."""
     parser = argument_parser("synthetic", __doc__)
     text = "directory to write to, on a disk or in a bucket"
     parser.add_argument("output", metavar="OUTPUT", type=path, help=text)
@@ -53,13 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     text = "replace rooms that were made with other settings (otherwise an error)"
     parser.add_argument("--overwrite", action="store_true", help=text)
-    return parser
-
-
-@program
-def main(arguments: list[str]) -> None:
-    """The command line."""
-    given = _parser().parse_args(arguments)
+    given = parser.parse_args(arguments)
     scene = SceneConfig(tuple(given.objects), tuple(given.motion), given.turn)
     settings = Settings(**{name: getattr(given, name) for name in _SIZES}, scene=scene)
     written = generate(given.output, settings, given.workers, given.overwrite)

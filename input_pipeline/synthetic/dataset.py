@@ -10,9 +10,9 @@ from etils import epath
 from PIL import Image
 
 from input_pipeline import storage
-from input_pipeline.shard_runner import remove_unfinished, run_jobs
 from input_pipeline.synthetic import raycast
 from input_pipeline.synthetic.rooms import SceneConfig, sample_scene
+from input_pipeline.workers import remove_unfinished, run_jobs
 from lvsm_jax.common.checks import check_at_least
 from lvsm_jax.common.files import expand, write_text
 
@@ -78,16 +78,13 @@ def make_clip(settings: Settings, split: str, number: int) -> storage.Clip:
     scene = sample_scene(rng, settings.scene, settings.frames, aspect=size[1] / size[0])
     frames, intrinsics = [], scene.normalized_fxfycxcy
     for position, w2c in enumerate(scene.w2c):
-        jpeg = _jpeg(raycast.render(scene.room, w2c, intrinsics, *size))
-        frames.append(storage.Frame(jpeg, intrinsics, w2c, position * FRAME_INTERVAL))
+        jpeg = io.BytesIO()
+        picture = Image.fromarray(raycast.render(scene.room, w2c, intrinsics, *size))
+        picture.save(jpeg, "JPEG", quality=95, subsampling=0)  # 4:4:4
+        time = position * FRAME_INTERVAL
+        frames.append(storage.Frame(jpeg.getvalue(), intrinsics, w2c, time))
     url = f"synthetic://rooms/seed-{settings.seed}/{split}/{number}"
     return storage.Clip(f"room-{split}-{number:06d}", url, frames)
-
-
-def _jpeg(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0)  # 4:4:4
-    return buffer.getvalue()
 
 
 def evaluation_index(settings: Settings) -> dict[str, dict[str, list[int]]]:
@@ -147,7 +144,13 @@ def _prepare(folder: epath.Path, settings: Settings, overwrite: bool) -> bool:
                 f"{folder} holds rooms made with other settings ({'; '.join(changes)}): choose "
                 "another directory, or replace them with --overwrite"
             )
-        _remove(folder)
+        # Nothing but a set of rooms is removed; what declares it complete goes first.
+        (folder / "dataset_info.json").unlink(missing_ok=True)
+        _tidy(folder)
+        ours = (INDEX_FILE, "features.json", *(f"scenes-{split}.npz" for split in SPLITS))
+        for file in folder.iterdir():
+            if file.name in ours or file.name.startswith(f"{NAME}-"):
+                file.unlink()
     elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise storage.DatasetError(
             f"{folder} is not empty and holds no {SETTINGS_FILE}: not a set of rooms; choose "
@@ -164,16 +167,6 @@ def _tidy(folder: epath.Path) -> None:
     if (folder / PROGRESS_FOLDER).exists():
         (folder / PROGRESS_FOLDER).rmtree()
     remove_unfinished(folder)
-
-
-def _remove(folder: epath.Path) -> None:
-    """Removes a set of rooms, and nothing else; what declares it complete goes first."""
-    (folder / "dataset_info.json").unlink(missing_ok=True)
-    _tidy(folder)
-    ours = (INDEX_FILE, "features.json", *(f"scenes-{split}.npz" for split in SPLITS))
-    for file in folder.iterdir():
-        if file.name in ours or file.name.startswith(f"{NAME}-"):
-            file.unlink()
 
 
 def _tasks(folder: epath.Path, settings: Settings, split: str) -> list[Task]:

@@ -17,6 +17,8 @@ from jaxtyping import Float32, Int8, UInt8
 
 Points = Float32[np.ndarray, "3 n"]
 Vector = Float32[np.ndarray, "3"]
+Pose = Float32[np.ndarray, "3 4"]  # OpenCV world-to-camera
+Intrinsics = Float32[np.ndarray, "4"]  # in shares of the picture's sides
 Numbers = Float32[np.ndarray, " n"]
 Surfaces = Int8[np.ndarray, " n"]
 FACES = 6  # surfaces 0 to 5 are the room's faces -x, +x, -y, +y, -z, +z; then come the solids
@@ -135,10 +137,7 @@ class Room:
 
 
 def cast(room: Room, origin: Vector, directions: Points) -> tuple[Numbers, Surfaces]:
-    """Distances of the first surfaces that rays from a point in the room meet, and their numbers.
-
-    Distances are in units of the directions' lengths.
-    """
+    """Distances, in lengths of the directions, and numbers of the surfaces that rays first meet."""
     directions = directions + np.float32(1e-20)  # no zeros to divide by
     exits = (np.copysign(room.half[:, None], directions) - origin[:, None]) / directions
     distance = exits.min(axis=0)
@@ -169,16 +168,9 @@ def shade(room: Room, points: Points, surface: Surfaces) -> Points:
 
 
 def render(
-    room: Room,
-    w2c: Float32[np.ndarray, "3 4"],
-    normalized_fxfycxcy: Float32[np.ndarray, "4"],
-    height: int,
-    width: int,
+    room: Room, w2c: Pose, normalized_fxfycxcy: Intrinsics, height: int, width: int
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture that a camera in the room takes; each pixel averages four rays.
-
-    The centre of the upper left pixel is at (0.5, 0.5) pixels.
-    """
+    """The picture of a camera, four rays a pixel; the upper left one's centre is (0.5, 0.5)."""
     origin, directions = rays(w2c, normalized_fxfycxcy, height * 2, width * 2)
     distance, surface = cast(room, origin, directions)
     colors = shade(room, origin[:, None] + directions * distance, surface)
@@ -188,10 +180,7 @@ def render(
 
 
 def rays(
-    w2c: Float32[np.ndarray, "3 4"],
-    normalized_fxfycxcy: Float32[np.ndarray, "4"],
-    height: int,
-    width: int,
+    w2c: Pose, normalized_fxfycxcy: Intrinsics, height: int, width: int
 ) -> tuple[Vector, Points]:
     """Camera centre, and directions (of depth 1) through the pixel centres, row by row."""
     rotation, translation = np.split(w2c.astype(np.float64), [3], axis=1)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from lvsm_jax.scenes.photograph import Photograph, PosedCamera
 
 
-# The options of paths, see `lvsm_jax.scenes.camera_paths`.
+# The options of paths, see `lvsm_jax.scenes.trajectories`.
 _OPTIONS = {
     "closed": "interpolate: back to the first input",
     "degrees": "orbit: how far, positive to the right (360)",
@@ -97,7 +97,7 @@ def render(given: argparse.Namespace) -> None:
         )
     # What takes seconds to import comes after what takes none to refuse.
     from input_pipeline.clip_scene import open_scene
-    from lvsm_jax.scenes.camera_paths import make_path
+    from lvsm_jax.scenes.trajectories import make_path
 
     scene = open_scene(given.scene, images=given.images)
     for note in scene.notes:

@@ -20,10 +20,7 @@ _MAX_FILE = 256 * 2**20  # bytes
 
 
 def read_camera_path(file: str | os.PathLike) -> list[PosedCamera]:
-    """The cameras of a file; other fields are allowed, so that a `cameras.json` is a path too.
-
-    UserError names the frame and the field.
-    """
+    """The cameras of a file, with other fields or not; UserError names the frame and the field."""
     content = read_json(file)
     if "camera_path" in content:
         raise UserError(
@@ -80,10 +77,7 @@ def frames_of(content: Mapping[str, Any], file: str | os.PathLike) -> list[dict[
 
 
 def camera_of(frame: Mapping[str, Any], where: str) -> PosedCamera:
-    """The camera of an object with `w`, `h`, `fxfycxcy` and either `c2w` or `w2c`.
-
-    UserError names the field, after the file and place `where`.
-    """
+    """The camera of `w`, `h`, `fxfycxcy` and `c2w` or `w2c`; UserError names `where` and field."""
     given = [field for field in ("c2w", "w2c") if field in frame]
     if len(given) != 1:
         raise UserError(f"{where}: {' and '.join(given) or 'no'} pose, expected 'c2w' or 'w2c'")

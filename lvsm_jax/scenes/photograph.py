@@ -41,18 +41,12 @@ class PosedCamera:
     value that is not finite, a rotation that is none (RᵀR differs from the identity by more than
     `ROTATION_TOLERANCE`, or R mirrors), a size that is not positive, a focal length that is not or
     hardly is, intrinsics in shares of the picture.
-
-    Attributes:
-        c2w: `[4, 4]` float64 camera-to-world matrix; `[3, 4]` is completed.
-        fxfycxcy: `[4]` float64 focal lengths and principal point, in pixels of the picture.
-        width: of the picture in pixels.
-        height: of the picture in pixels.
     """
 
     # Any: what is given is converted, and checked with errors that say what is wrong.
-    c2w: Any
-    fxfycxcy: Any
-    width: Any
+    c2w: Any  # float64 [4, 4], camera to world; [3, 4] is completed
+    fxfycxcy: Any  # float64 [4], focal lengths and principal point in pixels of the picture
+    width: Any  # of the picture in pixels
     height: Any
 
     def __post_init__(self):
@@ -62,8 +56,7 @@ class PosedCamera:
             if not isinstance(value, int | np.integer) or value < 1:
                 raise UserError(f"{field} is {value!r}, expected a positive whole number")
             object.__setattr__(self, field, int(value))
-        intrinsics = _intrinsics(self.fxfycxcy, self.width, self.height)
-        object.__setattr__(self, "fxfycxcy", intrinsics)
+        object.__setattr__(self, "fxfycxcy", _intrinsics(self.fxfycxcy, self.width, self.height))
 
     @classmethod
     def from_w2c(cls, w2c: Any, fxfycxcy: Any, width: int, height: int) -> "PosedCamera":
@@ -83,19 +76,11 @@ class PosedCamera:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Photograph:
-    """A picture of any size, and the camera that took it.
+    """A picture and the camera that took it; UserError for pixels of another type or size."""
 
-    UserError for pixels of another type, or of another size than the camera's.
-
-    Attributes:
-        pixels: `[h, w, 3]` uint8.
-        camera: whose width and height are the picture's.
-        name: by which a session knows it.
-    """
-
-    pixels: Any  # as above
-    camera: PosedCamera
-    name: str | None = None
+    pixels: Any  # uint8 [h, w, 3]
+    camera: PosedCamera  # whose width and height are the picture's
+    name: str | None = None  # by which a session knows it
 
     def __post_init__(self):
         pixels = np.asarray(self.pixels)
@@ -104,9 +89,8 @@ class Photograph:
         if self.name is not None and (not isinstance(self.name, str) or not self.name):
             raise UserError(f"the name of a photograph is {self.name!r}, expected some text")
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-            raise UserError(
-                f"{what} is {pixels.dtype} of shape {pixels.shape}, expected uint8 [h, w, 3]"
-            )
+            found = f"{pixels.dtype} of shape {pixels.shape}"
+            raise UserError(f"{what} is {found}, expected uint8 [h, w, 3]")
         height, width, _ = pixels.shape
         if (height, width) != (self.camera.height, self.camera.width):
             raise UserError(

@@ -7,7 +7,9 @@ its intrinsics unless they are interpolated. The middle camera is the nearest to
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -15,6 +17,7 @@ from scipy.interpolate import CubicSpline, PchipInterpolator
 from scipy.spatial.transform import Rotation, RotationSpline
 
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.scenes import camera_json
 from lvsm_jax.scenes.photograph import PosedCamera
 
 PosedCameras = Sequence[PosedCamera]
@@ -49,7 +52,9 @@ def interpolate(cameras: PosedCameras, frames: int, *, closed: bool = False) -> 
     result[:, :3, :3] = RotationSpline(times, rotations)(now).as_matrix()
     focal = PchipInterpolator(times, np.log(fxfycxcy[keys, :2]))(now)
     centre = PchipInterpolator(times, fxfycxcy[keys, 2:])(now)
-    return _path(result, cameras[0], np.concatenate([np.exp(focal), centre], axis=1))
+    intrinsics = np.concatenate([np.exp(focal), centre], axis=1)
+    size = cameras[0].width, cameras[0].height
+    return [PosedCamera(*both, *size) for both in zip(result, intrinsics, strict=True)]
 
 
 def orbit(
@@ -144,9 +149,7 @@ def _length(name: str, value: float | None, default: float) -> float:
     return value
 
 
-def _alike(
-    cameras: PosedCameras, frames: int, at_least: int = 1
-) -> tuple[list[PosedCamera], Poses]:
+def _alike(cameras: PosedCameras, frames: int, at_least: int = 1) -> tuple[PosedCameras, Poses]:
     """The cameras, all of pictures of the first one's size, and their poses."""
     if frames < 1:
         raise UserError(f"frames is {frames}, expected at least 1")
@@ -157,15 +160,8 @@ def _alike(
     return alike, np.stack([camera.c2w for camera in alike])
 
 
-def _path(
-    c2w: Poses,
-    like: PosedCamera,
-    fxfycxcy: Float64[np.ndarray, "n 4"] | None = None,
-) -> list[PosedCamera]:
-    """Cameras of these poses; with no intrinsics of their own, those of `like`."""
-    intrinsics = [like.fxfycxcy] * len(c2w) if fxfycxcy is None else fxfycxcy
-    both = zip(c2w, intrinsics, strict=True)
-    return [dataclasses.replace(like, c2w=pose, fxfycxcy=values) for pose, values in both]
+def _path(c2w: Poses, like: PosedCamera) -> list[PosedCamera]:
+    return [dataclasses.replace(like, c2w=pose) for pose in c2w]
 
 
 def _times(c2w: Poses) -> Float64[np.ndarray, " n"]:
@@ -245,3 +241,37 @@ def _looking_at(positions: Float64[np.ndarray, "n 3"], target: Vector, up: Vecto
     c2w = np.tile(np.eye(4), (len(positions), 1, 1))
     c2w[:, :3] = np.stack([right, np.cross(forward, right), forward, positions], axis=-1)
     return c2w
+
+
+# Each name's function, and the options that it takes beside the number of frames.
+PATHS = {
+    "interpolate": (interpolate, ("closed",)),
+    "orbit": (orbit, ("degrees", "distance")),
+    "spiral": (spiral, ("turns", "radius", "distance")),
+    "dolly": (dolly, ("travel",)),
+}
+FRAMES = 120
+
+
+def make_path(
+    kind: str,
+    cameras: Sequence[PosedCamera],
+    frames: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[PosedCamera]:
+    """The cameras to render on a path of a `kind`: a name of `PATHS`, or a file of cameras.
+
+    It is made from `cameras`, those of the inputs, and has `frames` of them (120); a file has as
+    many as it has. `options` are of the function of that name. UserError for one that this path
+    does not have.
+    """
+    function, allowed = PATHS.get(kind, (None, ()))
+    file = os.path.expanduser(kind)
+    if function is None and not os.path.isfile(file):
+        raise UserError(f"--path={kind}: no such file, nor one of {', '.join(PATHS)}")
+    given = dict(options or {}) | ({} if function or frames is None else {"frames": frames})
+    if wrong := sorted(given.keys() - set(allowed)):
+        raise UserError(f"--{wrong[0]} does not go with --path={kind}")
+    if function is None:
+        return camera_json.read_camera_path(file)
+    return function(cameras, FRAMES if frames is None else frames, **given)

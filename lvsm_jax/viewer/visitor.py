@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.scenes.camera_paths import PATHS, make_path
 from lvsm_jax.scenes.photograph import PosedCamera
+from lvsm_jax.scenes.trajectories import PATHS, make_path
 from lvsm_jax.viewer import geometry
 from lvsm_jax.viewer.gallery import Page
 from lvsm_jax.viewer.photographs import Beside, Frustums, code

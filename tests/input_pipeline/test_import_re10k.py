@@ -127,7 +127,7 @@ def test_a_bad_clip_is_refused_whole_with_its_reason(tmp_path, reason, clip):
     chunk = import_chunks.find_chunks(source_path(source), source_path(tmp_path / "out"))["train"][
         0
     ]
-    import_re10k._prepare(source_path(tmp_path / "out"))
+    (tmp_path / "out" / ".import").mkdir(parents=True)
     result = import_chunks.import_chunk(chunk, verify=True)
     assert result.shard.keys == ("first", "last")
     (finding,) = result.findings

@@ -17,7 +17,7 @@ from PIL import Image
 from input_pipeline import sampling, storage
 from input_pipeline.synthetic import __main__ as program
 from input_pipeline.synthetic import dataset as synthetic
-from input_pipeline.synthetic import raycast, rooms, walks
+from input_pipeline.synthetic import raycast, rooms
 from lvsm_jax.models import cameras
 
 SMALL = synthetic.Settings(train_scenes=20, test_scenes=3, frames=6, height=16, width=24, seed=3)
@@ -275,4 +275,5 @@ def test_impossible_settings_are_named():
         rooms.SceneConfig(motion=(2.0, 1.0))
     with pytest.raises(ValueError, match="less motion"):
         half = np.float32([1.0, 1.3, 1.0])
-        walks.sample_path(np.random.default_rng(0), half, 8, (9.0, 10.0), 0.5)
+        config = rooms.SceneConfig(motion=(9.0, 10.0), turn=0.5)
+        rooms.sample_path(np.random.default_rng(0), half, 8, config)

@@ -20,17 +20,13 @@ READERS = (read_scene_json, read_colmap)  # the first that finds one reads
 def read_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = None) -> Scene:
     """Reads cameras and finds their images, without decoding these.
 
-    Args:
-        path: folder with, or file of, `cameras.json` (`{"frames": [{"file", "w", "h", "fxfycxcy",
-            "w2c" or "c2w"}]}`, OpenCV axes, intrinsics in pixels) or nerfstudio's
-            `transforms.json` (also `transforms_train.json`); or a COLMAP model, text or binary, or
-            a folder with one in `sparse/0` or `sparse` (needs pycolmap).
-        images: folder that the names of images are relative to and must not leave; by default that
-            of the JSON file, or the folder `images` in that of a COLMAP model or up to three above.
-
-    Raises:
-        SceneError: names the file, the place in it, and what was expected.
-        OSError: a file that cannot be read.
+    `path` is a folder with, or file of, `cameras.json` (`{"frames": [{"file", "w", "h", "fxfycxcy",
+    "w2c" or "c2w"}]}`, OpenCV axes, intrinsics in pixels) or nerfstudio's `transforms.json` (also
+    `transforms_train.json`); or a COLMAP model, text or binary, or a folder with one in `sparse/0`
+    or `sparse` (needs pycolmap). `images` is the folder that the names of images are relative to
+    and must not leave; by default that of the JSON file, or the folder `images` in that of a COLMAP
+    model or up to three above. SceneError names the file, the place in it, and what was expected;
+    OSError is for a file that cannot be read.
     """
     path = pathlib.Path(path).expanduser()
     if images is not None and not (images := pathlib.Path(images).expanduser()).is_dir():
