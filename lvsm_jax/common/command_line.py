@@ -7,16 +7,18 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
 
 from lvsm_jax.common.compilation import keep_compiled_programs
 from lvsm_jax.common.errors import UserError
 
-if TYPE_CHECKING:
-    import ml_collections
-
 # Set to 1, programs also print the traceback of errors that they print in one line.
 TRACEBACK_VARIABLE = "LVSM_TRACEBACK"
+
+path = os.path.expanduser  # the type of arguments that are paths
 
 
 def program(main: Callable[[list[str]], None]) -> Callable[[list[str] | None], None]:
@@ -67,11 +69,6 @@ def argument_parser(command: str, doc: str) -> argparse.ArgumentParser:
     )
 
 
-def path(text: str) -> str:
-    """The type of arguments that are paths: a leading `~` is the home directory."""
-    return os.path.expanduser(text)
-
-
 def add_config_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds `--config=FILE`, beside which `parse_with_config` takes fields."""
     parser.add_argument(
@@ -85,7 +82,7 @@ def add_config_option(parser: argparse.ArgumentParser, *, required: bool = True)
 
 def parse_with_config(
     parser: argparse.ArgumentParser, arguments: Sequence[str]
-) -> "tuple[argparse.Namespace, ml_collections.ConfigDict | None]":
+) -> tuple[argparse.Namespace, ml_collections.ConfigDict | None]:
     """The parser's arguments, and the config file of `--config` with the fields that are set.
 
     Raises UserError for an unknown argument, naming the nearest, and as `read_config_file`.
@@ -112,16 +109,13 @@ def parse_with_config(
     return given, read_config_file(given.config, rest)
 
 
-def read_config_file(path: str, overrides: Sequence[str] = ()) -> "ml_collections.ConfigDict":
+def read_config_file(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     """A config file (`FILE` or `FILE:ARGUMENT`) with fields set by `--config.SECTION.FIELD=VALUE`.
 
     `configs/NAME.py` is looked for in the working directory, then among the installed ones. Of text
     fields that are paths a leading `~` becomes the home directory. Raises FileNotFoundError for no
     such file, UserError for an unknown field or a value that it cannot have.
     """
-    from absl import flags
-    from ml_collections import config_flags
-
     file, colon, argument = path.partition(":")
     file = os.path.expanduser(file)
     installed = os.path.join(os.path.dirname(__file__), "..", "..", file)
@@ -145,7 +139,7 @@ def read_config_file(path: str, overrides: Sequence[str] = ()) -> "ml_collection
     return values.config
 
 
-def _expand_home(config: "ml_collections.ConfigDict") -> None:
+def _expand_home(config: ml_collections.ConfigDict) -> None:
     for name, value in config.items():
         if hasattr(value, "items"):
             _expand_home(value)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import ml_collections
 
-from lvsm_jax.common.checks import check_at_least, check_choice
+from lvsm_jax.common.checks import check_at_least, check_choice, check_field
 from lvsm_jax.common.errors import UserError
 
 T = TypeVar("T")
@@ -135,16 +135,16 @@ class DataConfig:
         if least > most:
             raise UserError(f"data.min_span {least} is larger than max_span {most}")
         ratios = all(0 < ratio < math.inf for ratio in self.aspect_ratios)
-        _check("data", self, "input_counts", min(self.possible_inputs) >= 1, "at least 1 each")
-        _check("data", self, "aspect_ratios", ratios, "positive widths over heights")
+        check_field("data", self, "input_counts", min(self.possible_inputs) >= 1, "at least 1 each")
+        check_field("data", self, "aspect_ratios", ratios, "positive widths over heights")
         if self.aspect_ratios and not self.square_crop:
             raise UserError(
                 f"data.aspect_ratios {self.aspect_ratios} and data.square_crop=False, the full "
                 "width, exclude each other"
             )
-        _check("data", self, "smallest_crop", 0 <= self.smallest_crop <= 1, "0 to 1")
-        _check("data", self, "scale_jitter", 1 <= self.scale_jitter < math.inf, "at least 1")
-        _check("data", self, "frame_turn", 0 <= self.frame_turn <= 180, "0 to 180 degrees")
+        check_field("data", self, "smallest_crop", 0 <= self.smallest_crop <= 1, "0 to 1")
+        check_field("data", self, "scale_jitter", 1 <= self.scale_jitter < math.inf, "at least 1")
+        check_field("data", self, "frame_turn", 0 <= self.frame_turn <= 180, "0 to 180 degrees")
 
     def check_training(self) -> None:
         """Raises UserError unless training samples can be drawn; evaluation has an index."""
@@ -214,14 +214,9 @@ class EvalConfig:
 
     def __post_init__(self):
         check_at_least("eval", self, batch_size=1, num_inputs=1, max_scenes=0)
-        _check("eval", self, "crop_share", 0 < self.crop_share <= 1, "above 0, at most 1")
+        check_field("eval", self, "crop_share", 0 < self.crop_share <= 1, "above 0, at most 1")
         place = len(self.crop_place) == 2 and all(0 <= at <= 1 for at in self.crop_place)
-        _check("eval", self, "crop_place", place, "two of 0 to 1")
-
-
-def _check(section: str, config: Any, field: str, fits: bool, expected: str) -> None:
-    if not fits:
-        raise UserError(f"{section}.{field} is {getattr(config, field)}, expected {expected}")
+        check_field("eval", self, "crop_place", place, "two of 0 to 1")
 
 
 def default_section(defaults: Any) -> ml_collections.ConfigDict:

@@ -57,7 +57,7 @@ def render_page(
         summary=summary,
         config=json.dumps(summary["config"], indent=2, default=str),
         metrics={metric: _METRICS[metric][:2] for metric in metrics},
-        tables=_tables(evaluation, metrics),
+        tables=_tables(summary),
         exact_copies=int(np.isinf(copies["psnr"]).sum()) if copies else 0,
         histogram=_histogram(evaluation),
         methods=_METHODS,
@@ -69,38 +69,21 @@ def render_page(
         num_inputs=first.inputs.shape[0],
         crisp=height < _CRISP_BELOW,
         exact_psnr=scoring.EXACT_PSNR,
-        facts=_facts(summary),
         largest_error=_LARGEST_ERROR,
         error_colors=", ".join(f"rgb({r} {g} {b})" for r, g, b in gradient),
     )
 
 
-def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "checkpoint": summary["checkpoint"],
-        "dataset": f"{summary['dataset']}, split {summary['split']}",
-        "index": f"{summary['index']} ({summary['num_skipped_null']:,} null entries skipped, "
-        f"{summary['num_missing']:,} clips missing from the dataset)",
-        "cameras normalised by": summary["camera_normalization"].replace("_", " "),
-        "command": summary["command"],
-    }
-
-
-def _tables(evaluation: Evaluation, metrics: list[str]) -> list[dict[str, Any]]:
+def _tables(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The means over all targets and, where some are input views, over the others."""
-    num_context = int(evaluation.is_context.sum())
-    captions = {True: f"All {evaluation.frames.size:,} target views"}
+    methods, num_context = {MODEL: summary} | summary["baselines"], summary["num_context_targets"]
+    rows = {_METHODS[method]: scores for method, scores in methods.items()}
+    tables = [{"caption": f"All {summary['num_images']:,} target views", "rows": rows}]
     if num_context:
-        others = "is an input view" if num_context == 1 else "are input views"
-        captions[False] = f"Without the {num_context:,} that {others}"
-
-    def means(method: str, context: bool) -> dict[str, float | None]:
-        return {metric: evaluation.mean(metric, method, context=context) for metric in metrics}
-
-    return [
-        {"caption": caption, "rows": {_METHODS[x]: means(x, context) for x in evaluation.scores}}
-        for context, caption in captions.items()
-    ]
+        are = "is an input view" if num_context == 1 else "are input views"
+        rows = {method: scores["without_context_targets"] for method, scores in rows.items()}
+        tables.append({"caption": f"Without the {num_context:,} that {are}", "rows": rows})
+    return tables
 
 
 def _card(evaluation: Evaluation, s: int, images: SceneImages) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.evaluation.metrics import psnr, ssim
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.parallel import processes
+from lvsm_jax.parallel.mesh import axes_of, per_device
 
 MODEL, COPY_NEAREST, MEAN_COLOR = "model", "copy_nearest", "mean_color"
 
@@ -168,7 +169,11 @@ def evaluate(
             bar.update(int(valid.sum()))
     if not parts:
         raise UserError("nothing to evaluate: the set has no batches")
-    joined = _in_order(parts, np.asarray(eval_set.rows))
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    # Several processes deal the scenes of a batch among them.
+    position = {row: i for i, row in enumerate(np.asarray(eval_set.rows).tolist())}
+    order = np.argsort([position[row] for row in joined["scene"].tolist()], kind="stable")
+    joined = jax.tree.map(operator.itemgetter(order), joined)
     is_context = joined["frames"][:, :, None] == joined["input_frames"][:, None, :]
     return Evaluation(
         scenes=tuple(str(eval_set.scenes.key[row]) for row in joined["scene"]),
@@ -179,14 +184,6 @@ def evaluate(
             for k, method in enumerate(methods)
         },
     )
-
-
-def _in_order(parts: list[dict[str, Any]], rows: np.ndarray) -> dict[str, Any]:
-    """All scenes in the order of `rows`: several processes deal those of a batch among them."""
-    joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    position = {row: i for i, row in enumerate(rows.tolist())}
-    order = np.argsort([position[row] for row in joined["scene"].tolist()], kind="stable")
-    return jax.tree.map(operator.itemgetter(order), joined)
 
 
 def render_scenes(
@@ -239,19 +236,13 @@ def _score(
     metrics: dict[str, Any], targets: UInt8[Array, "b t h w 3"], predictions: list[Array]
 ) -> dict[str, Float[Array, "b k t"]]:
     """Scores every prediction by every metric; dimensions of size 1 are broadcast."""
-    sharding = jax.typeof(targets).sharding
-    if sharding.mesh.empty or sharding.spec[0] is None:
-        return _score_locally(metrics, targets, predictions)
     # Images are scored where they are; baselines are moved to the targets.
-    scenes, views = sharding.spec[:2]
+    scenes, views = axes_of(targets)[:2]
     specs = [P(scenes, views if p.shape[1] > 1 else None) for p in predictions]
-    score = jax.shard_map(
-        _score_locally,
-        in_specs=(P(), P(scenes, views), specs),
-        out_specs=P(scenes, None, views),
-        check_vma=False,
-    )
-    return score(metrics, targets, jax.tree.map(jax.reshard, predictions, specs))
+    if scenes or views:
+        predictions = jax.tree.map(jax.reshard, predictions, specs)
+    score = per_device(_score_locally, (P(), P(scenes, views), specs), P(scenes, None, views))
+    return score(metrics, targets, predictions)
 
 
 def _score_locally(

@@ -7,7 +7,7 @@ stacked.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,6 @@ from lvsm_jax.frozen.dino import TEACHERS, Dino, DinoConfig, rope_periods
 from lvsm_jax.weights.state_dict import StateDict, problems, read_checkpoint
 
 Shape = tuple[int, ...]
-
-# Of an original weight, the names in a file that make it up, one after the other along its rows;
-# None for zeros (the bias of keys), and no names for what such a file does not have.
-Sources = Callable[[str], tuple[str | None, ...]]
 
 # The outputs of blocks do not depend on these: neither what they hold nor whether they are there
 # is looked at. The mask is that of the bias of the keys, which DINOv3 does not have.
@@ -123,8 +119,9 @@ def _as_original(arrays: StateDict, config: DinoConfig) -> dict[str, np.ndarray]
         if not _UNUSED.fullmatch(name)
     }
     shapes = _shapes(config)
+    files = _V2_FILES if config.position_grid else _V3_FILES
     named = max(
-        ({name: names(name) for name in shapes} for names in _NAMES[bool(config.position_grid)]),
+        ({name: _names(name, *file, config) for name in shapes} for file in files),
         key=lambda named: sum(part in arrays for parts in named.values() for part in parts),
     )
     expected = {
@@ -191,40 +188,31 @@ def _block(config: DinoConfig) -> dict[str, tuple[str, Shape]]:
     }
 
 
-def _original(name: str) -> tuple[str]:
-    return (name,)
+def _names(
+    name: str, parts: Mapping[str, str], projections: tuple[str, ...], config: DinoConfig
+) -> tuple[str | None, ...]:
+    """Of an original weight, the names in a file that make it up, one after the other by its rows.
 
-
-def _hugging_face(
-    blocks: str, projections: str, others: Mapping[str, str], *, key_bias: bool
-) -> Sources:
-    """The names of a kind of Hugging Face file.
-
-    `projections` are those of queries, keys and values, which are one in the original, and of the
-    output; `others` has further parts of names by the original's.
+    None for zeros (the bias of keys), and no names for what such a file does not have. Without
+    `parts`, the file is the original program's.
     """
-    *qkv, out = projections.split()
-    parts = others | {"blocks.": blocks, "attn.proj": out}
-
-    def sources(name: str) -> tuple[str | None, ...]:
-        if name == "rope_embed.periods":
-            return ()
-        for original, theirs in parts.items():
-            name = name.replace(original, theirs)
-        if "attn.qkv" not in name:
-            return (name,)
-        query, key, value = (name.replace("attn.qkv", part) for part in qkv)
-        return query, key if key_bias or not name.endswith("bias") else None, value
-
-    return sources
+    if parts and name == "rope_embed.periods":
+        return ()
+    for original, theirs in parts.items():
+        name = name.replace(original, theirs)
+    if not parts or "attn.qkv" not in name:
+        return (name,)
+    query, key, value = (name.replace("attn.qkv", part) for part in projections)
+    return query, None if name.endswith("bias") and not config.position_grid else key, value
 
 
-_PROJECTIONS = "attention.q_proj attention.k_proj attention.v_proj attention.o_proj"
-_OLD_PROJECTIONS = (
-    "attention.attention.query attention.attention.key attention.attention.value "
-    "attention.output.dense"
-)
+# Names of Hugging Face's files for parts of the original's, and those of queries, keys and values,
+# which are one in the original: the published ones, then those of transformers 5.
+_PROJECTIONS = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+_OLD_PROJECTIONS = tuple(f"attention.attention.{x}" for x in ("query", "key", "value"))
 _DINOV2 = {
+    "blocks.": "encoder.layer.",
+    "attn.proj": "attention.o_proj",
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
     "patch_embed.proj": "embeddings.patch_embeddings.projection",
@@ -232,21 +220,19 @@ _DINOV2 = {
     "ls2.gamma": "layer_scale2.lambda1",
 }
 _DINOV3 = _DINOV2 | {
+    "blocks.": "layer.",
     "storage_tokens": "embeddings.register_tokens",
     "patch_embed.proj": "embeddings.patch_embeddings",
     "mlp.fc1": "mlp.up_proj",
     "mlp.fc2": "mlp.down_proj",
 }
-# By whether positions are learned (DINOv2): the published names, then those of transformers 5.
-_NAMES = {
-    True: (
-        _original,
-        _hugging_face("encoder.layer.", _OLD_PROJECTIONS, _DINOV2, key_bias=True),
-        _hugging_face("encoder.layer.", _PROJECTIONS, _DINOV2, key_bias=True),
-    ),
-    False: (
-        _original,
-        _hugging_face("layer.", _PROJECTIONS, _DINOV3, key_bias=False),
-        _hugging_face("model.layer.", _PROJECTIONS, _DINOV3, key_bias=False),
-    ),
-}
+_V2_FILES = (
+    ({}, ()),
+    (_DINOV2 | {"attn.proj": "attention.output.dense"}, _OLD_PROJECTIONS),
+    (_DINOV2, _PROJECTIONS),
+)
+_V3_FILES = (
+    ({}, ()),
+    (_DINOV3, _PROJECTIONS),
+    (_DINOV3 | {"blocks.": "model.layer."}, _PROJECTIONS),
+)

@@ -111,7 +111,7 @@ def start(config: ProcessesConfig) -> int:
     Returns how many there are, as far as it is known by then: on Cloud TPU it says 1. UserError if
     it is not known who the others are, or they do not all come in time.
     """
-    launcher = who(config, os.environ, jax.config.jax_platforms)
+    launcher = who(config)
     if launcher is None:
         return 1
     # The loop asks the processes itself whether to stop, and handles SIGTERM.
@@ -138,14 +138,12 @@ def start(config: ProcessesConfig) -> int:
     return launcher.count or 1
 
 
-def who(
-    config: ProcessesConfig, environment: Mapping[str, str], platforms: str | None
-) -> Launcher | None:
+def who(config: ProcessesConfig) -> Launcher | None:
     """Which of several processes this is; None if alone, or UserError if too little is said."""
     count, index = config.num_processes, config.process_id
     if count == 1:
         return None
-    launcher = recognise(environment, platforms)
+    launcher = recognise(os.environ, jax.config.jax_platforms)
     if launcher is None:
         if not (config.coordinator or count):
             return None
@@ -155,7 +153,7 @@ def who(
                 "processes.num_processes and processes.process_id"
             )
         return Launcher("the config", None, count, index, None)
-    nameless = launcher.method == "ompi" and "OMPI_MCA_orte_hnp_uri" not in environment
+    nameless = launcher.method == "ompi" and "OMPI_MCA_orte_hnp_uri" not in os.environ
     if nameless and not config.coordinator:
         raise UserError("Open MPI 5 names no host: set processes.coordinator to HOST:PORT")
     index = index if index >= 0 else launcher.index

@@ -25,13 +25,13 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+import ml_collections
+
 from lvsm_jax.common import command_line
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
 
 if TYPE_CHECKING:
-    import ml_collections
-
     from lvsm_jax.cost.topology import Case
 
 
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> None:
         print(f"\nwrote {', '.join(files)}")
 
 
-def read_case(given: argparse.Namespace, config: "ml_collections.ConfigDict") -> "Case":
+def read_case(given: argparse.Namespace, config: ml_collections.ConfigDict) -> "Case":
     """What to compile, from the command line; raises UserError for values that cannot be."""
     from lvsm_jax.common.config import DataConfig, RunConfig, section
     from lvsm_jax.cost.topology import Case

@@ -23,13 +23,12 @@ import re
 import shutil
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import ml_collections
 
 from lvsm_jax.common import command_line
 from lvsm_jax.common.command_line import argument_parser, path, program, read_config_file
-
-if TYPE_CHECKING:
-    import ml_collections
 
 _BASE = "configs/base.py"
 
@@ -50,11 +49,7 @@ class Field(NamedTuple):
     value: Any
     default: Any
     meaning: str
-
-    @property
-    def changed(self) -> bool:
-        """Whether the value is not the default."""
-        return self.value != self.default
+    changed: bool
 
 
 @program
@@ -70,15 +65,14 @@ def main(arguments: list[str]) -> None:
     given, config = command_line.parse_with_config(parser, arguments)
     fields = explain(config)
     if given.json:
-        rows = [field._asdict() | {"changed": field.changed} for field in fields]
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([field._asdict() for field in fields], indent=1))
     elif given.markdown:
         print(as_markdown(fields))
     else:
         print(as_text(fields, min(shutil.get_terminal_size().columns, 100)))
 
 
-def explain(config: "ml_collections.ConfigDict") -> list[Field]:
+def explain(config: ml_collections.ConfigDict) -> list[Field]:
     """All fields of a config, in the order of its dataclasses; others come last, unexplained."""
     values = _by_section(config)
     defaults = _by_section(read_config_file(f"{_BASE}:{config.architecture}"))
@@ -87,21 +81,17 @@ def explain(config: "ml_collections.ConfigDict") -> list[Field]:
     fields = []
     for section in [*meaning, *sorted(values.keys() - meaning.keys())]:
         here, usual, told = (each.get(section, {}) for each in (values, defaults, meaning))
-        names = [*(name for name in told if name in here), *sorted(here.keys() - told.keys())]
-        fields += [
-            Field(section, name, here[name], usual.get(name), told.get(name, "")) for name in names
-        ]
+        for name in [*(x for x in told if x in here), *sorted(here.keys() - told.keys())]:
+            value, default = here[name], usual.get(name)
+            changed = value != default
+            fields.append(Field(section, name, value, default, told.get(name, ""), changed))
     return fields
 
 
-def _by_section(config: "ml_collections.ConfigDict") -> dict[str, dict[str, Any]]:
-    sections: dict[str, dict[str, Any]] = {"": {}}
-    for name, value in config.to_dict().items():
-        if isinstance(value, dict):
-            sections[name] = value
-        else:
-            sections[""][name] = value
-    return sections
+def _by_section(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
+    values = config.to_dict()
+    sections = {name: value for name, value in values.items() if isinstance(value, dict)}
+    return {"": {name: values[name] for name in values if name not in sections}} | sections
 
 
 def _classes(architecture: str) -> dict[str, type]:

@@ -45,11 +45,8 @@ def main(arguments: list[str]) -> None:
     batch_size = section(config, "eval", EvalConfig).batch_size
     output = given.output or f"{given.checkpoint.rstrip('/')}_evaluation"
     count = processes.start(section(config, "processes", ProcessesConfig))
-    devices, mesh = (
-        section(config, "run", RunConfig).cpu_devices,
-        section(config, "mesh", MeshConfig),
-    )
-    simulate_cpu_devices(devices, mesh, batch_size, processes=count)
+    run, mesh = section(config, "run", RunConfig), section(config, "mesh", MeshConfig)
+    simulate_cpu_devices(run.cpu_devices, mesh, batch_size, processes=count)
     log_to(None)
     processes.check_same_config(config.to_dict())
     how = {"overwrite": given.overwrite, "command": shlex.join(["lvsm", "eval", *arguments])}

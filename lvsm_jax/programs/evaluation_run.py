@@ -35,10 +35,9 @@ def evaluate_export(
 ) -> dict[str, Any]:
     """Evaluates an export, writes the three files, and returns what summary.json holds.
 
-    Raises:
-        OSError: an evaluation is in `output` already; no export, dataset or LPIPS weights.
-        UserError: the config, the dataset, its index and the model do not go together, `output`
-            cannot be written, or a render is not finite.
+    OSError for an evaluation that is in `output` already, no export, dataset or LPIPS weights;
+    UserError if config, dataset, index and model do not go together, `output` cannot be written, or
+    a render is not finite.
     """
     checkpoint, output = epath.Path(checkpoint), epath.Path(output)
     with processes.error_of_any():  # all that can be wrong is looked at before anything is computed
@@ -68,11 +67,18 @@ def evaluate_export(
         evaluation.check_finite()
         shown = report.choose_scenes(evaluation)
         pictures = scoring.render_scenes(model, _some(eval_set, shown), put=put)
+    how = ("num_inputs", "camera_normalization", "crop_share", "crop_place")
+    dataset = os.fspath(eval_set.config.path)
     summary = {
         **dict.fromkeys(("psnr", "ssim", "lpips")),  # null, unless measured
         **evaluation.summary(),
         "lpips_skipped": None if weights else "eval.lpips is False",
-        **_circumstances(settings, eval_set),
+        "num_skipped_null": eval_set.num_skipped_null,
+        "num_missing": eval_set.num_missing,
+        **{field: getattr(settings, field) for field in how},
+        "dataset": dataset,
+        "split": settings.split,
+        "index": os.fspath(evaluation_index(settings, dataset)),
         "command": command,
         "config": config.to_dict(),
         "checkpoint": os.fspath(checkpoint),
@@ -98,20 +104,6 @@ def _other_pictures(about: dict[str, Any], data: DataConfig) -> dict[str, Any]:
     for field, value in others.items():
         logging.warning("the model was trained with data.%s=%s, not %s", field, value, ours[field])
     return others
-
-
-def _circumstances(settings: EvalConfig, eval_set: EvalSet) -> dict[str, Any]:
-    """On what data, and how, the model was evaluated."""
-    how = ("num_inputs", "camera_normalization", "crop_share", "crop_place")
-    dataset = os.fspath(eval_set.config.path)
-    return {
-        "num_skipped_null": eval_set.num_skipped_null,
-        "num_missing": eval_set.num_missing,
-        **{field: getattr(settings, field) for field in how},
-        "dataset": dataset,
-        "split": settings.split,
-        "index": os.fspath(evaluation_index(settings, dataset)),
-    }
 
 
 def _some(eval_set: EvalSet, shown: dict[str, list[int]]) -> EvalSet:

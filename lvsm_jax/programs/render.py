@@ -39,10 +39,7 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.programs.scene_options import INPUTS, add_scene_options, choose_inputs, picture_size
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from lvsm_jax.scenes.photograph import Photograph, PosedCamera
-
 
 # The options of paths, see `lvsm_jax.scenes.trajectories`.
 _OPTIONS = {
@@ -167,7 +164,7 @@ def _record(
     }
 
 
-def _digest(*parts: "np.ndarray | Any") -> str:
+def _digest(*parts: Any) -> str:
     """Tells contents apart: arrays, and what JSON can hold."""
     result = hashlib.sha256()
     for part in parts:

@@ -17,7 +17,7 @@ from lvsm_jax.training.checkpoints import Checkpoints
 from lvsm_jax.training.frozen_networks import load_frozen
 from lvsm_jax.training.loop import StopSignals, train_steps
 from lvsm_jax.training.run_log import RunLog, say
-from lvsm_jax.training.settings import Settings, record_config, starting_weights
+from lvsm_jax.training.settings import Settings, record_config
 from lvsm_jax.training.train_state import abstract_state, init_state
 
 
@@ -48,7 +48,9 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
         del restored  # it would hold a second state
         with contextlib.closing(RunLog(workdir, run.num_steps, start)) as log:
             if state is None:
-                state = init_state(training, mesh, run.seed, starting_weights(settings))
+                given, options = settings.init_from, training.model.options
+                weights = lvsm_jax.load(given, **options) if given else None
+                state = init_state(training, mesh, run.seed, weights)
                 log.start(config.to_dict(), state.model)
             else:
                 say(f"resuming from step {start}")

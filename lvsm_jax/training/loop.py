@@ -5,7 +5,7 @@ import itertools
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,33 +47,6 @@ class StopSignals:
         say(f"{signal.Signals(number).name}: stopping after the next step")
 
 
-class Due(NamedTuple):
-    """What comes after a step; with an evaluation or layers comes a row, so that it is whole."""
-
-    row: bool
-    evaluation: bool
-    layers: bool
-    picture: bool
-    checkpoint: bool
-
-
-def what_is_due(run: RunConfig, step: int, *, evaluates: bool) -> Due:
-    """What comes after the step of this number, from 1."""
-
-    def due(every: int) -> bool:
-        return every > 0 and step % every == 0
-
-    last = step == run.num_steps
-    evaluation = evaluates and (last or due(run.eval_every))
-    return Due(
-        row=last or evaluation or due(run.layers_every) or due(run.log_every),
-        evaluation=evaluation,
-        layers=due(run.layers_every),
-        picture=due(run.image_every),
-        checkpoint=last or evaluation or due(run.checkpoint_every),
-    )
-
-
 class LateMetrics:
     """Metrics of a step, fetched one step late: the device computes while the host waits.
 
@@ -86,7 +59,8 @@ class LateMetrics:
         self.stop = False
 
     def dispatched(self, step: int, metrics: Metrics, sums: Sums | None, programs: int) -> None:
-        """Keeps the metrics of a step, and the sums of its interval if a row is due."""
+        """Fetches the step before; keeps this one, with its interval's sums if a row is due."""
+        self.fetch()
         self._pending = step, metrics, sums, programs
 
     def fetch(self) -> None:
@@ -127,6 +101,10 @@ def train_steps(
     `batches` are those of this process from the state's step on. A checkpoint inside an interval
     has its sums beside the state. UserError after too many skipped steps in a row.
     """
+
+    def due(every: int) -> bool:
+        return every > 0 and step % every == 0
+
     step = int(state.step)
     if step >= run.num_steps:
         return state
@@ -148,20 +126,23 @@ def train_steps(
         metrics["stop"] = processes.any_process(mesh, stop.requested)
         step += 1
         log.advance()
-        late.fetch()
-        due = what_is_due(run, step, evaluates=eval_set is not None)
-        late.dispatched(step, metrics, sums if due.row else None, len(programs))
-        if due.checkpoint or due.layers or due.picture:
+        last, layers, picture = step == run.num_steps, due(run.layers_every), due(run.image_every)
+        scored = eval_set is not None and (last or due(run.eval_every))
+        # With an evaluation or layers comes a row, so that it is whole.
+        row = last or scored or layers or due(run.log_every)
+        checkpoint = last or scored or due(run.checkpoint_every)
+        late.dispatched(step, metrics, sums if row else None, len(programs))
+        if checkpoint or layers or picture:
             late.fetch()  # first: killed in between, a resumed run would not write the row
             with clock.aside():
-                score = _evaluate(log, step, state, eval_set, mesh) if due.evaluation else None
-                if due.layers:
+                score = _evaluate(log, step, state, eval_set, mesh) if scored else None
+                if layers:
                     log.scalars(step, _by_layer(state, batch, means(sums)))
-                if due.picture:
+                if picture:
                     log.picture(step, "train", _picture(state, batch))
-                if due.checkpoint:  # before the next batch is drawn: what is scored is saved
-                    checkpoints.save(step, state, score, None if due.row else to_json(sums))
-        if due.row:
+                if checkpoint:  # before the next batch is drawn: what is scored is saved
+                    checkpoints.save(step, state, score, None if row else to_json(sums))
+        if row:
             sums = None
     late.fetch()
     checkpoints.save(step, state, extra=to_json(sums))

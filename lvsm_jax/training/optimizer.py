@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from lvsm_jax.common.checks import check_at_least, check_choice
-from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.checks import check_at_least, check_choice, check_field
 from lvsm_jax.common.tree import map_named
 
 Scalar = Float[Array, ""]
@@ -51,13 +50,11 @@ class OptimizerConfig:
     def __post_init__(self):
         check_choice("optimizer.schedule", self.schedule, ("constant", "cosine"))
         for field in ("learning_rate", "eps", "clip_norm"):
-            if not getattr(self, field) > 0:
-                raise UserError(f"optimizer.{field} is {getattr(self, field)}, expected above 0")
+            check_field("optimizer", self, field, getattr(self, field) > 0, "above 0")
         zeros = ("warmup_steps", "weight_decay", "skip_factor", "skip_after")
         check_at_least("optimizer", self, **dict.fromkeys(zeros, 0))
         for field in ("beta1", "beta2", "ema_decay"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"optimizer.{field} is {getattr(self, field)}, expected in [0, 1)")
+            check_field("optimizer", self, field, 0 <= getattr(self, field) < 1, "in [0, 1)")
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int, step: Int[Array, ""] | int) -> Scalar:

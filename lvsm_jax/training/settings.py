@@ -12,13 +12,12 @@ from lvsm_jax.common.config import DataConfig, EvalConfig, RunConfig, flat, sect
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import write_text
 from lvsm_jax.models.architectures import architecture_of
-from lvsm_jax.models.base import ViewSynthesisModel
 from lvsm_jax.parallel import processes
 from lvsm_jax.parallel.mesh import MeshConfig, check_batch, make_mesh
 from lvsm_jax.parallel.processes import ProcessesConfig
 from lvsm_jax.training.frozen_networks import find_frozen
 from lvsm_jax.training.train_state import TrainingConfig, check_weights_fit
-from lvsm_jax.weights.exports import load, model_config
+from lvsm_jax.weights.exports import model_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +69,6 @@ def check_start(settings: Settings, workdir: epath.PathLike) -> None:
     begun = any((workdir / "checkpoints").glob("[0-9]*"))
     if settings.init_from and not begun:
         check_weights_fit(model_config(settings.init_from), settings.training.model)
-
-
-def starting_weights(settings: Settings) -> ViewSynthesisModel | None:
-    """The weights of `init_from`, or None."""
-    if not settings.init_from:
-        return None
-    return load(settings.init_from, **settings.training.model.options)
 
 
 def _check_resumable(settings: Settings, workdir: epath.Path) -> None:

@@ -157,6 +157,21 @@ def test_devices_share_a_batch():
     assert_same_scores(evaluate(first_input, scenes, progress=False), shared, rtol=1e-5, atol=1e-6)
 
 
+def test_devices_share_the_views_alone():
+    batch = random_scenes(2)
+    four = jax.tree.map(lambda x: np.concatenate([x, x[:, :1]], axis=1), batch.targets)
+    scenes = Scenes(dataclasses.replace(batch, targets=four), 2)
+
+    def gray(images, input_cameras, target_cameras):
+        return jnp.full((*target_cameras.c2w.shape[:2], *images.shape[2:]), 0.5)
+
+    mesh = make_mesh(MeshConfig(view=2), jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        put = functools.partial(shard_batch, mesh)
+        shared = evaluate(gray, scenes, put=put, progress=False)
+    assert_same_scores(evaluate(gray, scenes, progress=False), shared, rtol=1e-5, atol=1e-6)
+
+
 def test_means_are_over_targets_then_scenes_with_and_without_context():
     batch = random_scenes(4)
     result = evaluate(first_input, Scenes(batch, 4), progress=False)

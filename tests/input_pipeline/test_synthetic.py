@@ -107,7 +107,14 @@ def test_ctrl_c_ends_the_program_and_its_workers_at_once(tmp_path):
     sizes = ["--train-scenes=64", "--height=400", "--width=400", "--frames=40", "--workers=2"]
     module = [sys.executable, "-m", "input_pipeline.synthetic", str(tmp_path / "rooms"), *sizes]
     repository = pathlib.Path(__file__).parents[2]
-    process = subprocess.Popen(module, cwd=repository, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        module,
+        cwd=repository,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in its background has them ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     while len(list((tmp_path / "rooms").glob(".*.tmp"))) < 2:  # both write a shard
         assert process.poll() is None, "finished, or failed, before it could be interrupted"
         time.sleep(0.02)
