@@ -185,19 +185,13 @@ def model_config(path: epath.PathLike, *, verify: bool = True, **options: Any) -
 
 
 def load(path: epath.PathLike, *, verify: bool = True, **options: Any) -> ViewSynthesisModel:
-    """The model of an export.
+    """The model of an export, a directory that `save` wrote.
 
-    Args:
-        path: directory that `save` wrote.
-        verify: compare all that is read with its checksums, which exports from before format 1
-            do not have.
-        **options: fields of the model's configuration to change, of those that say how to
-            compute: `dtype`, `attention`, `remat`, `targets_at_once`, `cache_dtype`.
-
-    Raises:
-        FileNotFoundError: no export there.
-        UserError: an unknown architecture or format, weights that do not fit, or damage; names the
-            export and the array.
+    `verify` compares all that is read with its checksums, which exports from before format 1 do not
+    have. Options change fields of the model's configuration that say how to compute: `dtype`,
+    `attention`, `remat`, `targets_at_once`, `cache_dtype`. Raises FileNotFoundError for no export;
+    UserError, which names export and array, for an unknown architecture or format, weights that do
+    not fit, or damage.
     """
     path = absolute(path)
     description = describe(path, verify=verify)
