@@ -43,7 +43,7 @@ def parameters(config: ModelConfig) -> dict[str, int]:
 def training_state_bytes(config: TrainingConfig) -> dict[str, int]:
     """Bytes of one copy of what training holds beside activations, however it is sharded."""
     state = jax.eval_shape(lambda: new_state(config, 0))
-    weights = _bytes(state.trained)
+    weights = _bytes((state.model, state.projectors))
     return {
         "weights": weights,
         "gradients": weights,
