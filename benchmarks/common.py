@@ -177,12 +177,12 @@ def _allocated(before: Mapping[str, int], after: Mapping[str, int]) -> int | Non
     return peak - before["bytes_in_use"] if peak > before.get("peak_bytes_in_use", 0) else None
 
 
-def matmul_peak(dtype: str, sizes: Sequence[int], repeats: int = 5) -> Report:
+def matmul_peak(dtype: str, sizes: Sequence[int]) -> Report:
     """The best rate of square matmuls, with the `size` that reached it."""
     rates = []
     for size in sizes:
         a = jax.random.normal(jax.random.key(0), (size, size), dtype)
-        rates.append({"size": size, **measure_call(jnp.matmul, (a, a), 2 * size**3, repeats)})
+        rates.append({"size": size, **measure_call(jnp.matmul, (a, a), 2 * size**3, 5)})
     return max(rates, key=lambda rate: rate["flops_per_second"])
 
 

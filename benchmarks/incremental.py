@@ -190,9 +190,8 @@ def measure_quality(export: str, scenes: Sequence[str], counts: Sequence[int], s
         for dtype in CACHE_DTYPES:
             model = lvsm_jax.load(export, cache_dtype=dtype)
             for count in possible:
-                renders = np.concatenate(
-                    [_render_targets(model, *scene, count, sizes) for scene in chosen]
-                )
+                pictures = [_render_targets(model, *scene, count, sizes) for scene in chosen]
+                renders = np.concatenate(pictures)
                 row = {"views": count, "dtype": dtype, "psnr": float(psnr(truth, renders).mean())}
                 error = float(np.square(renders - exact.setdefault(count, renders)).mean())
                 if dtype != CACHE_DTYPES[0]:
@@ -252,10 +251,8 @@ def tables(report: Report) -> str:
                 memory_line.append(size and _megabytes(size))
         time_lines.append(time_line)
         memory_lines.append(memory_line)
-    varies = []
-    for name in CHANGES:
-        values = [row[name] for row in rows]
-        varies.append(f"{name} varies by {max(values) / min(values) - 1:.1%}")
+    spread = {name: [row[name] for row in rows] for name in CHANGES}
+    varies = [f"{name} varies by {max(s) / min(s) - 1:.1%}" for name, s in spread.items()]
     parts = [
         _title(report),
         markdown_table(times, time_lines, text=0),

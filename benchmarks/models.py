@@ -147,11 +147,11 @@ def _measurements(options: argparse.Namespace) -> list[str]:
 def published(options: argparse.Namespace) -> list[dict[str, Any]]:
     """FLOPs of the published models, at 256 pixels, for the views and targets asked for."""
     rows = []
-    for targets, views in itertools.product(sorted(options.targets), sorted(options.views)):
-        for name in options.architectures:
-            row = {"architecture": name, "views": views, "targets": targets}
-            cell = Cell(**row, targets_at_once=0)
-            rows.append(row | {"flops": _count(config_class(name)(), cell, _PUBLISHED_SIZE).flops})
+    sizes = sorted(options.targets), sorted(options.views), options.architectures
+    for targets, views, name in itertools.product(*sizes):
+        row = {"architecture": name, "views": views, "targets": targets}
+        cell = Cell(**row, targets_at_once=0)
+        rows.append(row | {"flops": _count(config_class(name)(), cell, _PUBLISHED_SIZE).flops})
     return rows
 
 
@@ -207,14 +207,13 @@ def exponents(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     result = []
     for architecture, targets in dict.fromkeys((r["architecture"], r["targets"]) for r in rows):
         cells = sorted(_of(_measured(rows), architecture, targets), key=lambda row: row["views"])
-        if len(cells) < 2:
-            continue
-        few, many = cells[-2:]
-        row = {"architecture": architecture, "targets": targets}
-        row["views"] = [few["views"], many["views"]]
-        for name in ("seconds", "flops"):
-            row[name] = math.log(many[name] / few[name], many["views"] / few["views"])
-        result.append(row)
+        if len(cells) > 1:
+            few, many = cells[-2:]
+            row = {"architecture": architecture, "targets": targets}
+            row["views"] = [few["views"], many["views"]]
+            for name in ("seconds", "flops"):
+                row[name] = math.log(many[name] / few[name], many["views"] / few["views"])
+            result.append(row)
     return result
 
 
@@ -296,15 +295,15 @@ def _over_views(
 ) -> str:
     """A column a number of views; in brackets how many times Efficient-LVSM's."""
     views = sorted({row["views"] for row in rows})
+    names = dict.fromkeys(row["architecture"] for row in rows)
     lines = []
-    for targets in sorted({row["targets"] for row in rows}):
-        for name in dict.fromkeys(row["architecture"] for row in rows):
-            cells = dict.fromkeys(views)
-            for row in _of(rows, name, targets):
-                ratio = _ratio(rows, row, key)
-                times = f" ({ratio:.1f}×)" if ratio and name != _FIRST else ""
-                cells[row["views"]] = text(row) + times
-            lines.append([targets, NAMES[name], *cells.values()])
+    for targets, name in itertools.product(sorted({row["targets"] for row in rows}), names):
+        cells = dict.fromkeys(views)
+        for row in _of(rows, name, targets):
+            ratio = _ratio(rows, row, key)
+            times = f" ({ratio:.1f}×)" if ratio and name != _FIRST else ""
+            cells[row["views"]] = text(row) + times
+        lines.append([targets, NAMES[name], *cells.values()])
     header = ["targets", "model", *(f"{count} inputs, {unit}" for count in views)]
     return markdown_table(header, lines, text=2)
 
@@ -355,13 +354,10 @@ def _what(row: dict[str, Any]) -> str:
 def _grid(report: Report) -> list[dict[str, Any]]:
     """The cells of the main table."""
     options = report["options"]
-    return [
-        row
-        for row in report["cells"]
-        if (_what(row), row["targets_at_once"]) == ("render", options["targets_at_once"])
-        and row["views"] in options["views"]
-        and row["targets"] in options["targets"]
-    ]
+    renders = [row for row in report["cells"] if _what(row) == "render"]
+    alike = [row for row in renders if row["targets_at_once"] == options["targets_at_once"]]
+    names = ("views", "targets")
+    return [row for row in alike if all(row[name] in options[name] for name in names)]
 
 
 def _measured(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -84,10 +84,8 @@ def stages(
 ) -> dict[str, Macs]:
     """Multiply-accumulates of one scene's forward pass by what they are spent on.
 
-    `views` are the input views; all views have one height and width, in pixels.
-
-    Raises:
-        UserError: a size that is not a multiple of the patch.
+    `views` are the input views; all views have one height and width, in pixels: multiples of the
+    patch, else UserError.
     """
     tokens = _patches(height, width, config.patch_size)
     pixels, poses = config.width * config.patch_size**2, config.pose_channels

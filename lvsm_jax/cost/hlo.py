@@ -71,10 +71,8 @@ def collectives(text: str) -> list[Collective]:
     """All collectives of a program, with the number of times that a step runs each.
 
     The compiler splits an asynchronous collective into pieces that it fuses with other operations.
-    They carry the number of their chain, and count as one.
-
-    Raises:
-        UserError: a loop around a collective whose number of turns cannot be read.
+    They carry the number of their chain, and count as one. Raises UserError for a loop around a
+    collective whose number of turns cannot be read.
     """
     devices = int((re.search(r"num_partitions=(\d+)", text) or [0, 1])[1])
     found: dict[str, Collective] = {}
@@ -257,7 +255,12 @@ def _integers(text: str) -> list[int]:
 def _group(instruction: Instruction, devices: int) -> int:
     """Number of devices that exchange data, in any of the ways that HLO writes groups."""
     if pairs := instruction.attribute(r"source_target_pairs=\{(.*?)\}\}"):
-        return _cycle(dict(re.findall(r"\{(\d+),(\d+)", pairs + "}")))
+        targets = dict(re.findall(r"\{(\d+),(\d+)", pairs + "}"))
+        seen, device = [], next(iter(targets), None)  # one cycle of devices that pass data on
+        while device is not None and device not in seen:
+            seen.append(device)
+            device = targets.get(device)
+        return len(seen)
     if axes := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", instruction.rest):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", axes[1]))
         parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", axes[2])
@@ -267,12 +270,3 @@ def _group(instruction: Instruction, devices: int) -> int:
     if first := instruction.attribute(r"replica_groups=\{\{([\d,]+)\}"):
         return len(_integers(first))
     return devices
-
-
-def _cycle(targets: Mapping[str, str]) -> int:
-    """Devices that pass data on to each other, starting with the first."""
-    seen, device = [], next(iter(targets), None)
-    while device is not None and device not in seen:
-        seen.append(device)
-        device = targets.get(device)
-    return len(seen)

@@ -40,10 +40,8 @@ def count_costs(
     """What a model costs for one scene, as JSON values; counts are integers.
 
     `views` are the input views; all views have one height and width, in pixels. Without `training`
-    the bytes of the training state are left out.
-
-    Raises:
-        UserError: numbers that the model cannot take.
+    the bytes of the training state are left out. Raises UserError for numbers that the model cannot
+    take.
     """
     size = {"height": height, "width": width}
     scene = {"views": views, "targets": targets, **size}

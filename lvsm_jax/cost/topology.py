@@ -57,8 +57,7 @@ class Case:
 def topology_mesh(topology: str, config: MeshConfig) -> Mesh:
     """A mesh of the chips of a topology, none of which need be here.
 
-    Raises:
-        UserError: no such topology, a mesh that does not fit it, or no TPU compiler installed.
+    Raises UserError for no such topology, a mesh that does not fit it, or no TPU compiler.
     """
     name = topology.partition(":")[0]
     if name not in CHIPS:
@@ -82,9 +81,8 @@ def topology_mesh(topology: str, config: MeshConfig) -> Mesh:
 def compile_case(case: Case, mesh: Mesh) -> jax.stages.Compiled:
     """Compiles the training step, or the forward pass, for the chips of the mesh.
 
-    Raises:
-        UserError: a batch that the mesh does not divide.
-        jax.errors.JaxRuntimeError: the compiler's, such as for too little memory.
+    Raises UserError for a batch that the mesh does not divide; the compiler's JaxRuntimeError, such
+    as for too little memory.
     """
     training = case.training
     microbatch = case.batch // (1 if case.render else training.grad_accumulation)
@@ -168,8 +166,8 @@ def advice(case: Case, mesh: Mesh) -> dict[str, Any]:
         kept[policy] = memory.activation_bytes(model, **case.scene).scene / mesh.shape["view"]
         layer = _LAYER_OVERHEAD * kept["none"] / model.num_layers
         fitting[policy] = max(0, math.floor(free / (kept[policy] + layer)))
-    chosen = next((policy for policy in REMAT_POLICIES if fitting[policy] >= scenes), None)
-    microbatches = None if chosen is None else 1
+    enough = ((policy, 1) for policy in REMAT_POLICIES if fitting[policy] >= scenes)
+    chosen, microbatches = next(enough, (None, None))
     if chosen is None and (most := fitting["full"]):
         chosen, counts = "full", range(1, math.ceil(scenes) + 1)
         microbatches = next(n for n in counts if scenes % n == 0 and scenes / n <= most)

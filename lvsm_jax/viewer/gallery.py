@@ -83,8 +83,7 @@ class Gallery:
     def use(self, name: str) -> None:
         """Adds a photograph to those that the session renders from.
 
-        Raises:
-            UserError: no such photograph, no room for it, or it cannot be decoded.
+        Raises UserError for no such photograph, no room for it, or one that cannot be decoded.
         """
         with self._change():
             photograph = self._known(name)
@@ -128,8 +127,7 @@ class Gallery:
     def picture(self, name: str) -> UInt8[np.ndarray, "h w 3"]:
         """A photograph as the model sees it, decoded if it is neither in use nor cached.
 
-        Raises:
-            UserError: no such photograph, or it cannot be decoded.
+        Raises UserError for no such photograph, or one that cannot be decoded.
         """
         photograph = self._known(name)
         if (picture := self.picture_in_use(name)) is not None:

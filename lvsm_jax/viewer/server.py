@@ -33,17 +33,10 @@ _PART = 4 * 2**20  # bytes; browsers send files in parts of half a MiB
 class Viewer:
     """Serves the page at `url` until `close`.
 
-    Args:
-        session: that renders, with the gallery's views and size. It is not closed.
-        gallery: photographs, of which one at least is in use.
-        sizes: height and width of coarse and full renders.
-        start: where visitors stand first.
-        port: to listen at; 0 for any that is free.
-        max_visitors: others are told that there is no room.
-        limits: of one visitor's uploads.
-
-    Raises:
-        OSError: the port is taken, or the host is none of this machine.
+    The session, which is not closed, renders in two `sizes` (height and width, coarse and full)
+    from the gallery, of which one photograph at least is in use. Visitors stand at `start` first;
+    more than `max_visitors` are told that there is no room, and `limits` are of each one's uploads.
+    Port 0 is any that is free. Raises OSError for a port that is taken or a host elsewhere.
     """
 
     def __init__(

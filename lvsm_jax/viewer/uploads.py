@@ -56,10 +56,8 @@ class Uploads:
     def receive(self, name: str, content: bytes) -> list[ScenePhotograph]:
         """Takes poses, a picture of one of them, or an archive of both; returns its photographs.
 
-        Of an archive all are taken or, if one cannot be used, none.
-
-        Raises:
-            UserError: what is wrong with the file, or which limit it exceeds.
+        Of an archive all are taken or, if one cannot be used, none: the UserError says what is
+        wrong with the file, or which limit it exceeds.
         """
         with self._lock:
             if self._closed:
@@ -153,9 +151,8 @@ class Uploads:
         found = [frame for frame in self._poses if f"/{name}".endswith(f"/{frame}")]
         if found:
             return max(found, key=len)
-        found = [
-            frame for frame in self._poses if frame.rpartition("/")[2] == name.rpartition("/")[2]
-        ]
+        base = "/" + name.rpartition("/")[2]
+        found = [frame for frame in self._poses if f"/{frame}".endswith(base)]
         if len(found) != 1:
             raise UserError(
                 f"{name} has {len(found) or 'no'} poses among the {len(self._poses)} uploaded, "

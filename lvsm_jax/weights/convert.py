@@ -36,25 +36,20 @@ _WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 def from_state_dict(arrays: StateDict, **options: Any) -> ViewSynthesisModel:
     """The model whose torch weights these are; architecture and sizes are inferred.
 
-    Args:
-        arrays: `{torch name: array}`, float32, or float16 or bfloat16, which become float32. A
-            prefix `module.` or `_orig_mod.` is taken off; frozen helper networks
-            (`loss_computer.*`, `repa_encoder.*`, `repa_projector.*`) are left out.
-        **options: fields of the model's configuration that cannot be inferred: `dtype`,
-            `attention`, `remat`, `targets_at_once`, `cache_dtype`.
-
-    Raises:
-        UserError: weights of no known architecture; or weights that are missing, surplus,
-            mis-shaped, of another type or not finite, all named.
+    Arrays by torch name are float32, or float16 or bfloat16, which become float32. A prefix
+    `module.` or `_orig_mod.` is taken off; frozen helper networks (`loss_computer.*`,
+    `repa_encoder.*`, `repa_projector.*`) are left out. Options are fields of the configuration that
+    cannot be inferred: `dtype`, `attention`, `remat`, `targets_at_once`, `cache_dtype`. Raises
+    UserError for no known architecture, or weights that are missing, surplus, mis-shaped, of
+    another type or not finite, all named.
     """
     arrays = _strip(arrays)
     architecture, num_layers = torch_names.architecture_and_layers(arrays)
     check_options(CONFIGS[architecture], options)
     shapes = {name: array.shape for name, array in arrays.items()}
     sizes = torch_names.sizes_of(architecture, shapes)
-    template = abstract_model(
-        CONFIGS[architecture](num_layers=num_layers, **sizes.fields, **options)
-    )
+    config = CONFIGS[architecture](num_layers=num_layers, **sizes.fields, **options)
+    template = abstract_model(config)
     leaves = named_leaves(template)
     weights = torch_names.weights_of(architecture, num_layers)
     expected = {
@@ -77,10 +72,8 @@ def to_state_dict(model: ViewSynthesisModel) -> dict[str, Shaped[np.ndarray, "..
         value = getattr(config, field.name)
         is_variant = field.name in config.structure and field.name not in torch_names.SIZES
         if is_variant and value != field.default:
-            raise UserError(
-                f"model.{field.name} is {value!r}: no published program has such a model, only "
-                f"those with {field.default!r}"
-            )
+            only = f"no published program has such a model, only those with {field.default!r}"
+            raise UserError(f"model.{field.name} is {value!r}: {only}")
     leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(model).items()}
     arrays = {}
     weights = torch_names.weights_of(architecture_of(config), config.num_layers)
@@ -142,10 +135,8 @@ def import_weights(
     """
     checkpoint, output = expand(checkpoint), expand(output)
     if output.suffix in _WEIGHT_FILES:
-        raise UserError(
-            f"{output}: a file of weights becomes an export, a directory; an export becomes a "
-            ".safetensors file"
-        )
+        kinds = "a file of weights becomes an export, a directory; an export becomes a .safetensors"
+        raise UserError(f"{output}: {kinds} file")
     exports.check_free(output, overwrite)
     model, counters = _read_model(checkpoint)
     about = {"source": {"file": checkpoint.name, "counters": counters}}

@@ -161,10 +161,9 @@ def describe(path: epath.PathLike, *, verify: bool = True) -> dict[str, Any]:
     verified_by = _VERIFIED_BY & description.keys()
     intact = verified_by == _VERIFIED_BY and description["checksum"] == _checksum(description)
     if verify and verified_by and not intact:
-        raise DamagedExportError(
-            f"{file} is not what was saved: damaged, or changed by hand; lvsm_jax.load(..., "
-            "verify=False) loads it nonetheless"
-        )
+        reason = "is not what was saved: damaged, or changed by hand"
+        anyway = "lvsm_jax.load(..., verify=False) loads it nonetheless"
+        raise DamagedExportError(f"{file} {reason}; {anyway}")
     return description
 
 
@@ -185,19 +184,13 @@ def model_config(path: epath.PathLike, *, verify: bool = True, **options: Any) -
 
 
 def load(path: epath.PathLike, *, verify: bool = True, **options: Any) -> ViewSynthesisModel:
-    """The model of an export.
+    """The model of an export, a directory that `save` wrote.
 
-    Args:
-        path: directory that `save` wrote.
-        verify: compare all that is read with its checksums, which exports from before format 1
-            do not have.
-        **options: fields of the model's configuration to change, of those that say how to
-            compute: `dtype`, `attention`, `remat`, `targets_at_once`, `cache_dtype`.
-
-    Raises:
-        FileNotFoundError: no export there.
-        UserError: an unknown architecture or format, weights that do not fit, or damage; names the
-            export and the array.
+    `verify` compares all that is read with its checksums, which exports from before format 1 do not
+    have. Options change fields of the model's configuration that say how to compute: `dtype`,
+    `attention`, `remat`, `targets_at_once`, `cache_dtype`. Raises FileNotFoundError for no export;
+    UserError, which names export and array, for an unknown architecture or format, weights that do
+    not fit, or damage.
     """
     path = absolute(path)
     description = describe(path, verify=verify)
@@ -250,10 +243,8 @@ def _check_same(
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             here, there = found.get(name, "missing"), expected.get(name, "none of that name")
-            raise DamagedExportError(
-                f"{path} is damaged: {part} {name} is {here}, expected {there}; copy or export it "
-                "again"
-            )
+            problem = f"{part} {name} is {here}, expected {there}; copy or export it again"
+            raise DamagedExportError(f"{path} is damaged: {problem}")
 
 
 def _alone() -> ocp.Context:
@@ -274,12 +265,10 @@ def read_arrays(path: epath.Path, abstract: Mapping[str, Any]) -> dict[str, Any]
 @jax.jit
 def checksums(leaves: Mapping[str, Array]) -> UInt32[Array, " n"]:
     """The sum of each array's bits, in the order of names: whole numbers, the same on any mesh."""
-
-    def of_one(leaf: Array) -> Array:
-        bits = leaf.dtype.itemsize * 8
-        return jax.lax.bitcast_convert_type(leaf, f"uint{bits}").astype(jnp.uint32).sum()
-
-    return jnp.stack([of_one(leaves[name]) for name in sorted(leaves)])
+    ordered = [leaves[name] for name in sorted(leaves)]
+    types = [f"uint{8 * leaf.dtype.itemsize}" for leaf in ordered]
+    bits = map(jax.lax.bitcast_convert_type, ordered, types)
+    return jnp.stack([numbers.astype(jnp.uint32).sum() for numbers in bits])
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

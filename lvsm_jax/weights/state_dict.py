@@ -98,14 +98,10 @@ def problems(
 
     `expected` are the shapes; weights without one may have any.
     """
-    known = set(names)
-    found = [
-        f"missing {name} {expected.get(name, '')}".rstrip() for name in names if name not in arrays
-    ]
+    known, missing = set(names), [name for name in names if name not in arrays]
+    found = [f"missing {name} {expected.get(name, '')}".rstrip() for name in missing]
     found += [f"surplus {name} {a.shape}" for name, a in arrays.items() if name not in known]
-    for name in names:
-        if name not in arrays:
-            continue
+    for name in filter(arrays.__contains__, names):
         array, shape = arrays[name], expected.get(name, arrays[name].shape)
         if array.shape != shape:
             found.append(f"{name} has shape {array.shape}, expected {shape}")

@@ -24,10 +24,8 @@ from lvsm_jax.common.files import expand
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before version 1.6
 
-_NAMES = (
-    "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 complex128 complex64 "
-    "int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
-)
+_NAMES = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 complex128 complex64 int64 "
+_NAMES += "int32 int16 int8 uint64 uint32 uint16 uint8 bool"
 # ml_dtypes adds to NumPy those that it does not have.
 _DTYPES = {name: np.dtype(name) for name in _NAMES.split()}
 _STORAGES = {
@@ -217,10 +215,8 @@ class _Resolver:
             return np.empty(shape, dtype)
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         if last >= count:
-            raise TorchFileError(
-                f"tensor of shape {shape}, strides {strides} and offset {offset} in a storage of"
-                f" {count} elements"
-            )
+            where = f"strides {strides} and offset {offset} in a storage of {count} elements"
+            raise TorchFileError(f"tensor of shape {shape}, {where}")
         key = storage.key
         if key not in self._storages:
             self._storages[key] = self._read(self._archive.getinfo(f"{self._folder}data/{key}"))

@@ -8,7 +8,7 @@ arrays, as `lvsm_jax.common.tree.named_leaves` calls them.
 import collections
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from lvsm_jax.common.errors import UserError
@@ -135,45 +135,18 @@ _PATCHES = {
     "image_token_decoder.1.weight": (0, 3),
 }
 
-
-class _Rule(NamedTuple):
-    """How a size is inferred: by a vote of the weights whose names match."""
-
-    names: str
-    dimensions: int
-    size: Callable[[str, Shape, int], int | float]  # of name, shape and width; it should be whole
-    expected: str
-
-
-def _rows(name: str, shape: Shape, width: int) -> int:
-    return shape[0]
-
-
-def _divisor(name: str, shape: Shape, width: int) -> int:
-    return shape[0] if shape[0] and width % shape[0] == 0 else 0
-
-
-def _patch_size(name: str, shape: Shape, width: int) -> float:
-    axis, channels = _PATCHES[name]
-    return math.sqrt(shape[axis] / channels)
-
-
-def _ratio(name: str, shape: Shape, width: int) -> float:
-    return shape[0 if name.endswith("0.weight") else 1] / width
-
-
-# Fields of a configuration that are inferred from weights, beside `num_layers`.
+# Fields of a configuration that are inferred from weights, beside `num_layers`: by a vote of those
+# of such names and number of dimensions, as the shape that is expected of them.
 _RULES = {
-    "width": _Rule(r".*(_tokenizer\.1|\.fc)\.weight", 2, _rows, "[width, ...]"),
-    "head_dim": _Rule(r".*\.[qk]_norm\.weight", 1, _divisor, "[head_dim], which divides the width"),
-    "patch_size": _Rule(
+    "width": (r".*(_tokenizer\.1|\.fc)\.weight", 2, "[width, ...]"),
+    "head_dim": (r".*\.[qk]_norm\.weight", 1, "[head_dim], which divides the width"),
+    "patch_size": (
         "|".join(map(re.escape, _PATCHES)),
         2,
-        _patch_size,
         "9·p² columns (colours and rays), 6·p² columns (rays) or 3·p² rows (head), of a whole p",
     ),
-    "mlp_ratio": _Rule(r".*\.mlp\.[02]\.weight", 2, _ratio, "a multiple of the width"),
-    "num_latents": _Rule(_LATENTS, 2, _rows, "[num_latents, width]"),
+    "mlp_ratio": (r".*\.mlp\.[02]\.weight", 2, "a multiple of the width"),
+    "num_latents": (_LATENTS, 2, "[num_latents, width]"),
 }
 
 SIZES = ("num_layers", *_RULES)  # the other fields are variants of a model
@@ -187,25 +160,38 @@ class Sizes(NamedTuple):
     unknown: re.Pattern[str]  # matches names of weights whose shapes depend on unknown sizes
 
 
+def _size(field: str, name: str, shape: Shape, width: int) -> int | float:
+    """A field as a weight says it, which should be a whole number of at least 1."""
+    match field:
+        case "head_dim":
+            return shape[0] if shape[0] and width % shape[0] == 0 else 0
+        case "patch_size":
+            axis, channels = _PATCHES[name]
+            return math.sqrt(shape[axis] / channels)
+        case "mlp_ratio":
+            return shape[0 if name.endswith("0.weight") else 1] / width
+    return shape[0]
+
+
 def sizes_of(architecture: str, shapes: Mapping[str, Shape]) -> Sizes:
     """Sizes of an architecture, each by a majority vote of its weights."""
     fields: dict[str, int] = {}
     complaints, unknown = [], []
-    for field, rule in _RULES.items():
+    for field, (names, dimensions, expected) in _RULES.items():
         if field == "num_latents" and architecture != "LVSMEncoderDecoder":
             continue
-        there = {name: shape for name, shape in shapes.items() if re.fullmatch(rule.names, name)}
+        there = {name: shape for name, shape in shapes.items() if re.fullmatch(names, name)}
         sizes = [
-            rule.size(name, shape, fields.get("width", 1))
+            _size(field, name, shape, fields.get("width", 1))
             for name, shape in there.items()
-            if len(shape) == rule.dimensions
+            if len(shape) == dimensions
         ]
         votes = collections.Counter(int(size) for size in sizes if size >= 1 and size % 1 == 0)
         fields[field] = votes.most_common(1)[0][0] if votes else 1
         if not votes:
             found = ", ".join(f"{name} {shape}" for name, shape in list(there.items())[:4])
-            found = found or f"{rule.names} (missing)"
-            complaints.append(f"no {field} fits {found}: expected {rule.expected}")
+            found = found or f"{names} (missing)"
+            complaints.append(f"no {field} fits {found}: expected {expected}")
             # Every shape depends on the width.
-            unknown.append(".*" if field == "width" else rule.names)
+            unknown.append(".*" if field == "width" else names)
     return Sizes(fields, complaints, re.compile("|".join(unknown) or r"(?!)"))
