@@ -91,6 +91,7 @@ def test_no_runs_is_an_error_in_one_line(tmp_path):
         side_by_side.main([str(tmp_path), "--no-train"])
 
 
+@pytest.mark.slow
 def test_training_steps_are_timed():
     config = side_by_side_config.get_config("LVSMDecoderOnly")
     config.model.update(width=32, num_layers=1)

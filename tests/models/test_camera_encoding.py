@@ -146,6 +146,7 @@ def test_gradients_are_finite_for_extreme_focal_lengths(model, focal):
         assert np.isfinite(leaf).all()
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one():
     model = lvsm_jax.EfficientLVSMConfig(
         num_layers=2,

@@ -170,6 +170,7 @@ def test_killed_damaged_stopped_and_resumed_by_others_is_as_one(rooms, alone, tm
         np.testing.assert_allclose(ours, expected, atol=1)
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one(rooms, alone, tmp_path):
     arguments = [f"--checkpoint={alone / 'export'}", f"--output={tmp_path}"]
     changes = {"data__path": rooms, "eval__max_scenes": 3}

@@ -61,6 +61,7 @@ def test_tokens_are_those_of_a_render(variant):
     assert (values["attention_entropy"] > 0).all() and (values["attention_entropy"] <= 1.0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder_attention", ["self_cross", "cross"])
 def test_entropies_are_those_of_the_weights_that_a_render_has(decoder_attention, monkeypatch):
     fields = {"camera_encoding": "plucker_prope", "attention_temperature": "log_views"}

@@ -50,7 +50,11 @@ def children(pid):
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/maps").exists(), reason="needs Linux")
-@pytest.mark.parametrize("program", [["train.py"], ["-m", "lvsm_jax", "train"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "program",
+    [["train.py"], pytest.param(["-m", "lvsm_jax", "train"], marks=pytest.mark.slow)],
+    ids=" ".join,
+)
 def test_workers_load_neither_jax_nor_tensorflow(rooms, tmp_path, program):
     changes = {"run.num_steps": 100_000, "data.num_workers": 2, "run.image_every": 0}
     running = subprocess.Popen(

@@ -78,6 +78,7 @@ def test_fingerprints_tell_order_type_and_shape():
         assert exports.fingerprint(np.zeros((), dtype)).startswith(f"{np.dtype(dtype)}[] ")
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_is_refused_or_harmless(export, model, capfd):
     """Eight bits of each file, and of the one with the arrays more."""
     rng = random.Random(0)
