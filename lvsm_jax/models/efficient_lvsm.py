@@ -227,7 +227,7 @@ def rms(tokens: Float[Array, "*batch d"]) -> Float[Array, ""]:
 class EfficientLVSM(ViewSynthesisModel):
     """Renders target views of a scene from posed input views.
 
-    Example:
+    Examples:
         >>> model = EfficientLVSM(EfficientLVSMConfig(), rngs=nnx.Rngs(0))
         >>> renders = model(images, input_cameras, target_cameras)
     """

@@ -58,7 +58,7 @@ class Session:
     compiled at the first call of each kind (`render` and `render_path`: for each size) and never
     again.
 
-    Example:
+    Examples:
         >>> with lvsm_jax.Session(lvsm_jax.load("path/to/export")) as session:
         ...     session.add([lvsm_jax.Photograph.open(path, camera) for path, camera in scene])
         ...     image = session.render(another_camera)
