@@ -67,18 +67,11 @@ def evaluate_export(
         evaluation.check_finite()
         shown = report.choose_scenes(evaluation)
         pictures = scoring.render_scenes(model, _some(eval_set, shown), put=put)
-    how = ("num_inputs", "camera_normalization", "crop_share", "crop_place")
-    dataset = os.fspath(eval_set.config.path)
     summary = {
         **dict.fromkeys(("psnr", "ssim", "lpips")),  # null, unless measured
         **evaluation.summary(),
         "lpips_skipped": None if weights else "eval.lpips is False",
-        "num_skipped_null": eval_set.num_skipped_null,
-        "num_missing": eval_set.num_missing,
-        **{field: getattr(settings, field) for field in how},
-        "dataset": dataset,
-        "split": settings.split,
-        "index": os.fspath(evaluation_index(settings, dataset)),
+        **_evaluated_on(settings, eval_set),
         "command": command,
         "config": config.to_dict(),
         "checkpoint": os.fspath(checkpoint),
@@ -104,6 +97,20 @@ def _other_pictures(about: dict[str, Any], data: DataConfig) -> dict[str, Any]:
     for field, value in others.items():
         logging.warning("the model was trained with data.%s=%s, not %s", field, value, ours[field])
     return others
+
+
+def _evaluated_on(settings: EvalConfig, eval_set: EvalSet) -> dict[str, Any]:
+    """The data, and how it was shown to the model."""
+    how = ("num_inputs", "camera_normalization", "crop_share", "crop_place")
+    dataset = os.fspath(eval_set.config.path)
+    return {
+        "num_skipped_null": eval_set.num_skipped_null,
+        "num_missing": eval_set.num_missing,
+        **{field: getattr(settings, field) for field in how},
+        "dataset": dataset,
+        "split": settings.split,
+        "index": os.fspath(evaluation_index(settings, dataset)),
+    }
 
 
 def _some(eval_set: EvalSet, shown: dict[str, list[int]]) -> EvalSet:

@@ -61,6 +61,7 @@ class LateMetrics:
     def dispatched(self, step: int, metrics: Metrics, sums: Sums | None, programs: int) -> None:
         """Fetches the step before; keeps this one, with its interval's sums if a row is due."""
         self.fetch()
+        self._log.advance()
         self._pending = step, metrics, sums, programs
 
     def fetch(self) -> None:
@@ -83,6 +84,11 @@ class LateMetrics:
             )
 
 
+def due(step: int, every: int) -> bool:
+    """Whether something that is done every so many steps (0: never) comes after this one."""
+    return every > 0 and step % every == 0
+
+
 def train_steps(
     run: RunConfig,
     training: TrainingConfig,
@@ -101,10 +107,6 @@ def train_steps(
     `batches` are those of this process from the state's step on. A checkpoint inside an interval
     has its sums beside the state. UserError after too many skipped steps in a row.
     """
-
-    def due(every: int) -> bool:
-        return every > 0 and step % every == 0
-
     step = int(state.step)
     if step >= run.num_steps:
         return state
@@ -125,12 +127,12 @@ def train_steps(
         sums = add_step(sums, metrics, sharded.replaced)
         metrics["stop"] = processes.any_process(mesh, stop.requested)
         step += 1
-        log.advance()
-        last, layers, picture = step == run.num_steps, due(run.layers_every), due(run.image_every)
-        scored = eval_set is not None and (last or due(run.eval_every))
+        last = step == run.num_steps
+        layers, picture = due(step, run.layers_every), due(step, run.image_every)
+        scored = eval_set is not None and (last or due(step, run.eval_every))
         # With an evaluation or layers comes a row, so that it is whole.
-        row = last or scored or layers or due(run.log_every)
-        checkpoint = last or scored or due(run.checkpoint_every)
+        row = last or scored or layers or due(step, run.log_every)
+        checkpoint = last or scored or due(step, run.checkpoint_every)
         late.dispatched(step, metrics, sums if row else None, len(programs))
         if checkpoint or layers or picture:
             late.fetch()  # first: killed in between, a resumed run would not write the row
