@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         importlib.import_module(COMMANDS[command][0]).main(rest)
     else:
         near = difflib.get_close_matches(command, COMMANDS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         sys.exit(f"error: there is no command {command}{hint} See lvsm --help")
 
 

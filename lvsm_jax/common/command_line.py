@@ -93,7 +93,7 @@ def parse_with_config(
         flag = argument.partition("=")[0]
         if flag.startswith("--") and not flag.startswith(is_field) and flag not in known:
             near = difflib.get_close_matches(flag, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = f"; did you mean {near[0]}?" if near else "."
             raise UserError(f"there is no argument {argument}{hint} See {parser.prog} --help")
     given, rest = parser.parse_known_args(arguments)
     for before, argument in itertools.pairwise(["", *rest]):
