@@ -15,6 +15,7 @@ ALLOWED = {
     "parallel": {"common"},
     "models": {"common", "parallel"},
     "scenes": {"common"},
+    "worlds": {"common", "models"},
     "batch": {"common", "models", "parallel"},
     "rendering": {"common", "models", "parallel", "scenes"},
     "weights": {"common", "models", "parallel"},

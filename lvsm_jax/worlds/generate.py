@@ -1,0 +1,80 @@
+"""Worlds from keys: scenes are laid out, filmed and developed, each from its own key alone."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from lvsm_jax.models.cameras import Cameras
+from lvsm_jax.worlds import clutter
+from lvsm_jax.worlds.config import WorldsConfig
+from lvsm_jax.worlds.dice import Dice
+from lvsm_jax.worlds.paths import draw_cameras
+from lvsm_jax.worlds.render import render
+
+_METERED = 4096  # pixels by which a scene is exposed, at most
+_LUMINANCE = (0.2126, 0.7152, 0.0722)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Worlds:
+    """Pictures of scenes with their cameras and depth.
+
+    Attributes:
+        images: uint8 `[s, n, h, w, 3]`.
+        cameras: `[s, n]`, in the scene's own frame and unit, ordered along the path.
+        depth: float32 `[s, n, h, w]` along the camera's z axis at pixel centres, infinite where
+            nothing is hit. Panes of glass are looked through; a mirror is a surface.
+    """
+
+    images: Any
+    cameras: Cameras
+    depth: Any
+
+
+def make_worlds(
+    keys: Key[Array, " s"],
+    config: WorldsConfig,
+    *,
+    views: int,
+    height: int,
+    width: int,
+    complexity: Float[Array, ""] | float = 1.0,
+) -> Worlds:
+    """Makes one scene of each key.
+
+    A scene depends on its key, the arguments and nothing else: it is the same bit by bit in any
+    batch, and on any device of one kind. `complexity`, from 0 to 1, may be traced: more of
+    everything, with more patterns and longer paths.
+    """
+
+    def make(key):
+        return _make_scene(key, config, views, height, width, jnp.asarray(complexity, jnp.float32))
+
+    images, c2w, fxfycxcy, depth = jax.lax.map(make, keys, batch_size=config.scenes_at_once)
+    return Worlds(images, Cameras(c2w, fxfycxcy), depth)
+
+
+def _make_scene(key, config, views, height, width, complexity):
+    layout_key, camera_key = jax.random.split(key)
+    scene, stage = clutter.lay_out(Dice(layout_key), config, complexity)
+    c2w, fxfycxcy = draw_cameras(
+        Dice(camera_key), scene, stage, config, complexity, views, height, width
+    )
+    radiance, depth = render(scene, c2w, fxfycxcy, height, width, config)
+    return develop(radiance), c2w, fxfycxcy, depth
+
+
+def develop(radiance: Float[Array, "n h w 3"]) -> Array:
+    """Pictures of 8 bits, all exposed alike: by the bright and the middling parts of all views."""
+    luminance = (radiance * jnp.array(_LUMINANCE)).sum(-1).reshape(-1)
+    metered = luminance[:: max(1, luminance.size // _METERED)]
+    middle, bright = jnp.percentile(metered, jnp.array([50.0, 92.0]))
+    exposure = jnp.minimum(0.22 / jnp.maximum(middle, 1e-3), 0.75 / jnp.maximum(bright, 1e-3))
+    x = radiance * exposure * 1.1
+    # A film's response: Narkowicz's fit of the ACES curve.
+    film = x * (2.51 * x + 0.03) / (x * (2.43 * x + 0.59) + 0.14)
+    return jnp.round(255 * jnp.clip(film, 0, 1) ** (1 / 2.2)).astype(jnp.uint8)
