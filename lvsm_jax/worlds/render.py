@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lvsm_jax.worlds import shade, solids, surface
@@ -9,6 +10,7 @@ from lvsm_jax.worlds.config import WorldsConfig
 from lvsm_jax.worlds.scene import PANES, Scene
 
 _BRIGHTEST = 6.0  # radiance of a sample, at most: one highlight is not to fill its pixel
+_FAINT = 0.02  # share of a reflection that is not worth following
 
 
 def render(
@@ -23,7 +25,7 @@ def render(
     geometry = scene.geometry()
     table = jnp.concatenate(
         [surface.surface_rows(geometry), scene.surface_materials(geometry)], axis=1
-    )
+    ).T
     rows = _rows_at_once(height, width * config.samples, config.rays_at_once)
     offsets = sample_offsets(config.samples)
     panes = solids.pack(scene.panes)
@@ -42,9 +44,7 @@ def render(
         ys = jnp.concatenate([y + dy for _, dy in offsets])
         directions = _directions(pose, lens, xs, ys)
         directions /= jnp.sqrt((directions * directions).sum(0))
-        shift = jnp.concatenate(
-            [jnp.broadcast_to(s[:, None], (3, x.size)) for s in light_shifts(len(offsets))], axis=1
-        )
+        shift = jnp.repeat(light_shifts(len(offsets)).T, x.size, axis=1)
         origins = jnp.broadcast_to(pose[:3, 3:], directions.shape)
         color = _radiance(
             scene, geometry, table, panes, origins, directions, 1 / lens[0], shift, config
@@ -82,12 +82,13 @@ def _coprime(a: int, b: int) -> bool:
     return a == 1
 
 
-def light_shifts(samples: int) -> list[Array]:
-    """Vectors in the unit ball, one for each sample; the only one's is 0."""
-    if samples == 1:
-        return [jnp.zeros(3)]
-    shifts = jax.random.ball(jax.random.key(samples), 3, shape=(samples,))
-    return list(shifts - shifts.mean(0))
+def light_shifts(samples: int) -> Float[np.ndarray, "samples 3"]:
+    """Vectors in the unit ball, one for each sample, whose mean is 0: a golden spiral."""
+    number = np.arange(samples) + 0.5
+    height, turn = 1 - 2 * number / samples, np.pi * (1 + 5**0.5) * number
+    level = np.sqrt(1 - height**2)
+    shifts = 0.8 * np.stack([level * np.cos(turn), height, level * np.sin(turn)], axis=1)
+    return (shifts - shifts.mean(0)).astype(np.float32)
 
 
 def _directions(pose, lens, x, y):
@@ -106,46 +107,66 @@ def _depth(scene, geometry, point, distance, index):
 
 def _radiance(scene, geometry, table, panes, origins, directions, pixel, shift, config):
     """Radiance `[3, r]` along rays with unit directions."""
-    options = {"shadows": config.shadows, "bulbs": config.bulbs}
 
-    def follow(origins, directions, pixel):
+    def follow(state):
+        """One leg of the way: what is met adds its light, and the rays go on from mirrors."""
+        leg, radiance, weight, origins, directions = state
         distance, index = solids.cast(geometry, origins, directions)
-        met = surface.at(scene, geometry, table, origins, directions, distance, index, pixel)
-        lit = shade.light_up(scene, geometry, met, directions, shift, **options)
+        width = pixel * (1 + leg)
+        met = surface.at(scene, geometry, table, origins, directions, distance, index, width)
+        lit = shade.light_up(
+            scene, geometry, met, directions, shift, shadows=config.shadows, bulbs=config.bulbs
+        )
         color = jnp.where(met.sky, shade.sky(scene.light, directions), lit)
-        return color, met, distance
-
-    color, met, distance = follow(origins, directions, pixel)
-    if not config.mirrors:
-        return color
-    cosine = jnp.abs((met.bumped * directions).sum(0))
-    mirror = met.mirror
-    share = jnp.where(met.sky, 0, mirror * (mirror + (1 - mirror) * 5 * _grazing(cosine)))
-    share = jnp.clip(share, 0, 1)
-    point, normal, tint = met.point, met.bumped, 1 - 0.3 * (1 - met.color)
-    for number in range(PANES):
-        row = panes[number]
-        met_pane = solids.meet(0, row, origins, directions)
-        inside = (met_pane < distance) & (number < scene.panes.count)
-        thin = jnp.argmin(row[12:15])
-        across = jnp.stack([row[3 * thin + j] for j in range(3)])
-        across = across / jnp.sqrt((across * across).sum())
-        slant = jnp.abs((across[:, None] * directions).sum(0))
-        color = jnp.where(inside, color * 0.92, color)
-        share = jnp.where(inside, 0.04 + 0.96 * _grazing(slant), share)
-        point = jnp.where(inside, origins + met_pane * directions, point)
-        normal = jnp.where(inside, across[:, None], normal)
-        tint = jnp.where(inside, 1.0, tint)
-        distance = jnp.where(inside, met_pane, distance)
-
-    def reflect(color):
+        if not config.mirrors:
+            return leg + 1, color, weight, origins, directions
+        color, share, tint, point, normal = _look_through(
+            scene, panes, origins, directions, distance, met, color
+        )
+        share = jnp.where(leg == 0, share, 0.0)
         along = (normal * directions).sum(0)
         mirrored = directions - 2 * along * normal
         lifted = point + 2e-3 * jnp.where(along > 0, -normal, normal)
-        seen, _, _ = follow(lifted, mirrored, 2 * pixel)
-        return color + (seen * tint - color) * share
+        radiance = radiance + weight * (1 - share) * color
+        return leg + 1, radiance, weight * share * tint, lifted, mirrored
 
-    return jax.lax.cond((share > 0.02).any(), reflect, lambda color: color, color)
+    def goes_on(state):
+        leg, _, weight, _, _ = state
+        return (leg == 0) | (weight > _FAINT).any()
+
+    start = (jnp.int32(0), jnp.zeros_like(directions), jnp.ones_like(directions))
+    state = (*start, origins, directions)
+    if not config.mirrors:
+        return follow(state)[1]
+    return jax.lax.while_loop(goes_on, follow, state)[1]
+
+
+def _look_through(scene, panes, origins, directions, distance, met, color):
+    """Panes before what was met: the colour behind them, and where mirrored rays go on from.
+
+    Returns the colour, the share of it that is a reflection instead, the tint of that, and the
+    point and normal where it is reflected.
+    """
+    cosine = jnp.abs((met.bumped * directions).sum(0))
+    mirror = met.mirror
+    share = jnp.clip(mirror * (mirror + (1 - mirror) * 5 * _grazing(cosine)), 0, 1)
+    share = jnp.where(met.sky, 0, share)
+    point, normal, tint = met.point, met.bumped, 1 - 0.3 * (1 - met.color)
+    for number in range(PANES):
+        row = panes[number]
+        enter = solids.meet(0, row, origins, directions)
+        before = (enter < distance) & (number < scene.panes.count)
+        thin = jnp.argmin(row[12:15])
+        across = jax.lax.dynamic_slice_in_dim(row, 3 * thin, 3)
+        across = across / jnp.sqrt((across * across).sum())
+        slant = jnp.abs((across[:, None] * directions).sum(0))
+        color = jnp.where(before, color * 0.92, color)
+        share = jnp.where(before, 0.04 + 0.96 * _grazing(slant), share)
+        point = jnp.where(before, origins + enter * directions, point)
+        normal = jnp.where(before, across[:, None], normal)
+        tint = jnp.where(before, 1.0, tint)
+        distance = jnp.where(before, enter, distance)
+    return color, share, tint, point, normal
 
 
 def _grazing(cosine):

@@ -54,12 +54,11 @@ def surface_rows(geometry: Geometry):
 def at(scene: Scene, geometry: Geometry, table, origins, directions, distance, index, pixel):
     """The surfaces that rays met; `pixel` is a pixel's width at distance 1.
 
-    `table` holds the rows of `surface_rows` beside those of `Scene.surface_materials`.
+    `table` holds the rows of `surface_rows` beside those of `Scene.surface_materials`, as columns:
+    picking numbers one by one then joins the loop that uses them.
     """
-    number = table.shape[0]
-    rows = table[jnp.minimum(index, number - 1)]
-    row = rows[:, :16].T
-    material = materials.unpack(rows[:, 16:])
+    rows = jnp.take(table, index, axis=1, mode="clip")
+    row, material = rows[:16], materials.unpack(rows[16:])
     point = origins + distance * directions
     unit = to_unit(row, point)
     half = row[12:15]
