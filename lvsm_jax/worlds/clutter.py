@@ -12,12 +12,13 @@ from lvsm_jax.worlds.layout import Stage, draw_light, keep_first, make_solids
 from lvsm_jax.worlds.materials import pack
 from lvsm_jax.worlds.recipes import draw_materials, draw_recipes
 from lvsm_jax.worlds.scene import PANES, WINDOWS, Scene
+from lvsm_jax.worlds.solids import Solids
 
 # Clusters: how many, least and greatest half size in metres, and where along y they are.
 _CLUSTERS = ((4, 0.7, 1.2, "floor"), (5, 0.3, 0.7, "floor"), (3, 0.3, 0.8, "ceiling"),
              (4, 0.3, 0.8, "any"))  # fmt: skip
 _MATERIALS = 32
-_ANYTHING = (
+ANYTHING = (
     "plaster", "deep paint", "striped paper", "flowered paper", "dotted paper", "bricks", "planks",
     "floor tiles", "chequered tiles", "concrete", "marble", "oak", "walnut", "coloured lacquer",
     "vivid lacquer", "cloth", "striped cloth", "chequered cloth", "spotted", "leaves", "steel",
@@ -33,7 +34,7 @@ def lay_out(dice: Dice, config: WorldsConfig, complexity) -> tuple[Scene, Stage]
     """A cluttered box, and where cameras stand in it."""
     half = dice.uniform(jnp.array([3.0, 1.6, 3.0]), jnp.array([5.0, 2.5, 5.0]), (3,))
     shell = jnp.stack([-half, half])
-    uses = [_ANYTHING] * (_MATERIALS - 6) + [_WALLS] * 6
+    uses = [ANYTHING] * (_MATERIALS - 6) + [_WALLS] * 6
     materials = draw_materials(dice, draw_recipes(dice, uses), complexity, config)
 
     centers, sizes = [], []
@@ -70,14 +71,7 @@ def lay_out(dice: Dice, config: WorldsConfig, complexity) -> tuple[Scene, Stage]
         there = jnp.arange(capacity) < jnp.ceil(capacity * share)
         return keep_first(make_solids(center, axes, material, turn, ratio), there, capacity)
 
-    pane_half = dice.uniform(0.4, 1.1, (PANES, 3)).at[:, 0].set(0.006)
-    pane_at = dice.uniform(-0.6, 0.6, (PANES, 3)) * half
-    panes = make_solids(
-        pane_at, pane_half, jnp.zeros(PANES, jnp.int32),
-        yaw_rotations(dice.uniform(0, 2 * jnp.pi, (PANES,))),
-    )  # fmt: skip
-    some = dice.chance(config.pane_share * complexity)
-    panes = keep_first(panes, jnp.arange(PANES) < jnp.where(some, 2, 0), PANES)
+    panes = _draw_panes(dice, half, dice.chance(config.pane_share * complexity))
     has_window = dice.chance(config.window_share)
     scene = Scene(
         boxes=scatter(config.boxes, 0.15),
@@ -125,3 +119,19 @@ def draw_windows(dice: Dice, half, there, size: tuple[float, float]):
         more = dice.chance(0.45) if number else True
         windows.append(jnp.where(there & more, jnp.stack([middle, extent]), 0.0))
     return jnp.stack(windows)
+
+
+def no_panes() -> Solids:
+    """Panes of which none is there."""
+    place = jnp.zeros((PANES, 3))
+    panes = make_solids(place, place + 1, jnp.zeros(PANES, jnp.int32))
+    return keep_first(panes, jnp.zeros(PANES, bool), PANES)
+
+
+def _draw_panes(dice: Dice, half, there) -> Solids:
+    """Upright panes of glass somewhere in the shell."""
+    extent = dice.uniform(0.4, 1.1, (PANES, 3)).at[:, 0].set(0.006)
+    center = dice.uniform(-0.6, 0.6, (PANES, 3)) * half
+    turn = yaw_rotations(dice.uniform(0, 2 * jnp.pi, (PANES,)))
+    panes = make_solids(center, extent, jnp.zeros(PANES, jnp.int32), turn)
+    return keep_first(panes, jnp.broadcast_to(there, (PANES,)), PANES)

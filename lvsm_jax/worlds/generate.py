@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from lvsm_jax.models.cameras import Cameras
-from lvsm_jax.worlds import clutter
-from lvsm_jax.worlds.config import WorldsConfig
+from lvsm_jax.worlds import clutter, objects, rooms
+from lvsm_jax.worlds.config import KINDS, WorldsConfig
 from lvsm_jax.worlds.dice import Dice
+from lvsm_jax.worlds.layout import Stage
 from lvsm_jax.worlds.paths import draw_cameras
 from lvsm_jax.worlds.render import render
+from lvsm_jax.worlds.scene import Scene
 
 _METERED = 4096  # pixels by which a scene is exposed, at most
 _LUMINANCE = (0.2126, 0.7152, 0.0722)
@@ -60,12 +62,28 @@ def make_worlds(
 
 def _make_scene(key, config, views, height, width, complexity):
     layout_key, camera_key = jax.random.split(key)
-    scene, stage = clutter.lay_out(Dice(layout_key), config, complexity)
+    scene, stage = lay_out(layout_key, config, complexity)
     c2w, fxfycxcy = draw_cameras(
         Dice(camera_key), scene, stage, config, complexity, views, height, width
     )
     radiance, depth = render(scene, c2w, fxfycxcy, height, width, config)
     return develop(radiance), c2w, fxfycxcy, depth
+
+
+def _shares(weights):
+    total = sum(weights)
+    return jnp.array([weight / total for weight in weights])
+
+
+def lay_out(key: Key[Array, ""], config: WorldsConfig, complexity) -> tuple[Scene, Stage]:
+    """A scene of a kind that the key draws, and the stage for its cameras."""
+    kind_key, key = jax.random.split(key)
+    kind = jax.random.choice(kind_key, len(KINDS), p=_shares(config.kind_weights))
+    rooms_of = {"room": rooms, "clutter": clutter, "objects": objects}
+    branches = [
+        lambda key, of=rooms_of[k]: of.lay_out(Dice(key), config, complexity) for k in KINDS
+    ]
+    return jax.lax.switch(kind, branches, key)
 
 
 def develop(radiance: Float[Array, "n h w 3"]) -> Array:

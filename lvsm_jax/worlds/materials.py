@@ -33,13 +33,14 @@ FIELDS = {
     "mirror": 1,  # share of light that is reflected as in a mirror
     "glow": 1,  # light that it gives, in units of its colour
 }
-WIDTH = sum(FIELDS.values())
+CAPACITY = 36  # materials of a scene
 
 
 def pack(materials: dict[str, Array]) -> Float[Array, "m width"]:
-    """Rows of materials, given by the names of `FIELDS`, each `[m]` or `[m, size]`."""
+    """`CAPACITY` rows of materials, given by the names of `FIELDS`, each `[m]` or `[m, size]`."""
     parts = [materials[name].reshape(-1, size) for name, size in FIELDS.items()]
-    return jnp.concatenate([part.astype(jnp.float32) for part in parts], axis=1)
+    rows = jnp.concatenate([part.astype(jnp.float32) for part in parts], axis=1)
+    return jnp.pad(rows, ((0, CAPACITY - rows.shape[0]), (0, 0)))
 
 
 def unpack(columns: Float[Array, "width r"]) -> dict[str, Float[Array, "..."]]:
