@@ -56,7 +56,7 @@ class WorldsConfig:
     varied_share: float = 0.25
     roll: float = 6.0
     clearance: float = 0.25
-    path_tries: int = 16
+    path_tries: int = 24
     samples: int = 2
     shadows: bool = True
     mirrors: bool = True

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.worlds import clutter, objects, rooms
@@ -70,20 +70,19 @@ def _make_scene(key, config, views, height, width, complexity):
     return develop(radiance), c2w, fxfycxcy, depth
 
 
-def _shares(weights):
-    total = sum(weights)
-    return jnp.array([weight / total for weight in weights])
+def draw_kind(key: Key[Array, ""], config: WorldsConfig) -> Int[Array, ""]:
+    """Position in `KINDS` of the kind of scene that a key draws."""
+    total = sum(config.kind_weights)
+    shares = jnp.array([weight / total for weight in config.kind_weights])
+    return jax.random.choice(key, len(KINDS), p=shares)
 
 
 def lay_out(key: Key[Array, ""], config: WorldsConfig, complexity) -> tuple[Scene, Stage]:
     """A scene of a kind that the key draws, and the stage for its cameras."""
     kind_key, key = jax.random.split(key)
-    kind = jax.random.choice(kind_key, len(KINDS), p=_shares(config.kind_weights))
-    rooms_of = {"room": rooms, "clutter": clutter, "objects": objects}
-    branches = [
-        lambda key, of=rooms_of[k]: of.lay_out(Dice(key), config, complexity) for k in KINDS
-    ]
-    return jax.lax.switch(kind, branches, key)
+    kinds = (rooms.lay_out, clutter.lay_out, objects.lay_out)  # in the order of KINDS
+    branches = [lambda key, of=of: of(Dice(key), config, complexity) for of in kinds]
+    return jax.lax.switch(draw_kind(kind_key, config), branches, key)
 
 
 def develop(radiance: Float[Array, "n h w 3"]) -> Array:
@@ -91,7 +90,7 @@ def develop(radiance: Float[Array, "n h w 3"]) -> Array:
     luminance = (radiance * jnp.array(_LUMINANCE)).sum(-1).reshape(-1)
     metered = luminance[:: max(1, luminance.size // _METERED)]
     middle, bright = jnp.percentile(metered, jnp.array([50.0, 92.0]))
-    exposure = jnp.minimum(0.22 / jnp.maximum(middle, 1e-3), 0.75 / jnp.maximum(bright, 1e-3))
+    exposure = jnp.minimum(0.19 / jnp.maximum(middle, 1e-3), 0.75 / jnp.maximum(bright, 1e-3))
     x = radiance * exposure * 1.1
     # A film's response: Narkowicz's fit of the ACES curve.
     film = x * (2.51 * x + 0.03) / (x * (2.43 * x + 0.59) + 0.14)

@@ -27,7 +27,10 @@ def draw_cameras(
     fxfycxcy = _draw_lenses(dice, config, views, height, width)
     poses = draw_paths(dice, stage, config, complexity, views)
     scores = judge(scene, stage, poses, fxfycxcy, config, height, width)
-    return poses[jnp.argmax(scores)], fxfycxcy
+    best = poses[jnp.argmax(scores)]
+    # Where no candidate stays on the stage, cameras stop at its edge: none is outside of the room.
+    position = jnp.clip(best[:, :3, 3], stage.low, stage.high)
+    return best.at[:, :3, 3].set(position), fxfycxcy
 
 
 def _draw_lenses(dice, config, views, height, width):

@@ -108,16 +108,18 @@ def _depth(scene, geometry, point, distance, index):
 def _radiance(scene, geometry, table, panes, origins, directions, pixel, shift, config):
     """Radiance `[3, r]` along rays with unit directions."""
 
+    def light_up(met, directions):
+        return shade.light_up(scene, geometry, met, directions, shift, shadows=config.shadows)
+
     def follow(state):
         """One leg of the way: what is met adds its light, and the rays go on from mirrors."""
         leg, radiance, weight, origins, directions = state
         distance, index = solids.cast(geometry, origins, directions)
         width = pixel * (1 + leg)
         met = surface.at(scene, geometry, table, origins, directions, distance, index, width)
-        lit = shade.light_up(
-            scene, geometry, met, directions, shift, shadows=config.shadows, bulbs=config.bulbs
-        )
-        color = jnp.where(met.sky, shade.sky(scene.light, directions), lit)
+        lit = surface.when(~met.sky.all(), light_up, met, directions)
+        above = surface.when(met.sky.any(), shade.sky, scene.light, directions)
+        color = jnp.where(met.sky, above, lit)
         if not config.mirrors:
             return leg + 1, color, weight, origins, directions
         color, share, tint, point, normal = _look_through(

@@ -55,7 +55,7 @@ def lay_out(dice: Dice, config: WorldsConfig, complexity) -> tuple[Scene, Stage]
     has_window = dice.chance(config.window_share)
     windows = draw_windows(dice, half, has_window, (0.45, 1.1))
 
-    pieces = max(2, min(12, (config.boxes - 6) // 5))
+    pieces = max(2, min(12, (config.boxes - 8) // 5))  # of about five boxes each
     wanted = jnp.round(2 + (pieces - 2) * complexity)
     kind, size, middle, yaw, there = furniture.place(dice, half, pieces, wanted)
     slots = jnp.stack(
@@ -67,13 +67,14 @@ def lay_out(dice: Dice, config: WorldsConfig, complexity) -> tuple[Scene, Stage]
         ],
         axis=-1,
     )
+    # Where boxes are few, furniture comes first.
     boxes = keep_first(
         *join(
             _rug(dice, half),
+            furniture.build(kind, size, middle, yaw, there, slots),
             _door(dice, half, windows),
             _curtains(dice, half, windows),
             _pictures(dice, half, windows, complexity),
-            furniture.build(kind, size, middle, yaw, there, slots),
         ),
         config.boxes,
     )
@@ -238,7 +239,7 @@ def _small_things(dice, config, half, tops, bulb, complexity):
     spots = corner * (half[jnp.array([0, 2])] - 0.35)
     plant, lamp = spots
     pot = dice.uniform(0.12, 0.2)
-    leaves = 4
+    leaves = min(4, config.ellipsoids // 2)
     rise = dice.uniform(0.25, 0.7)
     foliage = dice.uniform(-1, 1, (leaves, 3)) * jnp.array([0.14, 0.25, 0.14])
     foliage = foliage + jnp.stack([plant[0], half[1] - 2 * pot - rise * 0.8, plant[1]])

@@ -1,5 +1,6 @@
 """Light: the sky, and what surfaces send back of sun, bulbs, windows and everything around."""
 
+import jax
 import jax.numpy as jnp
 
 from lvsm_jax.worlds import solids
@@ -49,9 +50,7 @@ def darken_corners(scene: Scene, geometry, surface: Surface, reach):
     return share
 
 
-def light_up(
-    scene: Scene, geometry, surface: Surface, directions, shift, *, shadows: bool, bulbs: int
-):
+def light_up(scene: Scene, geometry, surface: Surface, directions, shift, *, shadows: bool):
     """Radiance `[3, r]` that surfaces send against unit `directions`.
 
     `shift` `[3, r]` is a vector within the unit ball by which lights are moved, so that a pixel's
@@ -72,35 +71,38 @@ def light_up(
         share = area * facing * jnp.maximum((normal * toward).sum(0), 0) / (square + area + 1e-6)
         incoming = incoming + 0.5 * (light.zenith + light.horizon)[:, None] * share * 0.4
     incoming = incoming * darken_corners(scene, geometry, surface, light.reach)
-    highlight = 0.0
+    # The sun comes first; a bulb's place is a point, the sun's a direction.
+    places = jnp.concatenate([light.sun[None], light.bulbs])
+    colors = jnp.concatenate([light.sun_color[None], light.bulb_colors])
+    is_sun = jnp.arange(len(places)) == 0
 
-    def add(incoming, highlight, toward, radiance, lit):
-        cosine = jnp.maximum((normal * toward).sum(0), 0) * lit
-        middle = toward - directions
-        middle = middle / jnp.sqrt((middle * middle).sum(0) + 1e-6)
-        gloss = jnp.maximum((normal * middle).sum(0), 0) ** 32
-        return incoming + radiance * cosine, highlight + radiance * gloss * lit * (cosine > 0)
+    def add(carry, light):
+        place, color, is_sun = light
+        return jax.lax.cond(
+            (color > 0).any(), _add, lambda *_: carry, carry, place, color, is_sun
+        ), None
 
-    toward = light.sun[:, None] + 0.02 * shift
-    toward = toward / jnp.sqrt((toward * toward).sum(0))
-    away, face = solids.leave_shell(scene.shell, start, toward)
-    glass, _ = in_window(scene, start + away * toward)
-    lit = glass | scene.face_open[face]
-    if shadows:
-        lit = lit & ~solids.is_blocked(geometry, start, toward, away)
-    incoming, highlight = add(
-        incoming, highlight, toward, light.sun_color[:, None], lit.astype(jnp.float32)
-    )
-    for number in range(bulbs):
-        toward = light.bulbs[number][:, None] + 0.06 * shift - start
-        square = (toward * toward).sum(0)
-        length = jnp.sqrt(square)
-        lit = jnp.ones(square.shape, bool)
-        if shadows:
-            lit = ~solids.is_blocked(geometry, start, toward, 0.0 * square + 0.9)
-        radiance = light.bulb_colors[number][:, None] / (square + 0.2)
-        incoming, highlight = add(
-            incoming, highlight, toward / length, radiance, lit.astype(jnp.float32)
+    def _add(carry, place, color, is_sun):
+        incoming, highlight = carry
+        toward = jnp.where(
+            is_sun, place[:, None] + 0.02 * shift, place[:, None] + 0.06 * shift - start
         )
-    sent = surface.color * (incoming + surface.glow) + surface.shine * highlight
-    return sent
+        square = (toward * toward).sum(0)
+        direction = toward / jnp.sqrt(square)
+        limit = jnp.sqrt(square) * 0.95
+        away, face = solids.leave_shell(scene.shell, start, direction)
+        glass, _ = in_window(scene, start + away * direction)
+        limit = jnp.where(is_sun, away, limit)
+        lit = ~is_sun | glass | scene.face_open[face]
+        if shadows:
+            lit = lit & ~solids.is_blocked(geometry, start, direction, limit)
+        radiance = color[:, None] * lit / jnp.where(is_sun, 1.0, square + 0.2)
+        cosine = jnp.maximum((normal * direction).sum(0), 0)
+        middle = direction - directions
+        middle = middle / jnp.sqrt((middle * middle).sum(0) + 1e-6)
+        gloss = jnp.maximum((normal * middle).sum(0), 0) ** 32 * (cosine > 0)
+        return incoming + radiance * cosine, highlight + radiance * gloss
+
+    start_from = (incoming, jnp.zeros_like(incoming))
+    (incoming, highlight), _ = jax.lax.scan(add, start_from, (places, colors, is_sun))
+    return surface.color * (incoming + surface.glow) + surface.shine * highlight

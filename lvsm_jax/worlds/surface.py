@@ -63,6 +63,9 @@ def at(scene: Scene, geometry: Geometry, table, origins, directions, distance, i
     unit = to_unit(row, point)
     half = row[12:15]
     first_ellipsoid, first_cylinder, first_face = geometry.starts[1:]
+    glass, frame = in_window(scene, point)
+    face = jnp.clip(index - first_face, 0, 5)
+    sky = (index >= first_face) & (scene.face_open[face] | glass | (distance > FAR / 2))
     round_ = (index >= first_ellipsoid) & (index < first_cylinder)
     turned = (index >= first_cylinder) & (index < first_face)
     shell = index >= first_face
@@ -92,11 +95,11 @@ def at(scene: Scene, geometry: Geometry, table, origins, directions, distance, i
     uv = _plane_coordinates(local, half, flat_x & box, (flat_y & box) | cap, box | cap)
     longest = jnp.max(half, axis=0)
     along = [half[i] >= longest for i in range(3)]
-    # Along a face of the shell, walls run sideways.
     seed = (index * 37 % 101).astype(jnp.float32) * 0.173
     length = jnp.sqrt((directions * directions).sum(0))
     footprint = pixel * distance / length / jnp.maximum(jnp.abs(facing) / length, 0.2)
-    color, slopes = materials.paint(material, uv, local, along, seed, footprint)
+    inputs = (material, uv, local, along, seed, footprint)
+    color, slopes = when(~sky.all(), materials.paint, *inputs)
     tilt = _turn_back(row, [s * half[i] for i, s in enumerate(slopes)])
     tilt = tilt - normal * (tilt * normal).sum(0)
     bumped = normal - tilt
@@ -104,15 +107,23 @@ def at(scene: Scene, geometry: Geometry, table, origins, directions, distance, i
 
     wall = shell & ~flat_y
     low = scene.shell[1, 1] - point[1] < scene.skirting
-    glass, frame = in_window(scene, point)
     trim = (wall & low) | (shell & frame)
     color = jnp.where(trim, _WHITE, color)
     bumped = jnp.where(trim, normal, bumped)
-    face = jnp.clip(index - first_face, 0, 5)
-    sky = shell & (scene.face_open[face] | glass | (distance > FAR / 2))
     shine = jnp.where(trim, 0.1, material["shine"])
     mirror = jnp.where(trim, 0.0, material["mirror"])
     return Surface(point, normal, bumped, color, shine, mirror, material["glow"], sky)
+
+
+def when(needed, function, *inputs):
+    """`function(*inputs)`, or zeros where no ray needs it.
+
+    On a CPU this also draws a line for the compiler: what crosses it is computed once, instead of
+    again in each loop that uses it.
+    """
+    like = jax.eval_shape(function, *inputs)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    return jax.lax.cond(needed, function, lambda *_: zeros, *inputs)
 
 
 def _turn_back(row, gradient):
