@@ -100,11 +100,11 @@ def render(
     A world depends on purpose, seed and its number alone. Without `with_depth` its depth is None.
     """
     which = np.int32(PURPOSES.index(purpose)), np.uint32(seed)
-    return _render(block, *which, np.asarray(scenes, np.int32), np.float32(complexity))
+    return render_block(block, *which, np.asarray(scenes, np.int32), np.float32(complexity))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _render(
+def render_block(
     block: Block,
     purpose: Int32[Array, ""],
     seed: Array,
