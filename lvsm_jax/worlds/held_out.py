@@ -102,7 +102,7 @@ def _draw(
     shown: Places,
     camera_normalization: str,
     worlds: Worlds,
-    scenes: Int32[Array, "s"],
+    scenes: Int32[Array, " s"],
     valid: Array,
 ) -> Batch:
     """The samples of an evaluation's batch, with how many inputs see each pixel of a target."""

@@ -39,7 +39,7 @@ class Draw:
 
 def draw_views(
     key: Key[Array, ""], num_views: int, draw: Draw
-) -> tuple[Int32[Array, "v"], Int32[Array, "t"]]:
+) -> tuple[Int32[Array, " v"], Int32[Array, " t"]]:
     """Positions on the path of a sample's inputs and targets, each in order, none in both.
 
     Inputs are `spread` (one from each of `v` stretches of equal length), `contiguous` (neighbours)
@@ -97,8 +97,8 @@ def sample_at(
     images: Array,
     cameras: Cameras,
     scene: Int32[Array, ""],
-    inputs: Int32[Array, "v"],
-    targets: Int32[Array, "t"],
+    inputs: Int32[Array, " v"],
+    targets: Int32[Array, " t"],
     camera_normalization: str,
     reframing: tuple = (1.0, None),
 ) -> Batch:
@@ -110,7 +110,7 @@ def sample_at(
     fitted = cameras.c2w[jnp.concatenate(of_frame)]
     c2w = normalize_cameras(fitted, cameras.c2w, *reframing)
 
-    def select(chosen: Int32[Array, "m"]) -> Views:
+    def select(chosen: Int32[Array, " m"]) -> Views:
         shown = Cameras(c2w[chosen], cameras.fxfycxcy[chosen])
         return Views(images[chosen], shown, chosen.astype(jnp.int32))
 

@@ -92,7 +92,7 @@ def render(
     block: Block,
     purpose: str,
     seed: int,
-    scenes: Int32[np.ndarray, "s"],
+    scenes: Int32[np.ndarray, " s"],
     complexity: float = 1.0,
 ) -> Worlds:
     """Worlds by their numbers, each on the device that has its place on the mesh that is set.
@@ -108,10 +108,12 @@ def render_block(
     block: Block,
     purpose: Int32[Array, ""],
     seed: Array,
-    scenes: Int32[Array, "s"],
+    scenes: Int32[Array, " s"],
     complexity: Float[Array, ""],
 ) -> Worlds:
-    def on_device(scenes: Int32[Array, "s"], *which: Array) -> Worlds:
+    """The same, for arrays; `purpose` is a position in `PURPOSES`."""
+
+    def on_device(scenes: Int32[Array, " s"], *which: Array) -> Worlds:
         *which, complexity = which
         size = {"views": block.views, "height": block.height, "width": block.width}
         keys = jax.vmap(functools.partial(_key, *which))(scenes)
@@ -131,11 +133,19 @@ def draw_batch(
     draw: Draw,
     mesh: Mesh,
     worlds: Worlds,
-    scenes: Int32[Array, "s"],
+    scenes: Int32[Array, " s"],
     seed: Array,
     step: Int32[Array, ""],
 ) -> Batch:
     """The samples of a training step, of worlds that are rendered; sharded as a Batch is."""
+    batch = draw_samples(draw, worlds, scenes, seed, step)
+    return jax.tree.map(jax.reshard, batch, batch_shardings(mesh, batch))
+
+
+def draw_samples(
+    draw: Draw, worlds: Worlds, scenes: Int32[Array, " s"], seed: Array, step: Int32[Array, ""]
+) -> Batch:
+    """The same, sharded by scene alone."""
 
     def on_device(rows: tuple[Array, Cameras, Array], seed: Array, step: Array) -> Batch:
         def sample(images: Array, cameras: Cameras, scene: Int32[Array, ""]) -> Batch:
@@ -144,8 +154,7 @@ def draw_batch(
 
         return jax.vmap(sample)(*rows)
 
-    batch = by_scene(on_device, (worlds.images, worlds.cameras, scenes), seed, step)
-    return jax.tree.map(jax.reshard, batch, batch_shardings(mesh, batch))
+    return by_scene(on_device, (worlds.images, worlds.cameras, scenes), seed, step)
 
 
 def by_scene(function: Any, rows: Any, *same: Array) -> Any:

@@ -16,23 +16,25 @@ def use_plain_worlds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_plain_worlds(keys, config, *, views, height, width, complexity=1.0):
-    """A wall of waves before cameras that walk and turn; dark with little complexity."""
+    """A wall of waves at z = 3 under a sky, before cameras that walk to the right in a bow.
+
+    Dark with little complexity. Of the middle of the path, the ends see some points both, some one
+    of them, and some none.
+    """
 
     def one(key):
-        waves, start = jax.random.split(key)
         along = jnp.linspace(0.0, 1.0, views)
-        place = jax.random.uniform(start, (3,)) + along[:, None] * jnp.array([1.0, 0.3, 0.2])
-        cosine, sine, zero = jnp.cos(along), jnp.sin(along), 0 * along
-        rows = [[cosine, zero, sine], [zero, zero + 1, zero], [-sine, zero, cosine]]
-        rotation = jnp.stack([jnp.stack(row, -1) for row in rows], -2)
-        c2w = jnp.zeros((views, 4, 4)).at[:, 3, 3].set(1)
-        c2w = c2w.at[:, :3, :3].set(rotation).at[:, :3, 3].set(place)
+        place = jnp.stack([2.2 * along, 0.8 * jnp.sin(jnp.pi * along), 0.1 * along], -1)
+        c2w = jnp.broadcast_to(jnp.eye(4), (views, 4, 4)).at[:, :3, 3].set(place)
         lens = jnp.array([width, width, width / 2, height / 2], jnp.float32)
-        x, y = jnp.meshgrid(jnp.linspace(-1, 1, width), jnp.linspace(-1, 1, height))
-        angle = x[..., None] * 4 + y[..., None] * jax.random.uniform(waves, (3,), maxval=9.0)
-        images = complexity * (127 + 120 * jnp.sin(angle + along[:, None, None, None]))
-        depth = jnp.where(y > -0.5, 2 + x + along[:, None, None], jnp.inf)
+        x, y = jnp.meshgrid(jnp.arange(width) + 0.5, jnp.arange(height) + 0.5)
+        depth = jnp.broadcast_to((3 - place[:, 2])[:, None, None], (views, height, width))
+        x = place[:, 0, None, None] + depth * (x - width / 2) / width
+        y = place[:, 1, None, None] + depth * (y - height / 2) / width
+        waves = jax.random.uniform(key, (2, 3), minval=1.0, maxval=9.0)
+        colors = 127 + 120 * jnp.sin(x[..., None] * waves[0] + y[..., None] * waves[1])
+        images = (complexity * colors).astype(jnp.uint8)
         cameras = Cameras(c2w, jnp.broadcast_to(lens, (views, 4)))
-        return Worlds(images.astype(jnp.uint8), cameras, depth)
+        return Worlds(images, cameras, jnp.where(y < -0.9, jnp.inf, depth))
 
     return jax.lax.map(one, keys)

@@ -28,6 +28,7 @@ from tests.helpers.tiny_dataset import assert_same
 DATA = DataConfig(
     "", image_height=8, num_views=8, num_targets=3, input_counts=(2, 4), worlds_share=1.0
 )
+FULL = WorldsConfig()
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def _plain(monkeypatch):
     use_plain_worlds(monkeypatch)
 
 
-def batches(count, scenes=DATA, worlds=WorldsConfig(), devices=1, start_step=0, **sizes):
+def batches(count, scenes=DATA, worlds=FULL, devices=1, start_step=0, **sizes):
     """Batches on the host."""
     mesh = make_mesh(MeshConfig(**sizes), jax.devices()[:devices])
     with jax.set_mesh(mesh):
@@ -217,7 +218,10 @@ def test_a_share_of_steps_has_worlds(share):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_views": 6}, r"num_views is 6, .* up to 4 inputs \(data.input_counts\) and 3 targets"),
+        (
+            {"num_views": 6},
+            r"num_views is 6, .* up to 4 inputs \(data.input_counts\) and 3 targets",
+        ),
         ({"aspect_ratios": (1.0, 1.5)}, "aspect_ratios .* and data.worlds_share 1.0 exclude"),
         ({"worlds_share": 1.5}, "worlds_share is 1.5, expected 0 to 1"),
     ],
@@ -228,9 +232,11 @@ def test_mistakes_are_told_in_a_line(changes, message):
 
 
 def test_a_mesh_must_divide_the_worlds():
-    with pytest.raises(UserError, match="a batch of worlds: 8 scenes do not divide over .* = 3"):
+    with pytest.raises(UserError, match=r"a batch of worlds: 8 scenes do not divide over .* = 3"):
         batches(1, devices=3)
-    with pytest.raises(UserError, match="input_weights is .* weights of spread, contiguous, random"):
+    with pytest.raises(
+        UserError, match=r"input_weights is .* weights of spread, contiguous, random"
+    ):
         WorldsConfig(input_weights=(1.0, 2.0))
-    with pytest.raises(UserError, match="synthetic.frames is 4, expected at least 5"):
+    with pytest.raises(UserError, match=r"synthetic.frames is 4, expected at least 5"):
         DatasetSettings(frames=4)
