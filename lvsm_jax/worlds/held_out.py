@@ -64,7 +64,7 @@ class HeldOutWorlds:
             made = render(self.block, "evaluation", SEED, scenes)
             normalization = self.evaluation.camera_normalization
             batch = _draw(shown, normalization, made, scenes, places < len(self.rows))
-            yield jax.tree.map(_rows_here, batch)
+            yield jax.tree.map(host_rows, batch)
 
 
 def open_worlds(
@@ -124,7 +124,7 @@ def _draw(
     return by_scene(on_device, (worlds, scenes, valid))
 
 
-def _rows_here(x: jax.Array) -> np.ndarray:
+def host_rows(x: jax.Array) -> np.ndarray:
     """The rows that this process's devices hold, each once, in order."""
     shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
