@@ -74,4 +74,15 @@ def table(summary: dict[str, Any]) -> str:
     if 0 < context < summary["num_images"]:
         others = {method: scores["without_context_targets"] for method, scores in methods.items()}
         tables.append(means(f"without the {context:,} that are input views", others))
+    if seen := summary.get("psnr_by_inputs_that_see"):
+        header = [f"{group} ({of['share']:.0%} of pixels)" for group, of in seen.items()]
+        rows = (
+            [method.replace("_", " "), *map(_decibels, scores["psnr_by_inputs_that_see"].values())]
+            for method, scores in methods.items()
+        )
+        tables.append(format_table(["PSNR by inputs that see a pixel", *header], rows))
     return "\n\n".join(tables)
+
+
+def _decibels(group: dict[str, float | None]) -> str:
+    return "–" if group["psnr"] is None else f"{group['psnr']:.2f}"

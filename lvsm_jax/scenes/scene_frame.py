@@ -16,7 +16,7 @@ POSITION_SCALE = 1.35
 
 # Below this length a sum of unit vectors has no direction worth the name, and below this share of
 # the coordinates' size a distance between float32 positions is rounding.
-_TINY = 1e-6
+TINY = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class SceneFrame:
         world_to_scene[:3, 3] = -axes.T @ positions.mean(0)
         if scale is None:
             extent = np.abs((positions - positions.mean(0)) @ axes).max()
-            one_place = extent <= _TINY * np.abs(positions).max()
+            one_place = extent <= TINY * np.abs(positions).max()
             scale = 1.0 if one_place else 1.0 / (POSITION_SCALE * extent)
         return cls(world_to_scene, float(scale))
 
@@ -65,7 +65,7 @@ def _mean_axes(c2w: Float64[np.ndarray, "v 4 4"]) -> Float64[np.ndarray, "3 3"]:
     """Columns right, down, forward of the cameras' common frame, in world axes."""
     forward = c2w[:, :3, 2].mean(0)
     right = np.cross(c2w[:, :3, 1].mean(0), forward)
-    if np.linalg.norm(forward) < _TINY or np.linalg.norm(right) < _TINY:
+    if np.linalg.norm(forward) < TINY or np.linalg.norm(right) < TINY:
         return c2w[0, :3, :3]
     forward /= np.linalg.norm(forward)
     right /= np.linalg.norm(right)

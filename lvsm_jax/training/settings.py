@@ -18,6 +18,7 @@ from lvsm_jax.parallel.processes import ProcessesConfig
 from lvsm_jax.training.frozen_networks import find_frozen
 from lvsm_jax.training.train_state import TrainingConfig, check_weights_fit
 from lvsm_jax.weights.exports import model_config
+from lvsm_jax.worlds.config import WorldsConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Settings:
     mesh: MeshConfig
     data: DataConfig
     evaluation: EvalConfig
+    worlds: WorldsConfig
     training: TrainingConfig
     init_from: str
 
@@ -48,6 +50,10 @@ class Settings:
             mesh=section(config, "mesh", MeshConfig),
             data=data,
             evaluation=section(config, "eval", EvalConfig),
+            # Runs that were begun before there was such a section go on.
+            worlds=section(config, "worlds", WorldsConfig)
+            if "worlds" in config
+            else WorldsConfig(),
             training=TrainingConfig.of(config),
             init_from=config.init_from,
         )

@@ -1,6 +1,6 @@
 """Opens a scene of photographs in the browser, rendered by a model from wherever one looks.
 
-    lvsm view                               what `make demo` trained, in a synthetic room
+    lvsm view                               what `make demo` trained, in a world of its kind
     lvsm view EXPORT SCENE
     lvsm view runs/re10k/export photos/ --inputs=8
 
@@ -33,8 +33,8 @@ from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.programs import scene_options
 
-_EXPORT = "runs/quickstart/export"
-_DATASET = "data/synthetic"
+_EXPORT = "runs/worlds_64/export"
+_DATASET = "data/worlds"
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     # Imports of what follows take seconds, which --help and the checks above do without.
     from input_pipeline.clip_scene import open_scene
 
-    scene = open_scene(given.scene or _first_room(), images=given.images)
+    scene = open_scene(given.scene or _first_world(), images=given.images)
     for note in scene.notes:
         print(f"note: {note}", file=sys.stderr)
     inputs = scene_options.choose_inputs(scene, given.inputs)
@@ -88,11 +88,11 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
             yield viewer.url
 
 
-def _first_room() -> str:
+def _first_world() -> str:
     """A clip that nothing was trained on."""
     if not pathlib.Path(_EXPORT).is_dir() or not pathlib.Path(_DATASET).is_dir():
         raise UserError(
-            f"without EXPORT and SCENE this shows {_EXPORT} in a room of {_DATASET}, which are "
+            f"without EXPORT and SCENE this shows {_EXPORT} in a world of {_DATASET}, which are "
             "not both there: run `make demo` first, or name an export and a scene"
         )
     from input_pipeline.storage import SplitReader  # imports TFDS, which takes seconds
@@ -120,8 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argument_parser("view", __doc__)
     add = parser.add_argument
     add("export", metavar="EXPORT", nargs="?", type=path, help=f"of a model ({_EXPORT})")
-    room = f"photographs with cameras (a room of {_DATASET})"
-    add("scene", metavar="SCENE", nargs="?", type=path, help=room)
+    world = f"photographs with cameras (a world of {_DATASET})"
+    add("scene", metavar="SCENE", nargs="?", type=path, help=world)
     first = f"a number, evenly spaced ({scene_options.INPUTS}), all, or names with commas"
     add("--inputs", metavar="N|NAMES", help=f"in use at first: {first}")
     scene_options.add_scene_options(parser)

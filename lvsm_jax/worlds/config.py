@@ -7,6 +7,7 @@ from lvsm_jax.common.checks import check_at_least, check_field
 
 KINDS = ("room", "clutter", "objects")
 PATHS = ("walk", "orbit", "spread", "inside_out")
+INPUTS = ("spread", "contiguous", "random")  # on the path, of a training sample
 MOST_SOLIDS = 240  # a ray keeps the number of what it met, with the six walls, in eight bits
 
 
@@ -38,6 +39,12 @@ class WorldsConfig:
         mirrors: whether mirrors and panes show a reflection, by one bounce.
         scenes_at_once: scenes that are rendered together; more than one pays on accelerators.
         rays_at_once: rays of a scene that are followed together; they should fit the cache.
+        input_weights: in training, how often the inputs of a scene are spread over its path,
+            neighbours on it, or any of its views.
+        steps_per_world: consecutive steps on the same worlds, each with other inputs and targets;
+            where rendering costs as much as training, as on a CPU.
+        complexity_steps: in training, worlds grow from simple ones to full complexity over so many
+            steps on worlds; 0 for full complexity at once.
     """
 
     kind_weights: tuple[float, ...] = (0.45, 0.3, 0.25)
@@ -62,13 +69,18 @@ class WorldsConfig:
     mirrors: bool = True
     scenes_at_once: int = 1
     rays_at_once: int = 8192
+    input_weights: tuple[float, ...] = (2.0, 1.0, 1.0)
+    steps_per_world: int = 1
+    complexity_steps: int = 0
 
     def __post_init__(self):
         check_at_least(
             "worlds", self, boxes=12, ellipsoids=4, cylinders=4, bulbs=1, path_tries=1, samples=1,
             scenes_at_once=1, rays_at_once=1, clearance=0,
         )  # fmt: skip
-        for field, names in (("kind_weights", KINDS), ("path_weights", PATHS)):
+        check_at_least("worlds", self, steps_per_world=1, complexity_steps=0)
+        weighted = {"kind_weights": KINDS, "path_weights": PATHS, "input_weights": INPUTS}
+        for field, names in weighted.items():
             weights = getattr(self, field)
             fits = len(weights) == len(names) and min(weights, default=-1) >= 0
             fits = fits and 0 < sum(weights) < math.inf

@@ -269,6 +269,7 @@ def test_page_is_self_contained_and_escapes_what_it_shows():
         "step": None,
         "architecture": "None",
         "dataset": "rooms",
+        "worlds": None,
         "split": "test",
         "index": "index.json",
         "num_skipped_null": 720,

@@ -352,3 +352,31 @@ def test_wrong_numbers_of_processes():
         ProcessesConfig("a:1", 2, 2)
     with pytest.raises(ValueError, match=r"processes\.heartbeat_seconds is 0, expected at least 1"):
         ProcessesConfig(heartbeat_seconds=0)
+
+
+@pytest.mark.slow
+def test_processes_make_their_own_worlds():
+    def digests(count, devices):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            coordinator = f"localhost:{free.getsockname()[1]}"
+        program = [sys.executable, "tests/helpers/worlds_here.py", coordinator, str(count)]
+        running = [
+            subprocess.Popen(
+                [*program, str(index), str(devices)],
+                cwd=REPOSITORY,
+                env=os.environ | {"JAX_PLATFORMS": "cpu"},
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            for index in range(count)
+        ]
+        statuses, outputs = end(running)
+        assert statuses == [0] * count, outputs
+        return [{line for line in output.splitlines() if line[:1].isdigit()} for output in outputs]
+
+    (alone,) = digests(1, 1)
+    first, second = digests(2, 2)
+    assert not first & second and len(first) == len(second) == len(alone) / 2
+    assert first | second == alone
