@@ -37,6 +37,8 @@ RULE = "B"  # A: the place; B: on the epipolar line; C: triangulated
 _HIDDEN = -100.0
 # Least depth in an input view, over the distance that makes parallax of one.
 _NEAR = 0.05
+# Largest inverse depth: the baseline over the depth in the target.
+_NEAREST = 100.0
 
 
 @jax.tree_util.register_dataclass
@@ -151,10 +153,18 @@ def _copy(
     if source.num_views is not None:
         device = jax.lax.axis_index("view") if view_devices() > 1 else 0
         own_views = (source.num_views - device + view_devices() - 1) // view_devices()
-    rays = _rays(targets.cameras, *size, patch)
-    fetch = jax.checkpoint(
-        functools.partial(_fetch, targets, rays, kernel, patch=patch), prevent_cse=False
+    x, y = _rays(targets.cameras, *size, patch)
+    height, width = source.images.shape[2:4]
+    pixels = patch**2
+    to_place = jnp.repeat(jnp.diag(jnp.array([width / 2, height / 2, 0.0]))[:2], pixels, axis=1)
+    kernel = kernel * jnp.repeat(jnp.array([patch, patch, 1.0]), pixels)
+    kernel = jnp.concatenate([to_place, kernel])
+    targets = dataclasses.replace(
+        targets,
+        x_offsets=patch * targets.x_offsets + width / 2,
+        y_offsets=patch * targets.y_offsets + height / 2,
     )
+    fetch = jax.checkpoint(functools.partial(_fetch, targets, (x, y), kernel), prevent_cse=False)
 
     def one_view(done: Partial, view: CopySource) -> Partial:
         return merge_attention(done, fetch(view))
@@ -182,28 +192,27 @@ def _copy(
 
 
 def _fetch(
-    targets: _Targets, rays: tuple[Array, Array], kernel: Array, view: CopySource, *, patch: int
+    targets: _Targets, rays: tuple[Array, Array], kernel: Array, view: CopySource
 ) -> Partial:
     """Colours `[b, t, n, i, 3]` that the targets find in one view, and the log of their weight."""
     height, width = view.images.shape[1:3]
     q = einops.rearrange(targets.q, "b t n m c -> b (t n) m c")
     found, score = look(q, view.k, view.v)
-    found = found.reshape(targets.q.shape)
-    score = score.reshape(found.shape[:-1])
-    by_view = (x[:, None, None, None, None] for x in jnp.moveaxis(view.cameras.fxfycxcy, -1, 0))
-    fx, fy, cx, cy = by_view
-    kernel = kernel.reshape(-1, 3, patch**2)
-    x_more, y_more, more_weight = (found[..., 2:] @ kernel[:, k] for k in range(3))
-    # In the view's own units of focal length: what is x in the target moves by x here.
-    x, y = rays
-    p_x = ((found[..., :1] + 1) * (width / 2) + patch * (targets.x_offsets + x_more) - cx) / fx
-    p_y = ((found[..., 1:2] + 1) * (height / 2) + patch * (targets.y_offsets + y_more) - cy) / fy
-    p_x += x - x.mean(axis=-1, keepdims=True)
-    p_y += y - y.mean(axis=-1, keepdims=True)
-    (p_x, p_y), in_front = to_epipolar_line(p_x, p_y, x, y, view.cameras, targets.cameras)
-    p_x, p_y = p_x * fx + cx, p_y * fy + cy
+    b, t, n, m, _ = targets.weights.shape
+    more = (found.reshape(-1, found.shape[-1]) @ kernel).reshape(b, t, n, m, 3, -1)
+    near_x, near_y = patch_around_token(rays, view.cameras)
+    p_x = targets.x_offsets + more[..., 0, :] + near_x
+    p_y = targets.y_offsets + more[..., 1, :] + near_y
+    (start_x, start_y), (line_x, line_y), in_front = epipolar_lines(
+        rays, view.cameras, targets.cameras
+    )
+    # The only division: on CPUs XLA would compute anew for each of its uses what is cheap.
+    along = line_x * (p_x - start_x) + line_y * (p_y - start_y)
+    along = jnp.clip(along / (line_x**2 + line_y**2 + 1e-12), 0, 1)
+    p_x, p_y = start_x + along * line_x, start_y + along * line_y
     shown = in_front & (p_x >= 0) & (p_x <= width) & (p_y >= 0) & (p_y <= height)
-    logits = targets.weights + more_weight + score[..., None] + jnp.where(shown, 0.0, _HIDDEN)
+    logits = targets.weights + more[..., 2, :] + score.reshape(b, t, n, m, 1)
+    logits = logits + jnp.where(shown, 0.0, _HIDDEN)
     colors = sample(view.images, p_x, p_y)
     lse = jax.nn.logsumexp(logits, axis=3)
     weights = jnp.exp(logits - lse[..., None, :])
@@ -211,29 +220,47 @@ def _fetch(
     return tuple(einops.rearrange(x, "b t n i ... -> b t (n i) ...") for x in (out, lse))
 
 
-def to_epipolar_line(p_x, p_y, x, y, view: Cameras, target: Cameras):
-    """Places moved to the nearest point of the pixels' epipolar lines, in front of both cameras."""
-    rotation, baseline = _relative(view, target)
-    direction = (
-        rotation[..., i, 0, None, None, None] * x
-        + rotation[..., i, 1, None, None, None] * y
-        + rotation[..., i, 2, None, None, None]
-        for i in range(3)
-    )
-    (a_x, a_y, a_z), (b_x, b_y, b_z) = (
-        direction,
-        (baseline[..., i, None, None, None] for i in range(3)),
-    )
-    e_x, e_y = a_x - p_x * a_z, a_y - p_y * a_z
-    f_x, f_y = b_x - p_x * b_z, b_y - p_y * b_z
-    inverse_depth = -(e_x * f_x + e_y * f_y) / (f_x**2 + f_y**2 + 1e-6)
-    away, toward = b_z < -1e-6, b_z > 1e-6
-    lowest = jnp.where(toward, (_NEAR - a_z) / jnp.where(toward, b_z, 1), 0)
-    highest = jnp.where(away, (a_z - _NEAR) / jnp.where(away, -b_z, 1), jnp.inf)
-    inverse_depth = jnp.clip(inverse_depth, jnp.maximum(lowest, 0), jnp.maximum(highest, 0))
-    z = a_z + inverse_depth * b_z
-    in_front, z = z > _NEAR / 2, jnp.maximum(z, _NEAR / 2)
-    return ((a_x + inverse_depth * b_x) / z, (a_y + inverse_depth * b_y) / z), in_front
+def epipolar_lines(
+    rays: tuple[Array, Array], view: Cameras, targets: Cameras
+) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
+    """Where the rays of the targets' pixels lie in the view, as far as in front of both cameras.
+
+    A line's start, in pixels of the view, is infinitely far, or where the ray comes into view. Then
+    what to add to get to its end, and whether it is in front of the view at all.
+    """
+    rotation, baseline = _relative(view, targets)
+    (x, y), (fx, fy, cx, cy) = rays, _intrinsics(view)
+
+    def component(i: int) -> tuple[Array, Array]:
+        r = rotation[..., i, :, None, None, None]
+        return r[:, :, 0] * x + r[:, :, 1] * y + r[:, :, 2], baseline[..., i, None, None, None]
+
+    (a_x, b_x), (a_y, b_y), (a_z, b_z) = (component(i) for i in range(3))
+    # At an inverse depth q of the target, in units of the baseline, the point is a + q·b.
+    toward, away = b_z > 1e-6, b_z < -1e-6
+    first = jnp.where(toward, (_NEAR - a_z) / jnp.where(toward, b_z, 1), 0)
+    last = jnp.where(away, (a_z - _NEAR) / jnp.where(away, -b_z, 1), _NEAREST)
+    first = jnp.clip(first, 0, _NEAREST)
+    last = jnp.clip(last, first, _NEAREST)
+
+    def place(q: Array) -> tuple[Array, Array]:
+        z = jnp.maximum(a_z + q * b_z, _NEAR / 2)
+        return (a_x + q * b_x) / z * fx + cx, (a_y + q * b_y) / z * fy + cy
+
+    start, end = place(first), place(last)
+    line = end[0] - start[0], end[1] - start[1]
+    return start, line, a_z + last * b_z > _NEAR / 2
+
+
+def patch_around_token(rays: tuple[Array, Array], view: Cameras) -> tuple[Array, Array]:
+    """Where the pixels of a patch are around its centre, in pixels of a view."""
+    fx, fy, _, _ = _intrinsics(view)
+    x, y = (at - at.mean(axis=-1, keepdims=True) for at in rays)
+    return x * fx, y * fy
+
+
+def _intrinsics(view: Cameras) -> Float[Array, "4 b 1 1 1 1"]:
+    return jnp.moveaxis(view.fxfycxcy, -1, 0)[..., None, None, None, None]
 
 
 def _relative(view: Cameras, target: Cameras):
@@ -281,7 +308,8 @@ def sample(
     def color(plane: Float[Array, "b hw"]) -> Array:
         # By channels: on CPUs four times as fast, with the gradient, as gathering rows of three.
         def at(step: int) -> Array:
-            corner = jnp.take_along_axis(plane, index + step, 1, mode="promise_in_bounds")
+            shifted = plane[:, step:]  # one index serves all corners
+            corner = jnp.take_along_axis(shifted, index, 1, mode="promise_in_bounds")
             return corner.reshape(x.shape)
 
         above = at(0) * (1 - right) + at(next_column) * right
