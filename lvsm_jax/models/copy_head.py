@@ -13,6 +13,7 @@ view, `m` taps, `c` channels of a tap, `i` pixels of a patch, `d` width of the m
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import einops
@@ -31,7 +32,6 @@ from lvsm_jax.parallel.mesh import axes_of, per_device, reshard, view_devices
 
 TAPS = 2  # places in each view
 CHANNELS = 32  # of a tap's keys and values; two channels of the latter are the coordinates
-RULE = "B"  # A: the place; B: on the epipolar line; C: triangulated
 
 # Logit of places that the input view does not show; small enough for float32's digits.
 _HIDDEN = -100.0
@@ -60,9 +60,7 @@ class _Targets:
     """What the target tokens ask for."""
 
     q: Any  # `[b, t, n, m, c]`
-    x_offsets: Any  # `[b, t, n, m, i]` in patches
-    y_offsets: Any
-    weights: Any  # `[b, t, n, m, i]` logits
+    pixels: Any  # `[b, t, n, 3, m, i]`: offsets of column and row in patches, logits of weights
     cameras: Cameras  # `[b, t]`
 
 
@@ -112,29 +110,24 @@ class CopyHead(nnx.Module):
     ) -> Float[Array, "b t h w 3"]:
         """The targets' images, from their tokens after the decoder's last layer."""
         height, width = regressed.shape[2:4]
-        size, scenes, views = (height, width), *axes_of(tokens)[:2]
+        size, patch = (height, width), self.patch_size
+        scenes, by_target, by_view = *axes_of(tokens)[:2], axes_of(source.k)[1]
+        cameras = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), cameras)
+        views = jax.tree.map(lambda _: P(scenes, by_view), source)
+        if source.num_views is not None:
+            views = dataclasses.replace(views, num_views=P(scenes))
+        specs = P(scenes, by_target), views, P()
         with jax.default_matmul_precision("float32"):
             x = self.norm(tokens.astype(jnp.float32))
             q = einops.rearrange(self.to_q(x), "b t n (m c) -> b t n m c", m=TAPS)
-            pixels = einops.rearrange(self.to_pixels(x), "b t n (k i) -> b t n k i", k=3 * TAPS + 1)
-            cameras = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), cameras)
-            own = (pixels[..., i * TAPS : (i + 1) * TAPS, :] for i in range(3))
-            targets = _Targets(q, *own, cameras)
-            by_source = P(scenes, axes_of(source.k)[1])
-            specs = (
-                P(scenes, views),
-                dataclasses.replace(
-                    jax.tree.map(lambda _: by_source, source),
-                    num_views=None if source.num_views is None else P(scenes),
-                ),
-                P(),
+            pixels, gate = jnp.split(self.to_pixels(x), [3 * TAPS * patch**2], axis=-1)
+            pixels = einops.rearrange(pixels, "b t n (k m i) -> b t n k m i", k=3, m=TAPS)
+            copy = functools.partial(_copy, size=size, patch=patch, sharded=by_target is not None)
+            kernel = reshard(self.from_features.kernel[...])
+            copied = per_device(copy, specs, P(scenes, by_target))(
+                _Targets(q, pixels, cameras), source, kernel
             )
-            local = functools.partial(_copy, size=size, patch=self.patch_size, sharded=bool(views))
-            copied = per_device(local, specs, P(scenes, views))(
-                targets, source, reshard(self.from_features.kernel[...])
-            )
-            gate = jax.nn.sigmoid(pixels[..., -1, :])
-        gate, copied = (layers.unpatchify(x, self.patch_size, *size) for x in (gate, copied))
+        gate, copied = (layers.unpatchify(x, patch, *size) for x in (jax.nn.sigmoid(gate), copied))
         return gate * regressed + (1 - gate) * copied
 
 
@@ -149,46 +142,48 @@ def _copy(
 ) -> Float[Array, "b t n ik"]:
     """The copied colours of this device's targets, from the views of all devices along `view`."""
     targets = jax.tree.map(lambda x: gather_tokens(x, sharded), targets)
-    own_views = None
-    if source.num_views is not None:
-        device = jax.lax.axis_index("view") if view_devices() > 1 else 0
-        own_views = (source.num_views - device + view_devices() - 1) // view_devices()
-    x, y = _rays(targets.cameras, *size, patch)
+    # Of a token's column and row in [-1, 1] and its features, what all pixels of the patch get:
+    # column and row in pixels, and a logit.
     height, width = source.images.shape[2:4]
-    pixels = patch**2
-    to_place = jnp.repeat(jnp.diag(jnp.array([width / 2, height / 2, 0.0]))[:2], pixels, axis=1)
-    kernel = kernel * jnp.repeat(jnp.array([patch, patch, 1.0]), pixels)
-    kernel = jnp.concatenate([to_place, kernel])
-    targets = dataclasses.replace(
-        targets,
-        x_offsets=patch * targets.x_offsets + width / 2,
-        y_offsets=patch * targets.y_offsets + height / 2,
-    )
-    fetch = jax.checkpoint(functools.partial(_fetch, targets, (x, y), kernel), prevent_cse=False)
-
-    def one_view(done: Partial, view: CopySource) -> Partial:
-        return merge_attention(done, fetch(view))
-
-    b, t, n, _, i = targets.weights.shape
+    unit = np.repeat([width / 2, height / 2, 1], patch**2)
+    place = np.repeat(np.eye(2, 3), patch**2, axis=1)
+    kernel = jnp.concatenate([place * unit, kernel * np.repeat([patch, patch, 1], patch**2)])
+    middle = np.reshape([width / 2, height / 2, 0], (3, 1, 1))
+    scale = np.reshape([patch, patch, 1], (3, 1, 1))
+    targets = dataclasses.replace(targets, pixels=targets.pixels * scale + middle)
+    rays = _rays(targets.cameras, *size, patch)
+    # Nothing of the pixels is kept for the backward pass: that is faster on CPUs, too.
+    fetch = jax.checkpoint(functools.partial(_fetch, targets, rays, kernel), prevent_cse=False)
+    b, t, n, _, _, i = targets.pixels.shape
     nothing = jnp.zeros((b, t, n * i, 3)), jnp.full((b, t, n * i), -jnp.inf)
     views = dataclasses.replace(source, num_views=None)
-    if own_views is None:
-        first = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), views)
-        partial, _ = jax.lax.scan(lambda done, view: (one_view(done, view), None), nothing, first)
+    if source.num_views is None:
+        views = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), views)
+        partial, _ = jax.lax.scan(
+            lambda done, view: (merge_attention(done, fetch(view)), None), nothing, views
+        )
     else:
-
-        def one_slot(slot: Array, done: Partial) -> Partial:
-            view = jax.tree.map(
-                lambda x: jax.lax.dynamic_index_in_dim(x, slot, 1, keepdims=False), views
-            )
-            out, lse = fetch(view)
-            there = (slot < own_views)[:, None, None]
-            out = jnp.where(there[..., None], out, 0)  # also NaN
-            return merge_attention(done, (out, jnp.where(there, lse, -jnp.inf)))
-
-        partial = jax.lax.fori_loop(0, own_views.max(), one_slot, nothing)
+        partial = _copy_from_slots(fetch, nothing, views, source.num_views)
     out, _ = merge_devices(partial, jnp.float32, sharded)
     return einops.rearrange(out, "b t (n i) k -> b t n (i k)", i=i)
+
+
+def _copy_from_slots(
+    fetch: Callable[[CopySource], Partial], nothing: Partial, views: CopySource, num_views: Array
+) -> Partial:
+    """From the slots of this device that hold views; how many is known when the program runs."""
+    device = jax.lax.axis_index("view") if view_devices() > 1 else 0
+    own_views = (num_views - device + view_devices() - 1) // view_devices()
+
+    def merge(slot: Array, done: Partial) -> Partial:
+        view = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, slot, 1, False), views)
+        there = (slot < own_views)[:, None, None]
+        out, lse = fetch(view)
+        # An empty slot may give anything, also NaN, which a weight of zero would not remove.
+        out, lse = jnp.where(there[..., None], out, 0), jnp.where(there, lse, -jnp.inf)
+        return merge_attention(done, (out, lse))
+
+    return jax.lax.fori_loop(0, own_views.max(), merge, nothing)
 
 
 def _fetch(
@@ -198,11 +193,11 @@ def _fetch(
     height, width = view.images.shape[1:3]
     q = einops.rearrange(targets.q, "b t n m c -> b (t n) m c")
     found, score = look(q, view.k, view.v)
-    b, t, n, m, _ = targets.weights.shape
-    more = (found.reshape(-1, found.shape[-1]) @ kernel).reshape(b, t, n, m, 3, -1)
-    near_x, near_y = patch_around_token(rays, view.cameras)
-    p_x = targets.x_offsets + more[..., 0, :] + near_x
-    p_y = targets.y_offsets + more[..., 1, :] + near_y
+    b, t, n, _, m, _ = targets.pixels.shape
+    read = (found.reshape(-1, found.shape[-1]) @ kernel).reshape(b, t, n, m, 3, -1)
+    p_x, p_y, logits = (targets.pixels[:, :, :, k] + read[..., k, :] for k in range(3))
+    near_x, near_y = _patch_around_token(rays, view.cameras)
+    p_x, p_y = p_x + near_x, p_y + near_y
     (start_x, start_y), (line_x, line_y), in_front = epipolar_lines(
         rays, view.cameras, targets.cameras
     )
@@ -211,8 +206,7 @@ def _fetch(
     along = jnp.clip(along / (line_x**2 + line_y**2 + 1e-12), 0, 1)
     p_x, p_y = start_x + along * line_x, start_y + along * line_y
     shown = in_front & (p_x >= 0) & (p_x <= width) & (p_y >= 0) & (p_y <= height)
-    logits = targets.weights + more[..., 2, :] + score.reshape(b, t, n, m, 1)
-    logits = logits + jnp.where(shown, 0.0, _HIDDEN)
+    logits += score.reshape(b, t, n, m, 1) + jnp.where(shown, 0.0, _HIDDEN)
     colors = sample(view.images, p_x, p_y)
     lse = jax.nn.logsumexp(logits, axis=3)
     weights = jnp.exp(logits - lse[..., None, :])
@@ -252,7 +246,7 @@ def epipolar_lines(
     return start, line, a_z + last * b_z > _NEAR / 2
 
 
-def patch_around_token(rays: tuple[Array, Array], view: Cameras) -> tuple[Array, Array]:
+def _patch_around_token(rays: tuple[Array, Array], view: Cameras) -> tuple[Array, Array]:
     """Where the pixels of a patch are around its centre, in pixels of a view."""
     fx, fy, _, _ = _intrinsics(view)
     x, y = (at - at.mean(axis=-1, keepdims=True) for at in rays)

@@ -376,6 +376,7 @@ def _check_fits(model: Any, cache: ViewCache) -> None:
         ("channels a head", head_dim, config.head_dim),
         ("patch size", math.isqrt(math.prod(cache.image_size) // tokens), config.patch_size),
         ("cross-attentions a layer", len(cache.store), config.num_cross_attentions),
+        ("heads that copy", int(cache.copy_store is not None), int(config.copy_head)),
     )
 
 
