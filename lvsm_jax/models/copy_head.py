@@ -151,7 +151,7 @@ def _copy(
     middle = np.reshape([width / 2, height / 2, 0], (3, 1, 1))
     scale = np.reshape([patch, patch, 1], (3, 1, 1))
     targets = dataclasses.replace(targets, pixels=targets.pixels * scale + middle)
-    rays = _rays(targets.cameras, *size, patch)
+    rays = rays_of_patches(targets.cameras, *size, patch)
     # Nothing of the pixels is kept for the backward pass: that is faster on CPUs, too.
     fetch = jax.checkpoint(functools.partial(_fetch, targets, rays, kernel), prevent_cse=False)
     b, t, n, _, _, i = targets.pixels.shape
@@ -268,7 +268,7 @@ def _relative(view: Cameras, target: Cameras):
     return rotation, baseline * jax.lax.rsqrt(jnp.where(square > 0, square, 1))
 
 
-def _rays(cameras: Cameras, height: int, width: int, patch: int) -> tuple[Array, Array]:
+def rays_of_patches(cameras: Cameras, height: int, width: int, patch: int) -> tuple[Array, Array]:
     """X and y at depth 1 of all pixels, `[b, t, n, 1, i]`, in the camera's axes."""
     fx, fy, cx, cy = (x[..., None, None, None] for x in jnp.moveaxis(cameras.fxfycxcy, -1, 0))
     columns, rows = jnp.asarray(_patch_pixels(height, width, patch)[:, :, None], jnp.float32)
