@@ -40,19 +40,32 @@ def merge_shards(
     this device's queries, or all. Weights are exact in float32; what travels has the dtype of the
     queries.
     """
-    out, lse = attend(_gather_tokens(q, sharded_queries))
+    return merge_devices(attend(gather_tokens(q, sharded_queries)), q.dtype, sharded_queries)
+
+
+def merge_devices(
+    partial: Partial, dtype: Any, are_sharded: bool
+) -> tuple[Float[Array, "b own m c"], Float[Array, "b t m"]]:
+    """Of all queries' attention to each device's keys, that to the keys of all devices.
+
+    For use under `per_device`. Outputs travel in `dtype`; each device gets those of its own
+    queries where these are sharded, else all.
+    """
+    out, lse = partial
     if view_devices() == 1:
-        return out.astype(q.dtype), lse
-    largest = jax.lax.pmax(lse, "view")
+        return out.astype(dtype), lse
+    # A constant to gradients, of which pmax has none: it cancels.
+    largest = jax.lax.pmax(jax.lax.stop_gradient(lse), "view")
     # Where no device has keys, -inf - -inf would be NaN.
     weights = jnp.exp(lse - jnp.where(jnp.isneginf(largest), 0.0, largest))
     sums = jax.lax.psum(weights, "view")
     share = weights / jnp.maximum(sums, jnp.finfo(jnp.float32).tiny)
-    out = (out.astype(jnp.float32) * share[..., None]).astype(q.dtype)
-    return _sum_tokens(out, sharded_queries), largest + jnp.log(sums)
+    out = (out.astype(jnp.float32) * share[..., None]).astype(dtype)
+    return _sum_tokens(out, are_sharded), largest + jnp.log(sums)
 
 
-def _gather_tokens(x: Float[Array, "b own ..."], are_sharded: bool) -> Float[Array, "b t ..."]:
+def gather_tokens(x: Float[Array, "b own ..."], are_sharded: bool) -> Float[Array, "b t ..."]:
+    """The tokens of all devices along `view`, where they are sharded; under `per_device`."""
     return jax.lax.all_gather(x, "view", axis=1, tiled=True) if are_sharded else x
 
 
@@ -90,7 +103,7 @@ def _backward(implementation: str, saved: tuple, g: Array) -> tuple[Array, Array
 
     def local(q: Array, k: Array, v: Array, out: Array, lse: Array, g: Array) -> tuple:
         mean = (out.astype(jnp.float32) * g.astype(jnp.float32)).sum(axis=-1)
-        q, mean, g = (_gather_tokens(x, sharded_queries) for x in (q, mean, g))
+        q, mean, g = (gather_tokens(x, sharded_queries) for x in (q, mean, g))
         dq, dk, dv = shard_gradients(q, k, v, lse, mean, g, implementation=implementation)
         return _sum_tokens(dq.astype(q.dtype), sharded_queries), dk, dv
 

@@ -20,6 +20,7 @@ from lvsm_jax.models.architectures import abstract_model
 from lvsm_jax.rendering import view_cache
 from lvsm_jax.scenes.photograph import ResizeCrop
 from lvsm_jax.scenes.scene_frame import SceneFrame
+from tests.helpers.copying import with_random_copies
 
 SIZE = (16, 24)
 SIZES = ((40, 30), (30, 40), (64, 24), (24, 16), (33, 57))  # width, height
@@ -107,6 +108,23 @@ def test_renders_are_the_models(model, session):
     assert expected.std() > 10  # there is something to see
     for shown, picture in zip(cameras, expected, strict=True):
         assert_same_picture(session.render(shown), picture)
+
+
+def test_a_head_that_copies(model):
+    """Also after a view was replaced and another removed."""
+    config = dataclasses.replace(model.config, copy_head=True)
+    fresh = lvsm_jax.EfficientLVSM(config, rngs=nnx.Rngs(0))
+    copying = with_random_copies(from_named(fresh, named_leaves(fresh) | named_leaves(model)))
+    photographs = [photograph(seed) for seed in range(4)]
+    with open_session(copying) as session:
+        session.add(photographs[:3])
+        session.replace("view-0", photographs[3])
+        session.remove("view-1")
+        left, shown = [photographs[3], photographs[2]], camera(7)
+        (expected,) = expected_renders(copying, session.frame, left, [shown])
+        assert_same_picture(session.render(shown), expected)
+        cache = lvsm_jax.init_cache(copying, 1, 4, SIZE)
+        assert session.memory == {"total": cache.nbytes, "per_view": cache.nbytes // 4}
 
 
 def rigid_and_scaled(c2w):

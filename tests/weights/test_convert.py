@@ -211,6 +211,7 @@ def test_sizes_that_cannot_be(state_dicts, architecture, change, message):
         ("shared_streams", True),
         ("camera_encoding", "plucker_prope"),
         ("attention_temperature", "log_views"),
+        ("copy_head", True),
         ("residual_scaling", True),
     ],
 )
