@@ -26,6 +26,8 @@ class Views:
     images: Any  # uint8 `[b, v, h, w, 3]`; divide by 255 on the device
     cameras: Cameras  # float32, c2w in the scene frame, fxfycxcy in pixels of `images`
     frame: Any  # int32 `[b, v]`, positions in the clip
+    # Where it is known, float32 `[b, v, h, w]` along the camera's z axis, infinite for the sky.
+    depth: Any = None
 
 
 @jax.tree_util.register_dataclass

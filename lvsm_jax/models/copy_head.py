@@ -49,7 +49,7 @@ class CopySource:
 
     k: Any  # `[b, v, s, m, c]`
     v: Any  # `[b, v, s, m, c]`: column and row of the token in [-1, 1], then features
-    images: Any  # `[b, v, h, w, 3]`
+    images: Any  # `[b, v, h, w, 3]`; with other channels, which are copied too
     cameras: Cameras  # `[b, v]`
     # `[b]` views that are there, in the order of a cache's slots (`rendering.slots`); None for all.
     num_views: Any = None
@@ -110,6 +110,16 @@ class CopyHead(nnx.Module):
         cameras: Cameras,
     ) -> Float[Array, "b t h w 3"]:
         """The targets' images, from their tokens after the decoder's last layer."""
+        return self.mix_and_copy(tokens, regressed, source, cameras)[0]
+
+    def mix_and_copy(
+        self,
+        tokens: Float[Array, "b t n d"],
+        regressed: Float[Array, "b t h w 3"],
+        source: CopySource,
+        cameras: Cameras,
+    ) -> tuple[Float[Array, "b t h w 3"], Float[Array, "b t h w k"]]:
+        """The same, and what is copied of the channels that `source` has beside colours."""
         height, width = regressed.shape[2:4]
         size, patch = (height, width), self.patch_size
         scenes, by_target, by_view = *axes_of(tokens)[:2], axes_of(source.k)[1]
@@ -129,7 +139,8 @@ class CopyHead(nnx.Module):
                 _Targets(q, pixels, cameras), source, kernel
             )
         gate, copied = (layers.unpatchify(x, patch, *size) for x in (jax.nn.sigmoid(gate), copied))
-        return gate * regressed + (1 - gate) * copied
+        colors, others = copied[..., :3], copied[..., 3:]
+        return gate * regressed + (1 - gate) * colors, others
 
 
 def _copy(
@@ -156,7 +167,7 @@ def _copy(
     # Nothing of the pixels is kept for the backward pass: that is faster on CPUs, too.
     fetch = jax.checkpoint(functools.partial(_fetch, targets, rays, kernel), prevent_cse=False)
     b, t, n, _, _, i = targets.pixels.shape
-    nothing = jnp.zeros((b, t, n * i, 3)), jnp.full((b, t, n * i), -jnp.inf)
+    nothing = jnp.zeros((b, t, n * i, source.images.shape[-1])), jnp.full((b, t, n * i), -jnp.inf)
     views = dataclasses.replace(source, num_views=None)
     if source.num_views is None:
         views = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), views)
@@ -286,7 +297,7 @@ def _patch_pixels(height: int, width: int, patch: int) -> Float[np.ndarray, "2 n
 def sample(
     images: Float[Array, "b h w 3"], x: Float[Array, "b *batch"], y: Float[Array, "b *batch"]
 ) -> tuple[Float[Array, "b *batch"], ...]:
-    """Red, green and blue at these places, bilinear; outside of the image those of its border.
+    """Each channel at these places, bilinear; outside of the image those of its border.
 
     Places are in pixels, with the centre of the first at 0.5.
     """
@@ -311,7 +322,7 @@ def sample(
         below = at(next_row) * (1 - right) + at(next_row + next_column) * right
         return above * (1 - down) + below * down
 
-    planes = jnp.moveaxis(jax.lax.stop_gradient(images), -1, 0).reshape(3, b, -1)
+    planes = jnp.moveaxis(jax.lax.stop_gradient(images), -1, 0).reshape(images.shape[-1], b, -1)
     return tuple(color(plane) for plane in planes)
 
 

@@ -362,6 +362,23 @@ class EfficientLVSM(ViewSynthesisModel):
             return regressed
         return self.copy_head(tokens, regressed, memory.copied, cameras)
 
+    def render_and_copy(
+        self,
+        images: Float[Array, "b v h w 3"],
+        input_cameras: Cameras,
+        target_cameras: Cameras,
+        values: Float[Array, "b v h w k"],
+    ) -> tuple[Float[Array, "b t h w 3"], Float[Array, "b t h w k"]]:
+        """What the call returns, and `values` of the inputs' pixels as the head copies colours."""
+        check_images(images, input_cameras, self.config.patch_size, "input_cameras")
+        height, width = images.shape[2:4]
+        memory = self.encode(images, input_cameras)
+        source = memory.copied
+        source = dataclasses.replace(source, images=jnp.concatenate([source.images, values], -1))
+        tokens, _, _ = self.decode_tokens(memory, target_cameras, height, width)
+        regressed = self.pixels(tokens, height, width)
+        return self.copy_head.mix_and_copy(tokens, regressed, source, target_cameras)
+
     def keys_values(
         self, images: Float[Array, "b v h w 3"], cameras: Cameras
     ) -> tuple[tuple[DenseKV, ...], CopySource | None]:

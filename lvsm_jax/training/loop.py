@@ -118,7 +118,8 @@ def train_steps(
     while step < run.num_steps and not late.stop:
         with clock.waiting_for_data():
             batch = next(batches)
-        shape = batch.inputs.images.shape
+        # Batches of worlds may have depth, which those of a dataset have not.
+        shape = *batch.inputs.images.shape, batch.inputs.depth is None
         if shape not in programs:
             late.fetch()
             with clock.aside():

@@ -81,16 +81,23 @@ def draw_reframing(
 
 
 def draw_sample(
-    key: Key[Array, ""], images: Array, cameras: Cameras, scene: Int32[Array, ""], draw: Draw
+    key: Key[Array, ""],
+    images: Array,
+    cameras: Cameras,
+    depth: Array | None,
+    scene: Int32[Array, ""],
+    draw: Draw,
 ) -> Batch:
     """A training sample of one world, without the leading axis of a Batch.
 
-    `images` are `[n, h, w, 3]`, `cameras` those of all views.
+    `images` are `[n, h, w, 3]`, `cameras` those of all views, and `depth` theirs `[n, h, w]`; None
+    leaves it out of the Batch.
     """
     views, reframing = jax.random.split(key)
     positions = draw_views(views, len(images), draw)
     placed = draw_reframing(reframing, draw)
-    return sample_at(images, cameras, scene, *positions, draw.camera_normalization, placed)
+    normalization = draw.camera_normalization
+    return sample_at(images, cameras, scene, *positions, normalization, placed, depth)
 
 
 def sample_at(
@@ -101,6 +108,7 @@ def sample_at(
     targets: Int32[Array, " t"],
     camera_normalization: str,
     reframing: tuple = (1.0, None),
+    depth: Array | None = None,
 ) -> Batch:
     """The sample of these inputs and targets; see `draw_sample`.
 
@@ -108,11 +116,12 @@ def sample_at(
     """
     of_frame = [inputs, targets] if camera_normalization == "all_views" else [inputs]
     fitted = cameras.c2w[jnp.concatenate(of_frame)]
-    c2w = normalize_cameras(fitted, cameras.c2w, *reframing)
+    c2w, scale = normalize_cameras(fitted, cameras.c2w, *reframing)
 
     def select(chosen: Int32[Array, " m"]) -> Views:
         shown = Cameras(c2w[chosen], cameras.fxfycxcy[chosen])
-        return Views(images[chosen], shown, chosen.astype(jnp.int32))
+        own_depth = None if depth is None else depth[chosen] * scale
+        return Views(images[chosen], shown, chosen.astype(jnp.int32), own_depth)
 
     one = jnp.ones((), jnp.int32)
     return Batch(select(inputs), select(targets), scene.astype(jnp.int32), one > 0, one * 0)

@@ -14,11 +14,11 @@ def normalize_cameras(
     shown: Float[Array, "n 4 4"],
     scale: Float[Array, ""] | float = 1.0,
     turn: Float[Array, "3 3"] | None = None,
-) -> Float[Array, "n 4 4"]:
-    """The camera-to-world matrices `shown`, in the scene frame of those `fitted`.
+) -> tuple[Float[Array, "n 4 4"], Float[Array, ""]]:
+    """The camera-to-world matrices `shown`, in the scene frame of those `fitted`, and its scale.
 
     It is `SceneFrame.fit(fitted).apply(shown)`; then positions are multiplied by `scale`, and all
-    is turned about the frame's origin.
+    is turned about the frame's origin. The scale is scene units a world unit, with that factor.
     """
     positions = fitted[:, :3, 3]
     origin, axes = positions.mean(0), _mean_axes(fitted)
@@ -31,7 +31,7 @@ def normalize_cameras(
     rotation = multiply(back, shown[:, :3, :3])
     position = multiply(back, (shown[:, :3, 3] - origin)[..., None]) * scale
     last = jnp.broadcast_to(jnp.array([0.0, 0.0, 0.0, 1.0]), (len(shown), 1, 4))
-    return jnp.concatenate([jnp.concatenate([rotation, position], -1), last], -2)
+    return jnp.concatenate([jnp.concatenate([rotation, position], -1), last], -2), scale
 
 
 def multiply(a: Float[Array, "*a i j"], b: Float[Array, "*b j k"]) -> Float[Array, "*c i k"]:

@@ -48,18 +48,20 @@ def world_batches(
     seed: int,
     mesh: Mesh,
     start_step: int = 0,
+    with_depth: bool = False,
 ) -> Iterator[Batch]:
     """Batches without end of `batch_size` worlds each, on the devices of the mesh.
 
     Steps count worlds' batches alone. As many consecutive ones as `worlds.steps_per_world` says
     show the same worlds, with other inputs and targets. To be iterated under `jax.set_mesh(mesh)`.
-    UserError where the mesh does not divide the batches.
+    `with_depth` the batches have the depth of all views. UserError where the mesh does not divide
+    the batches.
     """
     data.check_training()
     for num_inputs in data.possible_inputs:
         check_batch(mesh, "a batch of worlds", batch_size, num_inputs)
     size = data.image_height
-    block = Block(worlds, data.num_views, size, size)
+    block = Block(worlds, data.num_views, size, size, with_depth)
     return _batches(block, data, batch_size, seed, mesh, start_step)
 
 
@@ -147,14 +149,14 @@ def draw_samples(
 ) -> Batch:
     """The same, sharded by scene alone."""
 
-    def on_device(rows: tuple[Array, Cameras, Array], seed: Array, step: Array) -> Batch:
-        def sample(images: Array, cameras: Cameras, scene: Int32[Array, ""]) -> Batch:
+    def on_device(rows: tuple[Worlds, Array], seed: Array, step: Array) -> Batch:
+        def sample(world: Worlds, scene: Int32[Array, ""]) -> Batch:
             key = _key(jnp.int32(len(PURPOSES)), seed, step, scene)
-            return draw_sample(key, images, cameras, scene, draw)
+            return draw_sample(key, world.images, world.cameras, world.depth, scene, draw)
 
         return jax.vmap(sample)(*rows)
 
-    return by_scene(on_device, (worlds.images, worlds.cameras, scenes), seed, step)
+    return by_scene(on_device, (worlds, scenes), seed, step)
 
 
 def by_scene(function: Any, rows: Any, *same: Array) -> Any:

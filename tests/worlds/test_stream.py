@@ -150,7 +150,7 @@ def test_scene_frames_are_those_of_the_published_protocol():
 
 
 def compare(fitted, shown):
-    ours = normalize_cameras(*(jnp.array(c2w, jnp.float32) for c2w in (fitted, shown)))
+    ours, _ = normalize_cameras(*(jnp.array(c2w, jnp.float32) for c2w in (fitted, shown)))
     expected = SceneFrame.fit(fitted).apply(shown)
     np.testing.assert_allclose(ours, expected, atol=1e-5 * max(1, np.abs(expected).max()))
 
