@@ -5,8 +5,8 @@
     lvsm render data/re10k/test:6b658b1d8562dc85 out/ --frames=60
 
 The weights are those that come with lvsm_jax, or with --weights=EXPORT those of a directory that
-`lvsm train`, `convert` or `export` wrote, of an EfficientLVSM. `lvsm render EXPORT SCENE OUT` is the
-same.
+`lvsm train`, `convert` or `export` wrote, of an EfficientLVSM. `lvsm render EXPORT SCENE OUT` says
+the same.
 
 SCENE is a folder with cameras.json, with nerfstudio's transforms.json or with a COLMAP model (text
 or binary, also in sparse/0; needs pip install 'lvsm_jax[colmap]'), one of these JSON files, or a

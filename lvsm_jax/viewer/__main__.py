@@ -92,8 +92,8 @@ def _first_room() -> str:
     """A clip that nothing was trained on."""
     if not pathlib.Path(_DATASET).is_dir():
         raise UserError(
-            f"without SCENE this shows a room of {_DATASET}, which is not there: name a scene, or "
-            f"make the rooms: lvsm synthetic {_DATASET}"
+            f"without SCENE this shows a room of {_DATASET}, which is not there: run `make demo` "
+            f"first, or lvsm synthetic {_DATASET}, or name a scene"
         )
     from input_pipeline.storage import SplitReader  # imports TFDS, which takes seconds
 

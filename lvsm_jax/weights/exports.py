@@ -222,11 +222,11 @@ def load(
 ) -> ViewSynthesisModel:
     """The model of an export, a directory that `save` wrote; by default the one that is shipped.
 
-    Packed weights become float32 again. `verify` compares all that is read with its checksums, which exports from before format 1 do not
-    have. Options change fields of the model's configuration that say how to compute: `dtype`,
-    `attention`, `remat`, `targets_at_once`, `cache_dtype`. Raises FileNotFoundError for no export;
-    UserError, which names export and array, for an unknown architecture or format, weights that do
-    not fit, or damage.
+    Packed weights become float32 again. `verify` compares all that is read with its checksums,
+    which exports from before format 1 do not have. Options change fields of the model's
+    configuration that say how to compute: `dtype`, `attention`, `remat`, `targets_at_once`,
+    `cache_dtype`. Raises FileNotFoundError for no export; UserError, which names export and array,
+    for an unknown architecture or format, weights that do not fit, or damage.
     """
     path = absolute(path)
     description = describe(path, verify=verify)

@@ -18,18 +18,20 @@ SHIPPED = epath.Path(__file__).parent.parent / "shipped" / "export"
 
 
 def introduce(description: Mapping[str, Any]) -> str:
-    """One line on an export, of its `config.json`: name, size, pictures and inputs."""
-    arrays = {n: said for n, said in description["arrays"].items() if not n.endswith(SCALES)}
-    shapes = [re.search(r"\[(.*)\]", said)[1].split(",") for said in arrays.values()]
-    parameters = sum(math.prod(map(int, shape)) for shape in shapes)
-    data = description.get("config", {}).get("data", {})
-    counts = data.get("input_counts") or [data.get("num_inputs", 2)]
-    inputs = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else f"{counts[0]}"
-    return (
-        f"{description.get('name', 'weights without a name')} ({description['architecture']}, "
-        f"{parameters / 1e6:.1f} M parameters, trained at {data.get('image_height', 256)} px with "
-        f"{inputs} inputs)"
-    )
+    """One line on an export, of its `config.json`: name, size, pictures and inputs.
+
+    What it does not say, as those of published weights or of version 0.1.0, is left out.
+    """
+    parts = [description["architecture"]]
+    if arrays := description.get("arrays"):
+        told = [said for name, said in arrays.items() if not name.endswith(SCALES)]
+        shapes = [re.search(r"\[(.*)\]", said)[1].split(",") for said in told]
+        parts.append(f"{sum(math.prod(map(int, s)) for s in shapes) / 1e6:.1f} M parameters")
+    if data := description.get("config", {}).get("data"):
+        counts = data.get("input_counts") or [data.get("num_inputs")]
+        inputs = counts[0] if len({*counts}) == 1 else f"{min(counts)} to {max(counts)}"
+        parts.append(f"trained at {data.get('image_height')} px with {inputs} inputs")
+    return f"{description.get('name', 'weights without a name')} ({', '.join(parts)})"
 
 
 def shipped_weights() -> str:
