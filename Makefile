@@ -41,8 +41,9 @@ demo: $(INSTALLED)
 	  --output=runs/quickstart/eval --overwrite
 	@echo "==> what to do next"
 	@echo "  look at what it renders         runs/quickstart/eval/index.html"
-	@echo "  walk through a room             $(LVSM) view"
-	@echo "  your own posed photographs      $(LVSM) render runs/quickstart/export PHOTOS out"
+	@echo "  walk through a room             $(LVSM) view --weights=runs/quickstart/export"
+	@echo "  the same, weights of the package  $(LVSM) view"
+	@echo "  your own posed photographs      $(LVSM) render PHOTOS out"
 	@echo "  all commands                    $(LVSM) --help"
 
 test: $(INSTALLED)
