@@ -99,25 +99,6 @@ def save(
         raise
 
 
-def _write_whole(folder: epath.Path, leaves: Mapping[str, Any]) -> dict[str, str]:
-    """Writes the arrays as they are; returns the fingerprint of each."""
-    arrays = {name: fingerprint(processes.gather(leaf)) for name, leaf in leaves.items()}
-    ocp.save(folder, leaves)
-    return arrays
-
-
-def _write_packed(folder: epath.Path, leaves: Mapping[str, Any], dtype: str) -> dict[str, str]:
-    """Writes the arrays packed; returns the fingerprint of each that is stored."""
-    stored = {}
-    for name, leaf in leaves.items():
-        stored |= packed.pack(name, processes.gather(leaf), dtype)
-    with processes.error_of_any():
-        if processes.is_main():
-            folder.mkdir()
-            packed.write(folder / _PACKED_FILE, stored)
-    return {name: fingerprint(array) for name, array in stored.items()}
-
-
 def fingerprint(array: Shaped[np.ndarray, "..."]) -> str:
     """Type, shape, and a CRC of the bytes in row-major order, such as `float32[2,16] 0f3e9a71`."""
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -145,6 +126,25 @@ def _checksum(description: Mapping[str, Any]) -> str:
     """Of all that config.json says, apart from layout and order."""
     said = {name: value for name, value in description.items() if name != "checksum"}
     return f"{zlib.crc32(json.dumps(said, sort_keys=True).encode()):08x}"
+
+
+def _write_whole(folder: epath.Path, leaves: Mapping[str, Any]) -> dict[str, str]:
+    """Writes the arrays as they are; returns the fingerprint of each."""
+    arrays = {name: fingerprint(processes.gather(leaf)) for name, leaf in leaves.items()}
+    ocp.save(folder, leaves)
+    return arrays
+
+
+def _write_packed(folder: epath.Path, leaves: Mapping[str, Any], dtype: str) -> dict[str, str]:
+    """Writes the arrays packed; returns the fingerprint of each that is stored."""
+    stored = {}
+    for name, leaf in leaves.items():
+        stored |= packed.pack(name, processes.gather(leaf), dtype)
+    with processes.error_of_any():
+        if processes.is_main():
+            folder.mkdir()
+            packed.write(folder / _PACKED_FILE, stored)
+    return {name: fingerprint(array) for name, array in stored.items()}
 
 
 def check_free(path: epath.PathLike, overwrite: bool) -> None:
