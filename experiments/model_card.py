@@ -42,6 +42,7 @@ from lvsm_jax.weights.shipped import SHIPPED, introduce
 COUNTS = (1, 2, 4, 8)
 
 _TEXT = pathlib.Path(__file__).parent / "shipped_weights.md"
+_SEEN = "psnr_by_inputs_that_see"  # of sets that know it, as worlds do
 _DECIMALS = {"psnr": 2, "ssim": 3, "lpips": 3}
 
 
@@ -119,8 +120,11 @@ def score_sets(
         result.check_finite()
         row = {"set": one.name, "arrangement": arrangement, "inputs": inputs}
         row["targets"] = result.frames.size
-        for method in (MODEL, COPY_NEAREST):
-            row[method] = {metric: result.mean(metric, method) for metric in metrics}
+        summary = result.summary()
+        for method, found in ((MODEL, summary), (COPY_NEAREST, summary["baselines"][COPY_NEAREST])):
+            row[method] = {metric: found[metric] for metric in metrics}
+            if seen := found.get(_SEEN):
+                row[method][_SEEN] = {group: said["psnr"] for group, said in seen.items()}
         if "full" in models:
             how = {"metrics": {"psnr": psnr}, "baselines": False, "put": put, "progress": False}
             row["full"] = evaluate(models["full"], views, **how).mean("psnr")
@@ -132,7 +136,7 @@ def make_card(report: Report, text: str) -> str:
     """The card in Markdown, with `text` before the scores."""
     sections = [
         "# The weights in this package",
-        f"{report['weights']}. Licence: Apache-2.0, as the code.",
+        f"Name and size: {report['weights']}. Licence: Apache-2.0, as the code.",
         text.strip(),
         f"## What is stored\n\n{describe_storage(report)}",
         f"## Scores\n\n{_HOW.format(**report)}",
@@ -141,6 +145,8 @@ def make_card(report: Report, text: str) -> str:
         rows = [row for row in report["scores"] if row["set"] == name]
         targets = f"{said['rule']} {rows[0]['targets']} targets."
         sections.append(f"### {said['title']}\n\n{targets}\n\n{table(rows)}")
+        if _SEEN in rows[0][MODEL]:
+            sections.append(f"PSNR of pixels by how many inputs see them:\n\n{seen_table(rows)}")
     return "\n\n".join(sections) + "\n"
 
 
@@ -171,7 +177,7 @@ def describe_storage(report: Report) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Scores by arrangement and number of inputs."""
-    metrics = list(rows[0][MODEL])
+    metrics = [metric for metric in _DECIMALS if metric in rows[0][MODEL]]
     header = ["inputs", ""]
     for metric in metrics:
         header += [metric.upper(), "copy"]
@@ -180,9 +186,24 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         of = (row[method][metric] for metric in metrics for method in (MODEL, COPY_NEAREST))
         digits = (_DECIMALS[metric] for metric in metrics for _ in range(2))
         numbers = [f"{value:.{d}f}" for value, d in zip(of, digits, strict=True)]
-        arrangement = row["arrangement"] if row["inputs"] > 1 else "one"
-        cells.append([arrangement, row["inputs"], *numbers])
+        cells.append([*_views(row), *numbers])
     return markdown_table(header, cells)
+
+
+def seen_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """PSNR of the pixels that none, one or several of the inputs see."""
+    header, cells = ["inputs", ""], []
+    for group in rows[0][MODEL][_SEEN]:
+        header += [f"seen by {group}", "copy"]
+    for row in rows:
+        both = zip(row[MODEL][_SEEN].values(), row[COPY_NEAREST][_SEEN].values(), strict=True)
+        numbers = (value for pair in both for value in pair)
+        cells.append([*_views(row), *(None if x is None else f"{x:.2f}" for x in numbers)])
+    return markdown_table(header, cells)
+
+
+def _views(row: Mapping[str, Any]) -> tuple[str, int]:
+    return row["arrangement"] if row["inputs"] > 1 else "one", row["inputs"]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -69,6 +69,18 @@ def test_photographs_become_windows(data, tmp_path):
         list(photo_sets(tmp_path, tmp_path, DataConfig("", image_height=16)))
 
 
+def test_pixels_by_inputs_that_see_them():
+    seen = {"none": None, "one": 12.345, "several": 20.0}
+    of = {model_card._SEEN: seen}
+    row = {"arrangement": "spread", "inputs": 2, "model": of, "copy_nearest": of}
+    *_, line = model_card.seen_table([row]).splitlines()
+    assert [c.strip() for c in line.strip("|").split("|")][2:] == [
+        *"––",
+        *["12.35"] * 2,
+        *["20.00"] * 2,
+    ]
+
+
 def test_card(data, tmp_path, capsys):
     full, small, out = tmp_path / "full", tmp_path / "small", tmp_path / "card"
     save_tiny_export(full)
