@@ -42,7 +42,8 @@ demo: $(INSTALLED)
 	@echo "==> what to do next"
 	@echo "  look at what it renders         runs/worlds_64/eval/index.html"
 	@echo "  walk through a world            $(LVSM) view"
-	@echo "  your own posed photographs      $(LVSM) render runs/worlds_64/export PHOTOS out"
+	@echo "  the same, what was trained      $(LVSM) view --weights=runs/worlds_64/export"
+	@echo "  your own posed photographs      $(LVSM) render PHOTOS out"
 	@echo "  all commands                    $(LVSM) --help"
 
 test: $(INSTALLED)

@@ -1,10 +1,12 @@
 """Renders a camera path through a scene of photographs: PNGs and a video.
 
-    lvsm render EXPORT SCENE OUT
-    lvsm render runs/quickstart/export photos/ out/ --path=spiral --inputs=8
-    lvsm render EXPORT data/re10k/test:6b658b1d8562dc85 out/ --frames=60
+    lvsm render SCENE OUT
+    lvsm render photos/ out/ --path=spiral --inputs=8 --weights=runs/quickstart/export
+    lvsm render data/re10k/test:6b658b1d8562dc85 out/ --frames=60
 
-EXPORT is a directory that `lvsm train`, `convert` or `export` wrote, of an EfficientLVSM.
+The weights are those that come with lvsm_jax, or with --weights=EXPORT those of a directory that
+`lvsm train`, `convert` or `export` wrote, of an EfficientLVSM. `lvsm render EXPORT SCENE OUT` says
+the same.
 
 SCENE is a folder with cameras.json, with nerfstudio's transforms.json or with a COLMAP model (text
 or binary, also in sparse/0; needs pip install 'lvsm_jax[colmap]'), one of these JSON files, or a
@@ -36,7 +38,14 @@ from typing import TYPE_CHECKING, Any
 
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.programs.scene_options import INPUTS, add_scene_options, choose_inputs, picture_size
+from lvsm_jax.programs.scene_options import (
+    INPUTS,
+    add_scene_options,
+    add_weights_options,
+    choose_inputs,
+    choose_weights,
+    picture_size,
+)
 
 if TYPE_CHECKING:
     from lvsm_jax.scenes.photograph import Photograph, PosedCamera
@@ -56,7 +65,7 @@ _OPTIONS = {
 def main(arguments: list[str]) -> None:
     """Reads the command line, and renders."""
     parser = argument_parser("render", __doc__)
-    parser.add_argument("export", type=path, metavar="EXPORT", help="directory of an export")
+    add_weights_options(parser)
     parser.add_argument("scene", type=path, metavar="SCENE", help="photographs with their cameras")
     parser.add_argument("out", type=path, metavar="OUT", help="folder to write to")
     parser.add_argument(
@@ -76,7 +85,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the frames of another command in OUT"
     )
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     try:
         render(given)
     except KeyboardInterrupt:
@@ -92,6 +101,7 @@ def render(given: argparse.Namespace) -> None:
         raise UserError(
             "a video needs imageio-ffmpeg: pip install 'lvsm_jax[video]', or give --no-video"
         )
+    weights = choose_weights(given)
     # What takes seconds to import comes after what takes none to refuse.
     from input_pipeline.clip_scene import open_scene
     from lvsm_jax.scenes.trajectories import make_path
@@ -108,17 +118,17 @@ def render(given: argparse.Namespace) -> None:
     from lvsm_jax.scenes.camera_json import write_camera_path
     from lvsm_jax.weights import exports
 
-    height, width = picture_size(given.size, exports.describe(given.export))
+    height, width = picture_size(given.size, exports.describe(weights))
     photographs = [chosen.load() for chosen in inputs]
     folder = pathlib.Path(given.out)
-    record = _record(given, photographs, cameras, (height, width))
+    record = _record(given, weights, photographs, cameras, (height, width))
     print(
         f"{len(inputs)} of {len(scene.photographs)} photographs of {scene.source}: "
         f"{', '.join(chosen.name for chosen in inputs)}\n"
         f"{len(cameras)} frames of {width}×{height} pixels along {given.path}"
     )
     frames.check_folder(folder, record, given.overwrite)
-    model, most = exports.load(given.export), len(inputs)
+    model, most = exports.load(weights), len(inputs)
     with Session(
         model, image_height=height, image_width=width, max_views=most, scale=given.scale
     ) as session:
@@ -132,11 +142,13 @@ def render(given: argparse.Namespace) -> None:
     wrote = f"wrote {len(cameras)} frames to {folder}"
     if given.video:
         wrote += f", and {frames.write_video(folder, len(cameras), given.fps)}"
-    print(f"{wrote}\nWalk through the scene: lvsm view {given.export} {given.scene}")
+    named = f" --weights={weights}" if given.export or given.weights else ""
+    print(f"{wrote}\nWalk through the scene: lvsm view {given.scene}{named}")
 
 
 def _record(
     given: argparse.Namespace,
+    weights: str,
     photographs: "Sequence[Photograph]",
     cameras: "Sequence[PosedCamera]",
     size: tuple[int, int],
@@ -146,7 +158,7 @@ def _record(
 
     from lvsm_jax.scenes.camera_json import as_json
 
-    export = epath.Path(given.export)
+    export = epath.Path(weights)
     of_export = [export / "config.json", *sorted((export / "weights").glob("_*"))]  # with dates
     return {
         "export": _digest(*(file.read_text() for file in of_export)),
