@@ -295,7 +295,7 @@ def _patch_pixels(height: int, width: int, patch: int) -> Float[np.ndarray, "2 n
 
 
 def sample(
-    images: Float[Array, "b h w 3"], x: Float[Array, "b *batch"], y: Float[Array, "b *batch"]
+    images: Float[Array, "b h w k"], x: Float[Array, "b *batch"], y: Float[Array, "b *batch"]
 ) -> tuple[Float[Array, "b *batch"], ...]:
     """Each channel at these places, bilinear; outside of the image those of its border.
 

@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, Int32, Key
 
 from lvsm_jax.batch import Batch, batch_shardings
 from lvsm_jax.common.config import DataConfig
-from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.parallel.mesh import SCENES, check_batch, per_device, reshard, spec
 from lvsm_jax.worlds.config import WorldsConfig
 from lvsm_jax.worlds.generate import Worlds, make_worlds
