@@ -1,13 +1,19 @@
 """Files that appear whole or not at all, on the local disk and in buckets."""
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
+
+from lvsm_jax.common.errors import UserError
+
+_MAX_JSON = 512 * 2**20  # bytes
 
 
 def expand(path: epath.PathLike) -> epath.Path:
@@ -58,6 +64,25 @@ def check_parent(path: epath.PathLike) -> None:
     """Raises FileNotFoundError unless the directory is there that a file is to be written to."""
     if not expand(path).parent.is_dir():
         raise FileNotFoundError(f"there is no directory for {path}")
+
+
+def read_json(path: epath.PathLike) -> dict[str, Any]:
+    """The JSON object of a file; UserError, which names the file, for anything else."""
+    path = expand(path)
+    if path.stat().length > _MAX_JSON:
+        raise UserError(f"{path}: more than {_MAX_JSON >> 20} MiB, too large for what it should be")
+    return parse_json(path.read_bytes(), os.fspath(path))
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """The same from bytes, which messages call by this name."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:  # ValueError: also of UTF-8
+        raise UserError(f"{name} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{name}: a {type(content).__name__}, expected a JSON object")
+    return content
 
 
 def write_text(path: epath.PathLike, text: str) -> None:

@@ -23,7 +23,8 @@ from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.models.architectures import CONFIGS, abstract_model, architecture_of
 from lvsm_jax.models.base import ViewSynthesisModel, check_options
 from lvsm_jax.weights import exports, torch_names
-from lvsm_jax.weights.state_dict import StateDict, problems, read_checkpoint
+from lvsm_jax.weights.fingerprints import fingerprint_all
+from lvsm_jax.weights.state_dict import CHECKSUM, StateDict, problems, read_checkpoint
 from lvsm_jax.weights.torch_names import Weight
 
 # Frozen networks of the losses, which training checkpoints contain beside the model.
@@ -171,6 +172,7 @@ def export_weights(
     except UserError as error:
         raise UserError(f"{export}: {error}") from error
     metadata = {"format": "pt", "architecture": architecture_of(model.config)}
+    metadata[CHECKSUM] = fingerprint_all(arrays)
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(output) as local:
         pathlib.Path(local).touch()

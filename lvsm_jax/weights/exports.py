@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Shaped, UInt32
+from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from lvsm_jax import __version__
@@ -27,6 +27,7 @@ from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.models.architectures import abstract_model, architecture_of, config_class
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, check_options
 from lvsm_jax.parallel import processes
+from lvsm_jax.weights.fingerprints import fingerprint
 
 FORMAT = 1  # raise it when older versions could not read what `save` writes
 
@@ -84,13 +85,6 @@ def save(
         if main and temporary.exists():
             temporary.rmtree()
         raise
-
-
-def fingerprint(array: Shaped[np.ndarray, "..."]) -> str:
-    """Type, shape, and a CRC of the bytes in row-major order, such as `float32[2,16] 0f3e9a71`."""
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    shape = ",".join(map(str, array.shape))
-    return f"{array.dtype}[{shape}] {zlib.crc32(data):08x}"
 
 
 def _fingerprint_file(file: epath.Path) -> str:
