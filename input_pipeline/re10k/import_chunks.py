@@ -12,7 +12,7 @@ from input_pipeline import storage
 from input_pipeline.re10k import pixelsplat
 from input_pipeline.workers import run_jobs
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import write_text
+from lvsm_jax.common.files import read_json, write_text
 
 NAME = "re10k"
 _STATE = ".import"  # inside OUTPUT
@@ -72,7 +72,7 @@ class Result:
     def read(cls, path: epath.Path) -> "Result":
         """A result that `import_chunk` wrote."""
         try:
-            values = json.loads(path.read_text())
+            values = read_json(path)
             shard = storage.Shard.from_json(values.pop("shard"))
             findings = tuple(Finding(**finding) for finding in values.pop("findings"))
             return cls(**values, shard=shard, findings=findings)

@@ -134,7 +134,7 @@ def _prepare(folder: epath.Path, settings: Settings, overwrite: bool) -> bool:
     """Makes the directory ready to write to; True if there is nothing left to write."""
     wanted, path = settings.to_json(), folder / SETTINGS_FILE
     if path.exists():
-        found = json.loads(path.read_text())
+        found = read_json(path)
         if found == wanted:
             return (folder / "dataset_info.json").exists()
         if not overwrite:

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, on the local disk and in buckets."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,11 @@ from etils import epath
 
 from lvsm_jax.common.errors import UserError
 
-_MAX_JSON = 512 * 2**20  # bytes
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+)
+_MAX_JSON = 256 * 2**20  # bytes
 
 
 def expand(path: epath.PathLike) -> epath.Path:
@@ -66,6 +71,39 @@ def check_parent(path: epath.PathLike) -> None:
         raise FileNotFoundError(f"there is no directory for {path}")
 
 
+def check_writable(name: str, directory: epath.PathLike) -> None:
+    """Raises UserError, naming the argument, unless files can be made in a directory; makes none.
+
+    The directory need not be there; one in a bucket is not looked at.
+    """
+    if "://" in os.fspath(directory):
+        return
+    folder = expand(directory)
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 16))  # of a disk that is full, some bytes may be left
+    except OSError as error:
+        raise UserError(f"{name}={directory} cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def disk_errors_in_a_line(what: str) -> Iterator[None]:
+    """Raises UserError, about `what` was to be written, for what a disk refuses in the block.
+
+    TensorStore and Orbax tell it by ValueError and others, with its message inside of their own.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = f"{error} {error.__cause__} {error.__context__}"
+        for reason in map(os.strerror, _DISK_ERRORS):
+            if reason in told:
+                raise UserError(f"{what} cannot be written: {reason}") from error
+        raise
+
+
 def read_json(path: epath.PathLike) -> dict[str, Any]:
     """The JSON object of a file; UserError, which names the file, for anything else."""
     path = expand(path)
@@ -81,7 +119,7 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # ValueError: also of UTF-8
         raise UserError(f"{name} is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{name}: a {type(content).__name__}, expected a JSON object")
+        raise UserError(f"{name}: a {type(content).__name__}, expected an object")
     return content
 
 

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lvsm_jax.common import files
 from lvsm_jax.common.checks import check_at_least
 from lvsm_jax.common.errors import UserError
 
@@ -263,20 +263,9 @@ def check_same_config(config: Mapping[str, Any]) -> None:
 
 
 def check_writable(flag: str, directory: epath.PathLike) -> None:
-    """Raises UserError, naming the flag, unless files can be made in a directory; makes none.
-
-    The directory need not be there; one in a bucket is not looked at.
-    """
-    if not is_main() or "://" in os.fspath(directory):
-        return
-    folder = epath.Path(directory)
-    while not folder.exists():
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(1 << 16))  # of a disk that is full, some bytes may be left
-    except OSError as error:
-        raise UserError(f"{flag}={directory} cannot be written: {error.strerror}") from error
+    """As that of `common.files`, of the process that writes; the others have nothing to check."""
+    if is_main():
+        files.check_writable(flag, directory)
 
 
 def check_shared(directory: epath.PathLike) -> None:

@@ -8,9 +8,10 @@ keeps them.
 """
 
 import contextlib
-import json
 
 from lvsm_jax.common.command_line import argument_parser, path, program
+from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.files import check_writable
 
 
 @program
@@ -24,11 +25,11 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
 
     import jax  # only now, so that --help comes at once
-    import ml_collections
     from etils import epath
 
     from lvsm_jax.parallel.mesh import make_mesh
     from lvsm_jax.training.checkpoints import Checkpoints
+    from lvsm_jax.training.settings import recorded_config
     from lvsm_jax.training.train_state import TrainingConfig, abstract_state
     from lvsm_jax.weights.exports import check_free, save
 
@@ -37,7 +38,12 @@ def main(arguments: list[str]) -> None:
     if not file.exists():
         raise FileNotFoundError(f"{workdir} is no training run: {file} is missing")
     check_free(given.output, given.overwrite)
-    config = ml_collections.ConfigDict(json.loads(file.read_text()))
+    check_writable("output", given.output)
+    config = recorded_config(workdir)
+    try:
+        training = TrainingConfig.of(config)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
     mesh = make_mesh()
     with contextlib.closing(Checkpoints(workdir / "checkpoints", keep_last=None)) as checkpoints:
         step = checkpoints.latest_step if given.step is None else given.step
@@ -46,7 +52,7 @@ def main(arguments: list[str]) -> None:
                 f"{workdir} has no checkpoint of step {step}, but of {checkpoints.steps}"
             )
         with jax.set_mesh(mesh):
-            state = checkpoints.restore(abstract_state(TrainingConfig.of(config), mesh), step)
+            state = checkpoints.restore(abstract_state(training, mesh), step)
     about = {"step": step, "config": config.to_dict()}
     save(state.best_weights, given.output, about=about, overwrite=given.overwrite)
     print(

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.files import check_writable
 from lvsm_jax.programs.scene_options import INPUTS, add_scene_options, choose_inputs, picture_size
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def render(given: argparse.Namespace) -> None:
         f"{len(cameras)} frames of {width}×{height} pixels along {given.path}"
     )
     frames.check_folder(folder, record, given.overwrite)
+    check_writable("OUT", folder)
     model, most = exports.load(given.export), len(inputs)
     with Session(
         model, image_height=height, image_width=width, max_views=most, scale=given.scale

@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lvsm_jax.common.config import flat
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import atomic_write, write_text
 from lvsm_jax.common.tree import named_leaves
 from lvsm_jax.parallel import processes
@@ -73,12 +74,15 @@ def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _read_rows(path: epath.Path, last_step: int) -> dict[int, dict[str, str]]:
     """The rows of metrics.csv by step; what comes later, a resumed run writes again."""
-    text = path.read_text() if path.exists() else ""
-    return {
-        int(row["step"]): {name: x for name, x in row.items() if x and name != "step"}
-        for row in csv.DictReader(io.StringIO(text))
-        if int(row["step"]) <= last_step
-    }
+    try:
+        text = path.read_text() if path.exists() else ""
+        return {
+            int(row["step"]): {name: x for name, x in row.items() if x and name != "step"}
+            for row in csv.DictReader(io.StringIO(text))
+            if int(row["step"]) <= last_step
+        }
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} is damaged ({error}): mend it, or move it away") from error
 
 
 class RunLog:

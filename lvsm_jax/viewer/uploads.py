@@ -19,7 +19,8 @@ import zlib
 from collections.abc import Iterator
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.scenes.camera_json import camera_of, frames_of, parse_json
+from lvsm_jax.common.files import parse_json
+from lvsm_jax.scenes.camera_json import camera_of, frames_of
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera
 from lvsm_jax.scenes.readers import ScenePhotograph
 

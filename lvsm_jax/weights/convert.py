@@ -18,7 +18,7 @@ from etils import epath
 from jaxtyping import Shaped
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import atomic_write, check_new_file, expand
+from lvsm_jax.common.files import atomic_write, check_new_file, check_writable, expand
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.models.architectures import CONFIGS, abstract_model, architecture_of
 from lvsm_jax.models.base import ViewSynthesisModel, check_options
@@ -139,6 +139,7 @@ def import_weights(
         kinds = "a file of weights becomes an export, a directory; an export becomes a .safetensors"
         raise UserError(f"{output}: {kinds} file")
     exports.check_free(output, overwrite)
+    check_writable("OUT", output.parent)
     model, counters = _read_model(checkpoint)
     about = {"source": {"file": checkpoint.name, "counters": counters}}
     exports.save(model, output, about=about, overwrite=overwrite)
@@ -166,6 +167,7 @@ def export_weights(
     if not output.name.endswith(".safetensors"):
         raise UserError(f"{output}: an export becomes a file whose name ends in .safetensors")
     check_new_file(output, overwrite)
+    check_writable("OUT", output.parent)
     model = exports.load(export)
     try:
         arrays = to_state_dict(model)

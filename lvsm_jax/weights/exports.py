@@ -22,7 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from lvsm_jax import __version__
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import already_there, expand
+from lvsm_jax.common.files import already_there, disk_errors_in_a_line, expand, read_json
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.models.architectures import abstract_model, architecture_of, config_class
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, check_options
@@ -63,7 +63,8 @@ def save(
     try:
         leaves = named_leaves(model)
         arrays = {name: fingerprint(processes.gather(leaf)) for name, leaf in leaves.items()}
-        ocp.save(temporary / "weights", leaves)
+        with disk_errors_in_a_line(f"the export {path}"):
+            ocp.save(temporary / "weights", leaves)
         with processes.error_of_any():
             if main:
                 description = {
@@ -140,11 +141,8 @@ def describe(path: epath.PathLike, *, verify: bool = True) -> dict[str, Any]:
             hint = f"; there is one at {path / 'export'}" if (path / "export").exists() else ""
             raise FileNotFoundError(f"{path} is no export: {path / part} is missing{hint}")
     file = path / "config.json"
-    try:
-        description = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file}: {error}") from error
-    if not isinstance(description, dict) or not {"architecture", "model"} <= description.keys():
+    description = read_json(file)
+    if not {"architecture", "model"} <= description.keys():
         raise UserError(f"{file} does not say which architecture and model it is")
     found = description.get("format", FORMAT)
     if found != FORMAT:

@@ -7,7 +7,6 @@ read-only NumPy views of the memory-mapped file: a large checkpoint takes no mem
 """
 
 import io
-import math
 import mmap
 import os
 import struct
@@ -247,8 +246,6 @@ class _Resolver:
         if last >= count:
             where = f"strides {strides} and offset {offset} in a storage of {count} elements"
             raise TorchFileError(f"tensor of shape {shape}, {where}")
-        if math.prod(shape) * itemsize > _FREE_BYTES + len(self._content):
-            raise TorchFileError(f"tensor of shape {shape}, which is more than the file holds")
         key = storage.key
         if key not in self._storages:
             self._storages[key] = self._read(self._archive.getinfo(f"{self._folder}data/{key}"))

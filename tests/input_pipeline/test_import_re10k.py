@@ -113,6 +113,9 @@ BAD_CLIPS = {
     "frame 1: its camera is not finite": with_camera(1, 9, np.nan),
     "frame 2: its camera is not finite": with_camera(2, 0, np.inf),
     "frame 0: fx, fy = 0.5, -0.9 must be > 0": with_camera(0, 1, -0.9),
+    "frame 2: fxfycxcy has focal lengths [1.0": with_camera(2, 0, 1e-42),
+    "frame 1: fxfycxcy has the principal point [1.0": with_camera(1, 2, 1e30),
+    "frame 0: w2c has a coordinate of 1e+20": with_camera(0, 9, 1e20),
     "frame 1: numbers 5 and 6 of its camera must be 0": with_camera(1, 4, 0.1),
     "frame 2: its camera is not a rotation": with_camera(2, 6, 1.01),
     "frame 0: its camera is a reflection": with_camera(0, slice(6, None), MIRROR),
@@ -271,7 +274,7 @@ def test_mistakes_in_the_command_are_explained(tmp_path):
     with pytest.raises(ImportFailure, match="no evaluation index"):
         import_re10k.run(source, tmp_path / "out", evaluation_index=tmp_path / "none.json")
     (source / "train" / "index.json").write_text("[]")
-    with pytest.raises(ImportFailure, match=r"index\.json is not a JSON object"):
+    with pytest.raises(ImportFailure, match=r"index\.json is not JSON"):
         import_re10k.run(source, tmp_path / "out")
     assert command("--workers", "0", source, tmp_path / "out").returncode == 2
 
