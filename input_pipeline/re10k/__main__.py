@@ -26,6 +26,7 @@ from input_pipeline.re10k import import_chunks
 from input_pipeline.re10k.import_chunks import Chunk, Finding, ImportFailure, Result
 from input_pipeline.workers import remove_unfinished
 from lvsm_jax.common.command_line import argument_parser, path, program
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import expand, read_json, write_text
 from lvsm_jax.common.table import format_table
 
@@ -50,7 +51,10 @@ def compare_with_index(
     split, path = folder.name, folder / "index.json"
     if not path.exists():
         return [Finding(split, path.name, None, "is missing: clips not compared with it", False)]
-    index = read_json(path)
+    try:
+        index = read_json(path)
+    except UserError as error:
+        raise ImportFailure(f"{path} is not a JSON object: {error}") from error
     if not all(isinstance(file, str) for file in index.values()):
         raise ImportFailure(f"{path} must map each key to the name of a chunk file")
     there = {key: chunk for chunk, r in zip(chunks, results, strict=True) for key in r.shard.keys}

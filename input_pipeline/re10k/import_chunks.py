@@ -13,6 +13,7 @@ from input_pipeline.re10k import pixelsplat
 from input_pipeline.workers import run_jobs
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import read_json, write_text
+from lvsm_jax.common.text import printable
 
 NAME = "re10k"
 _STATE = ".import"  # inside OUTPUT
@@ -34,7 +35,7 @@ class Finding:
 
     def __str__(self) -> str:
         clip = f" clip {self.key}" if self.key else ""
-        return f"{self.split}/{self.chunk}{clip}: {self.reason}"
+        return printable(f"{self.split}/{self.chunk}{clip}: {self.reason}")
 
 
 @dataclasses.dataclass(frozen=True)

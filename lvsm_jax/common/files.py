@@ -2,18 +2,24 @@
 
 import contextlib
 import errno
+import glob
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from lvsm_jax.common.errors import UserError
 
+_HOST = re.sub(r"\W", "_", socket.gethostname())[:40]
+_WRITER = re.compile(r"\.(?P<host>\w+)-(?P<pid>[0-9]{1,9})-[0-9a-f]{8}\.(tmp|old)$")
 _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
@@ -33,7 +39,7 @@ def atomic_write(path: epath.PathLike) -> Iterator[str]:
     In a bucket the file is written on the local disk and copied up under a temporary name.
     """
     path = expand(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = temporary_name(path)
     remote = "://" in os.fspath(path)
     folder = tempfile.mkdtemp() if remote else None
     local = os.path.join(folder, path.name) if folder else os.fspath(temporary)
@@ -48,6 +54,47 @@ def atomic_write(path: epath.PathLike) -> Iterator[str]:
         temporary.unlink(missing_ok=True)
         if folder:
             shutil.rmtree(folder)
+
+
+def temporary_name(path: epath.PathLike) -> epath.Path:
+    """A name beside `path` for what becomes it; it says which process writes."""
+    path = expand(path)
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+def clear_unfinished(folder: epath.PathLike, name: str | None = None) -> None:
+    """Removes what killed processes of this host were writing, all or of a name, and says so.
+
+    What others left, or write just now, stays; of another host, it is named. An export that was to
+    be replaced, and was not, gets its name again.
+    """
+    folder = expand(folder)
+    if not folder.is_dir():
+        return
+    names = "*" if name is None else f"{glob.escape(name)}.*"
+    for path in sorted((*folder.glob(f".{names}.tmp"), *folder.glob(f".{names}.old"))):
+        if not (writer := _WRITER.search(path.name)):
+            logging.warning("%s was perhaps left by a process that was killed", path)
+        elif writer["host"] != _HOST:
+            logging.warning("%s is written, or was left, on %s", path, writer["host"])
+        elif not _is_alive(int(writer["pid"])):
+            final = path.with_name(path.name[1 : writer.start()])
+            if path.suffix == ".old" and not final.exists():
+                path.rename(final)
+                logging.warning("%s is there again: a process was killed as it replaced it", final)
+            else:
+                path.rmtree() if path.is_dir() else path.unlink()
+                logging.warning("removed %s, left by a process that was killed", path)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def check_new_file(path: epath.PathLike, overwrite: bool) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,8 @@ from lvsm_jax.common.checks import check_at_least
 from lvsm_jax.common.errors import UserError
 
 _LONGEST_TEXT = 2000  # bytes that a process can tell the others at a time
+_NOT_FOUND = "the processes did not find each other"
+_MARGIN_SECONDS = 60  # after the start's limit, in which the error is told before JAX aborts
 _SHARED_DISK_SECONDS = 30  # after which a file that one host made must be seen by the others
 
 
@@ -37,7 +40,8 @@ class ProcessesConfig:
     Nothing needs to be set under SLURM (`srun`), Open MPI 4, on Cloud TPU and on GKE.
 
     Attributes:
-        coordinator: HOST:PORT where all reach process 0; empty: as the launcher says.
+        coordinator: HOST:PORT where all reach process 0, which listens on this address alone;
+            empty: as the launcher says, and it listens on all.
         num_processes: how many there are; 0: as the launcher says; 1: this one in any case.
         process_id: which of them this is, from 0; -1: as the launcher says.
         start_seconds: how long to wait for all processes to come.
@@ -119,23 +123,53 @@ def start(config: ProcessesConfig) -> int:
     where = config.coordinator or f"the host that {launcher.name} names"
     logging.info("meeting the other processes at %s, for %d s", where, config.start_seconds)
     try:
-        jax.distributed.initialize(
-            config.coordinator or None,
-            launcher.count,
-            launcher.index,
-            local_device_ids=_local_devices(launcher, os.environ),
-            cluster_detection_method=launcher.method,
-            initialization_timeout=config.start_seconds,
-            heartbeat_timeout_seconds=config.heartbeat_seconds,
-            shutdown_timeout_seconds=config.end_seconds,
-        )
+        with _giving_up(f"not all came to {where} within {config.start_seconds} s", config):
+            jax.distributed.initialize(
+                config.coordinator or None,
+                launcher.count,
+                launcher.index,
+                local_device_ids=_local_devices(launcher, os.environ),
+                cluster_detection_method=launcher.method,
+                initialization_timeout=config.start_seconds + _MARGIN_SECONDS,
+                heartbeat_timeout_seconds=config.heartbeat_seconds,
+                shutdown_timeout_seconds=config.end_seconds,
+                coordinator_bind_address=_bind_address(config.coordinator, os.environ),
+            )
     except ValueError:
         if launcher.name == "Cloud TPU" and not config.coordinator:
             return 1  # the one host of a machine whose metadata names no others
         raise
     except RuntimeError as error:
-        raise UserError(f"the processes did not find each other: {error}") from error
+        raise UserError(f"{_NOT_FOUND}: {error}") from error
     return launcher.count or 1
+
+
+def _bind_address(coordinator: str, environment: Mapping[str, str]) -> str | None:
+    """Where process 0 listens; None lets JAX choose, which takes every address of the host."""
+    return None if "JAX_COORDINATOR_BIND_ADDRESS" in environment else coordinator or None
+
+
+@contextmanager
+def _giving_up(reason: str, config: ProcessesConfig) -> Iterator[None]:
+    """Ends this process in a line, should the block outlast `processes.start_seconds`.
+
+    By itself JAX aborts then, with its stack. It is in C++ until that, where no exception gets.
+    """
+
+    def give_up() -> None:
+        logging.flush()
+        sys.stdout.flush()
+        print(f"error: {_NOT_FOUND}: {reason} (processes.start_seconds)", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)
+
+    timer = threading.Timer(config.start_seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def who(config: ProcessesConfig) -> Launcher | None:

@@ -16,7 +16,7 @@ import lvsm_jax
 from input_pipeline.loading import EvalSet, evaluation_index, open_eval_set
 from lvsm_jax.batch import shard_batch
 from lvsm_jax.common.config import DataConfig, EvalConfig, section
-from lvsm_jax.common.files import write_text
+from lvsm_jax.common.files import clear_unfinished, write_text
 from lvsm_jax.evaluation import report, scoring
 from lvsm_jax.frozen.lpips import find_weights, load_lpips
 from lvsm_jax.parallel import processes
@@ -122,6 +122,7 @@ def _some(eval_set: EvalSet, shown: dict[str, list[int]]) -> EvalSet:
 
 def _write(output: epath.Path, summary: dict[str, Any], page: str, rows: list[dict]) -> None:
     output.mkdir(parents=True, exist_ok=True)
+    clear_unfinished(output)
     (output / "summary.json").unlink(missing_ok=True)
     write_text(output / "index.html", page)
     write_text(output / "per_image.csv", csv_text(rows[0], rows))

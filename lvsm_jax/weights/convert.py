@@ -18,7 +18,13 @@ from etils import epath
 from jaxtyping import Shaped
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import atomic_write, check_new_file, check_writable, expand
+from lvsm_jax.common.files import (
+    atomic_write,
+    check_new_file,
+    check_writable,
+    clear_unfinished,
+    expand,
+)
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.models.architectures import CONFIGS, abstract_model, architecture_of
 from lvsm_jax.models.base import ViewSynthesisModel, check_options
@@ -176,6 +182,7 @@ def export_weights(
     metadata = {"format": "pt", "architecture": architecture_of(model.config)}
     metadata[CHECKSUM] = fingerprint_all(arrays)
     output.parent.mkdir(parents=True, exist_ok=True)
+    clear_unfinished(output.parent, output.name)
     with atomic_write(output) as local:
         pathlib.Path(local).touch()
         mode = os.stat(local).st_mode

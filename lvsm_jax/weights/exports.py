@@ -8,7 +8,6 @@ array) and `weights/`, an Orbax checkpoint with one array for each name of
 import dataclasses
 import json
 import os
-import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,7 +21,14 @@ from orbax.checkpoint import v1 as ocp
 
 from lvsm_jax import __version__
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import already_there, disk_errors_in_a_line, expand, read_json
+from lvsm_jax.common.files import (
+    already_there,
+    clear_unfinished,
+    disk_errors_in_a_line,
+    expand,
+    read_json,
+    temporary_name,
+)
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.models.architectures import abstract_model, architecture_of, config_class
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, check_options
@@ -54,10 +60,10 @@ def save(
     """
     path, main = absolute(path), processes.is_main()
     # Ends in no name that a reader would take for an export, should the process die here.
-    token = processes.gather_texts(uuid.uuid4().hex[:8])[0]
-    temporary = path.parent / f".{path.name}.{token}.tmp"
+    temporary = path.parent / processes.gather_texts(temporary_name(path).name)[0]
     with processes.error_of_any():
         if main:
+            clear_unfinished(path.parent, path.name)
             check_free(path, overwrite)
             temporary.mkdir(parents=True)
     try:

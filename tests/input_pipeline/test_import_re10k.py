@@ -274,7 +274,7 @@ def test_mistakes_in_the_command_are_explained(tmp_path):
     with pytest.raises(ImportFailure, match="no evaluation index"):
         import_re10k.run(source, tmp_path / "out", evaluation_index=tmp_path / "none.json")
     (source / "train" / "index.json").write_text("[]")
-    with pytest.raises(ImportFailure, match=r"index\.json is not JSON"):
+    with pytest.raises(ImportFailure, match=r"index\.json is not a JSON object"):
         import_re10k.run(source, tmp_path / "out")
     assert command("--workers", "0", source, tmp_path / "out").returncode == 2
 

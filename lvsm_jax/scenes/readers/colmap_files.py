@@ -87,7 +87,9 @@ def check_whole(folder: pathlib.Path) -> None:
             elif not file.read_bytes().endswith(b"\n"):
                 raise SceneError("its last line has no end: it is cut, or lacks a newline")
         except SceneError as error:
-            raise SceneError(f"{file} is damaged: {error}") from None
+            raise SceneError(
+                f"{folder}: no COLMAP model that can be read: {file.name}: {error}"
+            ) from None
 
 
 def _files(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, Callable[[_Walk], None]]]:
