@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import zipfile
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -57,7 +58,7 @@ def read_info(directory: epath.Path) -> tuple[str, dict[str, list[int]]]:
         raise DatasetError(f"{path} is damaged: {type(error).__name__} {error}") from error
 
 
-def _lengths(values: list[str]) -> list[int]:
+def _lengths(values: Any) -> list[int]:
     """Records of each shard; protocol buffers write them to JSON as text."""
     if not isinstance(values, list) or not values:
         raise DatasetError("shardLengths must be a list")
@@ -75,21 +76,23 @@ def read_scene_table(path: epath.Path) -> SceneTable:
             inflated = sum(entry.file_size for entry in archive.infolist())
         if inflated > _LARGEST_TABLE + _LARGEST_RATIO * len(data):
             raise DatasetError(f"{len(data)} bytes inflate to {inflated}")
-        with np.load(io.BytesIO(data), allow_pickle=False) as columns:
-            table = SceneTable(**{f.name: columns[f.name] for f in dataclasses.fields(SceneTable)})
-        _check_table(table)
-        return table
+        with np.load(io.BytesIO(data), allow_pickle=False) as there:
+            columns = {f.name: there[f.name] for f in dataclasses.fields(SceneTable)}
+        _check_columns(**columns)
+        return SceneTable(**columns)
     except Exception as error:
         raise DatasetError(f"cannot read the scene table {path}: {error}") from error
 
 
-def _check_table(table: SceneTable) -> None:
-    """Raises DatasetError unless the clips lie one after the other."""
-    columns = vars(table).values()
-    kinds = [column.dtype.kind for column in columns]
-    if kinds != ["U", "U", "i", "i"] or {column.shape for column in columns} != {(len(table),)}:
+def _check_columns(
+    key: np.ndarray, url: np.ndarray, first_frame: np.ndarray, num_frames: np.ndarray
+) -> None:
+    """Raises DatasetError unless they are of a scene table whose clips lie one after the other."""
+    texts, numbers = (key, url), (first_frame, num_frames)
+    kinds = [column.dtype.kind for column in texts] + [column.dtype for column in numbers]
+    shapes = {column.shape for column in (*texts, *numbers)}
+    if kinds != ["U", "U", np.int64, np.int64] or shapes != {(key.size,)}:
         raise DatasetError("its columns are not key, url, first_frame and num_frames of each clip")
-    ends = np.cumsum(table.num_frames)
-    counts = (table.num_frames >= 0) & (table.num_frames < _MOST_FRAMES)
-    if not (counts.all() and np.array_equal(table.first_frame, ends - table.num_frames)):
+    counts = (num_frames >= 0) & (num_frames < _MOST_FRAMES)
+    if not (counts.all() and np.array_equal(first_frame, np.cumsum(num_frames) - num_frames)):
         raise DatasetError("its clips do not lie one after the other")
