@@ -46,7 +46,7 @@ def read_pickle(
     """
     if len(data) > _MAX_BYTES:
         raise PickleError(f"a pickle of {len(data) >> 20} MiB, expected at most {_MAX_BYTES >> 20}")
-    machine = _Machine(known, persistent)
+    machine = _Machine(known, persistent, most_passed=1000 + 4 * len(data))
     for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
         if count >= _MAX_INSTRUCTIONS:
             raise PickleError(f"a pickle of more than {_MAX_INSTRUCTIONS} instructions")
@@ -67,12 +67,12 @@ def put(target: dict[Any, Any], key: Any, value: Any) -> None:
 class _Machine:
     """Stack and memo of a pickle, and what each instruction does to them."""
 
-    def __init__(self, known: Mapping[tuple[str, str], Any], persistent: Any):
+    def __init__(self, known: Mapping[tuple[str, str], Any], persistent: Any, most_passed: int):
         self.stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
         self._known, self._persistent = known, persistent
-        self._passed = 0  # elements in arguments of calls
+        self._passed, self._most_passed = 0, most_passed  # elements in arguments of calls
 
     def run(self, name: str, argument: Any, position: int) -> None:
         """Does one instruction, at this position in bytes."""
@@ -164,6 +164,6 @@ class _Machine:
             raise PickleError(f"calls a {type(function).__name__.strip('_')}")
         # Of one list, which the memo gives again and again, each call may look at all elements.
         self._passed += sum(len(one) for one in arguments if isinstance(one, list | tuple | dict))
-        if self._passed > _MAX_INSTRUCTIONS:
-            raise PickleError(f"calls with more than {_MAX_INSTRUCTIONS} elements")
+        if self._passed > self._most_passed:
+            raise PickleError("passes the same elements to calls again and again")
         return function(*arguments)

@@ -63,16 +63,16 @@ PICKLES = {
     + b"h\x00Nccollections\nOrderedDict\n)RtR",
     "keys with one hash": b"}(\x8a\x09" + bytes(8) + b"\x20Nu",
     "a number of a megabyte": b"\x8b\x00\x00\x10\x00" + b"\x7f" * 2**20,
-    "many lists in one another": b"]q\x00" * 10**4 + b"a" * (10**4 - 1),
+    "many lists in one another": b"]q\x00" * 3000 + b"a" * 2999,
     "a memo index": b"]r\xff\xff\xff\x7f",
     "text longer than the file": b"X\xff\xff\xff\x7fa",
     "text of 2^63 bytes": b"\x8d" + b"\xff" * 7 + b"\x7fa",
     "a global": b"cos\nsystem\nX\x04\x00\x00\x00true\x85R",
     "a global on the stack": b"\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R",
     "the same list in many calls": b"ccollections\nOrderedDict\nq\x01]q\x00("
-    + b"X\x01\x00\x00\x00aN\x86" * 10**4
+    + b"X\x01\x00\x00\x00aN\x86" * 2000
     + b"e"
-    + b"h\x01h\x00\x85R" * 10**4,
+    + b"h\x01h\x00\x85R" * 2000,
     "an instruction without operands": b"s",
     "nothing": b"",
 }

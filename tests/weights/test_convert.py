@@ -12,6 +12,7 @@ import safetensors.numpy
 from flax import nnx
 
 import lvsm_jax
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.architectures import architecture_of, new_model
 from lvsm_jax.programs import convert as program
 from lvsm_jax.weights import convert
