@@ -11,6 +11,7 @@ from jaxtyping import Int64, Shaped
 
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import read_json
+from lvsm_jax.common.text import shortened
 
 _MOST_FRAMES = 2**40  # of a shard or clip; their sums fit int64
 _LARGEST_TABLE, _LARGEST_RATIO = 64 * 2**20, 100  # bytes of a scene table, and how far it inflates
@@ -55,7 +56,9 @@ def read_info(directory: epath.Path) -> tuple[str, dict[str, list[int]]]:
             raise DatasetError("names must be letters, digits and _")
         return name, lengths
     except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{path} is damaged: {type(error).__name__} {error}") from error
+        raise DatasetError(
+            f"{path} is damaged: {type(error).__name__} {shortened(error)}"
+        ) from error
 
 
 def _lengths(values: Any) -> list[int]:
@@ -81,7 +84,7 @@ def read_scene_table(path: epath.Path) -> SceneTable:
         _check_columns(**columns)
         return SceneTable(**columns)
     except Exception as error:
-        raise DatasetError(f"cannot read the scene table {path}: {error}") from error
+        raise DatasetError(f"cannot read the scene table {path}: {shortened(error)}") from error
 
 
 def _check_columns(

@@ -34,6 +34,7 @@ from input_pipeline.metadata import DatasetError, SceneTable, read_info, read_sc
 from input_pipeline.tf_example import Example
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import atomic_write, expand, write_text
+from lvsm_jax.common.text import shortened
 
 # A group is what one read costs, and JPEGs do not compress.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -258,7 +259,8 @@ class SplitReader:
                 read = [_decode(record) for record in self._reader(shard).read(positions)]
             except Exception as error:
                 file = self._files[shard]
-                raise DatasetError(f"cannot read records {positions} of {file}: {error}") from error
+                what = f"records {shortened(positions)} of {file}"
+                raise DatasetError(f"cannot read {what}: {shortened(error)}") from error
             frames.update(zip(rows.tolist(), read, strict=True))
         return [frames[row] for row in range(len(records))]
 

@@ -14,7 +14,7 @@ from input_pipeline.synthetic import raycast
 from input_pipeline.synthetic.rooms import SceneConfig, sample_scene
 from input_pipeline.workers import remove_unfinished, run_jobs
 from lvsm_jax.common.checks import check_at_least
-from lvsm_jax.common.files import expand, write_text
+from lvsm_jax.common.files import expand, read_json, write_text
 
 NAME = "rooms"
 VERSION = 1  # of the pictures: raise it when the same settings come to give others

@@ -12,6 +12,12 @@ def printable(text: str) -> str:
     )
 
 
+def shortened(text: object, length: int = 300) -> str:
+    """The beginning of a text, such as a library's message, that may quote the file at length."""
+    text = str(text)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
 def plain_cell(value: object) -> object:
     """A cell of a table, which spreadsheets do not take for a formula: then with an apostrophe.
 

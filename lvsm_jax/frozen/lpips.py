@@ -17,6 +17,7 @@ from etils import epath
 from jaxtyping import Array, Float
 
 from lvsm_jax.common.errors import MissingWeightsError, UserError
+from lvsm_jax.common.text import shortened
 from lvsm_jax.frozen import vgg
 from lvsm_jax.weights.plain_pickle import read_pickle
 
@@ -113,7 +114,9 @@ def read_tree(path: epath.PathLike) -> dict:
         try:
             return _arrays(read_pickle(file.read(), _known()))
         except Exception as error:  # a broken pickle can fail in any way
-            raise UserError(f"{path} is no plain tree of float32 arrays: {error}") from error
+            raise UserError(
+                f"{path} is no plain tree of float32 arrays: {shortened(error)}"
+            ) from error
 
 
 class _Recorded:

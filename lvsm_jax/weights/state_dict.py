@@ -12,6 +12,7 @@ from jaxtyping import Shaped
 
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import expand
+from lvsm_jax.common.text import shortened
 from lvsm_jax.weights import torch_file
 from lvsm_jax.weights.fingerprints import fingerprint_all
 
@@ -88,7 +89,7 @@ def _read_safetensors(path: epath.PathLike) -> dict[str, np.ndarray]:
         with safetensors.safe_open(path, framework="np"):  # checks the header and all offsets
             pass
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {shortened(error)}") from error
     content = np.asarray(np.memmap(path, np.uint8, mode="r"))
     start = 8 + int.from_bytes(content[:8].tobytes(), "little")
     header = json.loads(content[8:start].tobytes())

@@ -19,6 +19,7 @@ from etils import epath
 
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import expand
+from lvsm_jax.common.text import shortened
 from lvsm_jax.weights.plain_pickle import PickleError, put, read_pickle
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of others Python inflates without bound
@@ -156,7 +157,7 @@ def load(path: epath.PathLike, *, verify: bool = False) -> Any:
         try:
             return _load(file, verify)
         except Exception as error:  # damaged bytes may fail anywhere; callers see one kind
-            raise TorchFileError(f"{path}: {error or type(error).__name__}") from error
+            raise TorchFileError(f"{path}: {shortened(error) or type(error).__name__}") from error
 
 
 def _load(file: BinaryIO, verify: bool) -> Any:
