@@ -19,7 +19,7 @@ from PIL import Image
 from input_pipeline import storage
 from input_pipeline.synthetic.settings import NUM_TARGETS, SPLITS, Settings
 from input_pipeline.workers import remove_unfinished, run_jobs
-from lvsm_jax.common.files import expand, write_text
+from lvsm_jax.common.files import expand, read_json, write_text
 from lvsm_jax.parallel.mesh import make_mesh
 from lvsm_jax.worlds.generate import Worlds
 from lvsm_jax.worlds.stream import Block, render
@@ -131,7 +131,7 @@ def _prepare(folder: epath.Path, settings: Settings, overwrite: bool) -> bool:
     """Makes the directory ready to write to; True if there is nothing left to write."""
     wanted, path = settings.to_json(), folder / SETTINGS_FILE
     if path.exists():
-        found = json.loads(path.read_text())
+        found = read_json(path)
         if found == wanted:
             return (folder / "dataset_info.json").exists()
         if not overwrite:

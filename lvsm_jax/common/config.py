@@ -308,4 +308,6 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
     if not isinstance(value, kinds) or isinstance(value, bool) != (bool in kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(f"config.{name} is {value!r}, expected {names}")
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise UserError(f"config.{name} has {value.bit_length()} bits, expected at most 64 bits")
     return value

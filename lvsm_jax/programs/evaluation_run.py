@@ -16,7 +16,7 @@ import lvsm_jax
 from input_pipeline.loading import EvalSet, evaluation_index
 from lvsm_jax.batch import shard_batch
 from lvsm_jax.common.config import DataConfig, EvalConfig, section
-from lvsm_jax.common.files import write_text
+from lvsm_jax.common.files import clear_unfinished, write_text
 from lvsm_jax.evaluation import report, scoring
 from lvsm_jax.frozen.lpips import find_weights, load_lpips
 from lvsm_jax.parallel import processes
@@ -127,6 +127,7 @@ def _evaluated_on(settings: EvalConfig, eval_set: EvalSet | HeldOutWorlds) -> di
 
 def _write(output: epath.Path, summary: dict[str, Any], page: str, rows: list[dict]) -> None:
     output.mkdir(parents=True, exist_ok=True)
+    clear_unfinished(output)
     (output / "summary.json").unlink(missing_ok=True)
     write_text(output / "index.html", page)
     write_text(output / "per_image.csv", csv_text(rows[0], rows))

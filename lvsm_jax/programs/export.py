@@ -15,13 +15,13 @@ of this machine are left out of it.
 
 import argparse
 import contextlib
-import json
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.files import check_writable
 
 if TYPE_CHECKING:
     from lvsm_jax.models.base import ViewSynthesisModel
@@ -54,6 +54,7 @@ def main(arguments: list[str]) -> None:
     if not (source / "config.json").exists():
         raise FileNotFoundError(f"{source} is no training run: {source / 'config.json'} is missing")
     check_free(given.output, given.overwrite)
+    check_writable("OUT", given.output)
     model, about = (_of_export if is_export else _of_run)(source, given)
     if given.dtype != "float32":
         about = _without_places(about)
@@ -73,13 +74,17 @@ def main(arguments: list[str]) -> None:
 def _of_run(workdir: Any, given: argparse.Namespace) -> "tuple[ViewSynthesisModel, dict[str, Any]]":
     """The weights of a checkpoint, and what the export says of them."""
     import jax
-    import ml_collections
 
     from lvsm_jax.parallel.mesh import make_mesh
     from lvsm_jax.training.checkpoints import Checkpoints
+    from lvsm_jax.training.settings import recorded_config
     from lvsm_jax.training.train_state import TrainingConfig, abstract_state
 
-    config = ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text()))
+    config = recorded_config(workdir)
+    try:
+        training = TrainingConfig.of(config)
+    except UserError as error:
+        raise UserError(f"{workdir / 'config.json'}: {error}") from error
     mesh = make_mesh()
     with contextlib.closing(Checkpoints(workdir / "checkpoints", keep_last=None)) as checkpoints:
         step = checkpoints.latest_step if given.step is None else given.step
@@ -88,7 +93,7 @@ def _of_run(workdir: Any, given: argparse.Namespace) -> "tuple[ViewSynthesisMode
                 f"{workdir} has no checkpoint of step {step}, but of {checkpoints.steps}"
             )
         with jax.set_mesh(mesh):
-            state = checkpoints.restore(abstract_state(TrainingConfig.of(config), mesh), step)
+            state = checkpoints.restore(abstract_state(training, mesh), step)
     return state.best_weights, {"step": step, "config": config.to_dict()}
 
 

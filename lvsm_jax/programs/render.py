@@ -38,6 +38,8 @@ from typing import TYPE_CHECKING, Any
 
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.files import check_writable
+from lvsm_jax.common.text import printable
 from lvsm_jax.programs.scene_options import (
     INPUTS,
     add_scene_options,
@@ -108,7 +110,7 @@ def render(given: argparse.Namespace) -> None:
 
     scene = open_scene(given.scene, images=given.images)
     for note in scene.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)
     inputs = choose_inputs(scene, given.inputs)
     options = {name: getattr(given, name) for name in _OPTIONS if getattr(given, name) is not None}
     cameras = make_path(given.path, [chosen.camera for chosen in inputs], given.frames, options)
@@ -124,10 +126,11 @@ def render(given: argparse.Namespace) -> None:
     record = _record(given, weights, photographs, cameras, (height, width))
     print(
         f"{len(inputs)} of {len(scene.photographs)} photographs of {scene.source}: "
-        f"{', '.join(chosen.name for chosen in inputs)}\n"
+        f"{printable(', '.join(chosen.name for chosen in inputs))}\n"
         f"{len(cameras)} frames of {width}×{height} pixels along {given.path}"
     )
     frames.check_folder(folder, record, given.overwrite)
+    check_writable("OUT", folder)
     model, most = exports.load(weights), len(inputs)
     with Session(
         model, image_height=height, image_width=width, max_views=most, scale=given.scale

@@ -105,7 +105,8 @@ def train_steps(
     """Trains to the last step, or until a process is asked to stop; the last state is saved.
 
     `batches` are those from the state's step on, on the devices. A checkpoint inside an interval
-    has its sums beside the state. UserError after too many skipped steps in a row.
+    has its sums beside the state. UserError after too many skipped steps in a row, or where
+    an evaluation's renders are not finite.
     """
     step = int(state.step)
     if step >= run.num_steps:
@@ -170,7 +171,9 @@ def _evaluate(log: RunLog, step: int, state: TrainState, eval_set: EvalSet, mesh
     """PSNR on the quick evaluation's scenes, which is logged."""
     put = functools.partial(shard_batch, mesh)
     quick = {"metrics": {"psnr": psnr}, "baselines": False, "progress": False}
-    score = evaluate(state.best_weights, eval_set, put=put, **quick).mean("psnr")
+    evaluation = evaluate(state.best_weights, eval_set, put=put, **quick)
+    evaluation.check_finite()  # before such weights are saved, and go on
+    score = evaluation.mean("psnr")
     log.scalars(step, {"eval/psnr": score})
     say(f"step {step}: PSNR {score:.2f} dB on held-out scenes")
     return score

@@ -8,7 +8,6 @@ array) and `weights/`, an Orbax checkpoint with one array for each name of
 import dataclasses
 import json
 import os
-import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,12 +22,20 @@ from orbax.checkpoint import v1 as ocp
 from lvsm_jax import __version__
 from lvsm_jax.common.checks import check_choice
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import already_there, expand
+from lvsm_jax.common.files import (
+    already_there,
+    clear_unfinished,
+    disk_errors_in_a_line,
+    expand,
+    read_json,
+    temporary_name,
+)
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.models.architectures import abstract_model, architecture_of, config_class
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, check_options
 from lvsm_jax.parallel import processes
 from lvsm_jax.weights import packed
+from lvsm_jax.weights.fingerprints import fingerprint
 from lvsm_jax.weights.shipped import SHIPPED
 
 # Of what `save` writes: 1, and 2 for packed exports, which older versions cannot read.
@@ -65,16 +72,17 @@ def save(
     packs = {"dtype": dtype} if dtype in packed.DTYPES else {}
     path, main = absolute(path), processes.is_main()
     # Ends in no name that a reader would take for an export, should the process die here.
-    token = processes.gather_texts(uuid.uuid4().hex[:8])[0]
-    temporary = path.parent / f".{path.name}.{token}.tmp"
+    temporary = path.parent / processes.gather_texts(temporary_name(path).name)[0]
     with processes.error_of_any():
         if main:
+            clear_unfinished(path.parent, path.name)
             check_free(path, overwrite)
             temporary.mkdir(parents=True)
     try:
         leaves = named_leaves(model)
         write = _write_packed if packs else _write_whole
-        arrays = write(temporary / "weights", leaves, **packs)
+        with disk_errors_in_a_line(f"the export {path}"):
+            arrays = write(temporary / "weights", leaves, **packs)
         with processes.error_of_any():
             if main:
                 description = {
@@ -97,13 +105,6 @@ def save(
         if main and temporary.exists():
             temporary.rmtree()
         raise
-
-
-def fingerprint(array: Shaped[np.ndarray, "..."]) -> str:
-    """Type, shape, and a CRC of the bytes in row-major order, such as `float32[2,16] 0f3e9a71`."""
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    shape = ",".join(map(str, array.shape))
-    return f"{array.dtype}[{shape}] {zlib.crc32(data):08x}"
 
 
 def _fingerprint_file(file: epath.Path) -> str:
@@ -178,11 +179,8 @@ def describe(path: epath.PathLike, *, verify: bool = True) -> dict[str, Any]:
             hint = f"; there is one at {path / 'export'}" if (path / "export").exists() else ""
             raise FileNotFoundError(f"{path} is no export: {path / part} is missing{hint}")
     file = path / "config.json"
-    try:
-        description = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file}: {error}") from error
-    if not isinstance(description, dict) or not {"architecture", "model"} <= description.keys():
+    description = read_json(file)
+    if not {"architecture", "model"} <= description.keys():
         raise UserError(f"{file} does not say which architecture and model it is")
     found = description.get("format", FORMAT)
     if found not in FORMATS:

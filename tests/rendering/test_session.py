@@ -15,6 +15,7 @@ from PIL import Image
 import lvsm_jax
 from input_pipeline.preprocess import camera_to_world, preprocess_frame
 from lvsm_jax import Photograph, PosedCamera, Session
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.models.architectures import abstract_model
 from lvsm_jax.rendering import view_cache
@@ -223,7 +224,7 @@ def test_a_failed_call_leaves_everything_as_it_was(model):
         bad_pose[0, 3] = np.nan
         mirrored = pose(5) @ np.diag([1, 1, -1, 1])
         far = pose(5)
-        far[:3, 3] = 1e300
+        far[:3, 3] = 9e11
         f = (30, 30, 20, 15)
         far = Photograph(pictures[0], PosedCamera(far, f, 40, 30))
         # As generators, for some of them cannot even be made.
@@ -254,7 +255,7 @@ def test_a_failed_call_leaves_everything_as_it_was(model):
         check_adds()
         for call, message in (
             (lambda: session.add([good, photograph(1, "p1")]), "a view 'p1' already"),
-            (lambda: session.add(far), "in the frame of the session, cameras.c2w holds"),
+            (lambda: session.add(far), "in the frame of the session, cameras.c2w has"),
             (lambda: session.replace("p0", far), "in the frame of the session"),
             (lambda: session.render(far.camera), "in the frame of the session"),
             (lambda: session.add([good] * 3), "full: 3 more .* 3 of at most 5: .* p0, p1, p2"),
@@ -530,3 +531,20 @@ def test_other_models_have_no_sessions():
     config = lvsm_jax.LVSMDecoderOnlyConfig(num_layers=1, width=32, head_dim=16)
     with pytest.raises(ValueError, match="LVSMDecoderOnly has no keys and values"):
         open_session(lvsm_jax.LVSMDecoderOnly(config, rngs=nnx.Rngs(0)))
+
+
+def test_a_render_that_is_not_finite_is_an_error(model):
+    leaves = named_leaves(model)
+    damaged = from_named(model, leaves | {"head.kernel": leaves["head.kernel"] * np.nan})
+    with open_session(damaged) as session:
+        session.add([photograph(seed) for seed in range(2)])
+        with pytest.raises(UserError, match="the render is not finite at the position"):
+            session.render(camera(7))
+        with pytest.raises(UserError, match="not finite"):
+            list(session.render_path([camera(7), camera(8)]))
+        assert len(session.views) == 2
+
+
+def test_pictures_of_a_size_that_no_device_holds(model):
+    with pytest.raises(UserError, match="more than max_pixels"):
+        open_session(model, image_height=8_000_000, image_width=8_000_000)

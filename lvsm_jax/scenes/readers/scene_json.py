@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from lvsm_jax.common.files import read_json
 from lvsm_jax.scenes import camera_json
 from lvsm_jax.scenes.camera_json import number, numbers, whole_number
 from lvsm_jax.scenes.photograph import PosedCamera
@@ -29,7 +30,7 @@ def read_scene_json(path: pathlib.Path, images: pathlib.Path | None) -> Scene | 
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         return None
-    content = camera_json.read_json(file)
+    content = read_json(file)
     frames, root = camera_json.frames_of(content, file), images or file.parent
     nerfstudio = "transform_matrix" in frames[0]
     posed = []

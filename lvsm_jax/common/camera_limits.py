@@ -1,0 +1,51 @@
+"""Numbers that no camera has: out of reach of float32, or of sense.
+
+Of what lies within, all that models compute is finite in float32. NumPy only.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from lvsm_jax.common.errors import UserError
+
+# Focal lengths over sides of the picture: fields of view from 179.9° to 0.0006°.
+SHORTEST_FOCAL, LONGEST_FOCAL = 1e-3, 1e5
+FARTHEST_CENTRE = 1e3  # distance of the principal point from the picture's corner, in sides
+FARTHEST_POSITION = 1e12  # in any world: if it is metres, float64 tells a tenth of a millimetre
+FARTHEST_IN_SCENE = 1e9  # in float32, where the cameras of a scene are some units apart
+
+
+def check_intrinsics(fxfycxcy: Float[np.ndarray, "*n 4"], width: int, height: int) -> None:
+    """Raises UserError unless focal lengths and principal points are those of some lens.
+
+    In pixels of a picture of `width` × `height`, or in shares of its sides, which then are 1.
+    """
+    values = np.asarray(fxfycxcy, np.float64)
+    where = "shares of the sides" if width == height == 1 else f"pixels of {width}×{height}"
+    if not np.isfinite(values).all():
+        raise UserError("fxfycxcy is not finite")
+    shares = values / np.array([width, height] * 2, np.float64)
+    focal, centre = shares[..., :2], np.abs(shares[..., 2:])
+    outside = (focal < SHORTEST_FOCAL) | (focal > LONGEST_FOCAL)
+    if outside.any():
+        first = values[..., :2][outside.any(-1)][0].tolist()
+        raise UserError(
+            f"fxfycxcy has focal lengths {first}, expected {SHORTEST_FOCAL:g} to "
+            f"{LONGEST_FOCAL:,.0f} times the picture's sides, in {where}"
+        )
+    outside = centre > FARTHEST_CENTRE
+    if outside.any():
+        first = values[..., 2:][outside.any(-1)][0].tolist()
+        raise UserError(
+            f"fxfycxcy has the principal point {first}, expected one within "
+            f"{FARTHEST_CENTRE:,.0f} times the picture's sides, in {where}"
+        )
+
+
+def check_positions(
+    name: str, positions: Float[np.ndarray, "*n 3"], farthest: float = FARTHEST_POSITION
+) -> None:
+    """Raises UserError for a position that is out of reach, or not finite."""
+    found = np.abs(np.asarray(positions, np.float64)).max(initial=0)
+    if not found <= farthest:  # NaN is not either
+        raise UserError(f"{name} has a coordinate of {found:g}, expected at most {farthest:g}")
