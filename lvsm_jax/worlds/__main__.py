@@ -16,7 +16,7 @@ from lvsm_jax.common.files import atomic_write, check_new_file, check_parent
 from lvsm_jax.worlds.config import KINDS, WorldsConfig
 
 _NUMBERS = {
-    "scenes": (12, "scenes on the sheet"),
+    "scenes": (10, "scenes on the sheet"),
     "views": (3, "views of each"),
     "columns": (2, "scenes beside each other"),
     "size": (128, "height and width of a view, in pixels"),
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
         config = dataclasses.replace(config, kind_weights=weights)
     sheet = _draw(config, given)
     with atomic_write(given.output) as file:
-        sheet.save(file, format="png")
+        sheet.save(file, format="png", optimize=True)
     print(f"wrote {given.output}: {given.scenes} scenes, {given.views} views of each")
 
 

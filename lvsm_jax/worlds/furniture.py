@@ -126,6 +126,7 @@ PIECES = {
 }  # fmt: skip
 WEIGHTS = [piece[3] for piece in PIECES.values()]
 _LEAST, _GREATEST = (np.array([p[i] for p in PIECES.values()], np.float32) for i in (0, 1))
+HAS_TOP = np.array([n in ("table", "low table", "desk", "drawers", "pillar") for n in PIECES])
 _AT_WALL = np.array([piece[2] for piece in PIECES.values()])
 _PARTS = np.zeros((len(PIECES), PARTS, 10), np.float32)
 _USED = np.zeros((len(PIECES), PARTS), bool)

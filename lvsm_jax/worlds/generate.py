@@ -52,12 +52,46 @@ def make_worlds(
     batch, and on any device of one kind. `complexity`, from 0 to 1, may be traced: more of
     everything, with more patterns and longer paths.
     """
+    # 1, which the compiler does not know: it would compile known numbers into the scenes, and a
+    # loop of known length apart from others, and round them differently.
+    one = jnp.minimum(1, jax.random.key_data(keys).ravel()[0] | 1)
+    growth = jnp.asarray(complexity, jnp.float32) * one.astype(jnp.float32)
 
     def make(key):
-        return _make_scene(key, config, views, height, width, jnp.asarray(complexity, jnp.float32))
+        return _make_scene(key, config, views, height, width, growth)
 
-    images, c2w, fxfycxcy, depth = jax.lax.map(make, keys, batch_size=config.scenes_at_once)
+    images, c2w, fxfycxcy, depth = _map_scenes(make, keys, config.scenes_at_once, one)
     return Worlds(images, Cameras(c2w, fxfycxcy), depth)
+
+
+def _map_scenes(make, keys, at_once: int, one):
+    """`make` of each key, by one program for `at_once` of them, whatever their number.
+
+    Arrays have room for more groups than there are: one of a single group would need no slices,
+    and its program would be another.
+    """
+    number = keys.shape[0]
+    groups = -(-number // at_once)
+    room = (groups + 1) * at_once
+    keys = keys[jnp.minimum(jnp.arange(room), number - 1)]
+    function = (
+        jax.vmap(make) if at_once > 1 else lambda key: jax.tree.map(lambda x: x[None], make(key[0]))
+    )
+    like = jax.eval_shape(function, keys[:at_once])
+    zero = one - one
+    made = jax.tree.map(
+        lambda x: jnp.broadcast_to(zero.astype(x.dtype), (room, *x.shape[1:])), like
+    )
+
+    def add(group, made):
+        start = group * at_once
+        new = function(jax.lax.dynamic_slice_in_dim(keys, start, at_once))
+        return jax.tree.map(
+            lambda all_, some: jax.lax.dynamic_update_slice_in_dim(all_, some, start, 0), made, new
+        )
+
+    made = jax.lax.fori_loop(0, groups * one.astype(jnp.int32), add, made)
+    return jax.tree.map(lambda x: x[:number], made)
 
 
 def _make_scene(key, config, views, height, width, complexity):
@@ -81,8 +115,14 @@ def lay_out(key: Key[Array, ""], config: WorldsConfig, complexity) -> tuple[Scen
     """A scene of a kind that the key draws, and the stage for its cameras."""
     kind_key, key = jax.random.split(key)
     kinds = (rooms.lay_out, clutter.lay_out, objects.lay_out)  # in the order of KINDS
-    branches = [lambda key, of=of: of(Dice(key), config, complexity) for of in kinds]
-    return jax.lax.switch(draw_kind(kind_key, config), branches, key)
+    there = [weight > 0 for weight in config.kind_weights]
+    branches = [
+        lambda key, of=of: of(Dice(key), config, complexity)
+        for of, is_there in zip(kinds, there, strict=True)
+        if is_there  # no others are compiled
+    ]
+    position = jnp.cumsum(jnp.array(there)) - 1
+    return jax.lax.switch(position[draw_kind(kind_key, config)], branches, key)
 
 
 def develop(radiance: Float[Array, "n h w 3"]) -> Array:

@@ -79,7 +79,7 @@ def lay_out(dice: Dice, config: WorldsConfig, complexity) -> tuple[Scene, Stage]
         config.boxes,
     )
     light = draw_light(dice, config, complexity, shell, indoors=True, has_window=has_window)
-    tops = (size, middle, yaw, there)
+    tops = (size, middle, yaw, there & jnp.asarray(furniture.HAS_TOP)[kind])
     ellipsoids, cylinders = _small_things(dice, config, half, tops, light.bulbs[0], complexity)
     feature = dice.integers(6.0)
     faces = jnp.array([_WALL, _WALL, _CEILING, _FLOOR, _WALL, _WALL])
@@ -219,7 +219,7 @@ def _pictures(dice, half, windows, complexity):
 
 def _small_things(dice, config, half, tops, bulb, complexity):
     """Ellipsoids and cylinders: lamps, plants, and vases, balls and bowls on furniture."""
-    size, middle, yaw, there = tops
+    size, middle, yaw, there = tops  # of pieces with a top to put things on
     pieces = size.shape[0]
 
     def put_on(number, radius, tall):
@@ -228,10 +228,10 @@ def _small_things(dice, config, half, tops, bulb, complexity):
         local = dice.uniform(-1, 1, (number, 3)) * jnp.maximum(size[piece] - radius[:, None], 0)
         turn = yaw_rotations(yaw)[piece]
         spot = middle[piece] + local[:, :1] * turn[:, 0] + local[:, 2:] * turn[:, 2]
-        low = (size[piece, 1] < 0.7 * half[1]) & there[piece]
+        raised = there[piece]
         floor = dice.uniform(-0.9, 0.9, (number, 3)) * (half - radius[:, None])
-        spot = jnp.where(low[:, None], spot, floor)
-        ground = jnp.where(low, middle[piece, 1] - size[piece, 1], half[1])
+        spot = jnp.where(raised[:, None], spot, floor)
+        ground = jnp.where(raised, middle[piece, 1] - size[piece, 1], half[1])
         return jnp.concatenate([spot[:, :1], (ground - tall)[:, None], spot[:, 2:]], axis=1)
 
     # A plant in a corner, a floor lamp in another, a lamp that hangs over the bulb.

@@ -22,6 +22,7 @@ CONFIG = WorldsConfig(
     boxes=12, ellipsoids=4, cylinders=4, bulbs=1, samples=1, path_tries=6, mirror_share=0.5
 )
 VIEWS, HEIGHT, WIDTH = 3, 18, 24
+FULL = jnp.float32(1)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def keys(seed, number=8):
 @pytest.fixture(scope="module")
 def many(make):
     """64 worlds, as NumPy arrays."""
-    parts = [make(keys(seed), complexity=1.0) for seed in range(8)]
+    parts = [make(keys(seed), complexity=FULL) for seed in range(8)]
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
@@ -69,7 +70,8 @@ def test_fields_of_view_stay_in_their_range_and_differ_in_some_scenes(many):
     assert angle[:, 0].max() - angle[:, 0].min() > 25
     varied = angle.std(1) > 1e-3
     assert 0 < varied.sum() < 40
-    np.testing.assert_allclose(many.cameras.fxfycxcy[..., 2:], [[[WIDTH / 2, HEIGHT / 2]]] * 64)
+    centers = many.cameras.fxfycxcy[..., 2:].reshape(-1, 2)
+    np.testing.assert_allclose(centers, [[WIDTH / 2, HEIGHT / 2]] * len(centers))
 
 
 def test_views_show_more_than_something_near(many):
@@ -79,7 +81,13 @@ def test_views_show_more_than_something_near(many):
     assert (moved > 0.05).mean() > 0.95
 
 
-def test_one_scene_is_the_same_in_any_batch_and_on_any_number_of_devices(make):
+def test_a_scene_does_not_depend_on_its_neighbours(make):
+    ours, backwards = make(keys(3), complexity=FULL), make(keys(3)[::-1], complexity=FULL)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[::-1], b), backwards, ours)
+
+
+@pytest.mark.slow
+def test_scenes_are_the_same_alone_and_on_any_number_of_devices(make):
     """Eight devices with a scene each make what one makes of all eight, bit by bit."""
     size = {"views": VIEWS, "height": HEIGHT, "width": WIDTH}
     mesh = Mesh(np.array(jax.devices()), ("data",))
@@ -90,11 +98,8 @@ def test_one_scene_is_the_same_in_any_batch_and_on_any_number_of_devices(make):
     def sharded(keys):
         return make_worlds(keys, CONFIG, **size)
 
-    ours = sharded(keys(3))
-    theirs = make(keys(3), complexity=1.0)
-    backwards = make(keys(3)[::-1], complexity=1.0)
+    ours, theirs = sharded(keys(3)), make(keys(3), complexity=FULL)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[::-1], b), backwards, theirs)
 
 
 def test_complexity_changes_the_worlds_and_compiles_nothing(make):
@@ -231,7 +236,8 @@ def test_rays_meet_solids_where_they_are(form):
         jnp.array([[-5.0] * 3, [5.0] * 3]),
     )
     origin = rng.uniform(-4.9, 4.9, (3, rays))
-    direction = rng.normal(size=(3, rays))
+    aims = center[rng.integers(0, 5, rays)] + rng.normal(scale=0.4, size=(rays, 3))
+    direction = aims.T - origin
     distance, index = jax.jit(solids.cast)(geometry, jnp.float32(origin), jnp.float32(direction))
     distance, index = np.asarray(distance, np.float64), np.asarray(index)
     start = geometry.starts[solids.FORMS.index(form)]
