@@ -25,7 +25,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from lvsm_jax.models import layers
-from lvsm_jax.models.attention import Partial, attention_with_lse, merge_attention
+from lvsm_jax.models.attention import attention_with_lse, merge_attention
+from lvsm_jax.models.blocked_attention import Partial
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.models.sharded_attention import gather_tokens, merge_devices, shard_gradients
 from lvsm_jax.parallel.mesh import axes_of, per_device, reshard, view_devices

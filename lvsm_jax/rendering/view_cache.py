@@ -25,8 +25,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.models.attention import largest_divisor, skips_by_length
+from lvsm_jax.models.attention import skips_by_length
 from lvsm_jax.models.base import ViewSynthesisModel, check_images
+from lvsm_jax.models.blocked_attention import largest_divisor
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.models.copy_head import CopySource
 from lvsm_jax.models.efficient_lvsm import DecoderBlock, EfficientLVSM
