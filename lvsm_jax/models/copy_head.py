@@ -28,17 +28,18 @@ from lvsm_jax.models import layers
 from lvsm_jax.models.attention import attention_with_lse, merge_attention
 from lvsm_jax.models.blocked_attention import Partial
 from lvsm_jax.models.cameras import Cameras
-from lvsm_jax.models.sharded_attention import gather_tokens, merge_devices, shard_gradients
+from lvsm_jax.models.sharded_attention import gather_tokens, merge_devices
 from lvsm_jax.parallel.mesh import axes_of, per_device, reshard, view_devices
 
 TAPS = 2  # places in each view
 CHANNELS = 32  # of a tap's keys and values; two channels of the latter are the coordinates
 
-# Logit of places that the input view does not show; small enough for float32's digits.
+# Added to the logits of places that the input view does not show. In float32, logits around it are
+# still exact to 1e-5.
 _HIDDEN = -100.0
-# Least depth in an input view, over the distance that makes parallax of one.
+# Least depth of a point in the input view, over its depth in the target.
 _NEAR = 0.05
-# Largest inverse depth: the baseline over the depth in the target.
+# Largest inverse depth of a point in the target, times the distance of the two cameras.
 _NEAREST = 100.0
 
 
@@ -49,7 +50,7 @@ class CopySource:
 
     k: Any  # `[b, v, s, m, c]`
     v: Any  # `[b, v, s, m, c]`: column and row of the token in [-1, 1], then features
-    images: Any  # `[b, v, h, w, 3]`; with other channels, which are copied too
+    images: Any  # `[b, v, h, w, 3]`
     cameras: Cameras  # `[b, v]`
     # `[b]` views that are there, in the order of a cache's slots (`rendering.slots`); None for all.
     num_views: Any = None
@@ -110,17 +111,18 @@ class CopyHead(nnx.Module):
         cameras: Cameras,
     ) -> Float[Array, "b t h w 3"]:
         """The targets' images, from their tokens after the decoder's last layer."""
-        return self.mix_and_copy(tokens, regressed, source, cameras)[0]
+        gate, copied = self.copy(tokens, source, cameras, *regressed.shape[2:4])
+        return gate * regressed + (1 - gate) * copied
 
-    def mix_and_copy(
+    def copy(
         self,
         tokens: Float[Array, "b t n d"],
-        regressed: Float[Array, "b t h w 3"],
         source: CopySource,
         cameras: Cameras,
-    ) -> tuple[Float[Array, "b t h w 3"], Float[Array, "b t h w k"]]:
-        """The same, and what is copied of the channels that `source` has beside colours."""
-        height, width = regressed.shape[2:4]
+        height: int,
+        width: int,
+    ) -> tuple[Float[Array, "b t {height} {width} 1"], Float[Array, "b t {height} {width} ch"]]:
+        """How much of each pixel is not copied, and what is: blends of all channels of `images`."""
         size, patch = (height, width), self.patch_size
         scenes, by_target, by_view = *axes_of(tokens)[:2], axes_of(source.k)[1]
         cameras = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), cameras)
@@ -138,9 +140,7 @@ class CopyHead(nnx.Module):
             copied = per_device(copy, specs, P(scenes, by_target))(
                 _Targets(q, pixels, cameras), source, kernel
             )
-        gate, copied = (layers.unpatchify(x, patch, *size) for x in (jax.nn.sigmoid(gate), copied))
-        colors, others = copied[..., :3], copied[..., 3:]
-        return gate * regressed + (1 - gate) * colors, others
+        return tuple(layers.unpatchify(x, patch, *size) for x in (jax.nn.sigmoid(gate), copied))
 
 
 def _copy(
@@ -151,12 +151,12 @@ def _copy(
     size: tuple[int, int],
     patch: int,
     sharded: bool,
-) -> Float[Array, "b t n ik"]:
-    """The copied colours of this device's targets, from the views of all devices along `view`."""
+) -> Float[Array, "b t n ch_i"]:
+    """What is copied for this device's targets, from the views of all devices along `view`."""
     targets = jax.tree.map(lambda x: gather_tokens(x, sharded), targets)
     # Of a token's column and row in [-1, 1] and its features, what all pixels of the patch get:
     # column and row in pixels, and a logit.
-    height, width = source.images.shape[2:4]
+    height, width, channels = source.images.shape[2:]
     unit = np.repeat([width / 2, height / 2, 1], patch**2)
     place = np.repeat(np.eye(2, 3), patch**2, axis=1)
     kernel = jnp.concatenate([place * unit, kernel * np.repeat([patch, patch, 1], patch**2)])
@@ -167,7 +167,7 @@ def _copy(
     # Nothing of the pixels is kept for the backward pass: that is faster on CPUs, too.
     fetch = jax.checkpoint(functools.partial(_fetch, targets, rays, kernel), prevent_cse=False)
     b, t, n, _, _, i = targets.pixels.shape
-    nothing = jnp.zeros((b, t, n * i, source.images.shape[-1])), jnp.full((b, t, n * i), -jnp.inf)
+    nothing = jnp.zeros((b, t, n * i, channels)), jnp.full((b, t, n * i), -jnp.inf)
     views = dataclasses.replace(source, num_views=None)
     if source.num_views is None:
         views = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), views)
@@ -201,10 +201,10 @@ def _copy_from_slots(
 def _fetch(
     targets: _Targets, rays: tuple[Array, Array], kernel: Array, view: CopySource
 ) -> Partial:
-    """Colours `[b, t, n, i, 3]` that the targets find in one view, and the log of their weight."""
+    """Colours `[b, t, n·i, ch]` that the pixels find in a view, and the log of their weight."""
     height, width = view.images.shape[1:3]
     q = einops.rearrange(targets.q, "b t n m c -> b (t n) m c")
-    found, score = look(q, view.k, view.v)
+    found, score = attention_with_lse(q, view.k, view.v, implementation="blocked")
     b, t, n, _, m, _ = targets.pixels.shape
     read = (found.reshape(-1, found.shape[-1]) @ kernel).reshape(b, t, n, m, 3, -1)
     p_x, p_y, logits = (targets.pixels[:, :, :, k] + read[..., k, :] for k in range(3))
@@ -213,7 +213,7 @@ def _fetch(
     (start_x, start_y), (line_x, line_y), in_front = epipolar_lines(
         rays, view.cameras, targets.cameras
     )
-    # The only division: on CPUs XLA would compute anew for each of its uses what is cheap.
+    # The nearest point of the line; without a baseline its start.
     along = line_x * (p_x - start_x) + line_y * (p_y - start_y)
     along = jnp.clip(along / (line_x**2 + line_y**2 + 1e-12), 0, 1)
     p_x, p_y = start_x + along * line_x, start_y + along * line_y
@@ -242,7 +242,8 @@ def epipolar_lines(
         return r[:, :, 0] * x + r[:, :, 1] * y + r[:, :, 2], baseline[..., i, None, None, None]
 
     (a_x, b_x), (a_y, b_y), (a_z, b_z) = (component(i) for i in range(3))
-    # At an inverse depth q of the target, in units of the baseline, the point is a + q·b.
+    # Over its depth in the target, a point is a + q·b in the view's axes, with the inverse depth q
+    # in units of the baseline. Those with a z of _NEAR and more are in front.
     toward, away = b_z > 1e-6, b_z < -1e-6
     first = jnp.where(toward, (_NEAR - a_z) / jnp.where(toward, b_z, 1), 0)
     last = jnp.where(away, (a_z - _NEAR) / jnp.where(away, -b_z, 1), _NEAREST)
@@ -295,13 +296,13 @@ def _patch_pixels(height: int, width: int, patch: int) -> Float[np.ndarray, "2 n
 
 
 def sample(
-    images: Float[Array, "b h w k"], x: Float[Array, "b *batch"], y: Float[Array, "b *batch"]
+    images: Float[Array, "b h w ch"], x: Float[Array, "b *batch"], y: Float[Array, "b *batch"]
 ) -> tuple[Float[Array, "b *batch"], ...]:
-    """Each channel at these places, bilinear; outside of the image those of its border.
+    """Each channel at these places, bilinear; outside of the image that of its border.
 
     Places are in pixels, with the centre of the first at 0.5.
     """
-    b, height, width, _ = images.shape
+    b, height, width, channels = images.shape
     x, y = jnp.clip(x - 0.5, 0, width - 1), jnp.clip(y - 0.5, 0, height - 1)
     left, top = (
         jnp.clip(jnp.floor(jax.lax.stop_gradient(at)), 0, max(side - 2, 0))
@@ -312,7 +313,7 @@ def sample(
     next_column, next_row = min(width - 1, 1), width * min(height - 1, 1)
 
     def color(plane: Float[Array, "b hw"]) -> Array:
-        # By channels: on CPUs four times as fast, with the gradient, as gathering rows of three.
+        # By channels: on CPUs three times as fast, with the gradient, as gathering rows of three.
         def at(step: int) -> Array:
             shifted = plane[:, step:]  # one index serves all corners
             corner = jnp.take_along_axis(shifted, index, 1, mode="promise_in_bounds")
@@ -322,30 +323,5 @@ def sample(
         below = at(next_row) * (1 - right) + at(next_row + next_column) * right
         return above * (1 - down) + below * down
 
-    planes = jnp.moveaxis(jax.lax.stop_gradient(images), -1, 0).reshape(images.shape[-1], b, -1)
+    planes = jnp.moveaxis(jax.lax.stop_gradient(images), -1, 0).reshape(channels, b, -1)
     return tuple(color(plane) for plane in planes)
-
-
-@jax.custom_vjp
-def look(
-    q: Float[Array, "b t m c"], k: Float[Array, "b s m c"], v: Float[Array, "b s m c"]
-) -> Partial:
-    """Attention and its log-sum-exp, both with gradients, without all logits in memory."""
-    return attention_with_lse(q, k, v, implementation="blocked")
-
-
-def _look_forward(q: Array, k: Array, v: Array) -> tuple[Partial, tuple]:
-    out, lse = look(q, k, v)
-    return (out, lse), (q, k, v, out, lse)
-
-
-def _look_backward(saved: tuple, gradients: Partial) -> tuple[Array, Array, Array]:
-    q, k, v, out, lse = saved
-    g, g_lse = gradients
-    # The log-sum-exp changes with the logits by the weights, as the mean does that is subtracted.
-    mean = (out * g).sum(axis=-1) - g_lse
-    with jax.default_matmul_precision("float32"):
-        return shard_gradients(q, k, v, lse, mean, g, implementation="blocked")
-
-
-look.defvjp(_look_forward, _look_backward)

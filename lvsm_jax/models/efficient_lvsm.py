@@ -376,8 +376,9 @@ class EfficientLVSM(ViewSynthesisModel):
         source = memory.copied
         source = dataclasses.replace(source, images=jnp.concatenate([source.images, values], -1))
         tokens, _, _ = self.decode_tokens(memory, target_cameras, height, width)
-        regressed = self.pixels(tokens, height, width)
-        return self.copy_head.mix_and_copy(tokens, regressed, source, target_cameras)
+        gate, copied = self.copy_head.copy(tokens, source, target_cameras, height, width)
+        colors, values = copied[..., :3], copied[..., 3:]
+        return gate * self.pixels(tokens, height, width) + (1 - gate) * colors, values
 
     def keys_values(
         self, images: Float[Array, "b v h w 3"], cameras: Cameras

@@ -87,7 +87,7 @@ def test_thousands_of_random_changes(model):
 
 
 def test_random_changes_with_a_head_that_copies(copying):
-    assert check_random_changes(copying, 90, every=15) > 2
+    assert check_random_changes(copying, 60, every=3) > 3
 
 
 def check_random_changes(model, count, every):
