@@ -6,7 +6,8 @@
 A block of worlds is rendered once for as many steps as `worlds.steps_per_world` says; a batch is
 drawn from it for each; then comes a whole optimizer step. Each is measured alone, on one device,
 median of --repeats, with the most inputs that a step may have. FLOPs of rendering are counted from
-the traced program, loops by their turns: an operation on an element is one, data that moves none.
+the traced program, at most: an operation on an element is one, data that moves none, and a scene
+has all the solids that it has room for.
 Those of a step are counted from the sizes. With --count nothing is measured or compiled.
 """
 
@@ -108,7 +109,9 @@ def measure(config: ml_collections.ConfigDict, options: argparse.Namespace) -> R
 def count_flops(function: Any, *args: Any) -> int:
     """Operations on elements in a function of such arguments; loops count by their turns.
 
-    Of branches the dearest counts, of loops whose end depends on data one turn.
+    It is what they are at most: of branches the dearest counts, and a loop whose end depends on
+    data turns once for each slice of the array that it walks along, as over all solids that a scene
+    has room for. One that walks along none turns twice, as where rays are followed into mirrors.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -121,6 +124,9 @@ def _count_equation(equation: Any) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "cond":
         return max(_count(branch.jaxpr) for branch in params["branches"])
+    if name == "while":
+        body = params["body_jaxpr"].jaxpr
+        return _turns(body) * _count(body)
     inner = [getattr(p, "jaxpr", p) for p in params.values()]
     inner = [p for p in inner if isinstance(p, core.Jaxpr)]
     if inner and not name.startswith(("reduce", "scatter", "sort", "arg", "cum")):
@@ -135,6 +141,12 @@ def _count_equation(equation: Any) -> int:
     if name.startswith(("reduce", "arg", "cum")):
         return sum(math.prod(x.aval.shape) for x in equation.invars)
     return outputs
+
+
+def _turns(body: core.Jaxpr) -> int:
+    slices = [x for x in body.eqns if x.primitive.name == "dynamic_slice"]
+    walked = (x.invars[0].aval.shape[0] // x.params["slice_sizes"][0] for x in slices)
+    return max(walked, default=2)
 
 
 def table(report: Report) -> str:

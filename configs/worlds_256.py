@@ -24,13 +24,14 @@ from configs import base
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """256 px, 12 + 12 layers of width 768, bfloat16; 50 to 150 solids a world."""
+    """256 px, 12 + 12 layers of width 768, bfloat16; 50 to 128 solids a world."""
     config = base.get_config()
     config.model.update(dtype="bfloat16", remat="full")
     config.model.update(camera_encoding="plucker_prope", attention_temperature="log_views")
     config.data.update(path="", worlds_share=1.0, image_height=256)
     config.data.update(num_views=16, input_counts=(1, 2, 4, 8), num_targets=6)
-    config.worlds.update(boxes=96, ellipsoids=28, cylinders=28, scenes_at_once=8)
+    config.worlds.update(boxes=80, ellipsoids=24, cylinders=24, scenes_at_once=8)
+    config.worlds.rays_at_once = 262_144
     config.worlds.complexity_steps = 10_000
     config.run.update(num_steps=100_000, batch_size=64)
     config.optimizer.update(schedule="constant", clip_norm=5.0, skip_factor=5.0)

@@ -18,6 +18,8 @@ from lvsm_jax.common.errors import UserError
 
 T = TypeVar("T")
 
+WORLD_TARGETS = 3  # of a held-out world, as many as a clip of the published index has
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -246,12 +248,10 @@ class EvalConfig:
     lpips: bool = True
     lpips_weights: str = ""
 
-    WORLD_TARGETS: typing.ClassVar[int] = 3  # as many as the published index has
-
     def __post_init__(self):
         check_at_least("eval", self, batch_size=1, num_inputs=1, max_scenes=0, worlds=0)
         check_choice("eval.world_inputs", self.world_inputs, ("spread", "contiguous"))
-        targets, views = self.WORLD_TARGETS, self.world_views
+        targets, views = WORLD_TARGETS, self.world_views
         check_at_least("eval", self, world_views=targets + 1)
         if self.worlds and self.num_inputs > views - targets:
             raise UserError(

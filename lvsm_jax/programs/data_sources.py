@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import math
+import os
 from collections.abc import Iterator
 
 from jax.sharding import Mesh
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from input_pipeline import loading
 from lvsm_jax.batch import Batch, shard_batch
 from lvsm_jax.common.config import DataConfig, EvalConfig
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.parallel import processes
 from lvsm_jax.parallel.mesh import data_shard
 from lvsm_jax.training.settings import Settings
@@ -37,6 +39,7 @@ def training_batches(settings: Settings, mesh: Mesh, start_step: int) -> Iterato
                 start["with_depth"] = settings.training.loss.points > 0
                 worlds = world_batches(data, settings.worlds, **same, **start)
             if data.worlds_share < 1:
+                _check_path(data, "data.worlds_share=1 trains on worlds alone")
                 index, count = data_shard(mesh)
                 share = {"process_index": index, "process_count": count}
                 start = {"start_step": start_step - of_worlds}
@@ -74,5 +77,13 @@ def open_evaluation(
     index, count = data_shard(mesh)
     if evaluation.worlds:
         return open_worlds(data, worlds, evaluation, max_scenes)
+    _check_path(data, "eval.worlds=64 evaluates on so many worlds instead")
     share = {"process_index": index, "process_count": count}
     return loading.open_eval_set(data, evaluation, max_scenes=max_scenes, **share)
+
+
+def _check_path(data: DataConfig, otherwise: str) -> None:
+    if not os.fspath(data.path):
+        raise UserError(
+            f"data.path is empty: expected a dataset's directory (--config.{otherwise})"
+        )

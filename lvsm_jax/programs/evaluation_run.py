@@ -56,7 +56,7 @@ def evaluate_export(
         mesh = make_mesh(section(config, "mesh", MeshConfig))
         check_batch(mesh, "section eval", settings.batch_size, settings.num_inputs)
         exported.check_spread(mesh.shape["view"])
-        worlds = section(config, "worlds", WorldsConfig)
+        worlds = section(config, "worlds", WorldsConfig) if "worlds" in config else WorldsConfig()
         eval_set = open_evaluation(data, worlds, settings, mesh)
     start = time.monotonic()
     with jax.set_mesh(mesh), processes.ending_at_once():

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Int32, Int64
 
 from lvsm_jax.batch import Batch
-from lvsm_jax.common.config import DataConfig, EvalConfig
+from lvsm_jax.common.config import WORLD_TARGETS, DataConfig, EvalConfig
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.worlds.config import WorldsConfig
 from lvsm_jax.worlds.generate import Worlds
@@ -87,8 +87,7 @@ def place_views(evaluation: EvalConfig) -> Places:
     spaced, ends included, or neighbours in the middle; one input is the middle one.
     """
     views, count = evaluation.world_views, evaluation.num_inputs
-    parts = np.arange(evaluation.WORLD_TARGETS) + 0.5
-    targets = (parts * views / evaluation.WORLD_TARGETS).astype(int)
+    targets = ((np.arange(WORLD_TARGETS) + 0.5) * views / WORLD_TARGETS).astype(int)
     others = np.setdiff1d(np.arange(views), targets)
     first = (len(others) - count) // 2
     chosen = np.arange(first, first + count)

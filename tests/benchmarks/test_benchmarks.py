@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -205,6 +206,11 @@ def test_operations_are_counted_by_the_turns_of_loops():
     assert worlds.count_flops(lambda x: jax.lax.map(lambda row: row * row, x), x) == 20
     assert worlds.count_flops(lambda x: jax.lax.fori_loop(0, 7, lambda _, x: -x, x), x) == 147
     assert worlds.count_flops(jax.jit(lambda x: x.sum()), x) == 20
+
+    def over_rows(x, count):
+        return jax.lax.fori_loop(0, count, lambda i, total: total + x[i], jnp.zeros(5))
+
+    assert worlds.count_flops(over_rows, x, jnp.int32(3)) > 4 * 5
     branches = [lambda x: x, lambda x: x * x * x]
     assert worlds.count_flops(lambda x: jax.lax.switch(1, branches, x), x) - 40 in range(5)
 

@@ -31,9 +31,9 @@ def main(coordinator: str, count: int, index: int, devices: int) -> None:
     data = DataConfig("", image_height=8, num_views=8, num_targets=3, worlds_share=1.0)
     mesh = make_mesh()
     with jax.set_mesh(mesh):
-        batches = world_batches(data, WorldsConfig(), batch_size=4, seed=0, mesh=mesh)
+        batches = world_batches(data, WorldsConfig(), batch_size=8, seed=0, mesh=mesh)
         batches = jax.tree.map(host_rows, list(itertools.islice(batches, 2)))
-        evaluation = EvalConfig(worlds=6, world_views=8, batch_size=4)
+        evaluation = EvalConfig(worlds=6, world_views=8, batch_size=8)
         batches += list(open_worlds(data, WorldsConfig(), evaluation))
     for number, batch in enumerate(batches):
         for row in range(len(batch.scene)):

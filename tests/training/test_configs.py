@@ -33,7 +33,7 @@ CONFIG_FILES = [
         ("re10k_512_repa", "EfficientLVSM", 199.07),
         ("beyond_256", "EfficientLVSM", 199.07),
         ("worlds_64", "EfficientLVSM", 1.52),
-        ("worlds_128", "EfficientLVSM", 25.0),
+        ("worlds_128", "EfficientLVSM", 25.22),
         ("worlds_256", "EfficientLVSM", 199.07),
         ("lvsm_decoder_only_256", "LVSMDecoderOnly", 170.80),
         ("lvsm_encoder_decoder_256", "LVSMEncoderDecoder", 173.15),

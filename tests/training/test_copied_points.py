@@ -115,7 +115,7 @@ def test_batches_without_depth_have_the_same_metrics(batch, mesh):
     [
         ({"model": dataclasses.replace(MODEL, copy_head=False)}, "no head that copies"),
         ({"model": LVSMDecoderOnlyConfig(width=32, head_dim=16)}, "no head that copies"),
-        ({"repa": RepaConfig(weight=0.5)}, "exclude each other"),
+        ({"repa": RepaConfig(weight=0.5, encoder="1:8", decoder="1:8")}, "exclude each other"),
     ],
 )
 def test_what_does_not_go_together(change, message):

@@ -196,6 +196,17 @@ def test_a_model_of_worlds_is_scored_on_a_dataset(config, rooms, tmp_path):
     assert "held-out worlds" not in page and "by how many inputs" not in page
 
 
+def test_a_dataset_that_is_needed_is_named(config, tmp_path):
+    config.eval.worlds = 0
+    config.run.eval_every = 3
+    with pytest.raises(UserError, match=r"data.path is empty: .*--config.eval.worlds=64"):
+        train(config, tmp_path)
+    config.data.worlds_share = 0.5
+    config.run.eval_every = 0
+    with pytest.raises(UserError, match=r"data.path is empty: .*--config.data.worlds_share=1"):
+        train(config, tmp_path)
+
+
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_a_run_on_worlds_resumes_bit_identical(config, rooms, tmp_path, share, capsys):
     config.data.update(worlds_share=share, path=str(rooms) if share < 1 else "")

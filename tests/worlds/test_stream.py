@@ -1,6 +1,7 @@
 """The stream of worlds: a batch is a function of seed and step, whatever it is computed on."""
 
 import dataclasses
+import importlib
 import itertools
 
 import jax
@@ -18,7 +19,7 @@ from lvsm_jax.parallel.mesh import MeshConfig, make_mesh
 from lvsm_jax.programs import data_sources
 from lvsm_jax.scenes.scene_frame import SceneFrame
 from lvsm_jax.training.settings import Settings
-from lvsm_jax.worlds import stream
+from lvsm_jax.worlds import generate, stream
 from lvsm_jax.worlds.config import WorldsConfig
 from lvsm_jax.worlds.sampling import Draw, draw_views
 from lvsm_jax.worlds.scene_frame import normalize_cameras
@@ -229,6 +230,21 @@ def test_a_share_of_steps_has_worlds(share):
 def test_mistakes_are_told_in_a_line(changes, message):
     with pytest.raises(UserError, match=message):
         batches(1, dataclasses.replace(DATA, **changes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["worlds_64", "worlds_128", "worlds_256"])
+def test_the_generator_makes_what_the_configs_ask_for(name, monkeypatch):
+    monkeypatch.setattr(stream, "make_worlds", generate.make_worlds)
+    config = importlib.import_module(f"configs.{name}").get_config()
+    settings = Settings.of(config)
+    assert settings.data.worlds_share == 1 and settings.evaluation.worlds > 0
+    block = stream.Block(settings.worlds, settings.data.num_views, 16, 16)
+    scenes = jax.ShapeDtypeStruct((2,), jnp.int32)
+    made = jax.eval_shape(
+        lambda scenes: stream.render_block(block, 0, jnp.uint32(0), scenes, jnp.float32(1)), scenes
+    )
+    assert made.images.shape == (2, settings.data.num_views, 16, 16, 3)
 
 
 def test_a_mesh_must_divide_the_worlds():
