@@ -12,10 +12,11 @@ class Dice:
     """Hands out parts of one array of uniform numbers, as one draw is much cheaper than many.
 
     A part belongs to the place in the program that asks for it; a scene is thus a function of its
-    key. ValueError where more is asked for than was drawn.
+    key. Scenes of many solids need more than one draw.
     """
 
     def __init__(self, key: Key[Array, ""], number: int = 4096):
+        self._key, self._number, self._draws = key, number, 0
         self._numbers = jax.random.uniform(key, (number,))
         self._used = 0
 
@@ -23,8 +24,10 @@ class Dice:
         """Uniform numbers of a shape, to which `low` and `high` are broadcast."""
         size = math.prod(shape)
         start, self._used = self._used, self._used + size
-        if self._used > len(self._numbers):
-            raise ValueError(f"{self._used} random numbers asked for, {len(self._numbers)} drawn")
+        while self._used > len(self._numbers):
+            self._draws += 1
+            more = jax.random.uniform(jax.random.fold_in(self._key, self._draws), (self._number,))
+            self._numbers = jnp.concatenate([self._numbers, more])
         part = self._numbers[start : self._used].reshape(tuple(shape))
         return low + (high - low) * part
 

@@ -14,6 +14,7 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.worlds import solids
 from lvsm_jax.worlds.config import KINDS, WorldsConfig
+from lvsm_jax.worlds.dice import Dice
 from lvsm_jax.worlds.generate import draw_kind, make_worlds
 from lvsm_jax.worlds.render import sample_offsets
 from lvsm_jax.worlds.visibility import NO_POINT, count_seen
@@ -299,7 +300,6 @@ def test_wrong_fields_are_named(field, value):
 @pytest.mark.parametrize("kind", KINDS)
 def test_cameras_keep_clear_of_solids(kind):
     """In most views of each kind; where nothing fits, the best of the candidates is taken."""
-    from lvsm_jax.worlds.dice import Dice
     from lvsm_jax.worlds.generate import lay_out
     from lvsm_jax.worlds.paths import draw_cameras
 
@@ -316,3 +316,18 @@ def test_cameras_keep_clear_of_solids(kind):
     clear = np.array([clearance(key) for key in keys(0, 32)])
     assert (clear > 0).mean() > 0.97
     assert (clear.min(1) > 0.2).mean() > 0.8
+
+
+def test_worlds_of_as_many_solids_as_a_config_may_have():
+    most = WorldsConfig(boxes=180, ellipsoids=30, cylinders=30, path_tries=1)
+    make = functools.partial(make_worlds, config=most, views=1, height=8, width=8)
+    made = jax.eval_shape(make, keys(0, 1))  # traced: that is where numbers are handed out
+    assert made.images.shape == (1, 1, 8, 8, 3)
+
+
+def test_numbers_beyond_the_first_draw_are_others():
+    few, many = (Dice(jax.random.key(0), 16) for _ in range(2))
+    parts = [few.uniform(shape=(8,)) for _ in range(9)]
+    whole = many.uniform(shape=(72,))
+    np.testing.assert_array_equal(jnp.concatenate(parts), whole)
+    assert len(np.unique(whole)) == 72 and (whole >= 0).all() and (whole < 1).all()
