@@ -25,7 +25,7 @@ from configs import base
 _VARIANTS = {
     "demo": {"num_layers": 3, "num_steps": 400, "complexity_steps": 0, "learning_rate": 1.5e-3},
     "shipped": {
-        "num_layers": 4, "num_steps": 3200, "complexity_steps": 800, "learning_rate": 1.2e-3
+        "num_layers": 4, "num_steps": 2800, "complexity_steps": 800, "learning_rate": 1.2e-3
     },
 }  # fmt: skip
 
