@@ -139,7 +139,7 @@ def test_a_model_beside_scores_as_it_would_alone():
     assert summary["beside"] == summary["baselines"][COPY_NEAREST]
     assert BESIDE not in summary["baselines"]
     pictures = scoring.render_scenes(first_input, scenes, beside=nearest_input)["scene 1"]
-    np.testing.assert_array_equal(pictures.beside, pictures.nearest / np.float32(255))
+    np.testing.assert_allclose(pictures.beside, pictures.nearest / 255, rtol=1e-6)
 
 
 def test_scores_are_the_metrics_of_each_image():
