@@ -34,13 +34,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	@echo "==> training configs/worlds_64.py into runs/worlds_64, on worlds made meanwhile (some minutes)"
 	$(LVSM) train --config=configs/worlds_64.py --workdir=runs/worlds_64
-	@echo "==> evaluating on worlds that were held out"
+	@echo "==> evaluating it on worlds that were held out, beside the weights that come with lvsm_jax"
 	$(LVSM) eval --config=configs/worlds_64.py --checkpoint=runs/worlds_64/export \
-	  --output=runs/worlds_64/eval --overwrite
+	  --beside --output=runs/worlds_64/eval --overwrite
 	@echo "==> some worlds to walk through, into data/worlds"
 	$(LVSM) synthetic data/worlds --train-scenes=1 --test-scenes=8
 	@echo "==> what to do next"
-	@echo "  look at what it renders         runs/worlds_64/eval/index.html"
+	@echo "  look at both models' renders    runs/worlds_64/eval/index.html"
+	@echo "    there \"model\" is what was trained here, \"shipped weights\" are those that come with lvsm_jax"
 	@echo "  walk through a world            $(LVSM) view"
 	@echo "  the same, what was trained      $(LVSM) view --weights=runs/worlds_64/export"
 	@echo "  your own posed photographs      $(LVSM) render PHOTOS out"

@@ -14,7 +14,14 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from lvsm_jax.evaluation import scoring
-from lvsm_jax.evaluation.scoring import COPY_NEAREST, MEAN_COLOR, MODEL, Evaluation, SceneImages
+from lvsm_jax.evaluation.scoring import (
+    BESIDE,
+    COPY_NEAREST,
+    MEAN_COLOR,
+    MODEL,
+    Evaluation,
+    SceneImages,
+)
 
 _METHODS = {MODEL: "model", COPY_NEAREST: "copy nearest input", MEAN_COLOR: "mean colour"}
 _METRICS = {"psnr": ("PSNR", "↑", 2), "ssim": ("SSIM", "↑", 3), "lpips": ("LPIPS", "↓", 3)}
@@ -34,13 +41,23 @@ def choose_scenes(evaluation: Evaluation, count: int = 3) -> dict[str, list[int]
     return {name: scenes for name, scenes in groups.items() if scenes}
 
 
+def methods_of(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The means of all methods: of the model, of one beside it where there is one, of baselines."""
+    beside = {BESIDE: summary["beside"]} if summary["beside"] else {}
+    return {MODEL: summary, **beside, **summary["baselines"]}
+
+
 def render_page(
     evaluation: Evaluation,
     summary: Mapping[str, Any],
     pictures: Mapping[str, SceneImages],
     groups: Mapping[str, list[int]],
 ) -> str:
-    """The page's HTML, with pictures by scene of the `groups` that `choose_scenes` chose."""
+    """The page's HTML, with pictures by scene of the `groups` that `choose_scenes` chose.
+
+    Where there is a model beside, `summary["beside"]` has its scores, its `label`, and in words
+    which `weights` these are, as `summary["weights"]` says of the model.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lvsm_jax.evaluation"),
         autoescape=True,
@@ -50,18 +67,19 @@ def render_page(
     )
     environment.filters["number"] = _number
     metrics, copies = list(evaluation.scores[MODEL]), evaluation.scores.get(COPY_NEAREST)
-    first = next(iter(pictures.values()))
+    beside, first = summary["beside"], next(iter(pictures.values()))
+    names = _METHODS | ({BESIDE: beside["label"]} if beside else {})
     height, width = first.targets.shape[1:3]
     gradient = _colors(np.linspace(0, 1, 9))
     return environment.get_template("report.html.j2").render(
         summary=summary,
         config=json.dumps(summary["config"], indent=2, default=str),
         metrics={metric: _METRICS[metric][:2] for metric in metrics},
-        tables=_tables(summary),
-        seen=_seen(summary),
+        tables=_tables(summary, names),
+        seen=_seen(summary, names),
         exact_copies=int(np.isinf(copies["psnr"]).sum()) if copies else 0,
-        histogram=_histogram(evaluation),
-        methods=_METHODS,
+        histogram=_histogram(evaluation, names),
+        methods=names,
         groups={
             name: [_card(evaluation, s, pictures[evaluation.scenes[s]]) for s in scenes]
             for name, scenes in groups.items()
@@ -75,32 +93,38 @@ def render_page(
     )
 
 
-def _tables(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _tables(summary: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[str, Any]]:
     """The means over all targets and, where some are input views, over the others."""
-    methods, num_context = {MODEL: summary} | summary["baselines"], summary["num_context_targets"]
-    rows = {_METHODS[method]: scores for method, scores in methods.items()}
+    num_context = summary["num_context_targets"]
+    rows = [(names[method], scores) for method, scores in methods_of(summary).items()]
     tables = [{"caption": f"All {summary['num_images']:,} target views", "rows": rows}]
     if num_context:
         are = "is an input view" if num_context == 1 else "are input views"
-        rows = {method: scores["without_context_targets"] for method, scores in rows.items()}
+        rows = [(name, scores["without_context_targets"]) for name, scores in rows]
         tables.append({"caption": f"Without the {num_context:,} that {are}", "rows": rows})
     return tables
 
 
-def _seen(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+def _seen(summary: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any] | None:
     """PSNR by how many inputs see a pixel, where that is known: a row for each method."""
-    methods = {MODEL: summary} | summary["baselines"]
-    rows = {_METHODS[name]: of.get("psnr_by_inputs_that_see") for name, of in methods.items()}
-    first = next(iter(rows.values()))
-    labels = {group: f"{group}, {first[group]['share']:.0%}" for group in first or ()}
-    return {"labels": labels, "rows": rows} if first else None
+    field = "psnr_by_inputs_that_see"
+    if field not in summary:
+        return None
+    labels = {group: f"{group}, {of['share']:.0%}" for group, of in summary[field].items()}
+    methods = methods_of(summary).items()
+    return {"labels": labels, "rows": [(names[method], of[field]) for method, of in methods]}
 
 
 def _card(evaluation: Evaluation, s: int, images: SceneImages) -> dict[str, Any]:
     """Data of one scene for the template."""
     count, scores = images.targets.shape[0], evaluation.scores
     shown = np.unique(np.linspace(0, count - 1, min(count, _TARGETS_SHOWN)).round().astype(int))
-    nearest = COPY_NEAREST in scores
+
+    def psnr_of(method: str, t: int) -> float | None:
+        return float(scores[method]["psnr"][s, t]) if method in scores else None
+
+    def shown_as(render: Float[np.ndarray, "h w 3"]) -> str:
+        return _data_uri((np.clip(render, 0, 1) * 255).round().astype(np.uint8))
 
     def of_target(t: int) -> dict[str, Any]:
         render = np.clip(images.renders[t], 0, 1)
@@ -109,9 +133,11 @@ def _card(evaluation: Evaluation, s: int, images: SceneImages) -> dict[str, Any]
             "frame": int(evaluation.frames[s, t]),
             "is_context": bool(evaluation.is_context[s, t]),
             "scores": {metric: float(x[s, t]) for metric, x in scores[MODEL].items()},
-            "nearest_psnr": float(scores[COPY_NEAREST]["psnr"][s, t]) if nearest else None,
+            "nearest_psnr": psnr_of(COPY_NEAREST, t),
+            "beside_psnr": psnr_of(BESIDE, t),
             "target": _data_uri(images.targets[t]),
-            "render": _data_uri((render * 255).round().astype(np.uint8)),
+            "render": shown_as(render),
+            "beside": None if images.beside is None else shown_as(images.beside[t]),
             "error": _data_uri(_colors(np.clip(error / _LARGEST_ERROR, 0, 1))),
             "nearest": _data_uri(images.nearest[t]),
         }
@@ -145,10 +171,10 @@ def _number(value: float | None, metric: str) -> str:
     return "∞" if np.isinf(value) else f"{value:.{_METRICS[metric][2]}f}".replace("-", "−")
 
 
-def _histogram(evaluation: Evaluation) -> dict[str, Any]:
+def _histogram(evaluation: Evaluation, names: Mapping[str, str]) -> dict[str, Any]:
     """Histogram of the scenes' PSNR, in units of the SVG's view box."""
     width, height = 720, 240
-    methods = [method for method in (MODEL, COPY_NEAREST) if method in evaluation.scores]
+    methods = [method for method in (MODEL, BESIDE, COPY_NEAREST) if method in evaluation.scores]
     means = {method: evaluation.scene_means("psnr", method) for method in methods}
     edges = _edges(means)
     first, last = edges[0], edges[-1]
@@ -165,7 +191,7 @@ def _histogram(evaluation: Evaluation) -> dict[str, Any]:
                 "y": height - count * to_y,
                 "width": (high - low) * to_x,
                 "height": count * to_y,
-                "label": f"{low:g} to {high:g} dB: {count} scenes ({_METHODS[method]})",
+                "label": f"{low:g} to {high:g} dB: {count} scenes ({names[method]})",
             }
             for (low, high), count in zip(itertools.pairwise(edges), counts[method], strict=True)
             if count
@@ -188,6 +214,8 @@ def _edges(means: Mapping[str, np.ndarray]) -> np.ndarray:
     """Limits of at most about 30 bins of a round width, in dB."""
     low = min(x.min() for x in means.values())
     # A few exact copies of the baseline must not squeeze all else into a corner.
-    high = max(x.max() if method == MODEL else np.percentile(x, 95) for method, x in means.items())
+    high = max(
+        np.percentile(x, 95) if method == COPY_NEAREST else x.max() for method, x in means.items()
+    )
     step = next(step for step in (0.25, 0.5, 1, 2, 5, 10) if (high - low) / step <= 30)
     return np.arange(np.floor(low / step), np.floor(high / step) + 1.5) * step

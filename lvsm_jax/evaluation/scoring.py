@@ -1,4 +1,4 @@
-"""Scores of a model, and of two baselines that any model must beat, on held-out views.
+"""Scores on held-out views: of a model, of another beside it, and of two baselines.
 
 Letters: `s` scenes of the set, `b` of a batch, `v` input views, `t` targets, `k` methods, `g`
 groups of pixels by how many inputs see them.
@@ -25,7 +25,8 @@ from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.parallel import processes
 from lvsm_jax.parallel.mesh import axes_of, per_device
 
-MODEL, COPY_NEAREST, MEAN_COLOR = "model", "copy_nearest", "mean_color"
+# The baselines are what any model must beat.
+MODEL, BESIDE, COPY_NEAREST, MEAN_COLOR = "model", "beside", "copy_nearest", "mean_color"
 
 # In means, an image that equals its target counts with the PSNR of rounding to 8 bits instead of
 # infinity. Only a baseline gets there: by copying an input view that is also a target.
@@ -109,7 +110,7 @@ class Evaluation:
         return float(np.average(scores, axis=1, weights=counted[some]).mean())
 
     def summary(self) -> dict[str, Any]:
-        """All means and counts, as plain Python values."""
+        """All means and counts, as plain Python values; `beside` is None without such a model."""
 
         def means(method: str, *, context: bool = True) -> dict[str, Any]:
             return {x: self.mean(x, method, context=context) for x in self.scores[method]}
@@ -123,6 +124,7 @@ class Evaluation:
                 found["psnr_by_inputs_that_see"] = self.seen.summary(method)
         return {
             **by_method.pop(MODEL),
+            "beside": by_method.pop(BESIDE, None),
             "baselines": by_method,
             "num_scenes": len(self.scenes),
             "num_images": self.frames.size,
@@ -131,16 +133,19 @@ class Evaluation:
 
     def check_finite(self) -> None:
         """Raises UserError, naming the first target, if a render holds NaN."""
-        bad = np.argwhere(np.isnan(self.scores[MODEL]["psnr"]))
-        if len(bad):
-            scene, target = bad[0]
-            raise UserError(
-                f"{len(bad)} of {self.frames.size} renders are not finite; the first is frame "
-                f"{self.frames[scene, target]} of scene {self.scenes[scene]}"
+        for method, whose in ((MODEL, ""), (BESIDE, " of the model beside")):
+            bad = (
+                np.argwhere(np.isnan(self.scores[method]["psnr"])) if method in self.scores else ()
             )
+            if len(bad):
+                scene, target = bad[0]
+                raise UserError(
+                    f"{len(bad)} of {self.frames.size} renders{whose} are not finite; the first is "
+                    f"frame {self.frames[scene, target]} of scene {self.scenes[scene]}"
+                )
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One flat record an image, as for a table; a baseline's scores carry its name."""
+        """One flat record an image, as for a table; others than the model's carry their method."""
         for s, t in np.ndindex(*self.frames.shape):
             frame, is_context = int(self.frames[s, t]), bool(self.is_context[s, t])
             row = {"scene": self.scenes[s], "target_frame": frame, "is_context": is_context}
@@ -158,12 +163,14 @@ class SceneImages:
     targets: UInt8[np.ndarray, "t h w 3"]
     nearest: UInt8[np.ndarray, "t h w 3"]
     renders: Float[np.ndarray, "t h w 3"]
+    beside: Float[np.ndarray, "t h w 3"] | None = None  # renders of the model beside
 
 
 def evaluate(
     model: Callable[..., Array],
     eval_set: EvalSet,
     *,
+    beside: Callable[..., Array] | None = None,
     metrics: Metrics = METRICS,
     baselines: bool = True,
     put: Callable[[Any], Any] = jax.device_put,
@@ -172,19 +179,23 @@ def evaluate(
     """Renders and scores every target of every scene; padding of the last batch does not count.
 
     Each of several processes gives the scenes of its own batches, and gets all scores. The model is
-    one that `lvsm_jax.load` returns; `metric(target, prediction)` gives one number for each of a
-    batch of float32 images; `put` puts a batch of this process, or other arrays of its scenes, on
-    the devices; progress is shown on stderr. UserError for an empty set.
+    one that `lvsm_jax.load` returns, as is a second one, `beside`, that is to see and be asked the
+    same; `metric(target, prediction)` gives one number for each of a batch of float32 images; `put`
+    puts a batch of this process, or other arrays of its scenes, on the devices; progress is shown
+    on stderr. UserError for an empty set.
     """
-    model, metrics = _as_pytree(model), {k: _as_pytree(metric) for k, metric in metrics.items()}
-    methods = [MODEL, COPY_NEAREST, MEAN_COLOR] if baselines else [MODEL]
+    models = _models(model, beside)
+    metrics = {k: _as_pytree(metric) for k, metric in metrics.items()}
+    plain = [COPY_NEAREST, MEAN_COLOR] if baselines else []
+    methods = [*models, *plain]
 
     def dispatch(batch: Batch) -> dict[str, Any]:
         placed = put(batch)
-        predictions = [render_views(model, placed.inputs, placed.targets.cameras)]
-        if baselines:
+        shown = placed.inputs, placed.targets.cameras
+        predictions = [render_views(model, *shown) for model in models.values()]
+        if plain:
             images = baseline_images(batch.inputs, batch.targets)
-            predictions += put([images[method] for method in methods[1:]])
+            predictions += put([images[method] for method in plain])
         return {
             "valid": placed.valid,
             "scene": placed.scene,
@@ -228,15 +239,20 @@ def evaluate(
 
 
 def render_scenes(
-    model: Callable[..., Array], eval_set: EvalSet, *, put: Callable[[Any], Any] = jax.device_put
+    model: Callable[..., Array],
+    eval_set: EvalSet,
+    *,
+    beside: Callable[..., Array] | None = None,
+    put: Callable[[Any], Any] = jax.device_put,
 ) -> dict[str, SceneImages]:
     """Pictures of all scenes, by key, of a set small enough to hold them; see `evaluate`."""
-    model, found = _as_pytree(model), {}
+    models, found = _models(model, beside), {}
     for batch in eval_set:
         placed = put(batch)
         nearest = put(baseline_images(batch.inputs, batch.targets)[COPY_NEAREST])
-        renders = render_views(model, placed.inputs, placed.targets.cameras)
-        pictures = placed.inputs.images, placed.targets.images, nearest, renders
+        shown = placed.inputs, placed.targets.cameras
+        renders = [render_views(model, *shown) for model in models.values()]
+        pictures = placed.inputs.images, placed.targets.images, nearest, *renders
         valid, scene, pictures = processes.gather((placed.valid, placed.scene, pictures))
         for i in np.flatnonzero(valid):
             found[str(eval_set.scenes.key[scene[i]])] = SceneImages(*(x[i] for x in pictures))
@@ -330,6 +346,14 @@ def _errors_by_seen(
     to = {"pixels": P(scenes, views), "errors": P(scenes, None, views)}
     function = per_device(locally, (P(scenes, views), P(scenes, views), specs), to)
     return function(seen, targets, predictions)
+
+
+def _models(
+    model: Callable[..., Array], beside: Callable[..., Array] | None
+) -> dict[str, Callable[..., Array]]:
+    """The models by method, as arguments of `render_views`."""
+    others = {} if beside is None else {BESIDE: _as_pytree(beside)}
+    return {MODEL: _as_pytree(model), **others}
 
 
 def _unit_range(images: Array) -> Array:

@@ -3,6 +3,10 @@ r"""Scores a model on held-out views, beside two baselines, and shows what it re
     lvsm eval --config=configs/quickstart.py --checkpoint=runs/quickstart/export
     lvsm eval --config=configs/re10k_256.py --checkpoint=runs/re10k_256/export \
         --config.eval.num_inputs=4 --output=results/four_inputs
+    lvsm eval --config=configs/worlds_64.py --checkpoint=runs/worlds_64/export --beside
+
+With --beside=EXPORT a second model sees the same inputs and is asked for the same targets; --beside
+alone takes the weights that come with lvsm_jax. The page has its renders next to the model's.
 
 The protocol is RealEstate10K's published one: the targets of an evaluation index, PSNR, SSIM and
 LPIPS in float32, every image counted. With `eval.worlds` it is so many held-out worlds instead,
@@ -31,6 +35,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--checkpoint", type=path, required=True, help="directory of an export of lvsm train"
     )
+    parser.add_argument(
+        "--beside",
+        nargs="?",
+        const=True,
+        type=path,
+        metavar="EXPORT",
+        help="score this export too, on the same targets (without a value: the weights that come "
+        "with lvsm_jax)",
+    )
     parser.add_argument("--output", type=path, help="directory to write (CHECKPOINT_evaluation)")
     replace = "replace an evaluation that is there"
     parser.add_argument("--overwrite", action="store_true", help=replace)
@@ -43,6 +56,7 @@ def main(arguments: list[str]) -> None:
     from lvsm_jax.parallel.processes import ProcessesConfig
     from lvsm_jax.programs.evaluation_run import evaluate_export
     from lvsm_jax.training.run_log import log_to
+    from lvsm_jax.weights.shipped import SHIPPED
 
     batch_size = section(config, "eval", EvalConfig).batch_size
     output = given.output or f"{given.checkpoint.rstrip('/')}_evaluation"
@@ -52,6 +66,7 @@ def main(arguments: list[str]) -> None:
     log_to(None)
     processes.check_same_config(config.to_dict())
     how = {"overwrite": given.overwrite, "command": shlex.join(["lvsm", "eval", *arguments])}
+    how["beside"] = SHIPPED if given.beside is True else given.beside
     summary = evaluate_export(config, given.checkpoint, output, **how)
     if processes.is_main():
         print(table(summary))
@@ -59,30 +74,31 @@ def main(arguments: list[str]) -> None:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The means, for a terminal."""
-    methods = {"model": summary} | summary["baselines"]
+    """The means, for a terminal; of two models also which they are."""
+    beside, baselines = summary["beside"], summary["baselines"]
+    methods = [("model", summary), *([(beside["label"], beside)] if beside else [])]
+    methods += [(method.replace("_", " "), scores) for method, scores in baselines.items()]
     decimals = {"psnr": 2, "ssim": 3, "lpips": 3}
     metrics = [metric for metric in decimals if summary[metric] is not None]
 
-    def means(title: str, scores: dict[str, dict[str, float]]) -> str:
-        rows = (
-            [method.replace("_", " "), *(f"{of[m]:.{decimals[m]}f}" for m in metrics)]
-            for method, of in scores.items()
-        )
+    def means(title: str, methods: list[tuple[str, dict[str, float]]]) -> str:
+        rows = ([name, *(f"{of[m]:.{decimals[m]}f}" for m in metrics)] for name, of in methods)
         return format_table([title, *map(str.upper, metrics)], rows)
 
     tables = [means(f"{summary['num_images']:,} targets", methods)]
     context = summary["num_context_targets"]
     if 0 < context < summary["num_images"]:
-        others = {method: scores["without_context_targets"] for method, scores in methods.items()}
+        others = [(name, scores["without_context_targets"]) for name, scores in methods]
         tables.append(means(f"without the {context:,} that are input views", others))
     if seen := summary.get("psnr_by_inputs_that_see"):
         header = [f"{group} ({of['share']:.0%} of pixels)" for group, of in seen.items()]
         rows = (
-            [method.replace("_", " "), *map(_decibels, scores["psnr_by_inputs_that_see"].values())]
-            for method, scores in methods.items()
+            [name, *map(_decibels, scores["psnr_by_inputs_that_see"].values())]
+            for name, scores in methods
         )
         tables.append(format_table(["PSNR by inputs that see a pixel", *header], rows))
+    if beside:
+        tables.append(f"model: {summary['weights']}\n{beside['label']}: {beside['weights']}")
     return "\n\n".join(tables)
 
 

@@ -3,29 +3,57 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 from absl import logging
 from etils import epath
+from jax.sharding import Mesh
 
 import lvsm_jax
 from input_pipeline.loading import EvalSet, evaluation_index
 from lvsm_jax.batch import shard_batch
 from lvsm_jax.common.config import DataConfig, EvalConfig, section
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import clear_unfinished, write_text
 from lvsm_jax.evaluation import report, scoring
 from lvsm_jax.frozen.lpips import find_weights, load_lpips
+from lvsm_jax.models.base import ViewSynthesisModel
 from lvsm_jax.parallel import processes
 from lvsm_jax.parallel.mesh import MeshConfig, check_batch, make_mesh, replicate
 from lvsm_jax.programs.data_sources import open_evaluation
 from lvsm_jax.training.run_log import csv_text
 from lvsm_jax.weights.exports import describe, model_config
+from lvsm_jax.weights.shipped import SHIPPED, introduce
 from lvsm_jax.worlds.config import WorldsConfig
 from lvsm_jax.worlds.held_out import HeldOutWorlds, about_worlds
+
+
+class _Export(NamedTuple):
+    """An export that the evaluation can show its data."""
+
+    path: epath.Path
+    about: dict[str, Any]  # its config.json
+    patch_size: int
+    options: dict[str, Any]  # how to compute
+    trained_with: dict[str, Any]  # other pictures than those that it is shown
+
+    def load(self, mesh: Mesh) -> ViewSynthesisModel:
+        return replicate(mesh, lvsm_jax.load(self.path, **self.options))
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json says about it."""
+        return {
+            "checkpoint": os.fspath(self.path),
+            "weights": introduce(self.about, unnamed=os.fspath(self.path)),
+            **{name: self.about.get(name) for name in ("step", "architecture")},
+            "trained_with": self.trained_with,
+            "model": self.about["model"] | self.options,
+        }
 
 
 def evaluate_export(
@@ -33,55 +61,56 @@ def evaluate_export(
     checkpoint: epath.PathLike,
     output: epath.PathLike,
     *,
+    beside: epath.PathLike | None = None,
     overwrite: bool = False,
     command: str = "",
 ) -> dict[str, Any]:
     """Evaluates an export, writes the three files, and returns what summary.json holds.
 
-    OSError for an evaluation that is in `output` already, no export, dataset or LPIPS weights;
-    UserError if config, dataset, index and model do not go together, `output` cannot be written, or
-    a render is not finite.
+    So it does a second export, `beside`, on the same targets. OSError for an evaluation that is in
+    `output` already, no export, dataset or LPIPS weights; UserError if config, dataset, index and
+    models do not go together, `output` cannot be written, or a render is not finite.
     """
-    checkpoint, output = epath.Path(checkpoint), epath.Path(output)
+    output = epath.Path(output)
     with processes.error_of_any():  # all that can be wrong is looked at before anything is computed
         settings = section(config, "eval", EvalConfig)
         if (output / "summary.json").exists() and not overwrite:
             raise FileExistsError(f"{output} holds an evaluation; --overwrite replaces it")
         processes.check_writable("--output", output)
         weights = find_weights(settings.lpips_weights) if settings.lpips else None
-        about, data = describe(checkpoint), section(config, "data", DataConfig)
-        trained_with = _other_pictures(about, data)
-        exported = model_config(checkpoint)
-        data = dataclasses.replace(data, patch_size=exported.patch_size)
         mesh = make_mesh(section(config, "mesh", MeshConfig))
         check_batch(mesh, "section eval", settings.batch_size, settings.num_inputs)
-        exported.check_spread(mesh.shape["view"])
+        data = section(config, "data", DataConfig)
+        export = _open_export(checkpoint, config, data, mesh)
+        other = None if beside is None else _open_export(beside, config, data, mesh)
+        # Wide pictures, whose width is known as they are read, are to suit both.
+        patches = [opened.patch_size for opened in (export, other) if opened]
+        data = dataclasses.replace(data, patch_size=math.lcm(*patches))
         worlds = section(config, "worlds", WorldsConfig) if "worlds" in config else WorldsConfig()
         eval_set = open_evaluation(data, worlds, settings, mesh)
     start = time.monotonic()
     with jax.set_mesh(mesh), processes.ending_at_once():
-        fields = exported.options.keys() & {"dtype", "attention", "targets_at_once"}
-        options = {field: config.model[field] for field in sorted(fields) if field in config.model}
-        model = replicate(mesh, lvsm_jax.load(checkpoint, **options))
+        model, second = export.load(mesh), other and other.load(mesh)
         lpips = {"lpips": replicate(mesh, load_lpips(weights))} if weights else {}
         metrics, progress = {**scoring.METRICS, **lpips}, processes.is_main()
-        put = functools.partial(shard_batch, mesh)
-        evaluation = scoring.evaluate(model, eval_set, metrics=metrics, put=put, progress=progress)
+        both = {"beside": second, "put": functools.partial(shard_batch, mesh)}
+        evaluation = scoring.evaluate(model, eval_set, metrics=metrics, progress=progress, **both)
         evaluation.check_finite()
         shown = report.choose_scenes(evaluation)
         some = eval_set.some([scene for scenes in shown.values() for scene in scenes])
-        pictures = scoring.render_scenes(model, some, put=put)
+        pictures = scoring.render_scenes(model, some, **both)
+    scores = evaluation.summary()
+    if other:
+        label = "shipped weights" if other.path == SHIPPED else os.fspath(other.path)
+        scores["beside"] |= {"label": label, **other.summary()}
     summary = {
         **dict.fromkeys(("psnr", "ssim", "lpips")),  # null, unless measured
-        **evaluation.summary(),
+        **scores,
         "lpips_skipped": None if weights else "eval.lpips is False",
         **_evaluated_on(settings, eval_set),
         "command": command,
         "config": config.to_dict(),
-        "checkpoint": os.fspath(checkpoint),
-        **{name: about.get(name) for name in ("step", "architecture")},
-        "trained_with": trained_with,
-        "model": about["model"] | options,
+        **export.summary(),
         "device": f"{mesh.size} × {mesh.devices.flat[0].device_kind}",
         "seconds": round(time.monotonic() - start, 1),
     }
@@ -91,15 +120,33 @@ def evaluate_export(
     return summary
 
 
-def _other_pictures(about: dict[str, Any], data: DataConfig) -> dict[str, Any]:
-    """What the model was trained with, where `data` makes other images than those."""
+def _open_export(
+    path: epath.PathLike, config: ml_collections.ConfigDict, data: DataConfig, mesh: Mesh
+) -> _Export:
+    """Reads what an export is; UserError, naming it, where it cannot be shown `data` on `mesh`."""
+    path = epath.Path(path)
+    about, exported = describe(path), model_config(path)
+    try:
+        dataclasses.replace(data, patch_size=exported.patch_size)
+        exported.check_spread(mesh.shape["view"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    fields = exported.options.keys() & {"dtype", "attention", "targets_at_once"}
+    options = {field: config.model[field] for field in sorted(fields) if field in config.model}
+    trained_with = _other_pictures(path, about, data)
+    return _Export(path, about, exported.patch_size, options, trained_with)
+
+
+def _other_pictures(path: epath.Path, about: dict[str, Any], data: DataConfig) -> dict[str, Any]:
+    """What a model was trained with, where `data` makes other images than those."""
     trained = about.get("config", {}).get("data", {})
     ours = {field: getattr(data, field) for field in ("image_height", "square_crop")}
     others = {
         field: trained[field] for field in ours if trained.get(field, ours[field]) != ours[field]
     }
     for field, value in others.items():
-        logging.warning("the model was trained with data.%s=%s, not %s", field, value, ours[field])
+        told = "%s was trained with data.%s=%s, not %s"
+        logging.warning(told, path, field, value, ours[field])
     return others
 
 

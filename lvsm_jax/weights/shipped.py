@@ -17,10 +17,11 @@ from lvsm_jax.weights.packed import SCALES
 SHIPPED = epath.Path(__file__).parent.parent / "shipped" / "export"
 
 
-def introduce(description: Mapping[str, Any]) -> str:
-    """One line on an export, of its `config.json`: name, size, pictures and inputs.
+def introduce(description: Mapping[str, Any], unnamed: str = "weights without a name") -> str:
+    """One line on an export, of its `config.json`: name, size, and what it was trained on.
 
-    What it does not say, as those of published weights or of version 0.1.0, is left out.
+    `unnamed` stands where it has no name. What else it does not say, as those of published weights
+    or of version 0.1.0, is left out.
     """
     parts = [description["architecture"]]
     if arrays := description.get("arrays"):
@@ -30,8 +31,20 @@ def introduce(description: Mapping[str, Any]) -> str:
     if data := description.get("config", {}).get("data"):
         counts = data.get("input_counts") or [data.get("num_inputs")]
         inputs = counts[0] if len({*counts}) == 1 else f"{min(counts)} to {max(counts)}"
-        parts.append(f"trained at {data.get('image_height')} px with {inputs} inputs")
-    return f"{description.get('name', 'weights without a name')} ({', '.join(parts)})"
+        trained = f"trained{_trained_on(data)} at {data.get('image_height')} px"
+        step = description.get("step")
+        steps = "" if step is None else f" for {step:,} steps"
+        parts.append(f"{trained} with {inputs} inputs{steps}")
+    return f"{description.get('name', unnamed)} ({', '.join(parts)})"
+
+
+def _trained_on(data: Mapping[str, Any]) -> str:
+    """Worlds, a dataset, or both, as the config's section `data` says."""
+    share, path = data.get("worlds_share", 0), data.get("path")
+    names = ["worlds"] if share > 0 else []
+    if share < 1 and path:
+        names.append(epath.Path(path).name)
+    return f" on {' and '.join(names)}" if names else ""
 
 
 def shipped_weights() -> str:

@@ -22,6 +22,7 @@ from lvsm_jax.batch import Batch, Views, shard_batch
 from lvsm_jax.common.errors import MissingWeightsError, UserError
 from lvsm_jax.evaluation import report, scoring
 from lvsm_jax.evaluation.scoring import (
+    BESIDE,
     COPY_NEAREST,
     EXACT_PSNR,
     MEAN_COLOR,
@@ -123,6 +124,22 @@ def test_copying_as_a_model_scores_as_the_baseline(metrics):
     for metric, scores in result.scores[MODEL].items():
         np.testing.assert_array_equal(scores, result.scores[COPY_NEAREST][metric])
         assert len(np.unique(scores)) > 10
+
+
+def test_a_model_beside_scores_as_it_would_alone():
+    scenes = Scenes(random_scenes(5), 2)
+    result = evaluate(first_input, scenes, beside=nearest_input, progress=False)
+    assert list(result.scores) == [MODEL, BESIDE, COPY_NEAREST, MEAN_COLOR]
+    alone = {MODEL: first_input, BESIDE: nearest_input}
+    alone = {k: evaluate(x, scenes, progress=False).scores[MODEL] for k, x in alone.items()}
+    for method, scores in alone.items():
+        jax.tree.map(np.testing.assert_array_equal, result.scores[method], scores)
+    assert not np.array_equal(result.scores[MODEL]["psnr"], result.scores[BESIDE]["psnr"])
+    summary = result.summary()
+    assert summary["beside"] == summary["baselines"][COPY_NEAREST]
+    assert BESIDE not in summary["baselines"]
+    pictures = scoring.render_scenes(first_input, scenes, beside=nearest_input)["scene 1"]
+    np.testing.assert_allclose(pictures.beside, pictures.nearest / 255, rtol=1e-6)
 
 
 def test_scores_are_the_metrics_of_each_image():

@@ -47,6 +47,11 @@ def test_one_line_says_which_weights():
     data = {"image_height": 32, "input_counts": [8, 1, 1, 4]}
     told = "rooms (EfficientLVSM, 2.0 M parameters, trained at 32 px with 1 to 8 inputs)"
     assert introduce({**other, "config": {"data": data}}) == told
+    data |= {"worlds_share": 0.5, "path": "data/re10k"}
+    trained = {**other, "step": 1200, "config": {"data": data}}
+    assert "trained on worlds and re10k at 32 px" in introduce(trained)
+    assert introduce(trained).endswith("with 1 to 8 inputs for 1,200 steps)")
+    assert introduce({"architecture": "EfficientLVSM"}, "runs/x") == "runs/x (EfficientLVSM)"
 
 
 def test_what_is_shipped_is_small_and_knows_no_machine():
