@@ -4,8 +4,8 @@
     lvsm train --config=configs/quickstart.py --workdir=runs/quickstart
     lvsm eval --config=configs/quickstart.py --checkpoint=runs/quickstart/export
 
-It is the small config that trains from a dataset, with a head that copies; `worlds_64.py`, which `make demo` runs, makes its
-worlds as it trains. The other models of like size:
+It is the small config that trains from a dataset, with a head that copies; `worlds_64.py`, which
+`make demo` runs, makes its worlds as it trains. The other models of like size, without that head:
 `--config=configs/quickstart.py:LVSMDecoderOnly`, or `:LVSMEncoderDecoder`.
 """
 
