@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lvsm_jax.worlds import shade, solids, surface
+from lvsm_jax.worlds.branches import when
 from lvsm_jax.worlds.config import WorldsConfig
 from lvsm_jax.worlds.scene import PANES, Scene
 
@@ -30,26 +31,27 @@ def render(
     offsets = sample_offsets(config.samples)
     panes = solids.pack(scene.panes)
 
-    def block(view, first_row):
-        pose, lens = c2w[view], fxfycxcy[view]
+    def rays(pose, lens, first_row):
+        """Directions through pixel centres, of length 1 along z, and unit ones of all samples."""
         x = jnp.arange(width, dtype=jnp.float32) + 0.5
         y = first_row + jnp.arange(rows, dtype=jnp.float32) + 0.5
-        x, y = jnp.broadcast_arrays(x, y[:, None])
-        x, y = x.reshape(-1), y.reshape(-1)
-        centers = _directions(pose, lens, x, y)
-        origins = jnp.broadcast_to(pose[:3, 3:], centers.shape)
-        distance, index = solids.cast(geometry, origins, centers)
-        depth = _depth(scene, geometry, origins + distance * centers, distance, index)
+        x, y = (a.reshape(-1) for a in jnp.broadcast_arrays(x, y[:, None]))
         xs = jnp.concatenate([x + dx for dx, _ in offsets])
         ys = jnp.concatenate([y + dy for _, dy in offsets])
         directions = _directions(pose, lens, xs, ys)
-        directions /= jnp.sqrt((directions * directions).sum(0))
-        shift = jnp.repeat(light_shifts(len(offsets)).T, x.size, axis=1)
+        return _directions(pose, lens, x, y), directions / jnp.sqrt((directions**2).sum(0))
+
+    def block(view, first_row):
+        pose, lens = c2w[view], fxfycxcy[view]
+        centers, directions = when(lens[0] > 0, rays, pose, lens, first_row)
+        depth = _depth(scene, geometry, jnp.broadcast_to(pose[:3, 3:], centers.shape), centers)
+        pixels = centers.shape[1]
+        shift = jnp.repeat(light_shifts(len(offsets)).T, pixels, axis=1)
         origins = jnp.broadcast_to(pose[:3, 3:], directions.shape)
         color = _radiance(
             scene, geometry, table, panes, origins, directions, 1 / lens[0], shift, config
         )
-        color = jnp.clip(color, 0, _BRIGHTEST).reshape(3, len(offsets), x.size).mean(1)
+        color = jnp.clip(color, 0, _BRIGHTEST).reshape(3, len(offsets), pixels).mean(1)
         return color, depth
 
     views, blocks = c2w.shape[0], height // rows
@@ -97,9 +99,10 @@ def _directions(pose, lens, x, y):
     return jnp.stack([pose[i, 0] * x + pose[i, 1] * y + pose[i, 2] for i in range(3)])
 
 
-def _depth(scene, geometry, point, distance, index):
+def _depth(scene, geometry, origins, directions):
+    distance, index = solids.cast(geometry, origins, directions)
     face = jnp.clip(index - geometry.starts[3], 0, 5)
-    glass, _ = surface.in_window(scene, point)
+    glass, _ = surface.in_window(scene, origins + distance * directions)
     shell = index >= geometry.starts[3]
     sky = shell & (scene.face_open[face] | glass | (distance > solids.FAR / 2))
     return jnp.where(sky, jnp.inf, distance)
@@ -117,8 +120,8 @@ def _radiance(scene, geometry, table, panes, origins, directions, pixel, shift, 
         distance, index = solids.cast(geometry, origins, directions)
         width = pixel * (1 + leg)
         met = surface.at(scene, geometry, table, origins, directions, distance, index, width)
-        lit = surface.when(~met.sky.all(), light_up, met, directions)
-        above = surface.when(met.sky.any(), shade.sky, scene.light, directions)
+        lit = when(~met.sky.all(), light_up, met, directions)
+        above = when(met.sky.any(), shade.sky, scene.light, directions)
         color = jnp.where(met.sky, above, lit)
         if not config.mirrors:
             return leg + 1, color, weight, origins, directions

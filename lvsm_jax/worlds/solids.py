@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from lvsm_jax.worlds.branches import when
+
 FORMS = ("boxes", "ellipsoids", "cylinders")
 FAR = 1e4  # distance of what is open: the sky
 NEAR = 1e-3  # closer, a ray has not left the surface that it starts from
@@ -184,7 +186,8 @@ def cast(
         distance = meet(form, row, origins, directions)
         return jnp.minimum(nearest, packed(distance, index))
 
-    distance, face = leave_shell(geometry.shell, origins, directions)
+    there = (geometry.shell[0] < geometry.shell[1]).all()
+    distance, face = when(there, leave_shell, geometry.shell, origins, directions)
     nearest = packed(distance, geometry.starts[3] + face)
     nearest = _over_solids(geometry, step, nearest)
     distance = jax.lax.bitcast_convert_type(nearest & ~_INDEX, jnp.float32)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lvsm_jax.worlds import materials
+from lvsm_jax.worlds.branches import when
 from lvsm_jax.worlds.scene import Scene
 from lvsm_jax.worlds.solids import FAR, Geometry, to_unit
 
@@ -113,17 +114,6 @@ def at(scene: Scene, geometry: Geometry, table, origins, directions, distance, i
     shine = jnp.where(trim, 0.1, material["shine"])
     mirror = jnp.where(trim, 0.0, material["mirror"])
     return Surface(point, normal, bumped, color, shine, mirror, material["glow"], sky)
-
-
-def when(needed, function, *inputs):
-    """`function(*inputs)`, or zeros where no ray needs it.
-
-    On a CPU this also draws a line for the compiler: what crosses it is computed once, instead of
-    again in each loop that uses it.
-    """
-    like = jax.eval_shape(function, *inputs)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    return jax.lax.cond(needed, function, lambda *_: zeros, *inputs)
 
 
 def _turn_back(row, gradient):
