@@ -58,7 +58,7 @@ def render_page(
         config=json.dumps(summary["config"], indent=2, default=str),
         metrics={metric: _METRICS[metric][:2] for metric in metrics},
         tables=_tables(summary),
-        exact_copies=int(np.isinf(copies["psnr"]).sum()) if copies else 0,
+        exact_copies=int(np.isinf(copies["psnr"][evaluation.is_target]).sum()) if copies else 0,
         histogram=_histogram(evaluation),
         methods=_METHODS,
         groups={
@@ -88,7 +88,7 @@ def _tables(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _card(evaluation: Evaluation, s: int, images: SceneImages) -> dict[str, Any]:
     """Data of one scene for the template."""
-    count, scores = images.targets.shape[0], evaluation.scores
+    count, scores = int(evaluation.is_target[s].sum()), evaluation.scores
     shown = np.unique(np.linspace(0, count - 1, min(count, _TARGETS_SHOWN)).round().astype(int))
     nearest = COPY_NEAREST in scores
 

@@ -48,16 +48,21 @@ class EvalSet(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scores of every target view of every scene."""
+    """Scores of every target view of every scene; places that only fill up count nowhere."""
 
     scenes: tuple[str, ...]  # keys
-    frames: Int[np.ndarray, "s t"]  # positions of the targets in the clip
+    frames: Int[np.ndarray, "s t"]  # positions of the targets in the clip, -1 where there is none
     is_context: Bool[np.ndarray, "s t"]  # whether the target is also an input view
     scores: dict[str, dict[str, Float[np.ndarray, "s t"]]]  # by method, then by metric
 
+    @property
+    def is_target(self) -> Bool[np.ndarray, "s t"]:
+        """Whether there is a target: scenes may have fewer than others, first in their row."""
+        return self.frames >= 0
+
     def scene_means(self, metric: str, method: str = MODEL) -> Float[np.ndarray, "s"]:
         """Mean over the targets of each scene."""
-        return self._counted(metric, method).mean(axis=1)
+        return self._counted(metric, method).mean(axis=1, where=self.is_target)
 
     def _counted(self, metric: str, method: str) -> Float[np.ndarray, "s t"]:
         scores = self.scores[method][metric].astype(np.float64)
@@ -69,12 +74,12 @@ class Evaluation:
         Without `context`, targets that are also input views do not count, nor do scenes where none
         is left; None if no scene is left.
         """
-        counted = np.full_like(self.is_context, True) if context else ~self.is_context
+        counted = self.is_target if context else self.is_target & ~self.is_context
         some = counted.any(axis=1)
         if not some.any():
             return None
         scores = self._counted(metric, method)[some]
-        return float(np.average(scores, axis=1, weights=counted[some]).mean())
+        return float(scores.mean(axis=1, where=counted[some]).mean())
 
     def summary(self) -> dict[str, Any]:
         """All means and counts, as plain Python values."""
@@ -90,23 +95,23 @@ class Evaluation:
             **by_method.pop(MODEL),
             "baselines": by_method,
             "num_scenes": len(self.scenes),
-            "num_images": self.frames.size,
+            "num_images": int(self.is_target.sum()),
             "num_context_targets": int(self.is_context.sum()),
         }
 
     def check_finite(self) -> None:
         """Raises UserError, naming the first target, if a render holds NaN."""
-        bad = np.argwhere(np.isnan(self.scores[MODEL]["psnr"]))
+        bad = np.argwhere(np.isnan(self.scores[MODEL]["psnr"]) & self.is_target)
         if len(bad):
             scene, target = bad[0]
             raise UserError(
-                f"{len(bad)} of {self.frames.size} renders are not finite; the first is frame "
+                f"{len(bad)} of {self.is_target.sum()} renders are not finite; the first is frame "
                 f"{self.frames[scene, target]} of scene {self.scenes[scene]}"
             )
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One flat record an image, as for a table; a baseline's scores carry its name."""
-        for s, t in np.ndindex(*self.frames.shape):
+        for s, t in np.argwhere(self.is_target):
             frame, is_context = int(self.frames[s, t]), bool(self.is_context[s, t])
             row = {"scene": self.scenes[s], "target_frame": frame, "is_context": is_context}
             for method, metrics in self.scores.items():
@@ -117,7 +122,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class SceneImages:
-    """Pictures of one scene; those of the data in 8 bits."""
+    """Pictures of one scene; those of the data in 8 bits. Targets that only fill up come last."""
 
     inputs: UInt8[np.ndarray, "v h w 3"]
     targets: UInt8[np.ndarray, "t h w 3"]
