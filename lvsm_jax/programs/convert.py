@@ -5,10 +5,10 @@
 
 From PyTorch: a file of `torch.save` (weights under `model` or `state_dict`, or nothing else in it)
 or a .safetensors file becomes an export, which `lvsm_jax.load`, `lvsm eval --checkpoint` and
-`lvsm train --config.init_from` take. Of safetensors in several files, name their folder or index. Architecture and sizes are inferred; every weight must be
-there, with its shape, and nothing else. Back: an export becomes a .safetensors file with the
-published names. Both directions keep each float32 bit for bit. Neither needs PyTorch. See
-docs/weights.md.
+`lvsm train --config.init_from` take. Of safetensors in several files, name their folder or index.
+Architecture and sizes are inferred; every weight must be there, with its shape, and nothing else.
+Back: an export becomes a .safetensors file with the published names. Both directions keep each
+float32 bit for bit. Neither needs PyTorch. See docs/weights.md.
 """
 
 from lvsm_jax.common.command_line import argument_parser, path, program
