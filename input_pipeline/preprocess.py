@@ -17,7 +17,8 @@ from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.scenes.photograph import PICTURE_ERRORS, ResizeCrop, resized_side
+from lvsm_jax.scenes.photograph import ResizeCrop, resized_side
+from lvsm_jax.scenes.pictures import PICTURE_ERRORS
 
 Intrinsics = Float[np.ndarray, "4"]
 ImageAndIntrinsics = tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "4"]]

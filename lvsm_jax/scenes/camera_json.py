@@ -48,18 +48,30 @@ def as_json(cameras: Sequence[PosedCamera]) -> dict[str, Any]:
 
 def read_json(file: str | os.PathLike) -> dict[str, Any]:
     """A JSON object from a file; UserError if it holds none, or is far too large."""
+    return _object(read_any_json(file), os.fspath(file))
+
+
+def read_any_json(file: str | os.PathLike) -> Any:
+    """What a JSON file holds; UserError if it is none, or is far too large."""
     path = pathlib.Path(file).expanduser()
     if path.stat().st_size > _MAX_FILE:
         raise UserError(f"{file}: more than {_MAX_FILE >> 20} MiB, no file of cameras")
-    return parse_json(path.read_bytes(), os.fspath(file))
+    return _parse(path.read_bytes(), os.fspath(file))
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
-    """The same from bytes, which messages call by this name."""
+    """A JSON object from bytes, which messages call by this name."""
+    return _object(_parse(data, name), name)
+
+
+def _parse(data: bytes, name: str) -> Any:
     try:
-        content = json.loads(data)
+        return json.loads(data)
     except (ValueError, RecursionError) as error:  # ValueError: also of UTF-8
         raise UserError(f"{name} is not JSON: {error}") from None
+
+
+def _object(content: Any, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{name}: a {type(content).__name__}, expected an object")
     return content

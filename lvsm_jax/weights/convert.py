@@ -43,9 +43,9 @@ def from_state_dict(arrays: StateDict, **options: Any) -> ViewSynthesisModel:
     Arrays by torch name are float32, or float16 or bfloat16, which become float32. Prefixes of
     wrapping modules (`module.`, `_orig_mod.`, `model.`) are taken off; frozen helper networks
     (`loss_computer.*`, `repa_encoder.*`, `repa_projector.*`) are left out. Options are fields of
-    the configuration that cannot be inferred: `dtype`, `attention`, `remat`, `targets_at_once`, `cache_dtype`. Raises
-    UserError for no known architecture, or weights that are missing, surplus, mis-shaped, of
-    another type or not finite, all named.
+    the configuration that cannot be inferred: `dtype`, `attention`, `remat`, `targets_at_once`,
+    `cache_dtype`. Raises UserError for no known architecture, or weights that are missing, surplus,
+    mis-shaped, of another type or not finite, all named.
     """
     arrays = _strip(arrays)
     architecture, num_layers = torch_names.architecture_and_layers(arrays)
