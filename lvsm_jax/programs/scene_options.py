@@ -8,6 +8,7 @@ from lvsm_jax.common.command_line import path
 from lvsm_jax.common.errors import UserError
 
 if TYPE_CHECKING:
+    from lvsm_jax.scenes.pictures import Colour
     from lvsm_jax.scenes.readers import Scene, ScenePhotograph
 
 INPUTS = 4  # where nobody says how many
@@ -28,6 +29,25 @@ def add_scene_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="units of the model a unit of the poses, useful with one input (fitted to the inputs)",
     )
+
+
+def add_background_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--background`, which `background_of` reads."""
+    parser.add_argument(
+        "--background",
+        metavar="COLOUR",
+        help="of transparent pixels: white, black, grey, #rrggbb or r,g,b (refused)",
+    )
+
+
+def background_of(given: argparse.Namespace) -> "Colour | None":
+    """The colour of `--background`; UserError for what is none."""
+    from lvsm_jax.scenes.pictures import colour_of
+
+    try:
+        return None if given.background is None else colour_of(given.background)
+    except UserError as error:
+        raise UserError(f"--background: {error}") from None
 
 
 def choose_inputs(scene: "Scene", wanted: str | None) -> list["ScenePhotograph"]:

@@ -250,3 +250,39 @@ def test_principal_points_that_cannot_be(images, principal, message):
     write_json(images / "cameras.json", content)
     with pytest.raises(SceneError, match=rf"principal point of images/p2.jpg is .*{message}"):
         read_scene(images)
+
+
+def edited(change, *names):
+    def edit(folder):
+        for name in names:
+            text = (folder / name).read_text()
+            (folder / name).write_bytes(change(text).encode())
+
+    return edit
+
+
+def longer(text):
+    """Quaternions of length 2."""
+    lines = [line.split() for line in text.splitlines()]
+    for parts in lines:
+        if len(parts) == 10:
+            parts[1:5] = [repr(2 * float(part)) for part in parts[1:5]]
+    return "\n".join(map(" ".join, lines)) + "\n"
+
+
+@test_readers.needs_pycolmap
+@pytest.mark.parametrize(
+    "edit",
+    [
+        edited(lambda text: "\ufeff" + text.replace("\n", "\r\n"), "cameras.txt", "images.txt"),
+        edited(lambda text: text.replace("\n\n", "\n"), "images.txt"),
+        edited(lambda text: text.replace("\n\n", "\n1 2 -1 3 4 -1 5 6 -1 7 8 -1\n"), "images.txt"),
+        edited(lambda text: text.rstrip().replace(" ", " \t"), "cameras.txt", "images.txt"),
+        edited(longer, "images.txt"),
+        lambda folder: (folder / "points3D.txt").unlink(),
+    ],
+    ids=["windows", "no_points", "points", "blanks", "quaternions", "no_points3D"],
+)
+def test_colmap_text_that_is_not_canonical(images, edit):
+    edit(test_readers.write_colmap(images / "sparse" / "0"))
+    test_readers.check(read_scene(images), 1e-9, prefix="images/")

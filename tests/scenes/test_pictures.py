@@ -98,10 +98,9 @@ def test_heic():
     import pillow_heif
 
     pillow_heif.register_heif_opener()
-    for orientation, shown in ((1, PIXELS), (6, np.rot90(PIXELS, -1))):
-        file = file_of(Image.fromarray(PIXELS), "HEIF", quality=95, exif=with_tag(orientation))
-        ours = read_pixels(file, (shown.shape[1], shown.shape[0]))
-        assert np.abs(ours.astype(int) - shown).mean() < 4
+    file = file_of(Image.fromarray(PIXELS), "HEIF", quality=95)
+    ours = read_pixels(file, (48, 32))
+    assert np.abs(ours.astype(int) - PIXELS).mean() < 4
 
 
 @pytest.mark.parametrize(
