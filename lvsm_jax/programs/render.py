@@ -123,6 +123,7 @@ def render(given: argparse.Namespace) -> None:
     # What takes seconds to import comes after what takes none to refuse.
     from input_pipeline.clip_scene import open_scene
     from lvsm_jax.programs import held_out
+    from lvsm_jax.programs.trained_on import differences, trained_on
     from lvsm_jax.scenes.trajectories import make_path
 
     scene = open_scene(given.scene, images=given.images, background=background_of(given))
@@ -145,7 +146,10 @@ def render(given: argparse.Namespace) -> None:
     record = _record(given, photographs, cameras, (height, width))
     record |= {"held_out": [chosen.name for chosen in kept]} if kept else {}
     metrics = _metrics() if kept else None
+    for note in differences(about, [chosen.camera for chosen in inputs], (height, width)):
+        print(f"note: {note}", file=sys.stderr)
     print(
+        f"{trained_on(about)}\n"
         f"{len(inputs)} of {len(scene.photographs)} photographs of {scene.source}: "
         f"{', '.join(chosen.name for chosen in inputs)}\n"
         f"{len(cameras)} frames of {width}×{height} pixels along {given.path}"

@@ -98,15 +98,26 @@ def write_video(
     import imageio_ffmpeg
 
     file = folder / _VIDEO
-    inputs = ["-framerate", str(fps), "-i", "frame_%05d.png"]
+    rate = ["-framerate", str(fps)]
+    inputs = [*rate, "-i", "frame_%05d.png"]
     larger = f"scale=iw*{scale}:ih*{scale}:flags=lanczos"
     last = "pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix=bt709"
     graph = f"[0]{larger},{last}[out]"
     if beside is not None:
         height, width, _ = beside.shape
-        inputs += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-i", "-"]
-        graph = f"[0]{larger},format=rgb24[path];[1][path]hstack,{last}[out]"
-        graph = graph.replace("[1]", "[1]loop=-1:1[still];[still]", 1)
+        inputs += [
+            *rate,
+            "-f",
+            "rawvideo",
+            "-pix_fmt",
+            "rgb24",
+            "-s",
+            f"{width}x{height}",
+            "-i",
+            "-",
+        ]
+        still = "[1]loop=-1:1[still]"  # the same picture for ever
+        graph = f"[0]{larger},format=rgb24[path];{still};[still][path]hstack,{last}[out]"
     with atomic_write(file.absolute()) as local:
         command = [
             *(imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *inputs),
@@ -114,8 +125,9 @@ def write_video(
             *("-c:v", "libx264", "-crf", "16", "-pix_fmt", "yuv420p", "-colorspace", "bt709"),
             *("-movflags", "+faststart", "-f", "mp4", local),
         ]
-        still = None if beside is None else np.ascontiguousarray(beside).tobytes()
-        feed = {"stdin": subprocess.DEVNULL} if still is None else {"input": still}
+        feed = {"stdin": subprocess.DEVNULL}
+        if beside is not None:
+            feed = {"input": np.ascontiguousarray(beside).tobytes()}
         done = subprocess.run(command, cwd=folder, capture_output=True, **feed)
         if done.returncode:
             reason = done.stderr.decode(errors="replace").strip()[-300:]
