@@ -286,3 +286,45 @@ def longer(text):
 def test_colmap_text_that_is_not_canonical(images, edit):
     edit(test_readers.write_colmap(images / "sparse" / "0"))
     test_readers.check(read_scene(images), 1e-9, prefix="images/")
+
+
+def test_one_scene_of_three_cameras(tmp_path):
+    """Landscape, portrait that EXIF turns, and a small square behind a lens: one world.
+
+    A bright spot in each picture is where its camera sees one point of the world.
+    """
+    point = np.array([0.1, -0.05, 0.2])
+    cameras = [((96, 64), 80.0, {}), ((64, 96), 70.0, {}), ((48, 48), 50.0, {"k1": -0.2})]
+    frames = []
+    for i, ((width, height), focal, lens) in enumerate(cameras):
+        right, down, forward, place, _ = some_views()[i]
+        x, y, z = np.linalg.inv(matrix(right, down, forward, place))[:3] @ [*point, 1]
+        ray = np.array([x, y]) / z
+        bent = ray * (1 + lens.get("k1", 0) * (ray @ ray))
+        u, v = bent * focal + np.array([width, height]) / 2
+        columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+        spot = 255 * np.exp(-((columns - u) ** 2 + (rows - v) ** 2) / 8)
+        image, exif = Image.fromarray(spot.astype(np.uint8)).convert("RGB"), Image.Exif()
+        if i == 1:  # stored lying
+            image, exif[0x0112] = image.transpose(Image.Transpose.ROTATE_90), 6
+        image.save(tmp_path / f"{i}.png", exif=exif)
+        c2w = matrix(right, -down, -forward, place).tolist()
+        frame = {"file_path": f"{i}.png", "w": width, "h": height, "fl_x": focal}
+        frames.append(frame | lens | {"transform_matrix": c2w})
+    write_json(tmp_path / "transforms.json", {"frames": frames})
+    scene = read_scene(tmp_path)
+    assert [(p.camera.width, p.camera.height) for p in scene.photographs] == [c[0] for c in cameras]
+    for photograph in scene.photographs:
+        for size in ((32, 32), (32, 48)):  # as the model sees them
+            pixels, camera = (
+                photograph.load().cropped_to(*size),
+                photograph.camera.cropped_to(*size),
+            )
+            light = pixels[..., 0].astype(float)
+            seen = [
+                light.sum(axis) @ (np.arange(n) + 0.5) / light.sum()
+                for axis, n in ((0, size[1]), (1, size[0]))
+            ]
+            x, y, z = camera.w2c[:3] @ [*point, 1]
+            fx, fy, cx, cy = camera.fxfycxcy
+            np.testing.assert_allclose(seen, [cx + fx * x / z, cy + fy * y / z], atol=0.25)
