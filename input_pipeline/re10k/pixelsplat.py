@@ -20,6 +20,7 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.weights import torch_file
 
 _FIELDS = ("key", "url", "timestamps", "cameras", "images")
+_LARGEST_SHARE = 30.0  # of the picture's sides: a field of view of 2°
 _ROTATION_TOLERANCE = 1e-3  # of any entry of R Rᵀ; float32 cameras of the real set are within 1e-7
 
 
@@ -113,6 +114,11 @@ def _check_cameras(cameras: Float32[np.ndarray, "n 18"]) -> None:
             raise ClipError(f"frame {frame}: its camera is not finite")
         if camera[:2].min() <= 0:
             raise ClipError(f"frame {frame}: fx, fy = {camera[0]:g}, {camera[1]:g} must be > 0")
+        if camera[:4].max() > _LARGEST_SHARE:
+            raise ClipError(
+                f"frame {frame}: fx, fy, cx, cy are {camera[:4].tolist()}, expected shares of the "
+                "picture's width and height, not pixels"
+            )
         if camera[4:6].any():
             raise ClipError(f"frame {frame}: numbers 5 and 6 of its camera must be 0 (distortion)")
         if skew[frame] > _ROTATION_TOLERANCE:

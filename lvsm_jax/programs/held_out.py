@@ -1,7 +1,6 @@
 """How good a model is on photographs of one's own: some are kept from it, and rendered."""
 
 import csv
-import dataclasses
 import io
 import pathlib
 import re
@@ -12,54 +11,20 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import atomic_write, write_text
 from lvsm_jax.common.table import format_table
 from lvsm_jax.evaluation.metrics import psnr, ssim
 from lvsm_jax.evaluation.scoring import COPY_NEAREST, EXACT_PSNR, MEAN_COLOR, MODEL, nearest_input
-from lvsm_jax.programs.scene_options import choose_inputs
 
 if TYPE_CHECKING:
     from lvsm_jax.rendering.session import Session
     from lvsm_jax.scenes.photograph import Photograph
-    from lvsm_jax.scenes.readers import Scene, ScenePhotograph
 
 _SHOWN = {MODEL: "model", COPY_NEAREST: "copy nearest input", MEAN_COLOR: "mean colour"}
 _DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3}
 _GAP = 4  # white columns between pictures
 
 Pictures = UInt8[np.ndarray, "n h w 3"]
-
-
-def split(
-    scene: "Scene", inputs: str | None, count: int
-) -> tuple[list["ScenePhotograph"], list["ScenePhotograph"]]:
-    """Inputs as `choose_inputs` has them, and `count` photographs that are none of them.
-
-    These are evenly spaced. Unless the inputs are named they are taken out first, and inputs are
-    chosen from what is left. UserError where there are not so many.
-    """
-    if count == 0:
-        return choose_inputs(scene, inputs), []
-    named = inputs is not None and inputs != "all" and not inputs.isdecimal()
-    chosen = choose_inputs(scene, inputs) if named else []
-    taken = {photograph.name for photograph in chosen}
-    there = [photograph for photograph in scene.photographs if photograph.name not in taken]
-    most = len(there) if named else len(there) - 1
-    if not 1 <= count <= most:
-        raise UserError(
-            f"--hold-out={count}, expected 1 to {most}: {scene.source} has "
-            f"{len(scene.photographs)} photographs, of which some are inputs"
-        )
-    places = np.linspace(0, len(there) - 1, count + 2).round().astype(int)[1:-1]
-    for i in range(1, count):  # so many that some fall together
-        places[i] = max(places[i], places[i - 1] + 1)
-    places = np.minimum(places, len(there) - count + np.arange(count))
-    held_out = [there[i] for i in places]
-    if not named:
-        rest = [photograph for i, photograph in enumerate(there) if i not in places]
-        chosen = choose_inputs(dataclasses.replace(scene, photographs=rest), inputs)
-    return chosen, held_out
 
 
 def evaluate(

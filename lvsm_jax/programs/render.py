@@ -47,6 +47,7 @@ from lvsm_jax.programs.scene_options import (
     add_scene_options,
     background_of,
     picture_size,
+    split_photographs,
 )
 
 if TYPE_CHECKING:
@@ -110,29 +111,20 @@ def main(arguments: list[str]) -> None:
 
 def render(given: argparse.Namespace) -> None:
     """Renders as the command line asks; raises before anything is rendered if it cannot."""
-    if not (given.fps > 0 and math.isfinite(given.fps)):
-        raise UserError(f"--fps={given.fps}, expected a positive number")
-    if given.video_scale is not None and given.video_scale < 1:
-        raise UserError(f"--video-scale={given.video_scale}, expected at least 1")
-    if given.hold_out < 0:
-        raise UserError(f"--hold-out={given.hold_out}, expected a positive number")
-    if given.video and importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise UserError(
-            "a video needs imageio-ffmpeg: pip install 'lvsm_jax[video]', or give --no-video"
-        )
+    _check_numbers(given)
     # What takes seconds to import comes after what takes none to refuse.
     from input_pipeline.clip_scene import open_scene
-    from lvsm_jax.programs import held_out
     from lvsm_jax.programs.trained_on import differences, trained_on
     from lvsm_jax.scenes.trajectories import make_path
 
     scene = open_scene(given.scene, images=given.images, background=background_of(given))
     for note in scene.notes:
         print(f"note: {note}", file=sys.stderr)
-    inputs, kept = held_out.split(scene, given.inputs, given.hold_out)
+    inputs, kept = split_photographs(scene, given.inputs, given.hold_out)
     options = {name: getattr(given, name) for name in _OPTIONS if getattr(given, name) is not None}
     cameras = make_path(given.path, [chosen.camera for chosen in inputs], given.frames, options)
 
+    from lvsm_jax.programs import held_out
     from lvsm_jax.rendering import frames
     from lvsm_jax.rendering.session import Session
     from lvsm_jax.scenes.camera_json import write_camera_path
@@ -174,9 +166,23 @@ def render(given: argparse.Namespace) -> None:
     wrote = f"wrote {len(cameras)} frames to {folder}"
     if given.video:
         scale = given.video_scale or -(-_WATCHED // min(height, width))
-        beside = frames.strip_of(pictures, scale) if given.show_inputs else None
-        wrote += f", and {frames.write_video(folder, len(cameras), given.fps, scale, beside)}"
+        strip = frames.strip_of(pictures, scale) if given.show_inputs else None
+        wrote += f", and {frames.write_video(folder, len(cameras), given.fps, scale, strip)}"
     print(f"{wrote}\nWalk through the scene: lvsm view {given.export} {given.scene}")
+
+
+def _check_numbers(given: argparse.Namespace) -> None:
+    """UserError for options that cannot be, whatever the scene."""
+    if not (given.fps > 0 and math.isfinite(given.fps)):
+        raise UserError(f"--fps={given.fps}, expected a positive number")
+    if given.video_scale is not None and given.video_scale < 1:
+        raise UserError(f"--video-scale={given.video_scale}, expected at least 1")
+    if given.hold_out < 0:
+        raise UserError(f"--hold-out={given.hold_out}, expected a positive number")
+    if given.video and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise UserError(
+            "a video needs imageio-ffmpeg: pip install 'lvsm_jax[video]', or give --no-video"
+        )
 
 
 def _metrics() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What programs that render a scene ask about it alike."""
 
 import argparse
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,39 @@ def choose_inputs(scene: "Scene", wanted: str | None) -> list["ScenePhotograph"]
     if count == 1:
         return [there[len(there) // 2]]
     return [there[round(i)] for i in np.linspace(0, len(there) - 1, count)]
+
+
+def split_photographs(
+    scene: "Scene", inputs: str | None, count: int
+) -> tuple[list["ScenePhotograph"], list["ScenePhotograph"]]:
+    """Inputs as `choose_inputs` has them, and `count` photographs that are none of them.
+
+    These are evenly spaced. Unless the inputs are named they are taken out first, and inputs are
+    chosen from what is left. UserError where there are not so many.
+    """
+    if count == 0:
+        return choose_inputs(scene, inputs), []
+    named = inputs is not None and inputs != "all" and not inputs.isdecimal()
+    chosen = choose_inputs(scene, inputs) if named else []
+    taken = {photograph.name for photograph in chosen}
+    there = [photograph for photograph in scene.photographs if photograph.name not in taken]
+    most = len(there) if named else len(there) - 1
+    if not 1 <= count <= most:
+        raise UserError(
+            f"--hold-out={count}, expected 1 to {most}: {scene.source} has "
+            f"{len(scene.photographs)} photographs, of which some are inputs"
+        )
+    import numpy as np  # only now, so that --help comes at once
+
+    places = np.linspace(0, len(there) - 1, count + 2).round().astype(int)[1:-1]
+    for i in range(1, count):  # so many that some fall together
+        places[i] = max(places[i], places[i - 1] + 1)
+    places = np.minimum(places, len(there) - count + np.arange(count))
+    held_out = [there[i] for i in places]
+    if not named:
+        rest = [photograph for i, photograph in enumerate(there) if i not in places]
+        chosen = choose_inputs(dataclasses.replace(scene, photographs=rest), inputs)
+    return chosen, held_out
 
 
 def picture_size(given: str | None, description: Mapping[str, Any]) -> tuple[int, int]:

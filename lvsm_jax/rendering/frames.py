@@ -15,7 +15,7 @@ from lvsm_jax.common.files import atomic_write, write_text
 
 _VIDEO = "video.mp4"
 _RECORD = "render.json"
-_ALL_FRAMES = "frame_*.png"
+_ALL_FRAMES, _HELD_OUT = "frame_*.png", "held_out*"
 
 
 def check_folder(folder: pathlib.Path, record: Mapping[str, Any], overwrite: bool) -> None:
@@ -40,7 +40,7 @@ def take_folder(folder: pathlib.Path, record: Mapping[str, Any], overwrite: bool
     """Makes a folder that `check_folder` allowed ready; frames of the record stay there."""
     folder.mkdir(parents=True, exist_ok=True)
     if overwrite or _read_record(folder) != record:
-        for old in (*folder.glob(_ALL_FRAMES), folder / _VIDEO):
+        for old in (*folder.glob(_ALL_FRAMES), *folder.glob(_HELD_OUT), folder / _VIDEO):
             old.unlink(missing_ok=True)
     write_text(folder / _RECORD, json.dumps(record, indent=1) + "\n")
 

@@ -113,6 +113,7 @@ BAD_CLIPS = {
     "frame 1: its camera is not finite": with_camera(1, 9, np.nan),
     "frame 2: its camera is not finite": with_camera(2, 0, np.inf),
     "frame 0: fx, fy = 0.5, -0.9 must be > 0": with_camera(0, 1, -0.9),
+    "expected shares of the picture's width and height, not pixels": with_camera(2, 0, 480.0),
     "frame 1: numbers 5 and 6 of its camera must be 0": with_camera(1, 4, 0.1),
     "frame 2: its camera is not a rotation": with_camera(2, 6, 1.01),
     "frame 0: its camera is a reflection": with_camera(0, slice(6, None), MIRROR),

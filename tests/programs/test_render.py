@@ -17,8 +17,7 @@ from PIL import Image
 import lvsm_jax
 from input_pipeline.clip_scene import open_scene
 from lvsm_jax.programs import render as program
-from lvsm_jax.programs.held_out import split
-from lvsm_jax.programs.scene_options import choose_inputs
+from lvsm_jax.programs.scene_options import choose_inputs, split_photographs
 from lvsm_jax.rendering.frames import write_video
 from lvsm_jax.rendering.session import Session
 from lvsm_jax.scenes import camera_json, trajectories
@@ -204,6 +203,9 @@ def test_photographs_are_held_out(export, scene, tmp_path, capsys):
             for column, shown in (("psnr", render_of), ("copy_nearest_psnr", copy)):
                 expected = -10 * np.log10(np.square(target - shown).mean())
                 assert float(row[column]) == pytest.approx(expected, abs=1e-3)
+    render(export, scene, out, "--no-video", "--hold-out=1", "--frames=2", "--overwrite")
+    assert len(list(out.glob("held_out_*.png"))) == 1
+    render(export, scene, out, "--no-video", "--hold-out=2", "--frames=2", "--overwrite")
     pictures = sorted(out.glob("held_out_*.png"))
     assert [Image.open(picture).size for picture in pictures] == [(3 * 16 + 2 * 4, 16)] * 2
 
@@ -220,7 +222,7 @@ def test_photographs_are_held_out(export, scene, tmp_path, capsys):
     ],
 )
 def test_what_is_held_out_is_no_input(scene, inputs, count, chosen, held_out):
-    ours = split(open_scene(scene), inputs, count)
+    ours = split_photographs(open_scene(scene), inputs, count)
     names = [[int(photograph.name.removesuffix(".png")) for photograph in some] for some in ours]
     assert names == [chosen, held_out]
 
@@ -228,7 +230,7 @@ def test_what_is_held_out_is_no_input(scene, inputs, count, chosen, held_out):
 @pytest.mark.parametrize(("inputs", "count", "most"), [(None, 6, 5), ("0.png,1.png", 5, 4)])
 def test_more_than_can_be_held_out(scene, inputs, count, most):
     with pytest.raises(ValueError, match=f"--hold-out={count}, expected 1 to {most}"):
-        split(open_scene(scene), inputs, count)
+        split_photographs(open_scene(scene), inputs, count)
 
 
 def test_video_of_odd_size(tmp_path):
