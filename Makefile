@@ -1,4 +1,4 @@
-# make demo      everything from nothing: environment, data, training, evaluation, a page to look at
+# make demo      everything from nothing: environment, training, evaluation, a page to look at
 # make test      what a change is likely to break, in minutes
 # make test-all  every test
 # make lint      formatting and lint
@@ -32,17 +32,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)
-	@echo "==> synthetic rooms into data/synthetic"
-	$(LVSM) synthetic data/synthetic
-	@echo "==> training configs/quickstart.py into runs/quickstart (some minutes)"
-	$(LVSM) train --config=configs/quickstart.py --workdir=runs/quickstart
-	@echo "==> evaluating on rooms that were held out"
-	$(LVSM) eval --config=configs/quickstart.py --checkpoint=runs/quickstart/export \
-	  --output=runs/quickstart/eval --overwrite
+	@echo "==> training configs/worlds_64.py into runs/worlds_64, on worlds made meanwhile (some minutes)"
+	$(LVSM) train --config=configs/worlds_64.py --workdir=runs/worlds_64
+	@echo "==> evaluating on worlds that were held out"
+	$(LVSM) eval --config=configs/worlds_64.py --checkpoint=runs/worlds_64/export \
+	  --output=runs/worlds_64/eval --overwrite
+	@echo "==> some worlds to walk through, into data/worlds"
+	$(LVSM) synthetic data/worlds --train-scenes=1 --test-scenes=8
 	@echo "==> what to do next"
-	@echo "  look at what it renders         runs/quickstart/eval/index.html"
-	@echo "  walk through a room             $(LVSM) view"
-	@echo "  your own posed photographs      $(LVSM) render runs/quickstart/export PHOTOS out"
+	@echo "  look at what it renders         runs/worlds_64/eval/index.html"
+	@echo "  walk through a world            $(LVSM) view"
+	@echo "  the same, what was trained      $(LVSM) view --weights=runs/worlds_64/export"
+	@echo "  your own posed photographs      $(LVSM) render PHOTOS out"
 	@echo "  all commands                    $(LVSM) --help"
 
 test: $(INSTALLED)

@@ -8,6 +8,7 @@ Sections are the fields of dataclasses, whose docstrings say what each does:
 
 - `run`, `data`, `eval`: `RunConfig`, `DataConfig`, `EvalConfig` in `lvsm_jax.common.config`
 - `processes`, `mesh`: `ProcessesConfig`, `MeshConfig` in `lvsm_jax.parallel`
+- `worlds`: `WorldsConfig` in `lvsm_jax.worlds.config`, with `data.worlds_share` or `eval.worlds`
 - `model`: `EfficientLVSMConfig` in `lvsm_jax.models.efficient_lvsm`, or the architecture's own
 - `optimizer`, `loss`, `repa`: `OptimizerConfig`, `LossConfig`, `RepaConfig` in `lvsm_jax.training`
 """
@@ -21,6 +22,7 @@ from lvsm_jax.parallel.processes import ProcessesConfig
 from lvsm_jax.training.losses import LossConfig
 from lvsm_jax.training.optimizer import OptimizerConfig
 from lvsm_jax.training.repa import RepaConfig
+from lvsm_jax.worlds.config import WorldsConfig
 
 
 def get_config(architecture: str = "EfficientLVSM") -> ml_collections.ConfigDict:
@@ -32,6 +34,7 @@ def get_config(architecture: str = "EfficientLVSM") -> ml_collections.ConfigDict
     config.model = default_section(config_class(architecture)())
     config.data = default_section(DataConfig(path="data/re10k"))
     config.data.patch_size = config.model.get_ref("patch_size")
+    config.worlds = default_section(WorldsConfig())
     config.optimizer = default_section(OptimizerConfig())
     config.loss = default_section(LossConfig())
     config.repa = default_section(RepaConfig())

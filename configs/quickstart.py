@@ -1,10 +1,11 @@
-"""A small Efficient-LVSM on synthetic rooms: learns in minutes on two CPU cores.
+"""A small Efficient-LVSM on worlds from files: learns in minutes on two CPU cores.
 
     lvsm synthetic data/synthetic
     lvsm train --config=configs/quickstart.py --workdir=runs/quickstart
     lvsm eval --config=configs/quickstart.py --checkpoint=runs/quickstart/export
 
-`make demo` runs the three; docs/quickstart.md has score and time. The other models of like size:
+It is the small config that trains from a dataset; `worlds_64.py`, which `make demo` runs, makes its
+worlds as it trains. The other models of like size:
 `--config=configs/quickstart.py:LVSMDecoderOnly`, or `:LVSMEncoderDecoder`.
 """
 

@@ -80,6 +80,8 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = data[position]
+        if shift > 63:
+            raise UserError(f"a number of more than 64 bits at byte {position} of a chunk")
         value |= (byte & 127) << shift
         position, shift = position + 1, shift + 7
         if byte < 128:

@@ -3,14 +3,18 @@
 import contextlib
 import io
 import os
+import re
 
 import numpy as np
 
 from input_pipeline.storage import SplitReader
+from lvsm_jax.common.files import expand
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.pictures import Colour
 from lvsm_jax.scenes.readers import Scene, SceneError, ScenePhotograph, read_scene
 from lvsm_jax.scenes.readers.scene import naming, picture_size_of, some_of
+
+_SPLIT = re.compile(r"/(\w+):")
 
 
 def open_scene(
@@ -27,9 +31,11 @@ def open_scene(
     path = os.path.expanduser(os.fspath(path))
     if os.path.exists(path):
         return read_scene(path, images=images, background=background)
-    directory, _, clip = path.rpartition("/")
-    split, colon, key = clip.partition(":")
-    if not (directory and split and colon and key):
+    # Keys may hold anything: where there are several places to cut, the directory decides.
+    cuts = [(path[: cut.start()], cut[1], path[cut.end() :]) for cut in _SPLIT.finditer(path)]
+    there = (cut for cut in cuts if expand(cut[0]).is_dir())
+    directory, split, key = next(there, cuts[-1] if cuts else ("", "", ""))
+    if not (directory and key):
         raise SceneError(f"no scene {path}: no such file or folder, nor is it DATASET/SPLIT:KEY")
     if images is not None:
         raise SceneError(f"{path} is a clip of a dataset, which holds its images itself")

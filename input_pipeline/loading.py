@@ -105,6 +105,11 @@ class EvalSet:
         """Keys of the evaluated clips."""
         return [str(key) for key in self.scenes.key[self.rows]]
 
+    def some(self, positions: Sequence[int]) -> "EvalSet":
+        """The clips at these positions, in batches of the same size."""
+        views = tuple(self.views[position] for position in positions)
+        return dataclasses.replace(self, rows=self.rows[list(positions)], views=views)
+
     def __len__(self) -> int:
         return -(-self.num_scenes // self.evaluation.batch_size)
 

@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image
 
+from lvsm_jax.common.camera_limits import check_positions, check_shares
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes.photograph import ResizeCrop, resized_side
-from lvsm_jax.scenes.pictures import PICTURE_ERRORS
+from lvsm_jax.scenes.pictures import MAX_PIXELS, PICTURE_ERRORS
 
 Intrinsics = Float[np.ndarray, "4"]
 ImageAndIntrinsics = tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "4"]]
@@ -64,6 +65,10 @@ def crop_frame(jpeg: bytes, normalized_fxfycxcy: Intrinsics, crop: Crop) -> Imag
 
 
 def _cut(picture: Image.Image, shares: Intrinsics, crop: Crop) -> ImageAndIntrinsics:
+    try:
+        check_shares(shares)
+    except UserError as error:
+        raise FrameError(str(error)) from None
     cut = ResizeCrop.cover(picture.size, **vars(crop))
     fxfycxcy = cut.intrinsics(shares * np.array(picture.size * 2, np.float64))
     return cut.pixels(picture), fxfycxcy.astype(np.float32)
@@ -76,6 +81,10 @@ def camera_to_world(w2c: Float[np.ndarray, "3 4"]) -> Float64[np.ndarray, "4 4"]
     if not np.isfinite(matrix).all():
         raise FrameError("its camera is not finite")
     try:
+        check_positions("w2c", matrix[:3, 3])
+    except UserError as error:
+        raise FrameError(str(error)) from None
+    try:
         return np.linalg.inv(matrix)
     except np.linalg.LinAlgError:
         raise FrameError("its world-to-camera matrix has no inverse") from None
@@ -84,6 +93,8 @@ def camera_to_world(w2c: Float[np.ndarray, "3 4"]) -> Float64[np.ndarray, "4 4"]
 def _decode(jpeg: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(jpeg), formats=("JPEG",))
+        if image.size[0] * image.size[1] > MAX_PIXELS:
+            raise ValueError("{}×{} pixels are more than {}".format(*image.size, MAX_PIXELS))
         image.load()
     except PICTURE_ERRORS as error:
         reason = "not a JPEG" if isinstance(error, Image.UnidentifiedImageError) else error

@@ -5,7 +5,6 @@ them (arXiv 2602.06478); evaluation takes its positions from an index file in pi
 """
 
 import dataclasses
-import json
 import os
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.random import Generator
 from input_pipeline.preprocess import Crop
 from lvsm_jax.common.config import DataConfig
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import expand
+from lvsm_jax.common.files import read_json
 from lvsm_jax.scenes.scene_frame import SceneFrame
 
 
@@ -166,12 +165,7 @@ def read_index(path: str | os.PathLike) -> dict[str, IndexEntry | None]:
 
     UserError, which names the scene, for a file that is no such index.
     """
-    try:
-        table = json.loads(expand(path).read_text())
-    except ValueError as error:
-        raise UserError(f"evaluation index {path} is not JSON: {error}") from None
-    if not isinstance(table, dict):
-        raise UserError(f"evaluation index {path} holds a {type(table).__name__}, not an object")
+    table = read_json(path)
     return {key: _index_entry(entry, f"{path}, scene {key}") for key, entry in table.items()}
 
 
@@ -181,6 +175,6 @@ def _index_entry(entry: object, where: str) -> IndexEntry | None:
     for field in ("context", "target"):
         values = entry.get(field) if isinstance(entry, dict) else None
         if not isinstance(values, list) or not values or {*map(type, values)} != {int}:
-            what = f"{field} is {values!r}, expected a list of frame positions"
+            what = f"{field} is {values!r:.100}, expected a list of frame positions"
             raise UserError(f"evaluation index {where}: {what}")
     return IndexEntry(tuple(entry["context"]), tuple(entry["target"]))

@@ -18,8 +18,6 @@ prefers TensorFlow's file systems where TensorFlow is installed: EPATH_USE_TF=0 
 import collections
 import dataclasses
 import functools
-import io
-import json
 import os
 import resource
 import tempfile
@@ -30,11 +28,13 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module
 from etils import epath
-from jaxtyping import Float32, Int64, Shaped
+from jaxtyping import Float32
 
+from input_pipeline.metadata import DatasetError, SceneTable, read_info, read_scene_table
 from input_pipeline.tf_example import Example
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import atomic_write, expand, write_text
+from lvsm_jax.common.text import shortened
 
 # A group is what one read costs, and JPEGs do not compress.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -42,10 +42,6 @@ _WRITER_OPTIONS = "group_size:1,uncompressed"
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:0"
 _READER_BUFFER = 32 * 1024
 _OTHER_OPEN_FILES = 256  # left to the rest of the process when shards are kept open
-
-
-class DatasetError(UserError):
-    """A dataset directory that is missing, incomplete, damaged or not ours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,24 +81,6 @@ class Shard:
 
 
 Splits = Mapping[str, Sequence[Shard]]  # of each all its shards, in order
-
-
-@dataclasses.dataclass(frozen=True)
-class SceneTable:
-    """The scenes of a split; scene i is num_frames[i] records from first_frame[i] on."""
-
-    key: Shaped[np.ndarray, "s"]  # str
-    url: Shaped[np.ndarray, "s"]  # str
-    first_frame: Int64[np.ndarray, "s"]
-    num_frames: Int64[np.ndarray, "s"]
-
-    def __len__(self) -> int:
-        return len(self.key)
-
-    def locate(self, record: int) -> tuple[int, int]:
-        """Row of the scene that holds a record, and the record's position in that clip."""
-        row = int(np.searchsorted(self.first_frame, record, side="right")) - 1
-        return row, record - int(self.first_frame[row])
 
 
 def shard_path(
@@ -217,7 +195,7 @@ def _decode(record: bytes) -> Frame:
     feature = Example.FromString(record).features.feature
     return Frame(
         jpeg=feature["image"].bytes_list.value[0],
-        normalized_fxfycxcy=np.array(feature["fxfycxcy"].float_list.value, np.float32),
+        normalized_fxfycxcy=np.array(feature["fxfycxcy"].float_list.value, np.float32).reshape(4),
         w2c=np.array(feature["w2c"].float_list.value, np.float32).reshape(3, 4),
         timestamp=feature["timestamp"].int64_list.value[0],
     )
@@ -237,14 +215,14 @@ class SplitReader:
     def __init__(self, directory: epath.PathLike, split: str):
         self.directory = expand(directory)
         self.split = split
-        name, lengths = _read_info(self.directory)
+        name, lengths = read_info(self.directory)
         if split not in lengths:
             raise DatasetError(f"{self.directory} has no split {split!r}, only {sorted(lengths)}")
         self._lengths = lengths[split]
         files = _shard_paths(self.directory, name, split, len(self._lengths))
         self._files = [os.fspath(file) for file in files]
         self._ends = np.cumsum(self._lengths)
-        self.scenes = _read_scene_table(self.directory / f"scenes-{split}.npz")
+        self.scenes = read_scene_table(self.directory / f"scenes-{split}.npz")
         there = {path.name for path in self.directory.iterdir()}
         if missing := [file for file in self._files if os.path.basename(file) not in there]:
             raise DatasetError(f"{self.directory} lacks {len(missing)} shards, first {missing[0]}")
@@ -281,7 +259,8 @@ class SplitReader:
                 read = [_decode(record) for record in self._reader(shard).read(positions)]
             except Exception as error:
                 file = self._files[shard]
-                raise DatasetError(f"cannot read records {positions} of {file}: {error}") from error
+                what = f"records {shortened(positions)} of {file}"
+                raise DatasetError(f"cannot read {what}: {shortened(error)}") from error
             frames.update(zip(rows.tolist(), read, strict=True))
         return [frames[row] for row in range(len(records))]
 
@@ -312,31 +291,6 @@ class SplitReader:
         file = os.path.basename(self._files[int(np.searchsorted(self._ends, index, side="right"))])
         scene = self.scenes.key[row]
         return f"dataset {self.directory}, shard {file}, scene {scene}, frame {frame}"
-
-
-def _read_info(directory: epath.Path) -> tuple[str, dict[str, list[int]]]:
-    """The dataset's name, and for each split the number of records of each shard."""
-    if not directory.is_dir():
-        raise DatasetError(f"no dataset directory {directory}")
-    path = directory / "dataset_info.json"
-    if not path.exists():
-        raise DatasetError(
-            f"{directory} has no dataset_info.json: not a dataset, or its writing was interrupted"
-        )
-    try:
-        info = json.loads(path.read_text())
-        lengths = {s["name"]: list(map(int, s["shardLengths"])) for s in info["splits"]}
-        return str(info["name"]), lengths
-    except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{path} is damaged: {type(error).__name__} {error}") from error
-
-
-def _read_scene_table(path: epath.Path) -> SceneTable:
-    try:
-        with np.load(io.BytesIO(path.read_bytes())) as columns:
-            return SceneTable(**{f.name: columns[f.name] for f in dataclasses.fields(SceneTable)})
-    except Exception as error:
-        raise DatasetError(f"cannot read the scene table {path}: {error}") from error
 
 
 def _allow_open_files(shards: int) -> int:

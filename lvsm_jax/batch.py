@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -25,6 +26,8 @@ class Views:
     images: Any  # uint8 `[b, v, h, w, 3]`; divide by 255 on the device
     cameras: Cameras  # float32, c2w in the scene frame, fxfycxcy in pixels of `images`
     frame: Any  # int32 `[b, v]`, positions in the clip; -1 for a target that only fills up
+    # Where it is known, float32 `[b, v, h, w]` along the camera's z axis, infinite for the sky.
+    depth: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -37,6 +40,19 @@ class Batch:
     scene: Any  # int32 `[b]`, rows of the scene table
     valid: Any  # bool `[b]`, False where a row only fills the last batch of an evaluation
     replaced: Any  # int32 `[b]`, samples with a bad frame that this one stands in for
+    # Where it is known, int8 `[b, t, h, w]`: how many inputs see the point of a target's pixel, -1
+    # where there is none.
+    seen: Any = None
+
+
+def first_scene(batch: Batch) -> Batch:
+    """A batch on the devices of a mesh, cut down to its first scene, on every process's host."""
+    return jax.device_get(_first_scene(batch))
+
+
+@jax.jit
+def _first_scene(batch: Batch) -> Batch:
+    return jax.tree.map(lambda x: x.at[jnp.arange(1)].get(out_sharding=spec()), batch)
 
 
 def to_batch(arrays: Mapping[str, Any]) -> Batch:
@@ -60,7 +76,9 @@ def batch_shardings(mesh: Mesh, batch: Any) -> Any:
     if not isinstance(batch, Batch):
         return shardings
     divides = batch.targets.images.shape[1] % mesh.shape["view"] == 0
-    cut = {"inputs": batch.inputs} | ({"targets": batch.targets} if divides else {})
+    cut = {"inputs": batch.inputs}
+    if divides:
+        cut |= {"targets": batch.targets, "seen": batch.seen}
     return dataclasses.replace(shardings, **jax.tree.map(lambda _: by_view, cut))
 
 

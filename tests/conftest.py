@@ -55,10 +55,9 @@ def shared_data() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def rooms(tmp_path_factory) -> pathlib.Path:
-    """A small set of synthetic rooms: 8 clips to train on and 4 held out, 32 × 32 pixels."""
-    from input_pipeline.synthetic import __main__ as synthetic
+    """A small dataset: 8 clips to train on and 4 held out, 12 frames of 32 × 32 pixels."""
+    from tests.helpers.tiny_dataset import write_rooms
 
     directory = tmp_path_factory.mktemp("rooms")
-    sizes = ["--train-scenes=8", "--test-scenes=4", "--height=32", "--width=32", "--workers=1"]
-    synthetic.main([str(directory), *sizes])
+    write_rooms(directory)
     return directory

@@ -8,7 +8,14 @@ import pytest
 from lvsm_jax.__main__ import COMMANDS
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-PLACES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "experiments/**/*.md")
+PLACES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "docs/**/*.md",
+    "experiments/**/*.md",
+)
 PAGES = sorted(page for place in PLACES for page in REPOSITORY.glob(place))
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -34,5 +34,14 @@ def test_photographs_to_picture(export, tmp_path, monkeypatch):
     check(monkeypatch, export, write_scene(tmp_path / "scene"), tmp_path / "picture.png")
 
 
+def test_without_an_export_the_shipped_weights_render(tmp_path, monkeypatch):
+    (tmp_path / "scene").mkdir()
+    scene, out = write_scene(tmp_path / "scene"), tmp_path / "picture.png"
+    monkeypatch.setattr("sys.argv", ["photos_to_picture.py", str(scene), str(out)])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    with Image.open(out) as picture:
+        assert picture.size == (64, 64)
+
+
 def test_real_photographs_to_picture(export, shared_data, tmp_path, monkeypatch):
     check(monkeypatch, export, shared_data / "hololens_office", tmp_path / "picture.png")

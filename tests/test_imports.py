@@ -15,6 +15,7 @@ ALLOWED = {
     "parallel": {"common"},
     "models": {"common", "parallel"},
     "scenes": {"common"},
+    "worlds": {"batch", "common", "models", "parallel", "scenes"},
     "batch": {"common", "models", "parallel"},
     "rendering": {"common", "models", "parallel", "scenes"},
     "weights": {"common", "models", "parallel"},
@@ -28,6 +29,7 @@ ALLOWED = {
         "models",
         "parallel",
         "weights",
+        "worlds",
     },
     "cost": {"batch", "common", "frozen", "models", "parallel", "training"},
     "viewer": {"common", "input_pipeline", "programs", "rendering", "scenes", "weights"},
@@ -44,10 +46,11 @@ ALLOWED = {
         "scenes",
         "training",
         "weights",
+        "worlds",
     },
-    "input_pipeline": {"batch", "common", "scenes", "weights"},
+    "input_pipeline": {"batch", "common", "parallel", "scenes", "weights", "worlds"},
     "lvsm_jax": {"models", "rendering", "scenes", "weights"},  # the face
-    "configs": {"common", "models", "parallel", "training"},
+    "configs": {"common", "models", "parallel", "training", "worlds"},
     "benchmarks": {  # but no experiments
         "batch",
         "common",
@@ -60,6 +63,7 @@ ALLOWED = {
         "rendering",
         "scenes",
         "training",
+        "worlds",
     },
 }
 

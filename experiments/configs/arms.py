@@ -1,11 +1,12 @@
 """What a change of the model or of its samples is worth, on the quickstart's small Efficient-LVSM.
 
     lvsm synthetic data/wide_rooms --train-scenes 2000 --test-scenes 96 \
-        --frames 40 --motion 1.6 2.4 --turn 2.0 --objects 3 5
+        --frames 40 --kind-weights 1 0 0 --path-weights 1 0 0 0
     python train.py --config=experiments/configs/arms.py:prope --workdir=runs/prope
 
 In these rooms a camera walks and turns so far that two pictures do not show all of a third, and
-more inputs help. The name after the colon is an arm; each differs from `plucker` as it says:
+more inputs help. Those of the committed reports were of an earlier kind, with less in them. The
+name after the colon is an arm; each differs from `plucker` as it says:
 
 - `plucker`: cameras enter as Plücker rays alone; 8 scenes of 2 inputs and 6 targets a step;
 - `prope`: instead of them, attention knows the relative cameras of queries and keys, by PRoPE;

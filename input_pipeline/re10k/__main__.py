@@ -26,7 +26,8 @@ from input_pipeline.re10k import import_chunks
 from input_pipeline.re10k.import_chunks import Chunk, Finding, ImportFailure, Result
 from input_pipeline.workers import remove_unfinished
 from lvsm_jax.common.command_line import argument_parser, path, program
-from lvsm_jax.common.files import expand, write_text
+from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.files import expand, read_json, write_text
 from lvsm_jax.common.table import format_table
 
 _SHOWN = 20  # refusals printed; all are in the file
@@ -51,11 +52,10 @@ def compare_with_index(
     if not path.exists():
         return [Finding(split, path.name, None, "is missing: clips not compared with it", False)]
     try:
-        index = json.loads(path.read_text())
-        named = all(isinstance(file, str) for file in index.values())
-    except (ValueError, AttributeError) as error:
+        index = read_json(path)
+    except UserError as error:
         raise ImportFailure(f"{path} is not a JSON object: {error}") from error
-    if not named:
+    if not all(isinstance(file, str) for file in index.values()):
         raise ImportFailure(f"{path} must map each key to the name of a chunk file")
     there = {key: chunk for chunk, r in zip(chunks, results, strict=True) for key in r.shard.keys}
     known = {(f.chunk, f.key) for result in results for f in result.findings}

@@ -12,7 +12,8 @@ from input_pipeline import storage
 from input_pipeline.re10k import pixelsplat
 from input_pipeline.workers import run_jobs
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import write_text
+from lvsm_jax.common.files import read_json, write_text
+from lvsm_jax.common.text import printable
 
 NAME = "re10k"
 _STATE = ".import"  # inside OUTPUT
@@ -34,7 +35,7 @@ class Finding:
 
     def __str__(self) -> str:
         clip = f" clip {self.key}" if self.key else ""
-        return f"{self.split}/{self.chunk}{clip}: {self.reason}"
+        return printable(f"{self.split}/{self.chunk}{clip}: {self.reason}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Result:
     def read(cls, path: epath.Path) -> "Result":
         """A result that `import_chunk` wrote."""
         try:
-            values = json.loads(path.read_text())
+            values = read_json(path)
             shard = storage.Shard.from_json(values.pop("shard"))
             findings = tuple(Finding(**finding) for finding in values.pop("findings"))
             return cls(**values, shard=shard, findings=findings)

@@ -16,11 +16,14 @@ from jaxtyping import Float32
 from PIL import Image
 
 from input_pipeline.storage import Clip, Frame
+from lvsm_jax.common.camera_limits import check_positions, check_shares
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.files import expand
+from lvsm_jax.scenes.pictures import MAX_PIXELS
 from lvsm_jax.weights import torch_file
 
 _FIELDS = ("key", "url", "timestamps", "cameras", "images")
-_LARGEST_SHARE = 30.0  # of the picture's sides: a field of view of 2°
+_FREE_BYTES, _MOST_COPIES = 64 * 2**20, 2  # of images, beyond which a chunk repeats itself
 _ROTATION_TOLERANCE = 1e-3  # of any entry of R Rᵀ; float32 cameras of the real set are within 1e-7
 
 
@@ -44,9 +47,26 @@ def read_chunk(path: epath.PathLike, *, verify: bool) -> list[tuple[str, Any]]:
         raise ChunkError(str(error).removeprefix(f"{path}: ")) from error
     if not isinstance(clips, list):
         raise ChunkError(f"expected a list of clips, found a {type(clips).__name__}")
+    _check_total(clips, _FREE_BYTES + _MOST_COPIES * expand(path).stat().length)
     keys = [fields.get("key") if isinstance(fields, dict) else None for fields in clips]
     keys = [key if _is_key(key) else f"#{position}" for position, key in enumerate(keys)]
     return list(zip(keys, clips, strict=True))
+
+
+def _check_total(clips: list[Any], limit: int) -> None:
+    """Raises ChunkError for more bytes of images than a file of this size can honestly hold.
+
+    A clip may be named again and again, and an image in it; counting ends where the limit is met.
+    """
+    total = 0
+    for fields in clips:
+        images = fields.get("images") if isinstance(fields, dict) else None
+        for image in images if isinstance(images, list) else ():
+            # Others are refused for what they are.
+            whole = isinstance(image, np.ndarray) and image.flags.c_contiguous
+            total += 1 + (image.nbytes if whole else 0)
+            if total > limit:
+                raise ChunkError(f"its images are more than {limit} bytes: some are there twice")
 
 
 def _is_key(key: Any) -> bool:
@@ -114,11 +134,11 @@ def _check_cameras(cameras: Float32[np.ndarray, "n 18"]) -> None:
             raise ClipError(f"frame {frame}: its camera is not finite")
         if camera[:2].min() <= 0:
             raise ClipError(f"frame {frame}: fx, fy = {camera[0]:g}, {camera[1]:g} must be > 0")
-        if camera[:4].max() > _LARGEST_SHARE:
-            raise ClipError(
-                f"frame {frame}: fx, fy, cx, cy are {camera[:4].tolist()}, expected shares of the "
-                "picture's width and height, not pixels"
-            )
+        try:
+            check_shares(camera[:4])
+            check_positions("w2c", camera[[9, 13, 17]])
+        except UserError as error:
+            raise ClipError(f"frame {frame}: {error}") from None
         if camera[4:6].any():
             raise ClipError(f"frame {frame}: numbers 5 and 6 of its camera must be 0 (distortion)")
         if skew[frame] > _ROTATION_TOLERANCE:
@@ -143,6 +163,8 @@ def _check_image(image: Any, verify: bool) -> tuple[bytes, tuple[int, int]]:
     try:
         with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
             size = image.size
+            if image.size[0] * image.size[1] > MAX_PIXELS:
+                raise ClipError("{}×{} pixels are more than {}".format(*image.size, MAX_PIXELS))
             if verify:
                 image.draft("RGB", (1, 1))  # reads every byte, yet computes an eighth of the size
                 image.load()

@@ -1,1 +1,1 @@
-"""Synthetic rooms, ray-cast on the CPU."""
+"""Worlds written to disk, in the format of an imported RealEstate10K."""

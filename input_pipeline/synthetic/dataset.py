@@ -1,54 +1,36 @@
-"""Writes the shards of a dataset of rooms, and its evaluation index."""
+"""Writes the shards of a dataset of worlds, and its evaluation index.
+
+Pictures are made on this machine's devices, in the main process, and encoded in its threads.
+"""
 
 import dataclasses
+import functools
 import io
 import json
-import os
+from collections.abc import Iterator, Sequence
+from concurrent import futures
 
+import jax
 import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 from PIL import Image
 
 from input_pipeline import storage
-from input_pipeline.synthetic import raycast
-from input_pipeline.synthetic.rooms import SceneConfig, sample_scene
+from input_pipeline.synthetic.settings import NUM_TARGETS, SPLITS, Settings
 from input_pipeline.workers import remove_unfinished, run_jobs
-from lvsm_jax.common.checks import check_at_least
-from lvsm_jax.common.files import expand, write_text
+from lvsm_jax.common.files import expand, read_json, write_text
+from lvsm_jax.parallel.mesh import make_mesh
+from lvsm_jax.worlds.generate import Worlds
+from lvsm_jax.worlds.stream import Block, render
 
-NAME = "rooms"
-VERSION = 1  # of the pictures: raise it when the same settings come to give others
-SPLITS = ("train", "test")
+NAME = "worlds"
 SETTINGS_FILE = "synthetic.json"
 INDEX_FILE = "evaluation_index.json"
 PROGRESS_FOLDER = ".progress"  # what is known of finished shards, until the set is complete
-NUM_TARGETS = 3  # of a clip in the evaluation index, as in the published protocol
 FRAME_INTERVAL = 100_000  # microseconds
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """All that the dataset depends on."""
-
-    train_scenes: int = 1200  # clips of the train split
-    test_scenes: int = 64  # clips of the test split
-    frames: int = 12  # frames of a clip
-    height: int = 64  # of the pictures, in pixels
-    width: int = 64  # of the pictures, in pixels
-    seed: int = 0  # another seed gives other rooms
-    scene: SceneConfig = dataclasses.field(default_factory=SceneConfig)  # how hard the rooms are
-
-    def __post_init__(self):
-        ones = dict.fromkeys(("train_scenes", "test_scenes", "height", "width"), 1)
-        check_at_least("rooms", self, **ones, frames=NUM_TARGETS + 2, seed=0)
-
-    def num_scenes(self, split: str) -> int:
-        """Clips of a split."""
-        return {"train": self.train_scenes, "test": self.test_scenes}[split]
-
-    def to_json(self) -> dict:
-        """These settings and the version of the pictures, as they are kept with the data."""
-        return json.loads(json.dumps({"version": VERSION, **dataclasses.asdict(self)}))
+_BEFORE = "rooms-"  # begins the names of shards that earlier versions wrote
+SCENES_AT_ONCE = 8  # rendered together, over the devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,20 +53,39 @@ class Task:
         return self.path.parent / PROGRESS_FOLDER / f"{self.path.name}.json"
 
 
-def make_clip(settings: Settings, split: str, number: int) -> storage.Clip:
-    """Draws and films scene `number` of a split; equal arguments give equal bytes."""
-    rng = np.random.default_rng([settings.seed, SPLITS.index(split), number])
-    size = settings.height, settings.width
-    scene = sample_scene(rng, settings.scene, settings.frames, aspect=size[1] / size[0])
-    frames, intrinsics = [], scene.normalized_fxfycxcy
-    for position, w2c in enumerate(scene.w2c):
-        jpeg = io.BytesIO()
-        picture = Image.fromarray(raycast.render(scene.room, w2c, intrinsics, *size))
-        picture.save(jpeg, "JPEG", quality=95, subsampling=0)  # 4:4:4
-        time = position * FRAME_INTERVAL
-        frames.append(storage.Frame(jpeg.getvalue(), intrinsics, w2c, time))
-    url = f"synthetic://rooms/seed-{settings.seed}/{split}/{number}"
-    return storage.Clip(f"room-{split}-{number:06d}", url, frames)
+def make_clips(settings: Settings, split: str, numbers: Sequence[int]) -> Iterator[storage.Clip]:
+    """Films these scenes of a split; equal settings and numbers give equal bytes."""
+    block = Block(settings.worlds, settings.frames, settings.height, settings.width)
+    # Always as many, so that there is one program; they are dealt to the devices that divide them.
+    devices = jax.local_devices()[: np.gcd(SCENES_AT_ONCE, jax.local_device_count())]
+    mesh = make_mesh(devices=devices)
+    with futures.ThreadPoolExecutor() as threads:
+        for first in range(0, len(numbers), SCENES_AT_ONCE):
+            some = np.array(numbers[first : first + SCENES_AT_ONCE], np.int32)
+            filled = np.concatenate([some, np.repeat(some[-1], SCENES_AT_ONCE - len(some))])
+            with jax.set_mesh(mesh):
+                worlds = jax.device_get(render(block, split, settings.seed, filled))
+            encode = functools.partial(_clip, settings, split, worlds)
+            yield from threads.map(encode, range(len(some)), some.tolist())
+
+
+def _clip(settings: Settings, split: str, worlds: Worlds, place: int, number: int) -> storage.Clip:
+    """The clip of a scene, which has this place in what was rendered."""
+    size = np.array([settings.width, settings.height] * 2, np.float32)
+    intrinsics = (worlds.cameras.fxfycxcy[place] / size).astype(np.float32)
+    w2c = np.linalg.inv(worlds.cameras.c2w[place].astype(np.float64))[:, :3].astype(np.float32)
+    frames = [
+        storage.Frame(_jpeg(image), intrinsics[position], w2c[position], position * FRAME_INTERVAL)
+        for position, image in enumerate(worlds.images[place])
+    ]
+    url = f"synthetic://worlds/seed-{settings.seed}/{split}/{number}"
+    return storage.Clip(f"world-{split}-{number:06d}", url, frames)
+
+
+def _jpeg(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    jpeg = io.BytesIO()
+    Image.fromarray(image).save(jpeg, "JPEG", quality=95, subsampling=0)  # 4:4:4
+    return jpeg.getvalue()
 
 
 def evaluation_index(settings: Settings) -> dict[str, dict[str, list[int]]]:
@@ -102,18 +103,15 @@ def evaluation_index(settings: Settings) -> dict[str, dict[str, list[int]]]:
         between = np.arange(first + away, first + span - away + 1)
         targets = sorted(rng.choice(between, NUM_TARGETS, replace=False).tolist())
         context = [first, first + span]
-        index[f"room-test-{number:06d}"] = {"context": context, "target": targets}
+        index[f"world-test-{number:06d}"] = {"context": context, "target": targets}
     return index
 
 
-def generate(
-    directory: str, settings: Settings, workers: int | None = None, overwrite: bool = False
-) -> bool:
+def generate(directory: str, settings: Settings, overwrite: bool = False) -> bool:
     """Writes the dataset, or what is missing of it; False when it was already complete.
 
-    By default as many processes write as the machine has cores. A set that was made with other
-    settings is replaced where `overwrite` says so, and otherwise a DatasetError, as is a directory
-    that holds something else.
+    A set that was made with other settings is replaced where `overwrite` says so, and otherwise a
+    DatasetError, as is a directory that holds something else.
     """
     folder = expand(directory)
     if _prepare(folder, settings, overwrite):
@@ -121,8 +119,7 @@ def generate(
         return False
     tasks = [task for split in SPLITS for task in _tasks(folder, settings, split)]
     finished = {task: _finished(task) for task in tasks}
-    workers = workers or os.cpu_count() or 1
-    shards = run_jobs(finished, _write, workers=workers, label="rooms", unit=" scenes")
+    shards = run_jobs(finished, _write, workers=1, label="worlds", unit=" scenes")
     write_text(folder / INDEX_FILE, json.dumps(evaluation_index(settings), indent=1))
     splits = {split: [shards[task] for task in tasks if task.split == split] for split in SPLITS}
     storage.finalize(folder, NAME, splits)
@@ -134,26 +131,26 @@ def _prepare(folder: epath.Path, settings: Settings, overwrite: bool) -> bool:
     """Makes the directory ready to write to; True if there is nothing left to write."""
     wanted, path = settings.to_json(), folder / SETTINGS_FILE
     if path.exists():
-        found = json.loads(path.read_text())
+        found = read_json(path)
         if found == wanted:
             return (folder / "dataset_info.json").exists()
         if not overwrite:
             other = [key for key in wanted if found.get(key) != wanted[key]]
             changes = (f"{key} {found.get(key)} there, {wanted[key]} asked for" for key in other)
             raise storage.DatasetError(
-                f"{folder} holds rooms made with other settings ({'; '.join(changes)}): choose "
+                f"{folder} holds worlds made with other settings ({'; '.join(changes)}): choose "
                 "another directory, or replace them with --overwrite"
             )
-        # Nothing but a set of rooms is removed; what declares it complete goes first.
+        # Nothing but a set of worlds is removed; what declares it complete goes first.
         (folder / "dataset_info.json").unlink(missing_ok=True)
         _tidy(folder)
         ours = (INDEX_FILE, "features.json", *(f"scenes-{split}.npz" for split in SPLITS))
         for file in folder.iterdir():
-            if file.name in ours or file.name.startswith(f"{NAME}-"):
+            if file.name in ours or file.name.startswith((f"{NAME}-", _BEFORE)):
                 file.unlink()
     elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise storage.DatasetError(
-            f"{folder} is not empty and holds no {SETTINGS_FILE}: not a set of rooms; choose "
+            f"{folder} is not empty and holds no {SETTINGS_FILE}: not a set of worlds; choose "
             "another directory"
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +182,7 @@ def _finished(task: Task) -> storage.Shard | None:
 
 
 def _write(task: Task) -> storage.Shard:
-    clips = (make_clip(task.settings, task.split, number) for number in task.scenes)
+    clips = make_clips(task.settings, task.split, task.scenes)
     shard = storage.write_shard(task.path, clips)
     write_text(task.note, json.dumps(dataclasses.asdict(shard)))
     return shard

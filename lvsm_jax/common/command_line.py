@@ -3,17 +3,19 @@
 import argparse
 import difflib
 import itertools
+import logging as python_logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
 import ml_collections
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from lvsm_jax.common.compilation import keep_compiled_programs
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.text import printable
 
 # Set to 1, programs also print the traceback of errors that they print in one line.
 TRACEBACK_VARIABLE = "LVSM_TRACEBACK"
@@ -31,6 +33,8 @@ def program(main: Callable[[list[str]], None]) -> Callable[[list[str] | None], N
 
     def run(arguments: list[str] | None = None) -> None:
         keep_compiled_programs()
+        # What fails in Orbax is raised as well, and told then.
+        logging.get_absl_handler().addFilter(_is_not_of_orbax)
         try:
             main(sys.argv[1:] if arguments is None else arguments)
             print(end="", flush=True)
@@ -39,7 +43,7 @@ def program(main: Callable[[list[str]], None]) -> Callable[[list[str] | None], N
                 sys.exit(141)
             if os.environ.get(TRACEBACK_VARIABLE) == "1":
                 traceback.print_exc()
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {printable(str(error))}")
         except KeyboardInterrupt:
             sys.exit(130)
         finally:
@@ -47,6 +51,10 @@ def program(main: Callable[[list[str]], None]) -> Callable[[list[str] | None], N
 
     run.__doc__ = main.__doc__
     return run
+
+
+def _is_not_of_orbax(record: python_logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
 
 
 def _can_print(text: str) -> bool:

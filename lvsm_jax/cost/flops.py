@@ -12,6 +12,7 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.frozen import vgg
 from lvsm_jax.frozen.dino import DinoConfig
 from lvsm_jax.models.base import ModelConfig
+from lvsm_jax.models.copy_head import CHANNELS, TAPS
 from lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
 from lvsm_jax.models.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
 
@@ -94,6 +95,7 @@ def stages(
         "target tokens": Macs(targets * tokens * poses * pixels),
         **_layers(config, views, targets, tokens),
         "head": Macs(targets * tokens * 3 * pixels),
+        **_copies(config, views, targets, tokens),
     }
 
 
@@ -130,6 +132,24 @@ def _layers(config: ModelConfig, views: int, targets: int, tokens: int) -> dict[
                 "decoder's last layer: rows nobody reads, left out": unread_latents,
             }
     raise TypeError(f"no stages are known of {type(config).__name__}")
+
+
+def _copies(config: ModelConfig, views: int, targets: int, tokens: int) -> dict[str, Macs]:
+    """Of the head that copies; fetching colours is no multiply-accumulate of a matmul."""
+    if not getattr(config, "copy_head", False):
+        return {}
+    inputs, rendered, pixels = views * tokens, targets * tokens, config.patch_size**2
+    own = TAPS * CHANNELS + (3 * TAPS + 1) * pixels
+    return {
+        "copies: keys and values of the inputs": Macs(
+            inputs * config.width * TAPS * (2 * CHANNELS - 2)
+        ),
+        "copies: queries and pixels of the targets": Macs(rendered * config.width * own),
+        "copies: places in each input": Macs(
+            rendered * views * TAPS * CHANNELS * 3 * pixels,
+            rendered * inputs * TAPS * 2 * CHANNELS,
+        ),
+    }
 
 
 def _patches(height: int, width: int, patch: int) -> int:

@@ -20,7 +20,7 @@ from lvsm_jax.training.train_state import TrainingConfig, new_state
 
 # In the order in which the images pass through them.
 _PARTS = ("input_tokenizer", "latents", "encoder", "target_tokenizer", "norm", "transformer")
-_PARTS += ("decoder_norm", "decoder", "head_norm", "head")
+_PARTS += ("decoder_norm", "decoder", "head_norm", "head", "copy_head")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +55,19 @@ def training_state_bytes(config: TrainingConfig) -> dict[str, int]:
 def kv_cache_bytes(config: ModelConfig, *, height: int, width: int) -> int | None:
     """Bytes of the keys and values of one input view that all targets read; None without any.
 
+    What a head that copies reads is among them.
     LVSM models have none: the inputs' tokens, or the latents, attend to each target too.
     """
     if not isinstance(config, EfficientLVSMConfig):
         return None
     tokens = height * width // config.patch_size**2
     numbers = 2 * config.num_cross_attentions * config.num_layers * tokens * config.width
-    return numbers * jnp.dtype(config.dtype).itemsize
+    kept = jax.eval_shape(
+        lambda model, *views: model.encode(*views).copied,
+        abstract_model(config),
+        *abstract_views(1, 1, height, width),
+    )
+    return numbers * jnp.dtype(config.dtype).itemsize + _bytes(kept)
 
 
 def encoded_bytes(config: ModelConfig, *, views: int, height: int, width: int) -> Bytes:

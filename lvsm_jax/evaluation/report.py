@@ -58,6 +58,7 @@ def render_page(
         config=json.dumps(summary["config"], indent=2, default=str),
         metrics={metric: _METRICS[metric][:2] for metric in metrics},
         tables=_tables(summary),
+        seen=_seen(summary),
         exact_copies=int(np.isinf(copies["psnr"][evaluation.is_target]).sum()) if copies else 0,
         histogram=_histogram(evaluation),
         methods=_METHODS,
@@ -84,6 +85,15 @@ def _tables(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows = {method: scores["without_context_targets"] for method, scores in rows.items()}
         tables.append({"caption": f"Without the {num_context:,} that {are}", "rows": rows})
     return tables
+
+
+def _seen(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """PSNR by how many inputs see a pixel, where that is known: a row for each method."""
+    methods = {MODEL: summary} | summary["baselines"]
+    rows = {_METHODS[name]: of.get("psnr_by_inputs_that_see") for name, of in methods.items()}
+    first = next(iter(rows.values()))
+    labels = {group: f"{group}, {first[group]['share']:.0%}" for group in first or ()}
+    return {"labels": labels, "rows": rows} if first else None
 
 
 def _card(evaluation: Evaluation, s: int, images: SceneImages) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Scores of a model, and of two baselines that any model must beat, on held-out views.
 
-Letters: `s` scenes of the set, `b` of a batch, `v` input views, `t` targets, `k` methods.
+Letters: `s` scenes of the set, `b` of a batch, `v` input views, `t` targets, `k` methods, `g`
+groups of pixels by how many inputs see them.
 """
 
 import dataclasses
@@ -8,13 +9,13 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int8, UInt8
 from tqdm import tqdm
 
 from lvsm_jax.batch import Batch, Views
@@ -30,13 +31,17 @@ MODEL, COPY_NEAREST, MEAN_COLOR = "model", "copy_nearest", "mean_color"
 # infinity. Only a baseline gets there: by copying an input view that is also a target.
 EXACT_PSNR = 10 * math.log10(12 * 255**2)
 
+# Pixels by how many inputs see their point, where the data knows it; pixels without one, of a sky,
+# are in none of them.
+SEEN_BY = ("none", "one", "several")
+
 Metrics = Mapping[str, Callable[..., Array]]
 METRICS: Metrics = {"psnr": psnr, "ssim": ssim}
 
 
 @runtime_checkable
 class EvalSet(Protocol):
-    """Held-out scenes in batches, as `input_pipeline.loading.EvalSet` gives them."""
+    """Held-out scenes in batches: clips of a dataset (`input_pipeline.loading`), or worlds."""
 
     scenes: Any  # `scenes.key[row]` names the scene of a row that `Batch.scene` gives
     rows: Int[np.ndarray, "s"]  # of all processes, in the order of the evaluation
@@ -44,6 +49,32 @@ class EvalSet(Protocol):
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of this process, the same at each call."""
+
+
+class Seen(NamedTuple):
+    """Errors by `SEEN_BY`, pooled over the pixels of an image."""
+
+    pixels: Int[np.ndarray, "s t g"]  # how many there are
+    errors: dict[str, Float[np.ndarray, "s t g"]]  # by method, their summed squared error
+
+    def summary(self, method: str, counted: Bool[np.ndarray, "s t"]) -> dict[str, dict[str, Any]]:
+        """For each group its PSNR over its pixels of what is counted, and their share of all.
+
+        The PSNR is None where there is no such pixel.
+        """
+        options = {"axis": (0, 1), "dtype": np.float64, "where": counted[..., None]}
+        pixels, errors = (x.sum(**options) for x in (self.pixels, self.errors[method]))
+        return {
+            name: {
+                "psnr": None if not count else _psnr_of(error / count),
+                "share": float(count / max(pixels.sum(), 1)),
+            }
+            for name, count, error in zip(SEEN_BY, pixels, errors, strict=True)
+        }
+
+
+def _psnr_of(error: float) -> float:
+    return float(-10 * math.log10(error)) if error > 0 else EXACT_PSNR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +85,7 @@ class Evaluation:
     frames: Int[np.ndarray, "s t"]  # positions of the targets in the clip, -1 where there is none
     is_context: Bool[np.ndarray, "s t"]  # whether the target is also an input view
     scores: dict[str, dict[str, Float[np.ndarray, "s t"]]]  # by method, then by metric
+    seen: Seen | None = None  # where the batches say how many inputs see a pixel
 
     @property
     def is_target(self) -> Bool[np.ndarray, "s t"]:
@@ -91,6 +123,9 @@ class Evaluation:
             method: means(method) | {"without_context_targets": means(method, context=False)}
             for method in self.scores
         }
+        if self.seen:
+            for method, found in by_method.items():
+                found["psnr_by_inputs_that_see"] = self.seen.summary(method, self.is_target)
         return {
             **by_method.pop(MODEL),
             "baselines": by_method,
@@ -161,6 +196,7 @@ def evaluate(
             "frames": placed.targets.frame,
             "input_frames": placed.inputs.frame,
             "scores": _score(metrics, placed.targets.images, predictions),
+            "seen": _errors_by_seen(placed.seen, placed.targets.images, predictions),
         }
 
     parts, total = [], eval_set.num_scenes
@@ -179,6 +215,10 @@ def evaluate(
     position = {row: i for i, row in enumerate(np.asarray(eval_set.rows).tolist())}
     order = np.argsort([position[row] for row in joined["scene"].tolist()], kind="stable")
     joined = jax.tree.map(operator.itemgetter(order), joined)
+    seen = joined["seen"] and Seen(
+        joined["seen"]["pixels"],
+        {method: joined["seen"]["errors"][:, k] for k, method in enumerate(methods)},
+    )
     is_context = joined["frames"][:, :, None] == joined["input_frames"][:, None, :]
     return Evaluation(
         scenes=tuple(str(eval_set.scenes.key[row]) for row in joined["scene"]),
@@ -188,6 +228,7 @@ def evaluate(
             method: {metric: joined["scores"][metric][:, k] for metric in metrics}
             for k, method in enumerate(methods)
         },
+        seen=seen,
     )
 
 
@@ -264,6 +305,36 @@ def _score_locally(
     targets, predictions = jax.tree.map(lambda x: x.swapaxes(0, 1), (targets, predictions))
     scores = jax.lax.map(one_target, (targets, predictions))
     return {k: x.transpose(2, 1, 0) for k, x in scores.items()}
+
+
+@jax.jit
+def _errors_by_seen(
+    seen: Int8[Array, "b t h w"] | None,
+    targets: UInt8[Array, "b t h w 3"],
+    predictions: list[Array],
+) -> dict[str, Array] | None:
+    """Pixels of each group of `SEEN_BY` `[b, t, g]`, and summed squared errors `[b, k, t, g]`.
+
+    The error of a pixel is the mean over its colours, of values clipped to [0, 1].
+    """
+    if seen is None:
+        return None
+    scenes, views = axes_of(targets)[:2]
+    specs = [P(scenes, views if p.shape[1] > 1 else None) for p in predictions]
+    if scenes or views:
+        predictions = jax.tree.map(jax.reshard, predictions, specs)
+
+    def locally(seen: Array, targets: Array, predictions: list[Array]) -> dict[str, Array]:
+        inside = jnp.stack([seen == 0, seen == 1, seen > 1])  # [g, b, t, h, w]
+        target = _unit_range(targets)
+        errors = [jnp.square(target - jnp.clip(_unit_range(p), 0, 1)).mean(-1) for p in predictions]
+        sums = jnp.stack([jnp.where(inside, error, 0.0).sum((-2, -1)) for error in errors])
+        pixels = inside.sum((-2, -1), dtype=jnp.int32)
+        return {"pixels": pixels.transpose(1, 2, 0), "errors": sums.transpose(2, 0, 3, 1)}
+
+    to = {"pixels": P(scenes, views), "errors": P(scenes, None, views)}
+    function = per_device(locally, (P(scenes, views), P(scenes, views), specs), to)
+    return function(seen, targets, predictions)
 
 
 def _unit_range(images: Array) -> Array:

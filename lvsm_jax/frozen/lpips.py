@@ -8,7 +8,6 @@ import dataclasses
 import importlib.util
 import math
 import pathlib
-import pickle
 from typing import Any
 
 import jax
@@ -18,7 +17,9 @@ from etils import epath
 from jaxtyping import Array, Float
 
 from lvsm_jax.common.errors import MissingWeightsError, UserError
+from lvsm_jax.common.text import shortened
 from lvsm_jax.frozen import vgg
+from lvsm_jax.weights.plain_pickle import read_pickle
 
 # The last activation of each block, and its normalisation of the images (in [-1, 1]).
 _TAPS = (1, 1, 2, 2, 2)
@@ -111,9 +112,11 @@ def read_tree(path: epath.PathLike) -> dict:
     """
     with epath.Path(path).open("rb") as file:
         try:
-            return _arrays(_unpickler(file).load())
+            return _arrays(read_pickle(file.read(), _known()))
         except Exception as error:  # a broken pickle can fail in any way
-            raise UserError(f"{path} is no plain tree of float32 arrays: {error}") from error
+            raise UserError(
+                f"{path} is no plain tree of float32 arrays: {shortened(error)}"
+            ) from error
 
 
 class _Recorded:
@@ -128,18 +131,10 @@ class _Recorded:
         self.state = state
 
 
-def _unpickler(file: object) -> pickle.Unpickler:
+def _known() -> dict[tuple[str, str], type]:
+    """Classes of this call: a file that changes them changes nothing for the next one."""
     names = ("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")
-    # Classes of this call: a file that changes them changes nothing for the next one.
-    known = {name: type(name[1], (_Recorded,), {}) for name in names}
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> type:
-            if (module, name) not in known:
-                raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
-            return known[module, name]
-
-    return Unpickler(file)
+    return {name: type(name[1], (_Recorded,), {}) for name in names}
 
 
 def _arrays(tree: object, where: str = "") -> dict | np.ndarray:

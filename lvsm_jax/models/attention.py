@@ -4,7 +4,6 @@ Letters: `t` query tokens, `s` key tokens, `m` heads, `c` head size.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,18 +13,13 @@ from jaxtyping import Array, Float, Int
 
 from lvsm_jax.common.checks import check_choice
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.models.blocked_attention import Partial, blocked_attention
 from lvsm_jax.parallel.mesh import axes_of, per_device
 
 IMPLEMENTATIONS = ("auto", "xla", "blocked", "cudnn", "splash")
 
-# Scores that a block of `blocked` may hold: 4 MB, which stays in a CPU's cache.
-_BLOCK_SCORES = 2**20
 # Name by which remat policies save what splash attention's backward pass needs of its forward.
 SAVED_ATTENTION = "attention"
-
-
-# What `attention_with_lse` returns.
-Partial = tuple[Float[Array, "b t m c"], Float[Array, "b t m"]]
 
 
 def attention(
@@ -50,7 +44,7 @@ def attention(
     def local(q: Array, k: Array, v: Array) -> Array:
         flat = [x.reshape(-1, *x.shape[-3:]) for x in (q, k, v)]  # leading dimensions made one
         if implementation == "blocked":
-            out, _ = _blocked(*flat)
+            out, _ = blocked_attention(*flat)
         elif implementation == "splash":
             out, _ = _splash(*flat)
         else:
@@ -77,7 +71,7 @@ def attention_with_lse(
     """
     implementation = choose(implementation, q, k)
     if implementation == "blocked" and lengths is None:
-        return _blocked(q, k, v)
+        return blocked_attention(q, k, v)
     if implementation == "splash" and lengths is None:
         return _splash(q, k, v, with_lse=True)
     kernel = "cudnn" if implementation == "cudnn" else "xla"
@@ -138,63 +132,6 @@ def platform(x: Array) -> str:
     mesh = jax.typeof(x).sharding.mesh
     device = None if mesh.empty else mesh.abstract_device
     return jax.default_backend() if device is None else device.platform
-
-
-def _blocked(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    """Attention of a few (scene, head) pairs at a time, and its log-sum-exp.
-
-    On CPUs the time goes into moving scores through memory: where they stay in the cache, this is
-    three times as fast as `jax.nn.dot_product_attention` (docs/benchmarks.md).
-    """
-    b, t, m, c = q.shape
-    s = k.shape[1]
-    q = (q * (1 / math.sqrt(c))).transpose(0, 2, 1, 3).reshape(b * m, t, c)
-    k = k.transpose(0, 2, 3, 1).reshape(b * m, c, s)
-    v = v.transpose(0, 2, 1, 3).reshape(b * m, s, c)
-    pairs, queries = block_sizes(b * m, t, s)
-
-    def block(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-        scores = batched_product(q, k)
-        largest = scores.max(axis=-1, keepdims=True)
-        weights = jnp.exp(scores - largest)
-        sums = weights.sum(axis=-1, keepdims=True)
-        out = batched_product(weights.astype(v.dtype), v)
-        return (out / sums).astype(v.dtype), (largest + jnp.log(sums))[..., 0]
-
-    def some_pairs(qkv: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        q, k, v = qkv
-        q = q.reshape(pairs, t // queries, queries, c).swapaxes(0, 1)
-        out, lse = map_blocks(lambda q: block(q, k, v), q)
-        return out.swapaxes(0, 1).reshape(pairs, t, c), lse.swapaxes(0, 1).reshape(pairs, t)
-
-    out, lse = map_blocks(some_pairs, tuple(x.reshape(-1, pairs, *x.shape[1:]) for x in (q, k, v)))
-    return out.reshape(b, m, t, c).swapaxes(1, 2), lse.reshape(b, m, t).swapaxes(1, 2)
-
-
-def batched_product(a: Array, b: Array, contract: tuple[int, int] = (2, 1)) -> Array:
-    """The matmul of each pair in a batch, summed over these dimensions, in float32."""
-    # jnp.matmul drops a batch of one, and remat policies would take it for a linear layer.
-    dimensions = (contract[:1], contract[1:]), ((0,), (0,))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
-
-
-def map_blocks(function: Callable[..., Any], xs: Any) -> Any:
-    """`jax.lax.map`, without a loop where there is one element."""
-    if len(jax.tree.leaves(xs)[0]) == 1:
-        return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], xs)))
-    return jax.lax.map(function, xs)
-
-
-def block_sizes(pairs: int, queries: int, keys: int, scores: int | None = None) -> tuple[int, int]:
-    """How many (scene, head) pairs and queries a block takes, to hold at most so many scores."""
-    scores = scores or _BLOCK_SCORES
-    some = largest_divisor(queries, scores // keys)
-    return largest_divisor(pairs, scores // (some * keys)), some
-
-
-def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor up to the limit, and at least 1."""
-    return max(n for n in range(1, max(1, min(number, limit)) + 1) if number % n == 0)
 
 
 def _splash(q: Array, k: Array, v: Array, *, with_lse: bool = False) -> tuple[Array, Array | None]:

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lvsm_jax.common.camera_limits import FARTHEST_IN_SCENE, check_positions
 from lvsm_jax.common.errors import UserError
+
+_SHORTEST_FOCAL, _LARGEST = 1e-3, 1e9  # pixels; the size of the picture is not known here
 
 
 @jax.tree_util.register_dataclass
@@ -34,7 +37,7 @@ class Cameras:
         return tuple(self.c2w.shape[:-2])
 
     def check(self, name: str = "cameras", *, read_device: bool = True) -> None:
-        """Raises UserError unless shapes agree, values are finite, and focal lengths are not zero.
+        """Raises UserError unless shapes agree, values are finite and within reach.
 
         Values are checked where `can_read` says so.
         """
@@ -50,8 +53,26 @@ class Cameras:
             values = getattr(self, field)
             if can_read(values, read_device) and not np.isfinite(np.asarray(values)).all():
                 raise UserError(f"{name}.{field} holds values that are not finite")
-        if can_read(values, read_device) and (np.asarray(values)[..., :2] == 0).any():
-            raise UserError(f"{name}.fxfycxcy holds a focal length of zero")
+        if can_read(values, read_device):
+            _check_pixels(f"{name}.fxfycxcy", np.asarray(values))
+        if can_read(self.c2w, read_device):
+            check_positions(f"{name}.c2w", np.asarray(self.c2w)[..., :3, 3], FARTHEST_IN_SCENE)
+
+
+def _check_pixels(name: str, fxfycxcy: Float[np.ndarray, "b v 4"]) -> None:
+    """Raises UserError for numbers that are no pixels of any picture, whose size is not known."""
+    sizes = np.abs(fxfycxcy)
+    if (sizes[..., :2] == 0).any():
+        raise UserError(f"{name} holds a focal length of zero")
+    for found, fits in (
+        (sizes[..., :2].min(initial=1), lambda size: size >= _SHORTEST_FOCAL),
+        (sizes.max(initial=1), lambda size: size <= _LARGEST),
+    ):
+        if not fits(found):
+            raise UserError(
+                f"{name} holds {found:g}, expected pixels: focal lengths of {_SHORTEST_FOCAL:g} "
+                f"or more, and nothing above {_LARGEST:g}"
+            )
 
 
 def can_read(x: Any, read_device: bool = True) -> bool:

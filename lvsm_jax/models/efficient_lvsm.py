@@ -20,6 +20,7 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.models import layers
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, check_images, computation
 from lvsm_jax.models.cameras import POSE_CHANNELS, Cameras
+from lvsm_jax.models.copy_head import CopyHead, CopySource
 from lvsm_jax.models.layers import Attention, DenseKV, TransformerBlock
 from lvsm_jax.models.prope import Positions, view_positions
 
@@ -33,7 +34,7 @@ class EfficientLVSMConfig(ModelConfig):
     """Sizes of the model and how it is computed; the defaults are the published model.
 
     `num_layers` is the layers of each stream. The first three fields are the paper's ablations;
-    `camera_encoding` and `attention_temperature` go beyond it.
+    `camera_encoding`, `attention_temperature` and `copy_head` go beyond it.
 
     Attributes:
         co_refinement: the decoder's layer l reads the encoder's tokens after its layer l; if
@@ -53,6 +54,8 @@ class EfficientLVSMConfig(ModelConfig):
         attention_temperature: of the decoder's cross-attention. `constant`, as published;
             `log_views`: logits are multiplied by log(keys of all input views) / log(keys of two),
             so that attention does not flatten as views are added.
+        copy_head: mix the regressed colours with such that are copied from the input views
+            (`models.copy_head`).
         cache_dtype: of the keys and values in a `ViewCache`: `float32`, `bfloat16`
             or `int8` (with a float32 scale for each token and head); empty for `dtype`.
     """
@@ -64,6 +67,7 @@ class EfficientLVSMConfig(ModelConfig):
     shared_streams: bool = False
     camera_encoding: str = "plucker"
     attention_temperature: str = "constant"
+    copy_head: bool = False
     cache_dtype: str = computation("")
 
     def __post_init__(self):
@@ -103,6 +107,7 @@ class InputViews(Protocol):
 
     size: tuple[Any, int]  # number of views, of all scenes or `[b]`, and of tokens a view
     by_layer: Any  # pytree with the layers first, of which each layer gets its own
+    copied: Any  # `CopySource`, None without a head that copies
 
     def keys_values(self, block: "DecoderBlock", own: Any) -> tuple[Any, ...]:
         """What each cross-attention of a layer reads, by its method `attend(q)`."""
@@ -115,6 +120,7 @@ class Memory:
 
     tokens: Any  # `[l, b, v, s, d]` after each layer; without co-refinement, after the last alone
     positions: Positions | None  # of the views; None where attention does not encode cameras
+    copied: CopySource | None = None  # what a head that copies reads
 
     @property
     def size(self) -> tuple[int, int]:
@@ -249,6 +255,9 @@ class EfficientLVSM(ViewSynthesisModel):
         self.encoder = layers.stack_layers(encoder_block, config.num_layers, rngs)
         self.decoder = layers.stack_layers(decoder_block, config.num_layers, rngs)
         self.head_norm, self.head = self.make_head(scale=False, rngs=rngs)
+        # The last one: the others are those of a model without it.
+        sizes = config.width, config.patch_size
+        self.copy_head = CopyHead(*sizes, rngs=rngs) if config.copy_head else None
 
     def encode(self, images: Float[Array, "b v h w 3"], cameras: Cameras) -> Memory:
         """Tokens of the input views after each layer; a view's depend on that view alone."""
@@ -270,9 +279,12 @@ class EfficientLVSM(ViewSynthesisModel):
         last, every, kept = layers.scan_layers(
             layer, tokens, self.encoder, () if every_layer else taps, remat=self.config.remat
         )
+        copied = None
+        if self.copy_head is not None:
+            copied = self.copy_head.source(last, images, cameras)
         if every_layer:
-            return Memory(every, positions), tuple(every[tap - 1] for tap in taps)
-        return Memory(last[None], positions), kept
+            return Memory(every, positions, copied), tuple(every[tap - 1] for tap in taps)
+        return Memory(last[None], positions, copied), kept
 
     def positions(self, cameras: Cameras, height: int, width: int) -> Positions | None:
         """Of views of this size, where attention encodes cameras; else None."""
@@ -286,7 +298,7 @@ class EfficientLVSM(ViewSynthesisModel):
     ) -> Float[Array, "b t {height} {width} 3"]:
         """Renders the cameras from what `encode` returned, or from a cache."""
         tokens, _, _ = self.decode_tokens(memory, cameras, height, width)
-        return self.pixels(tokens, height, width)
+        return self.render(tokens, memory, cameras, height, width)
 
     def decode_tokens(
         self,
@@ -334,12 +346,47 @@ class EfficientLVSM(ViewSynthesisModel):
         tokens, _, targets = self.decode_tokens(
             memory, target_cameras, height, width, taps=decoder_layers
         )
-        return self.pixels(tokens, height, width), inputs, targets
+        return self.render(tokens, memory, target_cameras, height, width), inputs, targets
+
+    def render(
+        self,
+        tokens: Float[Array, "b t n d"],
+        memory: InputViews,
+        cameras: Cameras,
+        height: int,
+        width: int,
+    ) -> Float[Array, "b t {height} {width} 3"]:
+        """The images of the targets, from their tokens after the last layer and the input views."""
+        regressed = self.pixels(tokens, height, width)
+        if self.copy_head is None:
+            return regressed
+        return self.copy_head(tokens, regressed, memory.copied, cameras)
+
+    def render_and_copy(
+        self,
+        images: Float[Array, "b v h w 3"],
+        input_cameras: Cameras,
+        target_cameras: Cameras,
+        values: Float[Array, "b v h w k"],
+    ) -> tuple[Float[Array, "b t h w 3"], Float[Array, "b t h w k"]]:
+        """What the call returns, and `values` of the inputs' pixels as the head copies colours."""
+        check_images(images, input_cameras, self.config.patch_size, "input_cameras")
+        height, width = images.shape[2:4]
+        memory = self.encode(images, input_cameras)
+        source = memory.copied
+        source = dataclasses.replace(source, images=jnp.concatenate([source.images, values], -1))
+        tokens, _, _ = self.decode_tokens(memory, target_cameras, height, width)
+        gate, copied = self.copy_head.copy(tokens, source, target_cameras, height, width)
+        colors, values = copied[..., :3], copied[..., 3:]
+        return gate * self.pixels(tokens, height, width) + (1 - gate) * colors, values
 
     def keys_values(
         self, images: Float[Array, "b v h w 3"], cameras: Cameras
-    ) -> tuple[DenseKV, ...]:
-        """All that targets ever read of the input views, `[l, b, v, s, m, c]`."""
+    ) -> tuple[tuple[DenseKV, ...], CopySource | None]:
+        """All that targets ever read of the input views.
+
+        Keys and values for each layer, `[l, b, v, s, m, c]`, and what a head that copies reads.
+        """
         memory = self.encode(images, cameras)
         xs = self.decoder, memory.by_layer
-        return jax.lax.map(lambda xs: memory.keys_values_by_view(*xs), xs)
+        return jax.lax.map(lambda xs: memory.keys_values_by_view(*xs), xs), memory.copied

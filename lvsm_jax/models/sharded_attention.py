@@ -19,13 +19,12 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from lvsm_jax.models import attention
-from lvsm_jax.models.attention import Partial, attention_with_lse
+from lvsm_jax.models.attention import attention_with_lse
+from lvsm_jax.models.blocked_attention import Gradients, Partial, blocked_gradients
 from lvsm_jax.parallel.mesh import axes_of, per_device, view_devices
 
 # Scores that a block may hold on GPUs and TPUs: 256 MB, a few times.
 _BLOCK_SCORES = 2**26
-
-Gradients = tuple[Float[Array, "b t m c"], Float[Array, "b s m c"], Float[Array, "b s m c"]]
 
 
 def merge_shards(
@@ -40,19 +39,32 @@ def merge_shards(
     this device's queries, or all. Weights are exact in float32; what travels has the dtype of the
     queries.
     """
-    out, lse = attend(_gather_tokens(q, sharded_queries))
+    return merge_devices(attend(gather_tokens(q, sharded_queries)), q.dtype, sharded_queries)
+
+
+def merge_devices(
+    partial: Partial, dtype: Any, are_sharded: bool
+) -> tuple[Float[Array, "b own m c"], Float[Array, "b t m"]]:
+    """Of all queries' attention to each device's keys, that to the keys of all devices.
+
+    For use under `per_device`. Outputs travel in `dtype`; each device gets those of its own
+    queries where these are sharded, else all.
+    """
+    out, lse = partial
     if view_devices() == 1:
-        return out.astype(q.dtype), lse
-    largest = jax.lax.pmax(lse, "view")
+        return out.astype(dtype), lse
+    # A constant to gradients, of which pmax has none: it cancels.
+    largest = jax.lax.pmax(jax.lax.stop_gradient(lse), "view")
     # Where no device has keys, -inf - -inf would be NaN.
     weights = jnp.exp(lse - jnp.where(jnp.isneginf(largest), 0.0, largest))
     sums = jax.lax.psum(weights, "view")
     share = weights / jnp.maximum(sums, jnp.finfo(jnp.float32).tiny)
-    out = (out.astype(jnp.float32) * share[..., None]).astype(q.dtype)
-    return _sum_tokens(out, sharded_queries), largest + jnp.log(sums)
+    out = (out.astype(jnp.float32) * share[..., None]).astype(dtype)
+    return _sum_tokens(out, are_sharded), largest + jnp.log(sums)
 
 
-def _gather_tokens(x: Float[Array, "b own ..."], are_sharded: bool) -> Float[Array, "b t ..."]:
+def gather_tokens(x: Float[Array, "b own ..."], are_sharded: bool) -> Float[Array, "b t ..."]:
+    """The tokens of all devices along `view`, where they are sharded; under `per_device`."""
     return jax.lax.all_gather(x, "view", axis=1, tiled=True) if are_sharded else x
 
 
@@ -90,7 +102,7 @@ def _backward(implementation: str, saved: tuple, g: Array) -> tuple[Array, Array
 
     def local(q: Array, k: Array, v: Array, out: Array, lse: Array, g: Array) -> tuple:
         mean = (out.astype(jnp.float32) * g.astype(jnp.float32)).sum(axis=-1)
-        q, mean, g = (_gather_tokens(x, sharded_queries) for x in (q, mean, g))
+        q, mean, g = (gather_tokens(x, sharded_queries) for x in (q, mean, g))
         dq, dk, dv = shard_gradients(q, k, v, lse, mean, g, implementation=implementation)
         return _sum_tokens(dq.astype(q.dtype), sharded_queries), dk, dv
 
@@ -119,8 +131,12 @@ def shard_gradients(
     of `k` and `v`.
     """
     splash = _splash_backward() if attention.choose(implementation, q, k) == "splash" else None
-    function = _blocked if splash is None else functools.partial(_splash, splash)
-    dq, dk, dv = function(q, k, v, lse, mean, g.astype(q.dtype))
+    saved = q, k, v, lse, mean, g.astype(q.dtype)
+    if splash is None:
+        scores = None if attention.platform(q) == "cpu" else _BLOCK_SCORES
+        dq, dk, dv = blocked_gradients(*saved, scores)
+    else:
+        dq, dk, dv = _splash(splash, *saved)
     return dq.astype(jnp.float32), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
@@ -159,36 +175,3 @@ def _splash(
     gradients = jax.vmap(one_scene)(q, k, v, None, None, lse, g, mean)
     dq, dk, dv = (x.swapaxes(1, 2) for x in gradients)
     return dq * scale, dk, dv
-
-
-def _blocked(q: Array, k: Array, v: Array, lse: Array, mean: Array, g: Array) -> Gradients:
-    (b, t, m, c), s = q.shape, k.shape[1]
-    limit = () if attention.platform(q) == "cpu" else (_BLOCK_SCORES,)
-    pairs, queries = attention.block_sizes(b * m, t, s, *limit)
-    product, scale = attention.batched_product, 1 / math.sqrt(c)
-
-    def some_pairs(xs: tuple) -> tuple:
-        by_query, (k, v) = xs
-
-        def some_queries(done: tuple, xs: tuple) -> tuple[tuple, Array]:
-            q, g, lse, mean = xs
-            weights = jnp.exp(product(q, k, (2, 2)) * scale - lse[..., None])
-            d_scores = weights * (product(g, v, (2, 2)) - mean[..., None]) * scale
-            weights, d_scores = weights.astype(v.dtype), d_scores.astype(k.dtype)
-            new = product(d_scores, q, (1, 1)), product(weights, g, (1, 1))
-            return jax.tree.map(jnp.add, done, new), product(d_scores, k)
-
-        def by_block(x: Array) -> Array:
-            return x.reshape(pairs, t // queries, queries, *x.shape[2:]).swapaxes(0, 1)
-
-        zeros = (jnp.zeros(k.shape, jnp.float32),) * 2
-        (dk, dv), dq = jax.lax.scan(some_queries, zeros, jax.tree.map(by_block, by_query))
-        return dq.swapaxes(0, 1).reshape(pairs, t, c), dk.astype(k.dtype), dv.astype(v.dtype)
-
-    def by_pairs(x: Array) -> Array:
-        x = x.swapaxes(1, 2)
-        return x.reshape(b * m // pairs, pairs, *x.shape[2:])
-
-    xs = jax.tree.map(by_pairs, ((q, g, lse, mean), (k, v)))
-    gradients = attention.map_blocks(some_pairs, xs)
-    return tuple(x.reshape(b, m, *x.shape[2:]).swapaxes(1, 2) for x in gradients)

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import sys
-import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -23,10 +23,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lvsm_jax.common import files
 from lvsm_jax.common.checks import check_at_least
 from lvsm_jax.common.errors import UserError
 
 _LONGEST_TEXT = 2000  # bytes that a process can tell the others at a time
+_NOT_FOUND = "the processes did not find each other"
+_MARGIN_SECONDS = 60  # after the start's limit, in which the error is told before JAX aborts
 _SHARED_DISK_SECONDS = 30  # after which a file that one host made must be seen by the others
 
 
@@ -37,7 +40,8 @@ class ProcessesConfig:
     Nothing needs to be set under SLURM (`srun`), Open MPI 4, on Cloud TPU and on GKE.
 
     Attributes:
-        coordinator: HOST:PORT where all reach process 0; empty: as the launcher says.
+        coordinator: HOST:PORT where all reach process 0, which listens on this address alone;
+            empty: as the launcher says, and it listens on all.
         num_processes: how many there are; 0: as the launcher says; 1: this one in any case.
         process_id: which of them this is, from 0; -1: as the launcher says.
         start_seconds: how long to wait for all processes to come.
@@ -119,23 +123,53 @@ def start(config: ProcessesConfig) -> int:
     where = config.coordinator or f"the host that {launcher.name} names"
     logging.info("meeting the other processes at %s, for %d s", where, config.start_seconds)
     try:
-        jax.distributed.initialize(
-            config.coordinator or None,
-            launcher.count,
-            launcher.index,
-            local_device_ids=_local_devices(launcher, os.environ),
-            cluster_detection_method=launcher.method,
-            initialization_timeout=config.start_seconds,
-            heartbeat_timeout_seconds=config.heartbeat_seconds,
-            shutdown_timeout_seconds=config.end_seconds,
-        )
+        with _giving_up(f"not all came to {where} within {config.start_seconds} s", config):
+            jax.distributed.initialize(
+                config.coordinator or None,
+                launcher.count,
+                launcher.index,
+                local_device_ids=_local_devices(launcher, os.environ),
+                cluster_detection_method=launcher.method,
+                initialization_timeout=config.start_seconds + _MARGIN_SECONDS,
+                heartbeat_timeout_seconds=config.heartbeat_seconds,
+                shutdown_timeout_seconds=config.end_seconds,
+                coordinator_bind_address=_bind_address(config.coordinator, os.environ),
+            )
     except ValueError:
         if launcher.name == "Cloud TPU" and not config.coordinator:
             return 1  # the one host of a machine whose metadata names no others
         raise
     except RuntimeError as error:
-        raise UserError(f"the processes did not find each other: {error}") from error
+        raise UserError(f"{_NOT_FOUND}: {error}") from error
     return launcher.count or 1
+
+
+def _bind_address(coordinator: str, environment: Mapping[str, str]) -> str | None:
+    """Where process 0 listens; None lets JAX choose, which takes every address of the host."""
+    return None if "JAX_COORDINATOR_BIND_ADDRESS" in environment else coordinator or None
+
+
+@contextmanager
+def _giving_up(reason: str, config: ProcessesConfig) -> Iterator[None]:
+    """Ends this process in a line, should the block outlast `processes.start_seconds`.
+
+    By itself JAX aborts then, with its stack. It is in C++ until that, where no exception gets.
+    """
+
+    def give_up() -> None:
+        logging.flush()
+        sys.stdout.flush()
+        print(f"error: {_NOT_FOUND}: {reason} (processes.start_seconds)", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)
+
+    timer = threading.Timer(config.start_seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def who(config: ProcessesConfig) -> Launcher | None:
@@ -263,20 +297,9 @@ def check_same_config(config: Mapping[str, Any]) -> None:
 
 
 def check_writable(flag: str, directory: epath.PathLike) -> None:
-    """Raises UserError, naming the flag, unless files can be made in a directory; makes none.
-
-    The directory need not be there; one in a bucket is not looked at.
-    """
-    if not is_main() or "://" in os.fspath(directory):
-        return
-    folder = epath.Path(directory)
-    while not folder.exists():
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(1 << 16))  # of a disk that is full, some bytes may be left
-    except OSError as error:
-        raise UserError(f"{flag}={directory} cannot be written: {error.strerror}") from error
+    """As that of `common.files`, of the process that writes; the others have nothing to check."""
+    if is_main():
+        files.check_writable(flag, directory)
 
 
 def check_shared(directory: epath.PathLike) -> None:

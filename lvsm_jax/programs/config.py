@@ -100,10 +100,12 @@ def _classes(architecture: str) -> dict[str, type]:
     from lvsm_jax.models.architectures import config_class
     from lvsm_jax.parallel import mesh, processes
     from lvsm_jax.training import losses, optimizer, repa
+    from lvsm_jax.worlds.config import WorldsConfig
 
     return {
         "run": RunConfig,
         "data": DataConfig,
+        "worlds": WorldsConfig,
         "model": config_class(architecture),
         "optimizer": optimizer.OptimizerConfig,
         "loss": losses.LossConfig,

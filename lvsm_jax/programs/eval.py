@@ -5,9 +5,11 @@ r"""Scores a model on held-out views, beside two baselines, and shows what it re
         --config.eval.num_inputs=4 --output=results/four_inputs
 
 The protocol is RealEstate10K's published one: the targets of an evaluation index, PSNR, SSIM and
-LPIPS in float32, every image counted. Of the config are used `data`, `eval`, `mesh`, `processes`,
-and of `model` how to compute: `dtype`, `attention` and `targets_at_once`. Any field can be set with
---config.SECTION.FIELD=VALUE; `lvsm config` explains each. The output directory holds
+LPIPS in float32, every image counted. With `eval.worlds` it is so many held-out worlds instead,
+and the PSNR is told by how many inputs see a pixel. Of the config are used `data`, `eval`, `mesh`,
+`processes`, `worlds`, and of `model` how to compute: `dtype`, `attention` and `targets_at_once`.
+Any field can be set with --config.SECTION.FIELD=VALUE; `lvsm config` explains each. The output
+directory holds
 
     index.html      table, distribution, best, median and worst scenes
     summary.json    the means, with and without targets that are input views
@@ -74,4 +76,15 @@ def table(summary: dict[str, Any]) -> str:
     if 0 < context < summary["num_images"]:
         others = {method: scores["without_context_targets"] for method, scores in methods.items()}
         tables.append(means(f"without the {context:,} that are input views", others))
+    if seen := summary.get("psnr_by_inputs_that_see"):
+        header = [f"{group} ({of['share']:.0%} of pixels)" for group, of in seen.items()]
+        rows = (
+            [method.replace("_", " "), *map(_decibels, scores["psnr_by_inputs_that_see"].values())]
+            for method, scores in methods.items()
+        )
+        tables.append(format_table(["PSNR by inputs that see a pixel", *header], rows))
     return "\n\n".join(tables)
+
+
+def _decibels(group: dict[str, float | None]) -> str:
+    return "–" if group["psnr"] is None else f"{group['psnr']:.2f}"

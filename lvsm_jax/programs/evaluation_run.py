@@ -13,16 +13,19 @@ from absl import logging
 from etils import epath
 
 import lvsm_jax
-from input_pipeline.loading import EvalSet, evaluation_index, open_eval_set
+from input_pipeline.loading import EvalSet, evaluation_index
 from lvsm_jax.batch import shard_batch
 from lvsm_jax.common.config import DataConfig, EvalConfig, section
-from lvsm_jax.common.files import write_text
+from lvsm_jax.common.files import clear_unfinished, write_text
 from lvsm_jax.evaluation import report, scoring
 from lvsm_jax.frozen.lpips import find_weights, load_lpips
 from lvsm_jax.parallel import processes
-from lvsm_jax.parallel.mesh import MeshConfig, check_batch, data_shard, make_mesh, replicate
+from lvsm_jax.parallel.mesh import MeshConfig, check_batch, make_mesh, replicate
+from lvsm_jax.programs.data_sources import open_evaluation
 from lvsm_jax.training.run_log import csv_text
 from lvsm_jax.weights.exports import describe, model_config
+from lvsm_jax.worlds.config import WorldsConfig
+from lvsm_jax.worlds.held_out import HeldOutWorlds, about_worlds
 
 
 def evaluate_export(
@@ -53,8 +56,8 @@ def evaluate_export(
         mesh = make_mesh(section(config, "mesh", MeshConfig))
         check_batch(mesh, "section eval", settings.batch_size, settings.num_inputs)
         exported.check_spread(mesh.shape["view"])
-        index, count = data_shard(mesh)
-        eval_set = open_eval_set(data, settings, process_index=index, process_count=count)
+        worlds = section(config, "worlds", WorldsConfig) if "worlds" in config else WorldsConfig()
+        eval_set = open_evaluation(data, worlds, settings, mesh)
     start = time.monotonic()
     with jax.set_mesh(mesh), processes.ending_at_once():
         fields = exported.options.keys() & {"dtype", "attention", "targets_at_once"}
@@ -66,7 +69,8 @@ def evaluate_export(
         evaluation = scoring.evaluate(model, eval_set, metrics=metrics, put=put, progress=progress)
         evaluation.check_finite()
         shown = report.choose_scenes(evaluation)
-        pictures = scoring.render_scenes(model, _some(eval_set, shown), put=put)
+        some = eval_set.some([scene for scenes in shown.values() for scene in scenes])
+        pictures = scoring.render_scenes(model, some, put=put)
     summary = {
         **dict.fromkeys(("psnr", "ssim", "lpips")),  # null, unless measured
         **evaluation.summary(),
@@ -99,8 +103,15 @@ def _other_pictures(about: dict[str, Any], data: DataConfig) -> dict[str, Any]:
     return others
 
 
-def _evaluated_on(settings: EvalConfig, eval_set: EvalSet) -> dict[str, Any]:
+def _evaluated_on(settings: EvalConfig, eval_set: EvalSet | HeldOutWorlds) -> dict[str, Any]:
     """The data, and how it was shown to the model."""
+    if isinstance(eval_set, HeldOutWorlds):
+        how = ("num_inputs", "camera_normalization")
+        return {
+            **{field: getattr(settings, field) for field in how},
+            "dataset": "worlds",
+            "worlds": about_worlds(eval_set, settings),
+        }
     how = ("num_inputs", "camera_normalization", "crop_share", "crop_place")
     dataset = os.fspath(eval_set.config.path)
     return {
@@ -108,20 +119,15 @@ def _evaluated_on(settings: EvalConfig, eval_set: EvalSet) -> dict[str, Any]:
         "num_missing": eval_set.num_missing,
         **{field: getattr(settings, field) for field in how},
         "dataset": dataset,
+        "worlds": None,
         "split": settings.split,
         "index": os.fspath(evaluation_index(settings, dataset)),
     }
 
 
-def _some(eval_set: EvalSet, shown: dict[str, list[int]]) -> EvalSet:
-    """The scenes at these positions, in batches of the same size."""
-    positions = [scene for scenes in shown.values() for scene in scenes]
-    views = tuple(eval_set.views[i] for i in positions)
-    return dataclasses.replace(eval_set, rows=eval_set.rows[positions], views=views)
-
-
 def _write(output: epath.Path, summary: dict[str, Any], page: str, rows: list[dict]) -> None:
     output.mkdir(parents=True, exist_ok=True)
+    clear_unfinished(output)
     (output / "summary.json").unlink(missing_ok=True)
     write_text(output / "index.html", page)
     write_text(output / "per_image.csv", csv_text(rows[0], rows))

@@ -1,9 +1,8 @@
 """How good a model is on photographs of one's own: some are kept from it, and rendered."""
 
-import csv
-import io
 import pathlib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,16 @@ from PIL import Image
 
 from lvsm_jax.common.files import atomic_write, write_text
 from lvsm_jax.common.table import format_table
-from lvsm_jax.evaluation.metrics import psnr, ssim
-from lvsm_jax.evaluation.scoring import COPY_NEAREST, EXACT_PSNR, MEAN_COLOR, MODEL, nearest_input
+from lvsm_jax.evaluation.scoring import (
+    COPY_NEAREST,
+    EXACT_PSNR,
+    MEAN_COLOR,
+    METRICS,
+    MODEL,
+    nearest_input,
+)
+from lvsm_jax.frozen.lpips import MissingWeightsError, load_lpips
+from lvsm_jax.training.run_log import csv_text
 
 if TYPE_CHECKING:
     from lvsm_jax.rendering.session import Session
@@ -27,19 +34,27 @@ _GAP = 4  # white columns between pictures
 Pictures = UInt8[np.ndarray, "n h w 3"]
 
 
+def metrics() -> dict[str, Any]:
+    """PSNR, SSIM and, where its weights are there, LPIPS."""
+    try:
+        return {**METRICS, "lpips": load_lpips()}
+    except MissingWeightsError as error:
+        print(f"note: without LPIPS: {error}", file=sys.stderr)
+        return dict(METRICS)
+
+
 def evaluate(
     session: "Session",
     inputs: Sequence["Photograph"],
     held_out: Sequence["Photograph"],
     size: tuple[int, int],
-    metrics: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] = METRICS,
 ) -> tuple[dict[str, Pictures], list[dict[str, Any]]]:
     """Pictures of the photographs held out, by kind, and a record of scores of each.
 
     The session has the inputs; `size` is height and width. Beside the model's renders stand the
     `photograph`, the nearest input and the inputs' mean colour.
     """
-    metrics = {"psnr": psnr, "ssim": ssim} if metrics is None else metrics
     cameras = [photograph.camera for photograph in held_out]
     renders = session.render_path(cameras, height=size[0], width=size[1])
     given = np.stack([photograph.cropped_to(*size) for photograph in inputs])
@@ -78,11 +93,7 @@ def save(folder: pathlib.Path, pictures: Mapping[str, Pictures], rows: list[dict
         name = re.sub(r"[^\w.-]+", "_", row["photograph"])
         with atomic_write(folder / f"held_out_{i:02d}_{name[-60:]}.png") as local:
             Image.fromarray(beside).save(local, format="PNG")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "held_out.csv", text.getvalue())
+    write_text(folder / "held_out.csv", csv_text(rows[0], rows))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

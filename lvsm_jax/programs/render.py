@@ -1,10 +1,12 @@
 """Renders a camera path through a scene of photographs: PNGs and a video.
 
-    lvsm render EXPORT SCENE OUT
-    lvsm render runs/quickstart/export photos/ out/ --path=spiral --inputs=8
-    lvsm render EXPORT data/re10k/test:6b658b1d8562dc85 out/ --frames=60
+    lvsm render SCENE OUT
+    lvsm render photos/ out/ --path=spiral --inputs=8 --weights=runs/quickstart/export
+    lvsm render data/re10k/test:6b658b1d8562dc85 out/ --frames=60
 
-EXPORT is a directory that `lvsm train`, `convert` or `export` wrote, of an EfficientLVSM.
+The weights are those that come with lvsm_jax, or with --weights=EXPORT those of a directory that
+`lvsm train`, `convert` or `export` wrote, of an EfficientLVSM. `lvsm render EXPORT SCENE OUT` says
+the same.
 
 SCENE is a folder with cameras.json, with a COLMAP model (text or binary, also in sparse/0; needs
 pip install 'lvsm_jax[colmap]') or with what nerfstudio, Blender, LLFF, Gaussian splatting, Polycam
@@ -41,11 +43,15 @@ from typing import TYPE_CHECKING, Any
 
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.files import check_writable
+from lvsm_jax.common.text import printable
 from lvsm_jax.programs.scene_options import (
     INPUTS,
     add_background_option,
     add_scene_options,
+    add_weights_options,
     background_of,
+    choose_weights,
     picture_size,
     split_photographs,
 )
@@ -70,7 +76,7 @@ _OPTIONS = {
 def main(arguments: list[str]) -> None:
     """Reads the command line, and renders."""
     parser = argument_parser("render", __doc__)
-    parser.add_argument("export", type=path, metavar="EXPORT", help="directory of an export")
+    add_weights_options(parser)
     parser.add_argument("scene", type=path, metavar="SCENE", help="photographs with their cameras")
     parser.add_argument("out", type=path, metavar="OUT", help="folder to write to")
     parser.add_argument(
@@ -101,7 +107,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the frames of another command in OUT"
     )
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     try:
         render(given)
     except KeyboardInterrupt:
@@ -112,14 +118,15 @@ def main(arguments: list[str]) -> None:
 def render(given: argparse.Namespace) -> None:
     """Renders as the command line asks; raises before anything is rendered if it cannot."""
     _check_numbers(given)
+    background, weights = background_of(given), choose_weights(given)
     # What takes seconds to import comes after what takes none to refuse.
     from input_pipeline.clip_scene import open_scene
     from lvsm_jax.programs.trained_on import differences, trained_on
     from lvsm_jax.scenes.trajectories import make_path
 
-    scene = open_scene(given.scene, images=given.images, background=background_of(given))
+    scene = open_scene(given.scene, images=given.images, background=background)
     for note in scene.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)
     inputs, kept = split_photographs(scene, given.inputs, given.hold_out)
     options = {name: getattr(given, name) for name in _OPTIONS if getattr(given, name) is not None}
     cameras = make_path(given.path, [chosen.camera for chosen in inputs], given.frames, options)
@@ -130,24 +137,25 @@ def render(given: argparse.Namespace) -> None:
     from lvsm_jax.scenes.camera_json import write_camera_path
     from lvsm_jax.weights import exports
 
-    about = exports.describe(given.export)
+    about = exports.describe(weights)
     height, width = picture_size(given.size, about)
     photographs = [chosen.load() for chosen in inputs]
     targets = [chosen.load() for chosen in kept]
     folder = pathlib.Path(given.out)
-    record = _record(given, photographs, cameras, (height, width))
+    record = _record(given, weights, photographs, cameras, (height, width))
     record |= {"held_out": [chosen.name for chosen in kept]} if kept else {}
-    metrics = _metrics() if kept else None
+    metrics = held_out.metrics() if kept else None
     for note in differences(about, [chosen.camera for chosen in inputs], (height, width)):
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)
     print(
-        f"{trained_on(about)}\n"
+        f"{printable(trained_on(about))}\n"
         f"{len(inputs)} of {len(scene.photographs)} photographs of {scene.source}: "
-        f"{', '.join(chosen.name for chosen in inputs)}\n"
+        f"{printable(', '.join(chosen.name for chosen in inputs))}\n"
         f"{len(cameras)} frames of {width}×{height} pixels along {given.path}"
     )
     frames.check_folder(folder, record, given.overwrite)
-    model, most = exports.load(given.export), len(inputs)
+    check_writable("OUT", folder)
+    model, most = exports.load(weights), len(inputs)
     with Session(
         model, image_height=height, image_width=width, max_views=most, scale=given.scale
     ) as session:
@@ -168,7 +176,8 @@ def render(given: argparse.Namespace) -> None:
         scale = given.video_scale or -(-_WATCHED // min(height, width))
         strip = frames.strip_of(pictures, scale) if given.show_inputs else None
         wrote += f", and {frames.write_video(folder, len(cameras), given.fps, scale, strip)}"
-    print(f"{wrote}\nWalk through the scene: lvsm view {given.export} {given.scene}")
+    named = f" --weights={weights}" if given.export or given.weights else ""
+    print(f"{wrote}\nWalk through the scene: lvsm view {given.scene}{named}")
 
 
 def _check_numbers(given: argparse.Namespace) -> None:
@@ -185,20 +194,9 @@ def _check_numbers(given: argparse.Namespace) -> None:
         )
 
 
-def _metrics() -> dict[str, Any]:
-    """PSNR, SSIM and, where its weights are there, LPIPS."""
-    from lvsm_jax.evaluation.scoring import METRICS
-    from lvsm_jax.frozen.lpips import MissingWeightsError, load_lpips
-
-    try:
-        return {**METRICS, "lpips": load_lpips()}
-    except MissingWeightsError as error:
-        print(f"note: without LPIPS: {error}", file=sys.stderr)
-        return dict(METRICS)
-
-
 def _record(
     given: argparse.Namespace,
+    weights: str,
     photographs: "Sequence[Photograph]",
     cameras: "Sequence[PosedCamera]",
     size: tuple[int, int],
@@ -208,7 +206,7 @@ def _record(
 
     from lvsm_jax.scenes.camera_json import as_json
 
-    export = epath.Path(given.export)
+    export = epath.Path(weights)
     of_export = [export / "config.json", *sorted((export / "weights").glob("_*"))]  # with dates
     return {
         "export": _digest(*(file.read_text() for file in of_export)),

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,37 @@ if TYPE_CHECKING:
     from lvsm_jax.scenes.readers import Scene, ScenePhotograph
 
 INPUTS = 4  # where nobody says how many
+
+
+def add_weights_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--weights=EXPORT`, and EXPORT as the first of the arguments without a name."""
+    parser.add_argument(
+        "export", metavar="EXPORT", nargs="?", type=path, help="another way to say --weights=EXPORT"
+    )
+    parser.add_argument(
+        "--weights",
+        type=path,
+        metavar="EXPORT",
+        help="of the model (those that come with lvsm_jax)",
+    )
+
+
+def choose_weights(given: argparse.Namespace) -> str:
+    """The export to render with; where nobody names one the shipped one, and a line says which.
+
+    UserError for two exports, or an export in the place of the scene.
+    """
+    if given.export and given.weights:
+        raise UserError(f"two exports, {given.export} and --weights={given.weights}: give one")
+    scene = pathlib.Path(given.scene or "")
+    if given.scene and (scene / "config.json").is_file() and (scene / "weights").is_dir():
+        raise UserError(f"{scene} is an export, no scene: give a scene, and --weights={scene}")
+    if export := given.export or given.weights:
+        return export
+    from lvsm_jax.weights.shipped import SHIPPED, shipped_weights
+
+    print(f"weights: {shipped_weights()}")
+    return str(SHIPPED)
 
 
 def add_scene_options(parser: argparse.ArgumentParser) -> None:

@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> None:
     from absl import logging
     from etils import epath
 
+    from lvsm_jax.common.files import clear_unfinished
     from lvsm_jax.parallel import processes
     from lvsm_jax.parallel.mesh import simulate_cpu_devices
     from lvsm_jax.programs.training_run import train
@@ -46,6 +47,9 @@ def main(arguments: list[str]) -> None:
         processes.check_writable("--workdir", workdir)
     processes.check_shared(workdir)
     log_to(workdir / "log.txt")
+    if processes.is_main():
+        for folder in (workdir, workdir / "images"):
+            clear_unfinished(folder)
     try:
         train(config, workdir)
     except Exception:

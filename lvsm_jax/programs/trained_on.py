@@ -16,7 +16,8 @@ def trained_on(description: Mapping[str, Any]) -> str:
         origin = f"converted from {source}, which" if source else "an export that"
         return f"the model: {origin} does not say what it was trained on"
     step = description.get("step")
-    name = str(data.get("path") or "data without a name")
+    share, path = data.get("worlds_share") or 0, data.get("path") or "data without a name"
+    name = "worlds" if share == 1 else f"worlds and {path}" if share else path
     height = data.get("image_height", "?")
     size = f"{height}×{height}" if data.get("square_crop", True) else f"{height} high"
     counts = _input_counts(data)
@@ -56,9 +57,11 @@ def differences(
 
 
 def _data(description: Mapping[str, Any]) -> Mapping[str, Any]:
-    return (description.get("config") or {}).get("data") or {}
+    config = description.get("config")
+    data = config.get("data") if isinstance(config, Mapping) else None
+    return data if isinstance(data, Mapping) else {}
 
 
 def _input_counts(data: Mapping[str, Any]) -> list[int]:
     counts = data.get("input_counts") or [data.get("num_inputs")]
-    return sorted(count for count in counts if count)
+    return sorted({count for count in counts if count})

@@ -10,9 +10,9 @@ from absl import logging
 from etils import epath
 
 import lvsm_jax
-from input_pipeline.loading import open_eval_set, train_batches
 from lvsm_jax.parallel import processes
-from lvsm_jax.parallel.mesh import data_shard, make_mesh
+from lvsm_jax.parallel.mesh import make_mesh
+from lvsm_jax.programs.data_sources import open_evaluation, training_batches
 from lvsm_jax.training.checkpoints import Checkpoints
 from lvsm_jax.training.frozen_networks import load_frozen
 from lvsm_jax.training.loop import StopSignals, train_steps
@@ -25,15 +25,13 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Runs or resumes a training run to its end, then exports the weights."""
     settings, workdir = Settings.of(config), epath.Path(workdir)
     run, training, mesh = settings.run, settings.training, make_mesh(settings.mesh)
-    index, count = data_shard(mesh)
-    share = {"process_index": index, "process_count": count}
     versions = f"Python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}"
     logging.info("%s, on %s", versions, processes.describe())
     eval_set = None
     with processes.error_of_any():
         if run.eval_every:
-            options = {"max_scenes": run.eval_scenes, **share}
-            eval_set = open_eval_set(settings.data, settings.evaluation, **options)
+            sections = settings.data, settings.worlds, settings.evaluation
+            eval_set = open_evaluation(*sections, mesh, run.eval_scenes)
         frozen = load_frozen(training.loss, training.repa, dtype=training.model.dtype, mesh=mesh)
     keep = {"keep_last": run.keep_last, "keep_best": run.keep_best}
     checkpoints = Checkpoints(workdir / "checkpoints", **keep)
@@ -55,10 +53,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
             else:
                 say(f"resuming from step {start}")
             record_config(config, workdir)
-            options = {"batch_size": run.batch_size, "seed": run.seed, "start_step": start, **share}
-            with processes.error_of_any():
-                batches = train_batches(settings.data, **options)
-            with contextlib.closing(batches):
+            with training_batches(settings, mesh, start) as batches:
                 state = train_steps(
                     *(run, training, mesh, state, frozen, batches),
                     checkpoints=checkpoints,

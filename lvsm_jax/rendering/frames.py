@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from lvsm_jax.common.files import atomic_write, write_text
+from lvsm_jax.common.files import atomic_write, clear_unfinished, write_text
 
 _VIDEO = "video.mp4"
 _RECORD = "render.json"
@@ -25,6 +25,7 @@ def check_folder(folder: pathlib.Path, record: Mapping[str, Any], overwrite: boo
     """
     if not folder.exists():
         return
+    clear_unfinished(folder)
     if not folder.is_dir() or (not (folder / _RECORD).exists() and any(folder.iterdir())):
         raise FileExistsError(f"{folder} holds something else, no {_RECORD}: choose another folder")
     there = _read_record(folder)

@@ -99,6 +99,9 @@ class Session:
             raise UserError("frame has a scale of its own: give only one of frame and scale")
         self._model = model
         self._size = (image_height, image_height if image_width is None else image_width)
+        if math.prod(self._size) > max_pixels:
+            pixels = f"{self._size[1]}×{self._size[0]} pixels"
+            raise UserError(f"pictures of {pixels} have more than max_pixels {max_pixels}")
         self._max_views, self._max_pixels = max_views, max_pixels
         self._targets_at_once, self._scale = targets_at_once, scale
         self._lock = threading.Lock()
@@ -175,7 +178,8 @@ class Session:
         The camera is in the same world as the photographs. The render shows the middle of its
         picture, cut like a photograph of its size would be; that is all of it where the two have
         the same shape. Height and width, both or none, are multiples of the model's patch; by
-        default those of the inputs. Raises UserError without views, or for another size.
+        default those of the inputs. Raises UserError without views, for another size, or where the
+        render is not finite.
         """
         with self._timed("render"):
             return self._render([camera], self._render_size(height, width))[0]
@@ -299,6 +303,12 @@ class Session:
                 self._model, self._whole_cache(), targets, size, targets_at_once=len(cameras)
             )
             renders = np.asarray(renders[0])
+        if not np.isfinite(renders).all():
+            bad = np.flatnonzero(~np.isfinite(renders).all(axis=(1, 2, 3)))[0]
+            raise UserError(
+                f"the render is not finite at the position {cameras[bad].c2w[:3, 3].tolist()}: the "
+                "model's weights are damaged, or a camera is far from all that it was trained on"
+            )
         return np.rint(renders * 255).astype(np.uint8)
 
     def _whole_cache(self) -> view_cache.ViewCache:

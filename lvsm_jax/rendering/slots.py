@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from lvsm_jax.models.attention import Partial, attention_with_lse, merge_attention
+from lvsm_jax.models.attention import attention_with_lse, merge_attention
+from lvsm_jax.models.blocked_attention import Partial
 from lvsm_jax.models.sharded_attention import merge_shards
 from lvsm_jax.parallel.mesh import SCENES, axes_of, per_device, spec, view_devices
 

@@ -25,9 +25,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.models.attention import largest_divisor, skips_by_length
+from lvsm_jax.models.attention import skips_by_length
 from lvsm_jax.models.base import ViewSynthesisModel, check_images
+from lvsm_jax.models.blocked_attention import largest_divisor
 from lvsm_jax.models.cameras import Cameras
+from lvsm_jax.models.copy_head import CopySource
 from lvsm_jax.models.efficient_lvsm import DecoderBlock, EfficientLVSM
 from lvsm_jax.models.layers import check_image_size
 from lvsm_jax.models.lvsm import LVSMEncoderDecoder
@@ -49,11 +51,15 @@ class ViewCache:
         store: a pair of `Stored` keys and values for each cross-attention of a layer.
         num_views: `[b]` int32, views that each scene has; they are numbered from 0.
         image_size: height and width of the input views in pixels.
+        copy_store: what a head that copies reads of the views, with a first dimension of one as
+            that of the layers; None without such a head. It is float32 whatever the dtype of keys
+            and values, pixels too: they are a few per cent of the memory.
     """
 
     store: Any
     num_views: Any
     image_size: tuple[int, int] = dataclasses.field(metadata={"static": True})
+    copy_store: CopySource | None = None
 
     @property
     def batch(self) -> int:
@@ -77,8 +83,16 @@ class ViewCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values, used or not."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.store))
+        """Bytes of all that is kept of views, in slots that are used or not."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves((self.store, self.copy_store)))
+
+    @property
+    def copied(self) -> CopySource | None:
+        """What a head that copies reads."""
+        if self.copy_store is None:
+            return None
+        views = jax.tree.map(lambda x: x.squeeze(0), self.copy_store)
+        return dataclasses.replace(views, num_views=self.num_views)
 
     @property
     def by_layer(self) -> Int[Array, "l"]:
@@ -98,6 +112,8 @@ def init_cache(
     model: ViewSynthesisModel, batch: int, max_views: int, image_size: tuple[int, int]
 ) -> ViewCache:
     """An empty cache: 2 · layers · tokens · width numbers a view, of the model's `cache_dtype`.
+
+    For a head that copies 4 · (3 · pixels + 128 · tokens + 20) bytes a view are added.
 
     Where a mesh is set (`jax.set_mesh`), scenes are spread over its devices as in training, and the
     slots of a scene over the axis `view`. All other functions then need that mesh too.
@@ -123,6 +139,7 @@ def init_cache(
         store=tuple((empty(), empty()) for _ in range(config.num_cross_attentions)),
         num_views=jnp.zeros(batch, jnp.int32, out_sharding=by_scene),
         image_size=tuple(image_size),
+        copy_store=_empty_copies(model, batch, max_views, image_size),
     )
     weight = jax.tree.leaves(model)[0]
     if spec() is not None or not getattr(weight, "committed", False):
@@ -257,15 +274,30 @@ def render_path(
     return map(group, range(0, t, targets_at_once))
 
 
+def _empty_copies(
+    model: EfficientLVSM, batch: int, max_views: int, image_size: tuple[int, int]
+) -> CopySource | None:
+    if model.copy_head is None:
+        return None
+    shape = batch, max_views
+    views = (
+        jnp.zeros((*shape, *image_size, 3)),
+        Cameras(jnp.zeros((*shape, 4, 4)), jnp.zeros((*shape, 4))),
+    )
+    kept = jax.eval_shape(lambda model, *views: model.encode(*views).copied, model, *views)
+    by_slot = spec(*slots.STORE)
+    return jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype, out_sharding=by_slot), kept)
+
+
 @functools.partial(jax.jit, donate_argnums=1)
 def _add_views(
     model: EfficientLVSM, cache: ViewCache, images: Array, cameras: Cameras, num_new: Array
 ) -> ViewCache:
     # What is written after the views that count is not read, and is overwritten.
-    store = _encode_into(model, cache, cache.num_views, images, cameras)
+    stores = _encode_into(model, cache, cache.num_views, images, cameras)
     num_views = cache.num_views + reshard(num_new, *slots.BY_SCENE)
     num_views = jnp.minimum(num_views, cache.max_views)
-    return dataclasses.replace(cache, store=store, num_views=num_views)
+    return dataclasses.replace(cache, **stores, num_views=num_views)
 
 
 @functools.partial(jax.jit, donate_argnums=1)
@@ -274,14 +306,14 @@ def _replace_view(
 ) -> ViewCache:
     # A view written after those that count is not read.
     index = reshard(index, *slots.BY_SCENE)
-    return dataclasses.replace(cache, store=_encode_into(model, cache, index, images, cameras))
+    return dataclasses.replace(cache, **_encode_into(model, cache, index, images, cameras))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _remove_views(cache: ViewCache, indices: Int[Array, "b k"]) -> ViewCache:
     indices = reshard(indices, *slots.BY_SCENE)
-    store, num_views = slots.remove(cache.store, cache.num_views, indices)
-    return dataclasses.replace(cache, store=store, num_views=num_views)
+    stores, num_views = slots.remove(_stores(cache), cache.num_views, indices)
+    return dataclasses.replace(cache, **stores, num_views=num_views)
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -298,12 +330,18 @@ def _render(
 
 def _encode_into(
     model: EfficientLVSM, cache: ViewCache, first: Array, images: Array, cameras: Cameras
-) -> Any:
-    """The store with views under the numbers from `first` on; each device encodes its own."""
+) -> dict[str, Any]:
+    """The stores with views under the numbers from `first` on; each device encodes its own."""
     views = reshard((images, cameras), *slots.BY_SCENE)
-    keys_values = model.keys_values(*slots.pick_own(views, first))
+    keys_values, copied = model.keys_values(*slots.pick_own(views, first))
     new = tuple(tuple(slots.quantize(x, cache.dtype) for x in (kv.k, kv.v)) for kv in keys_values)
-    return slots.write_own(cache.store, new, first, images.shape[1])
+    new = {"store": new, "copy_store": jax.tree.map(lambda x: x[None], copied)}
+    return slots.write_own(_stores(cache), new, first, images.shape[1])
+
+
+def _stores(cache: ViewCache) -> dict[str, Any]:
+    """All that is kept of views, `[l, b, v, ...]`."""
+    return {"store": cache.store, "copy_store": cache.copy_store}
 
 
 def slots_at_once(cache: ViewCache, implementation: str, dtype: str) -> int:
@@ -339,6 +377,7 @@ def _check_fits(model: Any, cache: ViewCache) -> None:
         ("channels a head", head_dim, config.head_dim),
         ("patch size", math.isqrt(math.prod(cache.image_size) // tokens), config.patch_size),
         ("cross-attentions a layer", len(cache.store), config.num_cross_attentions),
+        ("heads that copy", int(cache.copy_store is not None), int(config.copy_head)),
     )
 
 

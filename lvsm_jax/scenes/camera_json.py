@@ -5,7 +5,6 @@ Axes are OpenCV's, intrinsics in pixels of a picture of w × h. What is read is 
 
 import json
 import os
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,10 +12,8 @@ from typing import Any
 import numpy as np
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import write_text
+from lvsm_jax.common.files import read_json, write_text
 from lvsm_jax.scenes.photograph import PosedCamera
-
-_MAX_FILE = 256 * 2**20  # bytes
 
 
 def read_camera_path(file: str | os.PathLike) -> list[PosedCamera]:
@@ -44,37 +41,6 @@ def as_json(cameras: Sequence[PosedCamera]) -> dict[str, Any]:
         for c in cameras
     ]
     return {"convention": "OpenCV axes: x right, y down, z forward", "frames": frames}
-
-
-def read_json(file: str | os.PathLike) -> dict[str, Any]:
-    """A JSON object from a file; UserError if it holds none, or is far too large."""
-    return _object(read_any_json(file), os.fspath(file))
-
-
-def read_any_json(file: str | os.PathLike) -> Any:
-    """What a JSON file holds; UserError if it is none, or is far too large."""
-    path = pathlib.Path(file).expanduser()
-    if path.stat().st_size > _MAX_FILE:
-        raise UserError(f"{file}: more than {_MAX_FILE >> 20} MiB, no file of cameras")
-    return _parse(path.read_bytes(), os.fspath(file))
-
-
-def parse_json(data: bytes, name: str) -> dict[str, Any]:
-    """A JSON object from bytes, which messages call by this name."""
-    return _object(_parse(data, name), name)
-
-
-def _parse(data: bytes, name: str) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:  # ValueError: also of UTF-8
-        raise UserError(f"{name} is not JSON: {error}") from None
-
-
-def _object(content: Any, name: str) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise UserError(f"{name}: a {type(content).__name__}, expected an object")
-    return content
 
 
 def frames_of(content: Mapping[str, Any], file: str | os.PathLike) -> list[dict[str, Any]]:

@@ -14,14 +14,13 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from PIL import Image
 
+from lvsm_jax.common.camera_limits import check_pixels, check_positions
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes.pictures import FORMATS, MAX_PIXELS, PICTURE_ERRORS, Colour, read_pixels
 
 # Largest difference of RᵀR from the identity: that of a matrix written with three decimals.
 ROTATION_TOLERANCE = 2e-3
 
-_SHORTEST_FOCAL = 1e-3  # of a side: a field of view of 179.9°
-_SHARES = 4  # focal lengths below are no pixels, except of a picture of less than 8 times this
 
 _MULTIPLE = 8  # of resized sides, fixed by the published protocol, whatever the model's patch
 
@@ -32,8 +31,8 @@ class PosedCamera:
 
     Arguments are copied and checked, so that a camera that exists can be used. UserError for a
     value that is not finite, a rotation that is none (RᵀR differs from the identity by more than
-    `ROTATION_TOLERANCE`, or R mirrors), a size that is not positive, a focal length that is not or
-    hardly is, intrinsics in shares of the picture.
+    `ROTATION_TOLERANCE`, or R mirrors), a size that is not positive, numbers beyond those of
+    `common.camera_limits`, intrinsics in shares of the picture.
     """
 
     # Any: what is given is converted, and checked with errors that say what is wrong.
@@ -217,6 +216,7 @@ def _pose(matrix: Any, name: str) -> Float64[np.ndarray, "4 4"]:
     pose[: len(given)] = given
     if not np.isfinite(pose).all():
         raise UserError(f"{name} is not finite")
+    check_positions(name, pose[:3, 3])
     if not np.allclose(pose[3], [0, 0, 0, 1], rtol=0, atol=1e-6):
         raise UserError(f"the last row of {name} is {pose[3].tolist()}, expected 0, 0, 0, 1")
     rotation = pose[:3, :3]
@@ -236,17 +236,6 @@ def _intrinsics(fxfycxcy: Any, width: int, height: int) -> Float64[np.ndarray, "
     values = np.array(fxfycxcy, np.float64)
     if values.shape != (4,):
         raise UserError(f"fxfycxcy has shape {values.shape}, expected [4]")
-    if not np.isfinite(values).all():
-        raise UserError("fxfycxcy is not finite")
-    if (values[:2] < _SHORTEST_FOCAL * np.array([width, height])).any():
-        raise UserError(
-            f"fxfycxcy has focal lengths {values[:2].tolist()}, expected positive ones, in pixels "
-            f"of a picture of {width}×{height}"
-        )
-    if values[:2].min() < _SHARES and min(width, height) >= 8 * _SHARES:
-        raise UserError(
-            f"fxfycxcy is {values.tolist()} for a picture of {width}×{height}: expected pixels, "
-            "not shares of its sides"
-        )
+    check_pixels(values, width, height)
     values.flags.writeable = False
     return values

@@ -16,7 +16,7 @@ POSITION_SCALE = 1.35
 
 # Below this length a sum of unit vectors has no direction worth the name, and below this share of
 # the coordinates' size a distance between float32 positions is rounding.
-_TINY = 1e-6
+TINY = 1e-6
 # Coordinates beyond this are of a world whose origin is far away (UTM, ECEF). These are written as
 # float64, for float32 would not do, so that their rounding does not grow as that of float32 would.
 _FAR, _TINY_FLOAT64 = 1e3, 1e-13
@@ -54,7 +54,7 @@ class SceneFrame:
         if scale is None:
             extent = np.abs((positions - positions.mean(0)) @ axes).max()
             reach = np.abs(positions).max()
-            one_place = extent <= max(_TINY * min(reach, _FAR), _TINY_FLOAT64 * reach)
+            one_place = extent <= max(TINY * min(reach, _FAR), _TINY_FLOAT64 * reach)
             scale = 1.0 if one_place else 1.0 / (POSITION_SCALE * extent)
         return cls(world_to_scene, float(scale))
 
@@ -69,7 +69,7 @@ def _mean_axes(c2w: Float64[np.ndarray, "v 4 4"]) -> Float64[np.ndarray, "3 3"]:
     """Columns right, down, forward of the cameras' common frame, in world axes."""
     forward = c2w[:, :3, 2].mean(0)
     right = np.cross(c2w[:, :3, 1].mean(0), forward)
-    if np.linalg.norm(forward) < _TINY or np.linalg.norm(right) < _TINY:
+    if np.linalg.norm(forward) < TINY or np.linalg.norm(right) < TINY:
         return c2w[0, :3, :3]
     forward /= np.linalg.norm(forward)
     right /= np.linalg.norm(right)

@@ -151,8 +151,8 @@ def _length(name: str, value: float | None, default: float) -> float:
 
 def _alike(cameras: PosedCameras, frames: int, at_least: int = 1) -> tuple[PosedCameras, Poses]:
     """The cameras, all of pictures of the first one's size, and their poses."""
-    if frames < 1:
-        raise UserError(f"frames is {frames}, expected at least 1")
+    if not 1 <= frames <= MOST_FRAMES:
+        raise UserError(f"frames is {frames}, expected 1 to {MOST_FRAMES:,}")
     if len(cameras) < at_least:
         raise UserError(f"this path is made from {at_least} cameras or more, got {len(cameras)}")
     size = cameras[0].height, cameras[0].width
@@ -252,7 +252,7 @@ PATHS = {
     "spiral": (spiral, ("turns", "radius", "distance")),
     "dolly": (dolly, ("travel",)),
 }
-FRAMES = 120
+FRAMES, MOST_FRAMES = 120, 100_000  # by default, and at most: names of files have five digits
 
 
 def make_path(

@@ -4,11 +4,9 @@ All processes take part in writing; each reads its part alone, and all agree whe
 """
 
 import contextlib
-import errno
 import json
 import math
 import operator
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,13 +18,13 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.files import disk_errors_in_a_line
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.parallel import processes
 from lvsm_jax.training.train_state import TrainState
 from lvsm_jax.weights.exports import absolute, checksums, read_arrays
 
 _CHECKSUMS = "checksums"
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 class CheckpointError(UserError):
@@ -164,12 +162,8 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _disk_errors_in_a_line(self) -> Iterator[None]:
-        """TensorStore tells those of a disk as ValueError, with their message inside of its own."""
         try:
-            yield
-        except Exception as error:
-            for reason in map(os.strerror, _DISK_ERRORS):
-                if reason in str(error):
-                    message = f"a checkpoint in {self._directory} cannot be written: {reason}"
-                    raise CheckpointError(message) from error
-            raise
+            with disk_errors_in_a_line(f"a checkpoint in {self._directory}"):
+                yield
+        except UserError as error:
+            raise CheckpointError(str(error)) from error

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from lvsm_jax.batch import Batch, shard_batch
+from lvsm_jax.batch import Batch, first_scene, shard_batch
 from lvsm_jax.common.config import RunConfig
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.evaluation.metrics import psnr
@@ -104,8 +104,9 @@ def train_steps(
 ) -> TrainState:
     """Trains to the last step, or until a process is asked to stop; the last state is saved.
 
-    `batches` are those of this process from the state's step on. A checkpoint inside an interval
-    has its sums beside the state. UserError after too many skipped steps in a row.
+    `batches` are those from the state's step on, on the devices. A checkpoint inside an interval
+    has its sums beside the state. UserError after too many skipped steps in a row, or where
+    an evaluation's renders are not finite.
     """
     step = int(state.step)
     if step >= run.num_steps:
@@ -118,13 +119,14 @@ def train_steps(
     while step < run.num_steps and not late.stop:
         with clock.waiting_for_data():
             batch = next(batches)
-        shape, sharded = batch.inputs.images.shape, shard_batch(mesh, batch)
+        # Batches of worlds may have depth, which those of a dataset have not.
+        shape = *batch.inputs.images.shape, batch.inputs.depth is None
         if shape not in programs:
             late.fetch()
             with clock.aside():
-                programs[shape] = _compile(step_function, len(programs), state, sharded, frozen)
-        state, metrics = programs[shape](state, sharded, frozen)
-        sums = add_step(sums, metrics, sharded.replaced)
+                programs[shape] = _compile(step_function, len(programs), state, batch, frozen)
+        state, metrics = programs[shape](state, batch, frozen)
+        sums = add_step(sums, metrics, batch.replaced)
         metrics["stop"] = processes.any_process(mesh, stop.requested)
         step += 1
         last = step == run.num_steps
@@ -169,19 +171,17 @@ def _evaluate(log: RunLog, step: int, state: TrainState, eval_set: EvalSet, mesh
     """PSNR on the quick evaluation's scenes, which is logged."""
     put = functools.partial(shard_batch, mesh)
     quick = {"metrics": {"psnr": psnr}, "baselines": False, "progress": False}
-    score = evaluate(state.best_weights, eval_set, put=put, **quick).mean("psnr")
+    evaluation = evaluate(state.best_weights, eval_set, put=put, **quick)
+    evaluation.check_finite()  # before such weights are saved, and go on
+    score = evaluation.mean("psnr")
     log.scalars(step, {"eval/psnr": score})
     say(f"step {step}: PSNR {score:.2f} dB on held-out scenes")
     return score
 
 
-def _first_scene(batch: Batch) -> Batch:
-    return processes.of_main(jax.tree.map(lambda x: x[:1], batch))
-
-
 def _picture(state: TrainState, batch: Batch) -> np.ndarray:
     """The inputs of the batch's first scene, then target and render of its first target."""
-    first = _first_scene(batch)
+    first = first_scene(batch)
     targets = jax.tree.map(lambda x: x[:, :1], first.targets)
     render = render_views(state.best_weights, first.inputs, targets.cameras)
     render = (processes.gather(render)[0, 0] * 255).round().astype(np.uint8)
@@ -190,7 +190,7 @@ def _picture(state: TrainState, batch: Batch) -> np.ndarray:
 
 def _by_layer(state: TrainState, batch: Batch, means: Mapping[str, Any]) -> dict[str, float]:
     """Diagnostics of each layer: gradients of the interval, tokens of the batch's first scene."""
-    first = _first_scene(batch)
+    first = first_scene(batch)
     images, cameras = first.inputs.images, (first.inputs.cameras, first.targets.cameras)
     values = diagnostics.token_statistics(state.model, train_state.to_unit(images), *cameras)
     if "attention_entropy" in values:  # by the number of views, which may differ between steps

@@ -25,6 +25,9 @@ class LossConfig:
 
     Attributes:
         mse: mean squared error of the pixels.
+        points: distance between the points that a copying head copies from the inputs and those
+            that the targets show: it teaches the head where to look. Needs `model.copy_head`, and
+            counts on worlds, whose depth is known. See `training.copied_points`.
         perceptual: difference of VGG-19's activations, see `lvsm_jax.frozen.perceptual`.
         perceptual_start: first step, counted from 0, at which it counts.
         lpips: LPIPS with VGG-16, see `lvsm_jax.frozen.lpips`.
@@ -34,6 +37,7 @@ class LossConfig:
     """
 
     mse: float = 1.0
+    points: float = 0.0
     perceptual: float = 0.0
     perceptual_start: int = 0
     lpips: float = 0.0
@@ -42,6 +46,7 @@ class LossConfig:
     lpips_weights: str = ""
 
     def __post_init__(self):
+        check_at_least("loss", self, points=0)
         weights = {"mse": self.mse, "perceptual": self.perceptual, "lpips": self.lpips}
         if not min(weights.values()) >= 0 or max(weights.values()) == 0:
             raise UserError(f"loss weights {weights}: expected none below and one above zero")

@@ -18,7 +18,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from lvsm_jax.common.config import flat
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import atomic_write, write_text
+from lvsm_jax.common.text import plain_cell, printable
 from lvsm_jax.common.tree import named_leaves
 from lvsm_jax.parallel import processes
 
@@ -46,7 +48,7 @@ def log_to(path: epath.PathLike | None) -> None:
 
 class _Terminal(python_logging.Handler):
     def emit(self, record: python_logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)  # above the line of progress
+        tqdm.write(printable(self.format(record)), file=sys.stderr)  # above the line of progress
 
 
 def _is_not_chatter(record: python_logging.LogRecord) -> bool:
@@ -63,22 +65,25 @@ def say(text: str) -> None:
 
 
 def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """A table with a header line; what a row lacks is left empty."""
+    """A table with a header line; what a row lacks is left empty, and no text is a formula."""
     text = io.StringIO()
     table = csv.DictWriter(text, list(columns), lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows({name: plain_cell(cell) for name, cell in row.items()} for row in rows)
     return text.getvalue()
 
 
 def _read_rows(path: epath.Path, last_step: int) -> dict[int, dict[str, str]]:
     """The rows of metrics.csv by step; what comes later, a resumed run writes again."""
-    text = path.read_text() if path.exists() else ""
-    return {
-        int(row["step"]): {name: x for name, x in row.items() if x and name != "step"}
-        for row in csv.DictReader(io.StringIO(text))
-        if int(row["step"]) <= last_step
-    }
+    try:
+        text = path.read_text() if path.exists() else ""
+        return {
+            int(row["step"]): {name: x for name, x in row.items() if x and name != "step"}
+            for row in csv.DictReader(io.StringIO(text))
+            if int(row["step"]) <= last_step
+        }
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} is damaged ({error}): mend it, or move it away") from error
 
 
 class RunLog:

@@ -10,7 +10,7 @@ from etils import epath
 
 from lvsm_jax.common.config import DataConfig, EvalConfig, RunConfig, flat, section
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import write_text
+from lvsm_jax.common.files import read_json, write_text
 from lvsm_jax.models.architectures import architecture_of
 from lvsm_jax.parallel import processes
 from lvsm_jax.parallel.mesh import MeshConfig, check_batch, make_mesh
@@ -18,6 +18,7 @@ from lvsm_jax.parallel.processes import ProcessesConfig
 from lvsm_jax.training.frozen_networks import find_frozen
 from lvsm_jax.training.train_state import TrainingConfig, check_weights_fit
 from lvsm_jax.weights.exports import model_config
+from lvsm_jax.worlds.config import WorldsConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Settings:
     mesh: MeshConfig
     data: DataConfig
     evaluation: EvalConfig
+    worlds: WorldsConfig
     training: TrainingConfig
     init_from: str
 
@@ -48,6 +50,10 @@ class Settings:
             mesh=section(config, "mesh", MeshConfig),
             data=data,
             evaluation=section(config, "eval", EvalConfig),
+            # Runs that were begun before there was such a section go on.
+            worlds=section(config, "worlds", WorldsConfig)
+            if "worlds" in config
+            else WorldsConfig(),
             training=TrainingConfig.of(config),
             init_from=config.init_from,
         )
@@ -73,7 +79,7 @@ def check_start(settings: Settings, workdir: epath.PathLike) -> None:
 
 def _check_resumable(settings: Settings, workdir: epath.Path) -> None:
     """Raises UserError where a run was begun with other arrays than this config makes."""
-    recorded = ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text()))
+    recorded = recorded_config(workdir)
     try:
         old = TrainingConfig.of(recorded)
     except UserError as error:
@@ -90,6 +96,17 @@ def _check_resumable(settings: Settings, workdir: epath.Path) -> None:
                 f"{workdir} was begun with {name} {was} and cannot go on with {now}; use another "
                 "--workdir"
             )
+
+
+def recorded_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
+    """The config that a run was begun with; UserError where its file is damaged."""
+    file = epath.Path(workdir) / "config.json"
+    content = read_json(file)
+    if other := [
+        name for name, value in content.items() if not isinstance(name, str) or "." in name
+    ]:
+        raise UserError(f"{file} has the section {other[0]!r}, which no config has")
+    return ml_collections.ConfigDict(content)
 
 
 def _structure(training: TrainingConfig, init_from: str | None) -> dict[str, Any]:
@@ -110,7 +127,7 @@ def record_config(config: ml_collections.ConfigDict, workdir: epath.PathLike) ->
     workdir = epath.Path(workdir)
     file, new = workdir / "config.json", json.loads(json.dumps(config.to_dict()))
     if file.exists():
-        old = json.loads(file.read_text())
+        old = read_json(file)
         if old == new:
             return
         before, after = flat(old), flat(new)

@@ -24,6 +24,7 @@ from lvsm_jax.models.architectures import abstract_model, architecture_of, new_m
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel
 from lvsm_jax.parallel.mesh import check_batch, device_put, state_shardings
 from lvsm_jax.training import optimizer
+from lvsm_jax.training.copied_points import render_and_compare_points
 from lvsm_jax.training.diagnostics import norms_by_layer
 from lvsm_jax.training.frozen_networks import NO_NETWORKS, Frozen
 from lvsm_jax.training.losses import LossConfig, total_loss, where_due
@@ -62,6 +63,17 @@ class TrainingConfig:
     def __post_init__(self):
         check_at_least("run", self, num_steps=1, grad_accumulation=1)
         self.repa.check_fits(self.model)
+        if self.loss.points:
+            if not getattr(self.model, "copy_head", False):
+                raise UserError(
+                    f"loss.points is {self.loss.points}, but the model has no head that copies: "
+                    "set model.copy_head=True of EfficientLVSM, or loss.points=0"
+                )
+            if self.repa.weight:
+                raise UserError(
+                    f"loss.points {self.loss.points} and repa.weight {self.repa.weight} exclude "
+                    "each other"
+                )
 
 
 @jax.tree_util.register_dataclass
@@ -213,8 +225,11 @@ def _gradients(config: TrainingConfig, state: TrainState, batch: Batch, frozen: 
 
     def loss(trained: tuple, batch: Batch) -> tuple:
         target, remat = to_unit(batch.targets.images), config.model.remat
-        render, streams = _render(config, *trained, batch)
+        render, streams, points = _render(config, *trained, batch)
         total, terms = total_loss(config.loss, frozen, render, target, state.step, remat=remat)
+        if config.loss.points:
+            terms["points"] = points
+            total += config.loss.points * points
         if streams:
             nets, stop_step = (trained[1], frozen.teacher), config.repa.stop_step
             sizes = {"patch_size": config.model.patch_size, "remat": remat}
@@ -245,16 +260,20 @@ def _gradients(config: TrainingConfig, state: TrainState, batch: Batch, frozen: 
 
 def _render(
     config: TrainingConfig, model: ViewSynthesisModel, projectors: Any, batch: Batch
-) -> tuple[Float[Array, "b t h w 3"], tuple[Stream, ...]]:
-    """The targets as the model sees them, and the tokens that REPA aligns."""
+) -> tuple[Float[Array, "b t h w 3"], tuple[Stream, ...], Float[Array, ""]]:
+    """The targets as the model sees them, the tokens that REPA aligns, and the loss of points."""
     images, cameras = to_unit(batch.inputs.images), (batch.inputs.cameras, batch.targets.cameras)
+    no_points = jnp.zeros(())
+    if config.loss.points and batch.inputs.depth is not None:
+        render, points = render_and_compare_points(model, images, batch)
+        return render, (), points
     if projectors is None:
-        return model(images, *cameras), ()
+        return model(images, *cameras), (), no_points
     pairs = config.repa.encoder_pairs, config.repa.decoder_pairs
     layers = ([layer for layer, _ in stream] for stream in pairs)
     render, *tokens = model.render_with_features(images, *cameras, *layers)
     shown = images, to_unit(batch.targets.images)
-    return render, tuple(map(Stream, pairs, shown, tokens))
+    return render, tuple(map(Stream, pairs, shown, tokens)), no_points
 
 
 def _microbatches(rows: Array | np.ndarray, count: int) -> Array:

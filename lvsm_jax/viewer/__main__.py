@@ -1,12 +1,13 @@
 """Opens a scene of photographs in the browser, rendered by a model from wherever one looks.
 
-    lvsm view                               what `make demo` trained, in a synthetic room
-    lvsm view EXPORT SCENE
-    lvsm view runs/re10k/export photos/ --inputs=8
+    lvsm view SCENE
+    lvsm view photos/ --inputs=8 --weights=runs/re10k/export
+    lvsm view                               a world of data/worlds, which `make demo` wrote
 
-EXPORT is a directory that `lvsm train` or `lvsm export` wrote, of an EfficientLVSM. SCENE is a
-folder with cameras.json, nerfstudio's transforms.json or a COLMAP model, or a clip
-DATASET/SPLIT:KEY, as for `lvsm render`. Needs pip install 'lvsm_jax[viewer]'.
+SCENE is a folder with cameras.json, nerfstudio's transforms.json or a COLMAP model, or a clip
+DATASET/SPLIT:KEY, as for `lvsm render`. The weights are those that come with lvsm_jax, or with
+--weights=EXPORT those of a directory that `lvsm train` or `lvsm export` wrote, of an EfficientLVSM;
+`lvsm view EXPORT SCENE` is the same. Needs pip install 'lvsm_jax[viewer]'.
 
 The page shows the photographs as frustums, those in use in orange, and behind them the render:
 coarse while you move, full when you stand still. A list adds and removes photographs, also new ones
@@ -31,10 +32,10 @@ from collections.abc import Iterator
 
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.text import printable
 from lvsm_jax.programs import scene_options
 
-_EXPORT = "runs/quickstart/export"
-_DATASET = "data/synthetic"
+_DATASET = "data/worlds"
 
 
 @contextlib.contextmanager
@@ -46,12 +47,15 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
         if getattr(given, name) < 1:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag}={getattr(given, name)}, expected at least 1")
+    background = scene_options.background_of(given)
+    weights = scene_options.choose_weights(given)
     # Imports of what follows take seconds, which --help and the checks above do without.
     from input_pipeline.clip_scene import open_scene
+    from lvsm_jax.programs.trained_on import trained_on
 
-    scene = open_scene(given.scene or _first_room(), images=given.images)
+    scene = open_scene(given.scene or _first_world(), images=given.images, background=background)
     for note in scene.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)
     inputs = scene_options.choose_inputs(scene, given.inputs)
 
     from lvsm_jax.rendering.session import Session
@@ -62,10 +66,11 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     from lvsm_jax.weights import exports
 
     check_address(given.host, given.port)
-    export = given.export or _EXPORT
-    height, width = size = scene_options.picture_size(given.size, exports.describe(export))
+    about = exports.describe(weights)
+    print(printable(trained_on(about)))
+    height, width = size = scene_options.picture_size(given.size, about)
     dtype = {} if given.cache_dtype is None else {"cache_dtype": given.cache_dtype}
-    model = exports.load(export, **dtype)
+    model = exports.load(weights, **dtype)
     max_views = max(given.max_views, len(inputs))
     with Session(
         model, image_height=height, image_width=width, max_views=max_views, scale=given.scale
@@ -88,12 +93,12 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
             yield viewer.url
 
 
-def _first_room() -> str:
+def _first_world() -> str:
     """A clip that nothing was trained on."""
-    if not pathlib.Path(_EXPORT).is_dir() or not pathlib.Path(_DATASET).is_dir():
+    if not pathlib.Path(_DATASET).is_dir():
         raise UserError(
-            f"without EXPORT and SCENE this shows {_EXPORT} in a room of {_DATASET}, which are "
-            "not both there: run `make demo` first, or name an export and a scene"
+            f"without SCENE this shows a world of {_DATASET}, which is not there: run `make demo` "
+            f"first, or lvsm synthetic {_DATASET} --test-scenes=8, or name a scene"
         )
     from input_pipeline.storage import SplitReader  # imports TFDS, which takes seconds
 
@@ -104,7 +109,9 @@ def _first_room() -> str:
 @program
 def main(arguments: list[str]) -> None:
     """Reads the command line, and serves until Ctrl-C or SIGTERM."""
-    given = _parser().parse_args(arguments)
+    given = _parser().parse_intermixed_args(arguments)
+    if given.scene is None:  # one argument without a name is the scene
+        given.export, given.scene = None, given.export
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     # Of viser, when a visitor leaves while something is sent to them.
     warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")
@@ -119,12 +126,13 @@ def main(arguments: list[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argument_parser("view", __doc__)
     add = parser.add_argument
-    add("export", metavar="EXPORT", nargs="?", type=path, help=f"of a model ({_EXPORT})")
-    room = f"photographs with cameras (a room of {_DATASET})"
-    add("scene", metavar="SCENE", nargs="?", type=path, help=room)
+    scene_options.add_weights_options(parser)
+    world = f"photographs with cameras (a world of {_DATASET})"
+    add("scene", metavar="SCENE", nargs="?", type=path, help=world)
     first = f"a number, evenly spaced ({scene_options.INPUTS}), all, or names with commas"
     add("--inputs", metavar="N|NAMES", help=f"in use at first: {first}")
     scene_options.add_scene_options(parser)
+    scene_options.add_background_option(parser)
     add("--max-views", type=int, default=16, help="most photographs in use; takes memory (16)")
     kinds = "of the cache: bfloat16, int8, … (as the model says)"
     add("--cache-dtype", metavar="TYPE", help=kinds)

@@ -15,11 +15,11 @@ import shutil
 import tempfile
 import threading
 import zipfile
-import zlib
 from collections.abc import Iterator
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.scenes.camera_json import camera_of, frames_of, parse_json
+from lvsm_jax.common.files import parse_json
+from lvsm_jax.scenes.camera_json import camera_of, frames_of
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera
 from lvsm_jax.scenes.readers import ScenePhotograph
 
@@ -119,8 +119,10 @@ class Uploads:
                     if left < 0:
                         raise UserError(f"{name} has more than {self._most} when unpacked")
                     yield _plain(member.filename), data
-        # Damaged archives, and methods or encryption that cannot be read.
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
+        except UserError:
+            raise
+        # Damaged archives, whose numbers may lead anywhere, and encryption.
+        except Exception as error:
             raise UserError(f"{name}: no archive that can be read: {error}") from error
 
     def _photograph(self, name: str, data: bytes) -> ScenePhotograph:

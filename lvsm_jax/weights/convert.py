@@ -18,12 +18,19 @@ from etils import epath
 from jaxtyping import Shaped
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import atomic_write, check_new_file, expand
+from lvsm_jax.common.files import (
+    atomic_write,
+    check_new_file,
+    check_writable,
+    clear_unfinished,
+    expand,
+)
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.models.architectures import CONFIGS, abstract_model, architecture_of
 from lvsm_jax.models.base import ViewSynthesisModel, check_options
 from lvsm_jax.weights import exports, torch_names
-from lvsm_jax.weights.state_dict import StateDict, problems, read_checkpoint
+from lvsm_jax.weights.fingerprints import fingerprint_all
+from lvsm_jax.weights.state_dict import CHECKSUM, StateDict, problems, read_checkpoint
 from lvsm_jax.weights.torch_names import Weight
 
 # What training programs that hold the model in another module put before its names: data parallel
@@ -142,6 +149,7 @@ def import_weights(
         kinds = "a file of weights becomes an export, a directory; an export becomes a .safetensors"
         raise UserError(f"{output}: {kinds} file")
     exports.check_free(output, overwrite)
+    check_writable("OUT", output.parent)
     model, counters = _read_model(checkpoint)
     about = {"source": {"file": checkpoint.name, "counters": counters}}
     exports.save(model, output, about=about, overwrite=overwrite)
@@ -169,13 +177,16 @@ def export_weights(
     if not output.name.endswith(".safetensors"):
         raise UserError(f"{output}: an export becomes a file whose name ends in .safetensors")
     check_new_file(output, overwrite)
+    check_writable("OUT", output.parent)
     model = exports.load(export)
     try:
         arrays = to_state_dict(model)
     except UserError as error:
         raise UserError(f"{export}: {error}") from error
     metadata = {"format": "pt", "architecture": architecture_of(model.config)}
+    metadata[CHECKSUM] = fingerprint_all(arrays)
     output.parent.mkdir(parents=True, exist_ok=True)
+    clear_unfinished(output.parent, output.name)
     with atomic_write(output) as local:
         pathlib.Path(local).touch()
         mode = os.stat(local).st_mode

@@ -2,13 +2,12 @@
 
 An export has `config.json` (architecture, sizes, what it was trained on, and a checksum of each
 array) and `weights/`, an Orbax checkpoint with one array for each name of
-`common.tree.named_leaves`.
+`common.tree.named_leaves`; or of a packed export the one file that `packed` writes.
 """
 
 import dataclasses
 import json
 import os
-import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,14 +20,29 @@ from jaxtyping import Array, Shaped, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from lvsm_jax import __version__
+from lvsm_jax.common.checks import check_choice
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import already_there, expand
+from lvsm_jax.common.files import (
+    already_there,
+    clear_unfinished,
+    disk_errors_in_a_line,
+    expand,
+    read_json,
+    temporary_name,
+)
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.models.architectures import abstract_model, architecture_of, config_class
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, check_options
 from lvsm_jax.parallel import processes
+from lvsm_jax.weights import packed
+from lvsm_jax.weights.fingerprints import fingerprint
+from lvsm_jax.weights.shipped import SHIPPED
 
-FORMAT = 1  # raise it when older versions could not read what `save` writes
+# Of what `save` writes: 1, and 2 for packed exports, which older versions cannot read.
+FORMAT, PACKED_FORMAT = 1, 2
+FORMATS = (FORMAT, PACKED_FORMAT)
+
+_PACKED_FILE = "packed.safetensors"
 
 # Fields of config.json by which `load` verifies; exports from before format 1 have none of them.
 _VERIFIED_BY = {"format", "arrays", "files", "checksum"}
@@ -42,32 +56,39 @@ def save(
     model: ViewSynthesisModel,
     path: epath.PathLike,
     *,
+    dtype: str = "float32",
     about: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes an export that `load` reads; under `path` it is complete or not there at all.
 
-    All of several processes call it. `about` is what else `config.json` should say, such as the
-    training step, as JSON values. Raises FileExistsError where something is already, or with
-    `overwrite` something that is no export.
+    All of several processes call it. With a `dtype` of bfloat16 or int8 it is packed: of half or a
+    quarter of the bytes, the same for the same weights, and nearly the same model. `about` is what
+    else `config.json` should say, such as the training step, as JSON values. Raises FileExistsError
+    where something is already, or with `overwrite` something that is no export; UserError for
+    another dtype.
     """
+    check_choice("dtype", dtype, ("float32", *packed.DTYPES))
+    packs = {"dtype": dtype} if dtype in packed.DTYPES else {}
     path, main = absolute(path), processes.is_main()
     # Ends in no name that a reader would take for an export, should the process die here.
-    token = processes.gather_texts(uuid.uuid4().hex[:8])[0]
-    temporary = path.parent / f".{path.name}.{token}.tmp"
+    temporary = path.parent / processes.gather_texts(temporary_name(path).name)[0]
     with processes.error_of_any():
         if main:
+            clear_unfinished(path.parent, path.name)
             check_free(path, overwrite)
             temporary.mkdir(parents=True)
     try:
         leaves = named_leaves(model)
-        arrays = {name: fingerprint(processes.gather(leaf)) for name, leaf in leaves.items()}
-        ocp.save(temporary / "weights", leaves)
+        write = _write_packed if packs else _write_whole
+        with disk_errors_in_a_line(f"the export {path}"):
+            arrays = write(temporary / "weights", leaves, **packs)
         with processes.error_of_any():
             if main:
                 description = {
-                    "format": FORMAT,
+                    "format": PACKED_FORMAT if packs else FORMAT,
                     "version": __version__,
+                    **packs,
                     "architecture": architecture_of(model.config),
                     "model": dataclasses.asdict(model.config),
                     **(about or {}),
@@ -84,13 +105,6 @@ def save(
         if main and temporary.exists():
             temporary.rmtree()
         raise
-
-
-def fingerprint(array: Shaped[np.ndarray, "..."]) -> str:
-    """Type, shape, and a CRC of the bytes in row-major order, such as `float32[2,16] 0f3e9a71`."""
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    shape = ",".join(map(str, array.shape))
-    return f"{array.dtype}[{shape}] {zlib.crc32(data):08x}"
 
 
 def _fingerprint_file(file: epath.Path) -> str:
@@ -113,6 +127,25 @@ def _checksum(description: Mapping[str, Any]) -> str:
     """Of all that config.json says, apart from layout and order."""
     said = {name: value for name, value in description.items() if name != "checksum"}
     return f"{zlib.crc32(json.dumps(said, sort_keys=True).encode()):08x}"
+
+
+def _write_whole(folder: epath.Path, leaves: Mapping[str, Any]) -> dict[str, str]:
+    """Writes the arrays as they are; returns the fingerprint of each."""
+    arrays = {name: fingerprint(processes.gather(leaf)) for name, leaf in leaves.items()}
+    ocp.save(folder, leaves)
+    return arrays
+
+
+def _write_packed(folder: epath.Path, leaves: Mapping[str, Any], dtype: str) -> dict[str, str]:
+    """Writes the arrays packed; returns the fingerprint of each that is stored."""
+    stored = {}
+    for name, leaf in leaves.items():
+        stored |= packed.pack(name, processes.gather(leaf), dtype)
+    with processes.error_of_any():
+        if processes.is_main():
+            folder.mkdir()
+            packed.write(folder / _PACKED_FILE, stored)
+    return {name: fingerprint(array) for name, array in stored.items()}
 
 
 def check_free(path: epath.PathLike, overwrite: bool) -> None:
@@ -146,18 +179,17 @@ def describe(path: epath.PathLike, *, verify: bool = True) -> dict[str, Any]:
             hint = f"; there is one at {path / 'export'}" if (path / "export").exists() else ""
             raise FileNotFoundError(f"{path} is no export: {path / part} is missing{hint}")
     file = path / "config.json"
-    try:
-        description = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file}: {error}") from error
-    if not isinstance(description, dict) or not {"architecture", "model"} <= description.keys():
+    description = read_json(file)
+    if not {"architecture", "model"} <= description.keys():
         raise UserError(f"{file} does not say which architecture and model it is")
     found = description.get("format", FORMAT)
-    if found != FORMAT:
+    if found not in FORMATS:
         raise UserError(
             f"{path} is an export of format {found}, written by version "
-            f"{description.get('version')}; version {__version__} reads format {FORMAT}"
+            f"{description.get('version')}; version {__version__} reads formats {FORMATS}"
         )
+    if found == PACKED_FORMAT:
+        check_choice(f"{file}: dtype", description.get("dtype"), packed.DTYPES)
     verified_by = _VERIFIED_BY & description.keys()
     intact = verified_by == _VERIFIED_BY and description["checksum"] == _checksum(description)
     if verify and verified_by and not intact:
@@ -183,14 +215,16 @@ def model_config(path: epath.PathLike, *, verify: bool = True, **options: Any) -
     return dataclasses.replace(config, **options)
 
 
-def load(path: epath.PathLike, *, verify: bool = True, **options: Any) -> ViewSynthesisModel:
-    """The model of an export, a directory that `save` wrote.
+def load(
+    path: epath.PathLike = SHIPPED, *, verify: bool = True, **options: Any
+) -> ViewSynthesisModel:
+    """The model of an export, a directory that `save` wrote; by default the one that is shipped.
 
-    `verify` compares all that is read with its checksums, which exports from before format 1 do not
-    have. Options change fields of the model's configuration that say how to compute: `dtype`,
-    `attention`, `remat`, `targets_at_once`, `cache_dtype`. Raises FileNotFoundError for no export;
-    UserError, which names export and array, for an unknown architecture or format, weights that do
-    not fit, or damage.
+    Packed weights become float32 again. `verify` compares all that is read with its checksums,
+    which exports from before format 1 do not have. Options change fields of the model's
+    configuration that say how to compute: `dtype`, `attention`, `remat`, `targets_at_once`,
+    `cache_dtype`. Raises FileNotFoundError for no export; UserError, which names export and array,
+    for an unknown architecture or format, weights that do not fit, or damage.
     """
     path = absolute(path)
     description = describe(path, verify=verify)
@@ -204,11 +238,32 @@ def load(path: epath.PathLike, *, verify: bool = True, **options: Any) -> ViewSy
     if verified:
         found = {name: _fingerprint_file(path / name) for name in description["files"]}
         _check_same(path, "file", found, description["files"])
-    leaves = _read_export(path, abstract)
+    dtype = description["dtype"] if description.get("format") == PACKED_FORMAT else None
+    leaves = _read_packed(path, abstract, dtype) if dtype else _read_export(path, abstract)
     if verified:
         found = {name: fingerprint(np.asarray(leaf)) for name, leaf in leaves.items()}
         _check_same(path, "array", found, description["arrays"])
+    if dtype:
+        unpacked = {name: packed.unpack(name, leaves) for name in abstract}
+        leaves = {name: jax.device_put(array, device) for name, array in unpacked.items()}
     return from_named(template, leaves)
+
+
+def _read_packed(
+    path: epath.Path, abstract: Mapping[str, Any], dtype: str
+) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """The stored arrays of a packed export."""
+    file = path / "weights" / _PACKED_FILE
+    try:
+        stored = packed.read(file)
+    except MemoryError:
+        raise
+    except Exception as error:  # of several types, where the file is damaged
+        raise DamagedExportError(f"{path} is damaged: {file} cannot be read") from error
+    expected = packed.stored_shapes(abstract, dtype)
+    told = [{name: f"{x.dtype}{x.shape}" for name, x in of.items()} for of in (stored, expected)]
+    _check_same(path, "array", *told)
+    return stored
 
 
 def _read_export(path: epath.Path, abstract: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from etils import epath
 from jaxtyping import Shaped
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import expand
+from lvsm_jax.common.files import expand, read_json
+from lvsm_jax.common.text import shortened
 from lvsm_jax.weights import torch_file
+from lvsm_jax.weights.fingerprints import fingerprint_all
 
 StateDict = Mapping[str, Shaped[np.ndarray, "..."]]
 
@@ -22,6 +24,12 @@ _PLACES = ("model", "state_dict", "model_state_dict", "module")
 _INDEX = ".safetensors.index.json"
 _PART = re.compile(r"(?P<name>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")  # as hubs cut them
 _DTYPES = [np.dtype(dtype) for dtype in (np.float32, np.float16, ml_dtypes.bfloat16)]
+
+
+CHECKSUM = "lvsm_jax.checksum"  # in the metadata of a .safetensors file that we wrote
+
+# Weights may be tied, and a zip compressed; beyond, a small file would cost much time and memory.
+_FREE_BYTES, _MOST_COPIES = 64 * 2**20, 20
 
 
 class Checkpoint(NamedTuple):
@@ -35,8 +43,9 @@ def read_checkpoint(path: epath.PathLike) -> Checkpoint:
     """Reads a state dict from a file of `torch.save` or safetensors, recognised by their content.
 
     Of safetensors cut into several files, `path` is the index (`*.safetensors.index.json`), one of
-    the files beside it, or their folder. Raises OSError for no such file; UserError for another
-    kind, a damaged or incomplete one, or no state dict.
+    the files beside it, or their folder. Checksums that the file has are compared: those of a file
+    of torch.save, and that of a safetensors file which `convert` wrote. Raises OSError for no such
+    file; UserError for another kind, a damaged or incomplete one, or no state dict.
     """
     path = expand(path)
     if path.is_dir():
@@ -51,7 +60,7 @@ def read_checkpoint(path: epath.PathLike) -> Checkpoint:
     with path.open("rb") as file:
         start = file.read(9)
     if start.startswith((b"PK", b"\x80\x02")):  # a zip; or a file from before torch 1.6, refused
-        return _from_torch(path, torch_file.load(path))
+        return _from_torch(path, torch_file.load(path, verify=True))
     if start[8:] == b"{":
         return Checkpoint(_read_safetensors(path), {})
     raise UserError(f"{path} is neither a file of torch.save nor of safetensors, or is truncated")
@@ -76,46 +85,45 @@ def _only_weights_in(folder: epath.Path) -> epath.Path:
 
 def _read_shards(index: epath.Path) -> dict[str, np.ndarray]:
     """The arrays of all files that an index names; exactly those that it lists."""
-    try:
-        where = json.loads(index.read_text())["weight_map"]
-        named = {str(name): str(file) for name, file in where.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(
-            f"{index}: expected a JSON object with 'weight_map', names to files"
-        ) from None
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or {*map(type, where.values())} != {str}:
+        raise UserError(f"{index}: expected an object 'weight_map', names of arrays to files")
     arrays: dict[str, np.ndarray] = {}
-    for name in sorted(set(named.values())):
+    for name in sorted(set(where.values())):
         file = index.parent / name
-        if "/" in name or not file.is_file():
+        if "/" in name or "\0" in name or not file.is_file():
             raise UserError(
-                f"{index} names {name!r}, which is not beside it: the weights are in parts"
+                f"{index} names {name!r:.100}, which is not beside it: the weights are in parts"
             )
         part = _read_safetensors(file)
-        if (listed := {key for key, of in named.items() if of == name}) != part.keys():
-            other = sorted(listed ^ part.keys())[0]
+        if (listed := {key for key, of in where.items() if of == name}) != part.keys():
+            other = shortened(min(listed ^ part.keys()), 60)
             raise UserError(f"{file} and {index} do not belong together: {other} is in one alone")
         arrays |= part
     return arrays
 
 
-def _from_torch(path: epath.PathLike, content: Any) -> Checkpoint:
+def _from_torch(path: epath.Path, content: Any) -> Checkpoint:
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path} holds a {type(content).__name__}, expected a dict of weights")
     key = next((k for k in _PLACES if isinstance(content.get(k), dict)), None)
     if key is None and not all(isinstance(value, np.ndarray) for value in content.values()):
         raise UserError(
             f"{path} has no weights under {' or '.join(map(repr, _PLACES))}, but the keys "
-            f"{sorted(map(str, content))[:10]}"
+            f"{sorted(str(key)[:60] for key in content)[:10]}"
         )
     weights = content[key] if key else content
     others = [
-        f"{name!r} ({type(value).__name__})"
+        f"{name!r:.60} ({type(value).__name__})"
         for name, value in weights.items()
         if not (isinstance(name, str) and isinstance(value, np.ndarray))
     ]
     if others or not weights:
         held = others[:5] or "nothing"
         raise UserError(f"{path}: {key or 'the file'} is no state dict, it holds {held}")
+    total = sum(weight.nbytes for weight in weights.values())
+    if total > _FREE_BYTES + _MOST_COPIES * path.stat().length:
+        raise UserError(f"{path}: its weights take many times the bytes of the file")
     counters = {str(name): value for name, value in content.items() if type(value) is int}
     return Checkpoint(weights, counters)
 
@@ -133,11 +141,11 @@ def _read_safetensors(path: epath.PathLike) -> dict[str, np.ndarray]:
         with safetensors.safe_open(path, framework="np"):  # checks the header and all offsets
             pass
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {shortened(error)}") from error
     content = np.asarray(np.memmap(path, np.uint8, mode="r"))
     start = 8 + int.from_bytes(content[:8].tobytes(), "little")
     header = json.loads(content[8:start].tobytes())
-    header.pop("__metadata__", None)
+    expected = header.pop("__metadata__", {}).get(CHECKSUM)
     arrays = {}
     for name, entry in header.items():
         if entry["dtype"] not in _SAFETENSORS_DTYPES:
@@ -145,6 +153,8 @@ def _read_safetensors(path: epath.PathLike) -> dict[str, np.ndarray]:
         first, last = entry["data_offsets"]
         values = content[start + first : start + last].view(_SAFETENSORS_DTYPES[entry["dtype"]])
         arrays[name] = values.reshape(entry["shape"])
+    if expected is not None and fingerprint_all(arrays) != expected:
+        raise UserError(f"{path} is damaged: its weights do not have their checksum")
     return arrays
 
 

@@ -9,8 +9,6 @@ read-only NumPy views of the memory-mapped file: a large checkpoint takes no mem
 import io
 import mmap
 import os
-import pickle
-import pickletools
 import struct
 import zipfile
 from typing import Any, BinaryIO, NamedTuple
@@ -21,6 +19,12 @@ from etils import epath
 
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import expand
+from lvsm_jax.common.text import shortened
+from lvsm_jax.weights.plain_pickle import PickleError, put, read_pickle
+
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of others Python inflates without bound
+_FREE_BYTES = 64 * 2**20  # that any file may claim; beyond, what it holds must be in proportion
+_LARGEST_RATIO = 20  # of what a zip inflates to
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before version 1.6
 
@@ -86,16 +90,34 @@ class _Rebuild(NamedTuple):
 
     def __call__(self, *args: Any) -> Any:
         if self.name == "OrderedDict":
-            return _Dict(*args)
+            return _ordered_dict(*args)
         if self.name == "Size":
-            return tuple(*args)
+            (sizes,) = args
+            return tuple(_whole_numbers(sizes))
         if self.name == "_rebuild_parameter":
             return args[0]
         storage, offset, shape, strides, _grad, _hooks, *rest = args
         typed, *rest = rest if self.name == "_rebuild_tensor_v3" else (storage, *rest)
         if any(rest):
-            raise pickle.UnpicklingError(f"a tensor with metadata {rest[0]} (a lazy view)")
-        return _Tensor(storage, typed.dtype, offset, shape, strides)
+            raise PickleError("a tensor with metadata (a lazy view)")
+        if not (isinstance(storage, _Storage) and isinstance(typed, _Storage | _Dtype)):
+            raise PickleError("a tensor of something else than a storage and a type")
+        _whole_numbers([offset])
+        sizes = tuple(_whole_numbers(shape)), tuple(_whole_numbers(strides))
+        return _Tensor(storage, typed.dtype, offset, *sizes)
+
+
+def _ordered_dict(pairs: Any = ()) -> _Dict:
+    result = _Dict()
+    for key, value in pairs.items() if isinstance(pairs, dict) else pairs:
+        put(result, key, value)
+    return result
+
+
+def _whole_numbers(values: Any) -> list[int] | tuple[int, ...]:
+    if not (isinstance(values, list | tuple) and all(type(value) is int for value in values)):
+        raise PickleError("a tensor whose sizes are no whole numbers")
+    return values
 
 
 _REBUILDS = ("_rebuild_parameter", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
@@ -109,20 +131,15 @@ _GLOBALS = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _GLOBALS:
-            raise pickle.UnpicklingError(
-                f"refused the global {module}.{name}: only tensors, containers, text and numbers"
-                " are read"
-            )
-        return _GLOBALS[module, name]
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage_type, key, _location, size = pid
-        if kind != "storage" or not isinstance(storage_type, _StorageType):
-            raise pickle.UnpicklingError(f"expected a tensor storage, found {pid!r:.80}")
-        return _Storage(storage_type.dtype, key, size)
+def _storage(pid: Any) -> _Storage:
+    """A storage by its persistent id, of which nothing is believed."""
+    if type(pid) is not tuple or len(pid) != 5:
+        raise PickleError("expected a tensor storage")
+    kind, storage_type, key, _location, size = pid
+    fits = isinstance(storage_type, _StorageType) and isinstance(key, str) and type(size) is int
+    if kind != "storage" or not fits:
+        raise PickleError("expected a tensor storage of text and numbers")
+    return _Storage(storage_type.dtype, key, size)
 
 
 def load(path: epath.PathLike, *, verify: bool = False) -> Any:
@@ -140,7 +157,7 @@ def load(path: epath.PathLike, *, verify: bool = False) -> Any:
         try:
             return _load(file, verify)
         except Exception as error:  # damaged bytes may fail anywhere; callers see one kind
-            raise TorchFileError(f"{path}: {error or type(error).__name__}") from error
+            raise TorchFileError(f"{path}: {shortened(error) or type(error).__name__}") from error
 
 
 def _load(file: BinaryIO, verify: bool) -> Any:
@@ -149,6 +166,7 @@ def _load(file: BinaryIO, verify: bool) -> Any:
     if not zipfile.is_zipfile(file):
         raise TorchFileError("not a zip file as torch.save writes them, or truncated")
     with zipfile.ZipFile(file) as archive:
+        _check_entries(archive, file.seek(0, os.SEEK_END))
         if verify and (bad := archive.testzip()):
             raise TorchFileError(f"entry {bad} does not have its checksum")
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
@@ -156,10 +174,11 @@ def _load(file: BinaryIO, verify: bool) -> Any:
             raise TorchFileError(f"expected one */data.pkl in the zip, found {pickles[:3]}")
         folder = pickles[0].removesuffix("data.pkl")
         if folder + "byteorder" in archive.namelist():
-            order = archive.read(folder + "byteorder")
+            order = _inflated(archive, archive.getinfo(folder + "byteorder"))[:20]
             if order != b"little":
                 raise TorchFileError(f"byte order {order!r}: only little-endian files are read")
-        structure = _unpickle(archive.read(pickles[0]))
+        pickled = _inflated(archive, archive.getinfo(pickles[0]))
+        structure = read_pickle(pickled, _GLOBALS, _storage)
         if isinstance(file, io.BytesIO):
             content = file.getbuffer().toreadonly()
         else:
@@ -167,13 +186,24 @@ def _load(file: BinaryIO, verify: bool) -> Any:
         return _Resolver(archive, content, folder).value(structure)
 
 
-def _unpickle(data: bytes) -> Any:
-    """The structure, made of plain containers, text, numbers and the inert records above."""
-    for opcode, argument, position in pickletools.genops(data):
-        # Indices of the memo never exceed the bytes read; a larger one would only take memory.
-        if opcode.name.endswith("PUT") and int(argument) > position:
-            raise pickle.UnpicklingError(f"memo index {argument} at byte {position}")
-    return _Unpickler(io.BytesIO(data)).load()
+def _check_entries(archive: zipfile.ZipFile, size: int) -> None:
+    """Raises TorchFileError for entries that are larger than a file of this size can honestly have.
+
+    Small zips may inflate to a million times their size, or name the same bytes many times.
+    """
+    if odd := [entry for entry in archive.infolist() if entry.compress_type not in _METHODS]:
+        raise TorchFileError(f"entry {odd[0].filename} is compressed by another method than zlib")
+    inflated = sum(entry.file_size for entry in archive.infolist())
+    if inflated > _FREE_BYTES + _LARGEST_RATIO * size:
+        raise TorchFileError(f"{size} bytes that inflate to {inflated}, which is refused")
+
+
+def _inflated(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    with archive.open(entry) as content:  # asked for a number of bytes it inflates no more
+        data = content.read(entry.file_size)
+    if len(data) != entry.file_size:
+        raise TorchFileError(f"entry {entry.filename} has {len(data)} bytes of {entry.file_size}")
+    return data
 
 
 class _Resolver:
@@ -228,7 +258,7 @@ class _Resolver:
 
     def _read(self, entry: zipfile.ZipInfo) -> memoryview:
         if entry.compress_type != zipfile.ZIP_STORED:
-            return memoryview(self._archive.read(entry))
+            return memoryview(_inflated(self._archive, entry))
         header = entry.header_offset  # 26 bytes in: the lengths of name and extra field, then these
         name, extra = struct.unpack_from("<HH", self._content, header + 26)
         start = header + 30 + name + extra

@@ -5,16 +5,18 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import incremental, losses, models
+from benchmarks import incremental, losses, models, worlds
 from benchmarks.common import label_lines, measure_call, random_batch
 from input_pipeline.clip_scene import open_scene
 from input_pipeline.storage import SplitReader
 from lvsm_jax.models.architectures import CONFIGS
+from tests.helpers.plain_worlds import use_plain_worlds
 from tests.helpers.tiny_export import save_tiny_export
 
 
@@ -195,3 +197,37 @@ def test_reports_of_before_are_read(capsys):
     report = pathlib.Path(__file__).resolve().parents[2] / "docs" / "models_cpu.json"
     models.main([f"--read={report}"])
     assert "| Efficient-LVSM" in capsys.readouterr().out
+
+
+def test_operations_are_counted_by_the_turns_of_loops():
+    x = np.zeros((4, 5), np.float32)
+    assert worlds.count_flops(lambda x: x.T * 2 + 1, x) == 40
+    assert worlds.count_flops(lambda x: x @ x.T, x) == 2 * 4 * 4 * 5
+    assert worlds.count_flops(lambda x: jax.lax.map(lambda row: row * row, x), x) == 20
+    assert worlds.count_flops(lambda x: jax.lax.fori_loop(0, 7, lambda _, x: -x, x), x) == 147
+    assert worlds.count_flops(jax.jit(lambda x: x.sum()), x) == 20
+
+    def over_rows(x, count):
+        return jax.lax.fori_loop(0, count, lambda i, total: total + x[i], jnp.zeros(5))
+
+    assert worlds.count_flops(over_rows, x, jnp.int32(3)) > 4 * 5
+    branches = [lambda x: x, lambda x: x * x * x]
+    assert worlds.count_flops(lambda x: jax.lax.switch(1, branches, x), x) - 40 in range(5)
+
+
+def test_the_stream_of_worlds_is_measured(monkeypatch, tmp_path, capsys):
+    use_plain_worlds(monkeypatch)
+    output = tmp_path / "worlds.json"
+    fields = {"model.width": 16, "model.head_dim": 8, "model.num_layers": 1, "model.remat": "none"}
+    fields |= {"data.image_height": 16, "data.input_counts": "(1,2)"}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    command = ["--config=configs/worlds_64.py", *flags, "--batch=2", f"--output={output}"]
+    worlds.main([*command, "--repeats=1"])
+    printed = capsys.readouterr().out
+    rows = json.loads(output.read_text())["rows"]
+    assert list(rows) == ["render", "draw", "step"]
+    assert all(row["seconds"] > 0 and row["flops"] > 0 for row in rows.values())
+    share = rows["render"]["seconds"] / 4 / rows["step"]["seconds"]  # steps_per_world is 4
+    assert f"{share:.1%}" in printed
+    worlds.main([*command, "--count"])
+    assert "seconds" not in json.loads(output.read_text())["rows"]["step"]

@@ -66,6 +66,7 @@ TINY = {"width": 32, "head_dim": 16, "mlp_ratio": 3, "patch_size": 4, "attention
         EFFICIENT(num_layers=3, co_refinement=False, **TINY),
         EFFICIENT(num_layers=3, decoder_attention="cross", **TINY),
         EFFICIENT(num_layers=3, shared_streams=True, **TINY),
+        EFFICIENT(num_layers=2, copy_head=True, **TINY),
         DECODER_ONLY(num_layers=3, targets_at_once=0, **TINY),
         DECODER_ONLY(num_layers=2, targets_at_once=1, **TINY),
         ENCODER_DECODER(num_layers=3, num_latents=10, targets_at_once=1, **TINY),

@@ -191,6 +191,8 @@ def test_means_are_over_targets_then_scenes_with_and_without_context():
 def test_targets_that_only_fill_up_count_nowhere():
     """Scenes of 1, 3 and 2 targets, filled up to 3: the scores of each as if it were alone."""
     batch, counts = random_scenes(3), [1, 3, 2]
+    seen = np.random.default_rng(1).integers(-1, 4, batch.targets.images.shape[:-1], np.int8)
+    batch = dataclasses.replace(batch, seen=seen)
     targets = jax.tree.map(np.copy, batch.targets)
     for s, count in enumerate(counts):
         targets.frame[s, count:] = -1
@@ -215,6 +217,13 @@ def test_targets_that_only_fill_up_count_nowhere():
                 scores[s == 0 :].mean() for s, scores in enumerate(kept) if s or len(scores) > 1
             ]
             assert result.mean(metric, method, context=False) == pytest.approx(np.mean(context))
+    counted = np.arange(3) < np.array(counts)[:, None]
+    pixels = alone.seen.pixels[counted].sum(0)
+    for method, found in {MODEL: result.summary(), **result.summary()["baselines"]}.items():
+        groups = found["psnr_by_inputs_that_see"].values()
+        np.testing.assert_allclose([g["share"] for g in groups], pixels / pixels.sum())
+        psnr = -10 * np.log10(alone.seen.errors[method][counted].sum(0) / pixels)
+        np.testing.assert_allclose([g["psnr"] for g in groups], psnr, rtol=1e-6)
     assert (result.summary()["num_images"], result.summary()["num_context_targets"]) == (6, 1)
     rows = [(row["scene"], row["target_frame"]) for row in result.rows()]
     assert rows == [
@@ -308,6 +317,7 @@ def test_page_is_self_contained_and_escapes_what_it_shows():
         "step": None,
         "architecture": "None",
         "dataset": "rooms",
+        "worlds": None,
         "split": "test",
         "index": "index.json",
         "num_skipped_null": 720,

@@ -75,7 +75,7 @@ class Intruder:
 
 def test_code_in_a_pickle_is_refused_by_name_and_not_run(tmp_path):
     (tmp_path / "tree").write_bytes(dumped({"a": Intruder(tmp_path / "intruder")}))
-    with pytest.raises(ValueError, match=r"tree is no plain tree .*posix\.mkdir, which is refused"):
+    with pytest.raises(ValueError, match=r"tree is no plain tree .*refused .*posix\.mkdir"):
         read_tree(tmp_path / "tree")
     assert not (tmp_path / "intruder").exists()
 

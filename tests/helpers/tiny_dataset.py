@@ -1,6 +1,7 @@
 """Small datasets for tests: every photograph says by its colour which clip and frame it is."""
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -67,6 +68,40 @@ def write_dataset(
         for index, part in enumerate(parts)
     ]
     finalize(directory, NAME, {split: shards})
+
+
+def write_rooms(directory: epath.PathLike) -> None:
+    """Two splits of clips in which a camera walks along walls of waves, with an evaluation index.
+
+    8 clips to train on and 4 held out, 12 frames of 32 × 32 pixels; targets lie in the middle.
+    """
+    directory = epath.Path(directory)
+    shards, index = {}, {}
+    for split, numbers in {"train": range(8), "test": range(8, 12)}.items():
+        clips = [room(f"room-{split}-{i:06d}", number) for i, number in enumerate(numbers)]
+        shards[split] = [write_shard(shard_path(directory, NAME, split, 0, 1), clips)]
+        index |= {clip.key: {"context": [1, 11], "target": [5, 6, 7]} for clip in clips}
+    index = {key: entry for key, entry in index.items() if key.startswith("room-test")}
+    (directory / "evaluation_index.json").write_text(json.dumps(index))
+    finalize(directory, NAME, shards)
+
+
+def room(key: str, number: int, num_frames: int = 12, size: int = 32) -> Clip:
+    """A clip whose pictures show waves on a wall two units ahead."""
+    rng = np.random.default_rng(number)
+    waves, phases = rng.uniform(-8, 8, (3, 2)), rng.uniform(0, 6, 3)
+    x, y = np.meshgrid(*2 * [(np.arange(size) + 0.5) / size - 0.5])
+    frames = []
+    for position in range(num_frames):
+        w2c = np.eye(4, dtype=np.float32)[:3]
+        w2c[:, 3] = -np.array([0.08 * position, 0.02 * position, 0.01 * position])
+        wall = np.stack([2 * x + 0.08 * position, 2 * y + 0.02 * position], axis=-1)
+        colours = 127 + 100 * np.sin(wall @ waves.T + phases)
+        file = io.BytesIO()
+        Image.fromarray(colours.astype(np.uint8)).save(file, "JPEG", quality=95, subsampling=0)
+        normalized = np.array([1, 1, 0.5, 0.5], np.float32)
+        frames.append(Frame(file.getvalue(), normalized, w2c, position * 100_000))
+    return Clip(key, f"https://example.org/{key}", frames)
 
 
 def write_six_clips(directory: epath.PathLike) -> None:

@@ -1,11 +1,14 @@
 """A clip of a dataset, opened as a scene."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from input_pipeline import storage
 from input_pipeline.clip_scene import open_scene
 from lvsm_jax.scenes.readers import SceneError
+from tests.helpers import tiny_dataset
 
 
 def test_clip_of_a_dataset(rooms):
@@ -33,3 +36,12 @@ def test_no_such_clip(rooms):
         open_scene(f"{rooms}/nowhere")
     with pytest.raises(SceneError, match="holds its images itself"):
         open_scene(f"{rooms}/test:nobody", images=rooms)
+
+
+def test_keys_may_hold_slashes_and_colons(tmp_path):
+    key = "a/b:c/../d\x1b[2J"
+    clip = dataclasses.replace(tiny_dataset.clip_of(0, 2), key=key)
+    tiny_dataset.write_dataset(tmp_path / "set", [clip], "train", num_shards=1)
+    assert len(open_scene(f"{tmp_path}/set/train:{key}").photographs) == 2
+    with pytest.raises(SceneError, match="no such file or folder"):
+        open_scene(f"{tmp_path}/set/train")

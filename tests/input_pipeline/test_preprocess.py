@@ -258,8 +258,6 @@ def test_what_worker_processes_run_imports_no_jax_and_no_tensorflow():
     program = """
 import sys
 import input_pipeline.examples, input_pipeline.re10k.import_chunks, input_pipeline.workers
-import input_pipeline.synthetic.dataset as synthetic
-synthetic.make_clip(synthetic.Settings(height=8, width=8), "train", 0)
 heavy = "jax jaxlib flax optax orbax clu grain tensorflow tensorflow_datasets torch".split()
 print([name for name in heavy if name in sys.modules])
 """

@@ -252,7 +252,7 @@ def test_read_index(tmp_path):
     ("text", "message"),
     [
         ("{", "is not JSON"),
-        ("[1]", "holds a list, not an object"),
+        ("[1]", "a list, expected an object"),
         ('{"a": {"context": [1, 2]}}', "scene a: target is None"),
         ('{"a": {"context": [1.5, 2], "target": [1]}}', "scene a: context is"),
         ('{"a": {"context": [], "target": [1]}}', "scene a: context is"),

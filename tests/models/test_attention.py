@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lvsm_jax.models import attention as attention_module
+from lvsm_jax.models import blocked_attention
 from lvsm_jax.models.attention import attention, attention_with_lse, merge_attention
 from lvsm_jax.parallel.mesh import MeshConfig, make_mesh
 
@@ -49,7 +49,7 @@ def test_implementations_agree(implementation):
 
 @pytest.mark.parametrize("scores", [8 * 40, 2 * 24 * 40])
 def test_blocked_in_several_blocks(monkeypatch, scores):
-    monkeypatch.setattr(attention_module, "_BLOCK_SCORES", scores)
+    monkeypatch.setattr(blocked_attention, "_BLOCK_SCORES", scores)
     assert_as_formula("blocked", tokens(24, 40, batch=(3,)), atol=1e-5)
 
 

@@ -352,3 +352,53 @@ def test_wrong_numbers_of_processes():
         ProcessesConfig("a:1", 2, 2)
     with pytest.raises(ValueError, match=r"processes\.heartbeat_seconds is 0, expected at least 1"):
         ProcessesConfig(heartbeat_seconds=0)
+
+
+@pytest.mark.slow
+def test_processes_make_their_own_worlds():
+    def digests(count, devices):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            coordinator = f"localhost:{free.getsockname()[1]}"
+        program = [sys.executable, "tests/helpers/worlds_here.py", coordinator, str(count)]
+        running = [
+            subprocess.Popen(
+                [*program, str(index), str(devices)],
+                cwd=REPOSITORY,
+                env=os.environ | {"JAX_PLATFORMS": "cpu"},
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            for index in range(count)
+        ]
+        statuses, outputs = end(running)
+        assert statuses == [0] * count, outputs
+        return [[line for line in output.splitlines() if line[:1].isdigit()] for output in outputs]
+
+    (alone,) = digests(1, 1)
+    first, second = digests(2, 2)
+    assert len(first) == len(second) == len(alone) / 2
+    assert sorted(first + second) == sorted(alone)
+
+
+@pytest.mark.slow
+def test_a_process_that_never_comes_ends_the_others_in_a_line(rooms, tmp_path):
+    """Of two processes the second is not started; the first listens where it was asked to."""
+    settings = {"processes__start_seconds": 8, "processes__num_processes": 2}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    where = {"processes__coordinator": f"127.0.0.1:{port}", "processes__process_id": 0}
+    running = train(rooms, tmp_path / "run", **settings, **where)
+    [status], [output] = end(running)
+    assert status == 1
+    (line,) = [text for text in output.splitlines() if text.startswith("error: ")]
+    assert f"not all came to 127.0.0.1:{port} within 8 s" in line
+    assert "Check failure" not in output and not (tmp_path / "run").exists()
+
+
+def test_where_the_coordinator_listens():
+    assert processes._bind_address("node7:9000", {}) == "node7:9000"
+    assert processes._bind_address("", {}) is None
+    assert processes._bind_address("a:1", {"JAX_COORDINATOR_BIND_ADDRESS": "[::]:1"}) is None

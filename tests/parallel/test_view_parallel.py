@@ -36,6 +36,7 @@ from lvsm_jax.training.train_state import (
     to_unit,
     train_step,
 )
+from tests.helpers.copying import with_random_copies
 
 SIZE = (8, 16)
 TINY = lvsm_jax.EfficientLVSMConfig(num_layers=2, width=16, head_dim=8)
@@ -322,6 +323,41 @@ def collectives(hlo):
     names = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
     found = re.findall(rf"= (.+?) ({names})\(.*replica_groups=(\S+)", hlo)
     return sorted(part[:2] for part in found if not part[2].startswith("{{0},"))
+
+
+@pytest.mark.parametrize("targets", [4, 3], ids=["spread", "whole"])
+def test_a_head_that_copies(targets):
+    """Renders and gradients, of targets that are spread and that all devices have; and a cache."""
+    config = dataclasses.replace(TINY, num_layers=1, copy_head=True)
+    model = with_random_copies(lvsm_jax.EfficientLVSM(config, rngs=nnx.Rngs(0)))
+    mesh, batch = make_mesh(MeshConfig(1, 2, 4)), some_batch(0, targets=targets, scenes=2)
+
+    @jax.jit
+    def gradients(model, batch):
+        def loss(model):
+            images, cameras = to_unit(batch.inputs.images), batch.targets.cameras
+            render = model(images, batch.inputs.cameras, cameras)
+            return jnp.square(render).mean(), render
+
+        return jax.grad(loss, has_aux=True)(model)
+
+    expected, expected_render = gradients(model, batch)
+    with jax.set_mesh(mesh):
+        placed = init_state(training(model=config), mesh, 0, model).model
+        ours, render = gradients(placed, shard_batch(mesh, batch))
+        cached = on_mesh(model, mesh)
+        cache = lvsm_jax.init_cache(cached, 2, 8, SIZE)
+        views = batch.inputs
+        cache = lvsm_jax.add_views(cached, cache, unit(views), views.cameras, num_new=[8, 7])
+        cache = lvsm_jax.remove_views(cache, [[1, 4], [-1, 2]])
+        from_cache = np.asarray(lvsm_jax.render(cached, cache, batch.targets.cameras))
+    np.testing.assert_allclose(render, expected_render, atol=1e-5)
+    assert_close(ours, expected, atol=1e-6)
+    for scene, left in enumerate(([0, 2, 3, 5, 6, 7], [0, 1, 3, 4, 5, 6])):
+        part = jax.tree.map(lambda x, s=scene, v=left: x[s : s + 1, v], views)
+        cameras = jax.tree.map(lambda x, s=scene: x[s : s + 1], batch.targets.cameras)
+        full_pass = model(unit(part), part.cameras, cameras)
+        np.testing.assert_allclose(from_cache[scene : scene + 1], full_pass, atol=1e-5)
 
 
 def test_evaluation(model):

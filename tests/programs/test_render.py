@@ -22,6 +22,7 @@ from lvsm_jax.rendering.frames import write_video
 from lvsm_jax.rendering.session import Session
 from lvsm_jax.scenes import camera_json, trajectories
 from lvsm_jax.weights import exports
+from lvsm_jax.weights.shipped import SHIPPED, shipped_weights
 
 needs_ffmpeg = pytest.mark.skipif(
     importlib.util.find_spec("imageio_ffmpeg") is None, reason="imageio-ffmpeg is not installed"
@@ -92,6 +93,26 @@ def test_frames_are_what_a_session_renders(export, scene, tmp_path, capsys):
         expected = list(session.render_path(cameras))
     np.testing.assert_array_equal(frames_in(tmp_path / "out"), expected)
     assert not list((tmp_path / "out").glob("*.mp4"))
+
+
+def test_weights_by_name_in_front_or_shipped(export, scene, tmp_path, capsys):
+    """One path of frames, whichever way the export is named; without one the shipped weights."""
+    by_name = [f"--weights={export}", str(scene), "--frames=4", str(tmp_path / "name")]
+    program.main([*by_name, "--no-video"])
+    assert "weights:" not in capsys.readouterr().out
+    program.main([str(export), "--frames=4", str(scene), str(tmp_path / "front"), "--no-video"])
+    assert f"lvsm view {scene} --weights={export}" in capsys.readouterr().out
+    program.main([str(scene), str(tmp_path / "shipped"), "--frames=4", "--no-video"])
+    told = capsys.readouterr().out
+    assert f"weights: {shipped_weights()}\n" in told and told.endswith(f"lvsm view {scene}\n")
+    name, front, shipped = (frames_in(tmp_path / out) for out in ("name", "front", "shipped"))
+    np.testing.assert_array_equal(name, front)
+    size = exports.describe(SHIPPED)["config"]["data"]["image_height"]
+    assert np.shape(shipped) == (4, size, size, 3)
+    with pytest.raises(SystemExit, match=r"error: two exports, .* and --weights=.*: give one"):
+        program.main([str(export), str(scene), "out", f"--weights={export}"])
+    with pytest.raises(SystemExit, match=f"error: {export} is an export, no scene: give a scene"):
+        program.main([str(export), str(scene)])
 
 
 def test_goes_on_where_it_stopped(export, scene, tmp_path, capsys):

@@ -15,11 +15,13 @@ from PIL import Image
 import lvsm_jax
 from input_pipeline.preprocess import camera_to_world, preprocess_frame
 from lvsm_jax import Photograph, PosedCamera, Session
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.models.architectures import abstract_model
 from lvsm_jax.rendering import view_cache
 from lvsm_jax.scenes.photograph import ResizeCrop
 from lvsm_jax.scenes.scene_frame import SceneFrame
+from tests.helpers.copying import with_random_copies
 
 SIZE = (16, 24)
 SIZES = ((40, 30), (30, 40), (64, 24), (24, 16), (33, 57))  # width, height
@@ -107,6 +109,23 @@ def test_renders_are_the_models(model, session):
     assert expected.std() > 10  # there is something to see
     for shown, picture in zip(cameras, expected, strict=True):
         assert_same_picture(session.render(shown), picture)
+
+
+def test_a_head_that_copies(model):
+    """Also after a view was replaced and another removed."""
+    config = dataclasses.replace(model.config, copy_head=True)
+    fresh = lvsm_jax.EfficientLVSM(config, rngs=nnx.Rngs(0))
+    copying = with_random_copies(from_named(fresh, named_leaves(fresh) | named_leaves(model)))
+    photographs = [photograph(seed) for seed in range(4)]
+    with open_session(copying) as session:
+        session.add(photographs[:3])
+        session.replace("view-0", photographs[3])
+        session.remove("view-1")
+        left, shown = [photographs[3], photographs[2]], camera(7)
+        (expected,) = expected_renders(copying, session.frame, left, [shown])
+        assert_same_picture(session.render(shown), expected)
+        cache = lvsm_jax.init_cache(copying, 1, 4, SIZE)
+        assert session.memory == {"total": cache.nbytes, "per_view": cache.nbytes // 4}
 
 
 def rigid_and_scaled(c2w):
@@ -205,7 +224,7 @@ def test_a_failed_call_leaves_everything_as_it_was(model):
         bad_pose[0, 3] = np.nan
         mirrored = pose(5) @ np.diag([1, 1, -1, 1])
         far = pose(5)
-        far[:3, 3] = 1e300
+        far[:3, 3] = 9e11
         f = (30, 30, 20, 15)
         far = Photograph(pictures[0], PosedCamera(far, f, 40, 30))
         # As generators, for some of them cannot even be made.
@@ -236,7 +255,7 @@ def test_a_failed_call_leaves_everything_as_it_was(model):
         check_adds()
         for call, message in (
             (lambda: session.add([good, photograph(1, "p1")]), "a view 'p1' already"),
-            (lambda: session.add(far), "in the frame of the session, cameras.c2w holds"),
+            (lambda: session.add(far), "in the frame of the session, cameras.c2w has"),
             (lambda: session.replace("p0", far), "in the frame of the session"),
             (lambda: session.render(far.camera), "in the frame of the session"),
             (lambda: session.add([good] * 3), "full: 3 more .* 3 of at most 5: .* p0, p1, p2"),
@@ -512,3 +531,20 @@ def test_other_models_have_no_sessions():
     config = lvsm_jax.LVSMDecoderOnlyConfig(num_layers=1, width=32, head_dim=16)
     with pytest.raises(ValueError, match="LVSMDecoderOnly has no keys and values"):
         open_session(lvsm_jax.LVSMDecoderOnly(config, rngs=nnx.Rngs(0)))
+
+
+def test_a_render_that_is_not_finite_is_an_error(model):
+    leaves = named_leaves(model)
+    damaged = from_named(model, leaves | {"head.kernel": leaves["head.kernel"] * np.nan})
+    with open_session(damaged) as session:
+        session.add([photograph(seed) for seed in range(2)])
+        with pytest.raises(UserError, match="the render is not finite at the position"):
+            session.render(camera(7))
+        with pytest.raises(UserError, match="not finite"):
+            list(session.render_path([camera(7), camera(8)]))
+        assert len(session.views) == 2
+
+
+def test_pictures_of_a_size_that_no_device_holds(model):
+    with pytest.raises(UserError, match="more than max_pixels"):
+        open_session(model, image_height=8_000_000, image_width=8_000_000)

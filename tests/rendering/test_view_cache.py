@@ -13,6 +13,7 @@ import lvsm_jax.models.architectures
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.rendering import view_cache as cache_module
 from lvsm_jax.rendering.view_cache import slots_at_once
+from tests.helpers.copying import with_random_copies
 
 SIZE = (16, 24)
 BATCH = 2
@@ -25,6 +26,14 @@ def model():
     model = lvsm_jax.EfficientLVSM(config, rngs=nnx.Rngs(0))
     larger = {name: a * 10 if "decoder" in name else a for name, a in named_leaves(model).items()}
     return from_named(model, larger)
+
+
+@pytest.fixture(scope="module")
+def copying():
+    """With a head that copies, from places that differ from pixel to pixel."""
+    config = lvsm_jax.EfficientLVSMConfig(num_layers=1, width=32, head_dim=16, copy_head=True)
+    model = lvsm_jax.EfficientLVSM(config, rngs=nnx.Rngs(0))
+    return with_random_copies(model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +83,20 @@ def expected_render(model, scenes):
 
 def test_thousands_of_random_changes(model):
     """Scenes hold different numbers of views; the same as a full pass over what remains."""
+    assert check_random_changes(model, 3000, every=100) > 10
+
+
+def test_random_changes_with_a_head_that_copies(copying):
+    assert check_random_changes(copying, 60, every=3) > 3
+
+
+def check_random_changes(model, count, every):
+    """Compares after some of the changes, and returns after how many."""
     rng, places = np.random.default_rng(0), 4
     cache = lvsm_jax.init_cache(model, BATCH, places, SIZE)
     scenes = [[], []]  # seeds of the views by their number
     compared = 0
-    for seed in range(3000):
+    for seed in range(count):
         kind = rng.choice(["add", "replace", "remove"])
         numbers = np.array([len(views) for views in scenes])
         if kind == "add":
@@ -102,11 +120,11 @@ def test_thousands_of_random_changes(model):
                     views[i] = views[-1]
                     views.pop()
         assert np.asarray(cache.num_views).tolist() == [len(views) for views in scenes]
-        if seed % 100 == 99 and all(scenes):
+        if seed % every == every - 1 and all(scenes):
             ours = lvsm_jax.render(model, cache, TARGETS)
             np.testing.assert_allclose(ours, expected_render(model, scenes), atol=1e-5)
             compared += 1
-    assert compared > 10
+    return compared
 
 
 def test_incremental_golden(goldens):
@@ -189,6 +207,22 @@ def test_memory_and_precision(model, dtype, bytes_a_number):
         lvsm_jax.render(other, cache, TARGETS) - expected_render(model, [[0], [0]])
     ).max()
     assert error < {"float32": 1e-5, "bfloat16": 1e-2, "int8": 3e-2}[dtype]
+
+
+def test_memory_of_a_head_that_copies(copying):
+    """Pixels, keys and values of each token, and a camera, in float32 whatever the rest is."""
+    bytes_a_view = 4 * (3 * 16 * 24 + 128 * 6 + 20)
+    for dtype, bytes_a_number in (("float32", 4), ("bfloat16", 2), ("int8", 1.25)):
+        other = as_configured(copying, cache_dtype=dtype)
+        cache = lvsm_jax.init_cache(other, BATCH, 3, SIZE)
+        assert cache.nbytes == BATCH * 3 * (2 * 6 * 32 * bytes_a_number + bytes_a_view)
+    views = some_views(0, 1)
+    cache = add(other, cache, views)  # of int8
+    np.testing.assert_array_equal(np.asarray(cache.copied.images)[:, :1], views.images)
+    config = dataclasses.replace(copying.config, copy_head=False)
+    without = lvsm_jax.EfficientLVSM(config, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="the cache has 1 heads that copy, but the model 0"):
+        lvsm_jax.render(without, cache, TARGETS)
 
 
 def test_buffers_are_reused(model):

@@ -277,7 +277,7 @@ def longer(text):
         edited(lambda text: "\ufeff" + text.replace("\n", "\r\n"), "cameras.txt", "images.txt"),
         edited(lambda text: text.replace("\n\n", "\n"), "images.txt"),
         edited(lambda text: text.replace("\n\n", "\n1 2 -1 3 4 -1 5 6 -1 7 8 -1\n"), "images.txt"),
-        edited(lambda text: text.rstrip().replace(" ", " \t"), "cameras.txt", "images.txt"),
+        edited(lambda text: text.replace(" ", " \t"), "cameras.txt", "images.txt"),
         edited(longer, "images.txt"),
         lambda folder: (folder / "points3D.txt").unlink(),
     ],
@@ -286,6 +286,16 @@ def longer(text):
 def test_colmap_text_that_is_not_canonical(images, edit):
     edit(test_readers.write_colmap(images / "sparse" / "0"))
     test_readers.check(read_scene(images), 1e-9, prefix="images/")
+
+
+@test_readers.needs_pycolmap
+@pytest.mark.parametrize("name", ["cameras.txt", "images.txt"])
+def test_colmap_text_that_ends_in_a_line_may_be_cut(images, name):
+    """Whatever is left of its last number is a number too."""
+    folder = test_readers.write_colmap(images / "sparse" / "0")
+    edited(lambda text: text.rstrip()[:-1], name)(folder)
+    with pytest.raises(SceneError, match=rf"{name}: its last line has no end: it is cut, or lacks"):
+        read_scene(images)
 
 
 def test_one_scene_of_three_cameras(tmp_path):

@@ -44,7 +44,12 @@ def test_entropy(dtype):
 
 
 @pytest.mark.parametrize(
-    "variant", [{}, {"co_refinement": False}, {"shared_streams": True, "camera_encoding": "prope"}]
+    "variant",
+    [
+        {},
+        {"co_refinement": False},
+        {"shared_streams": True, "camera_encoding": "prope", "copy_head": True},
+    ],
 )
 def test_tokens_are_those_of_a_render(variant):
     config = lvsm_jax.EfficientLVSMConfig(**SIZES, **variant)

@@ -1,6 +1,7 @@
 """The viewer without a browser: geometry, gallery, the nearest photograph, its program."""
 
 import argparse
+import contextlib
 import importlib.util
 import socket
 import threading
@@ -21,6 +22,7 @@ from lvsm_jax.viewer.geometry import PageFrame, Window
 from lvsm_jax.viewer.photographs import Beside, code
 from lvsm_jax.viewer.uploads import Limits, Uploads
 from lvsm_jax.weights import exports
+from lvsm_jax.weights.shipped import SHIPPED
 from tests.helpers.viewer_scene import (
     MAX_VIEWS,
     SIZE,
@@ -330,10 +332,34 @@ def test_serving(export, scene, capsys):
 
 
 @needs_viser
+def test_one_argument_without_a_name_is_the_scene(export, scene, monkeypatch):
+    served = []
+
+    @contextlib.contextmanager
+    def serve(given):
+        served.append((given.scene, program.scene_options.choose_weights(given)))
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(program, "serve", serve)
+    monkeypatch.setattr(program.signal, "signal", lambda *_: None)
+    for arguments in (
+        [f"--weights={export}", str(scene)],
+        [str(export), "--port=0", str(scene)],
+        [str(scene)],
+    ):
+        program.main(arguments)
+    assert served == [(str(scene), str(export))] * 2 + [(str(scene), str(SHIPPED))]
+
+
+@needs_viser
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "run `make demo` first"),
+        (["{export}"], "is an export, no scene: give a scene, and --weights="),
+        (["{scene}/none", "--weights={export}"], "no scene"),
+        (["{export}", "{scene}", "--weights={export}"], "two exports"),
         (["{export}", "{scene}/none"], "no scene"),
         (["{export}", "{scene}", "--inputs=9"], "--inputs=9, but"),
         (["{export}", "{scene}", "--max-views=0"], "--max-views=0, expected at least 1"),

@@ -13,6 +13,7 @@ import safetensors.numpy
 from flax import nnx
 
 import lvsm_jax
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.architectures import architecture_of, new_model
 from lvsm_jax.programs import convert as program
 from lvsm_jax.weights import convert
@@ -212,6 +213,7 @@ def test_sizes_that_cannot_be(state_dicts, architecture, change, message):
         ("shared_streams", True),
         ("camera_encoding", "plucker_prope"),
         ("attention_temperature", "log_views"),
+        ("copy_head", True),
         ("residual_scaling", True),
     ],
 )
@@ -259,7 +261,9 @@ def test_command_there_and_back(name, state_dict, tmp_path, capsys):
     for file in (first, second):
         assert_same_bits(safetensors.numpy.load_file(file), state_dict)
         with safetensors.safe_open(file, "np") as opened:
-            assert opened.metadata() == {"format": "pt", "architecture": architecture}
+            metadata = opened.metadata()
+        assert metadata.pop("lvsm_jax.checksum")
+        assert metadata == {"format": "pt", "architecture": architecture}
     assert stat.S_IMODE(first.stat().st_mode) == stat.S_IMODE(released.stat().st_mode)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["ckpt.pt", "one", "two", "1.safetensors", "deep"]
@@ -408,6 +412,30 @@ def test_damage_anywhere_in_a_header_is_refused_or_harmless(tmp_path):
         else:
             assert sum(array.nbytes for array in arrays.values()) <= file.stat().st_size
     assert refused > 100
+
+
+def test_any_flipped_bit_of_a_file_with_checksums_is_refused_or_harmless(efficient, tmp_path):
+    """Those that we write, and those of torch.save, of which every entry has its CRC."""
+    program.main([str(_saved(efficient, tmp_path / "x.pt")), str(tmp_path / "export")])
+    program.main([str(tmp_path / "export"), str(tmp_path / "x.safetensors")])
+    rng = np.random.default_rng(0)
+    for name in ("x.pt", "x.safetensors"):
+        whole, refused = (tmp_path / name).read_bytes(), 0
+        for bit in rng.integers(8 * len(whole), size=40):
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            (tmp_path / name).write_bytes(damaged)
+            try:
+                assert_same_bits(convert.read_checkpoint(tmp_path / name).arrays, efficient)
+            except UserError as error:
+                refused += 1
+                assert name in str(error) and "\n" not in str(error)
+        assert refused > 30
+
+
+def _saved(arrays, file):
+    torch_zip.save(file, arrays)
+    return file
 
 
 def test_home_directory(efficient, tmp_path, monkeypatch):

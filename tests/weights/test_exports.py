@@ -147,7 +147,7 @@ def test_exports_from_before_checksums(export, model, capfd):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda said: said.update(format=2, version="9.1"), "format 2, written by version 9.1"),
+        (lambda said: said.update(format=3, version="9.1"), "format 3, written by version 9.1"),
         (lambda said: said["arrays"].pop("head.kernel"), "array head.kernel is .*, expected none"),
         (lambda said: said["arrays"].update(x="float32[1] 0"), "array x is missing"),
         (lambda said: said["model"].update(num_layers=3), r"array decoder.* \(2, 16\), expected"),

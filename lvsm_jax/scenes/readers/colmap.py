@@ -15,6 +15,7 @@ from jaxtyping import Float64
 from lvsm_jax.scenes.lens import Distortion
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.readers import scene
+from lvsm_jax.scenes.readers.colmap_files import check_whole
 from lvsm_jax.scenes.readers.scene import Scene, SceneError
 
 _SECONDS, _BYTES_A_SECOND = 20, 2e6  # after which the reader of a damaged model is ended
@@ -34,8 +35,10 @@ def read_colmap(path: pathlib.Path, images: pathlib.Path | None) -> Scene | None
     root = images or _images_folder(folder)
     posed = []
     for image in model["images"]:
-        name, entry = image["file"], model["cameras"][str(image["camera"])]
+        name, entry = image["file"], model["cameras"].get(str(image["camera"]))
         where = f"{folder}: image {name!r}"
+        if entry is None:
+            raise SceneError(f"{where} is of camera {image['camera']}, which is not there")
         file = scene.find_image(root, name, where)
         if image["w2c"] is None:
             continue  # its file, if there is one, is noted as one without a pose
@@ -61,6 +64,7 @@ def _read_model(folder: pathlib.Path) -> dict[str, Any]:
             f"{folder} is a COLMAP model, and reading it needs pycolmap: "
             "pip install 'lvsm_jax[colmap]'"
         )
+    check_whole(folder)
     program = pathlib.Path(__file__).with_name("colmap_model.py")
     num_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     timeout = _SECONDS + num_bytes / _BYTES_A_SECOND

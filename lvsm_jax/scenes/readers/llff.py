@@ -9,6 +9,7 @@ import pathlib
 
 import numpy as np
 
+from lvsm_jax.common.text import shortened
 from lvsm_jax.scenes import pictures
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.readers import scene
@@ -17,6 +18,16 @@ from lvsm_jax.scenes.readers.scene import Scene, SceneError
 _NAME = "poses_bounds.npy"
 _FOLDERS = ("images", "images_2", "images_4", "images_8")
 _MAX_BYTES = 64 * 2**20
+# What NumPy raises for files that are none, or damaged: their header is a piece of Python.
+_NUMPY_ERRORS = (
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 
 
 def read_llff(path: pathlib.Path, images: pathlib.Path | None) -> Scene | None:
@@ -55,8 +66,8 @@ def _read_rows(file: pathlib.Path) -> np.ndarray:
         raise SceneError(f"{file}: more than {_MAX_BYTES >> 20} MiB, no file of cameras")
     try:
         rows = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise SceneError(f"{file}: no array of NumPy: {error}") from None
+    except _NUMPY_ERRORS as error:
+        raise SceneError(f"{file}: no array of NumPy: {shortened(error)}") from None
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 17 or not len(rows):
         shape = getattr(rows, "shape", "several arrays")
         raise SceneError(f"{file}: an array of shape {shape}, expected [n, 17]")

@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from lvsm_jax.scenes import camera_json
+from lvsm_jax.common.files import read_json
 from lvsm_jax.scenes.camera_json import number, whole_number
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.readers import scene
@@ -27,7 +27,7 @@ def read_polycam(path: pathlib.Path, images: pathlib.Path | None) -> Scene | Non
     cameras, root = found[0], images or found[1]
     posed = []
     for file in sorted(cameras.glob("*.json")):
-        values, where = camera_json.read_json(file), str(file)
+        values, where = read_json(file), str(file)
         image = scene.find_image(root, file.stem, where)
         fxfycxcy = [number(values, field, where) for field in ("fx", "fy", "cx", "cy")]
         size = [whole_number(values, field, where) for field in ("width", "height")]

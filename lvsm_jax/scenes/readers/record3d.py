@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from lvsm_jax.scenes import camera_json
+from lvsm_jax.common.files import read_json
 from lvsm_jax.scenes.camera_json import numbers, whole_number
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.readers import scene
@@ -25,7 +25,7 @@ def read_record3d(path: pathlib.Path, images: pathlib.Path | None) -> Scene | No
     if folder is None or not (images or folder / "rgb").is_dir():
         return None
     file, root = folder / "metadata", images or folder / "rgb"
-    values = camera_json.read_json(file)
+    values = read_json(file)
     size = [whole_number(values, field, str(file)) for field in ("w", "h")]
     matrix = numbers(values, "K", (9,), str(file)).reshape(3, 3).T
     if matrix[0, 1] or matrix[1, 0] or matrix[2].tolist() != [0, 0, 1]:

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from lvsm_jax.common.files import read_any_json
 from lvsm_jax.scenes import camera_json
 from lvsm_jax.scenes.readers import scene
 from lvsm_jax.scenes.readers.inria import is_inria, posed_by_inria
@@ -28,7 +29,7 @@ def read_scene_json(path: pathlib.Path, images: pathlib.Path | None) -> Scene | 
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         return None
-    content = camera_json.read_any_json(file)
+    content = read_any_json(file)
     if isinstance(content, list):
         content = {"frames": content}
     elif not isinstance(content, dict):

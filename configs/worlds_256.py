@@ -1,0 +1,39 @@
+"""Efficient-LVSM at the published size, at 256 px, on worlds made as it trains: no dataset.
+
+    lvsm train --config=configs/worlds_256.py --workdir=runs/worlds_256
+    lvsm eval --config=configs/worlds_256.py --checkpoint=runs/worlds_256/export
+
+Its export is a start for photographs:
+
+    lvsm train --config=configs/re10k_256.py --workdir=runs/re10k_256 \
+        --config.init_from=runs/worlds_256/export --config.model.camera_encoding=plucker_prope
+
+Model and views are those that `beyond_256.py` gives reasons for: 1, 2, 4 or 8 inputs a step, rays
+in the tokens, relative cameras and a temperature that knows the number of inputs in the attention.
+Worlds grow from simple ones over the first tenth of the steps. `--config.data.worlds_share=0.5
+--config.data.path=data/re10k` trains on worlds and photographs in turn.
+
+Hardware: one GPU, with a batch that fits it (`lvsm describe --config=configs/worlds_256.py
+--views=8 --targets=4`), or several, each of which renders its own scenes.
+Nobody has trained it yet.
+"""
+
+import ml_collections
+
+from configs import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """256 px, 12 + 12 layers of width 768, bfloat16; 50 to 128 solids a world."""
+    config = base.get_config()
+    config.model.update(dtype="bfloat16", remat="full")
+    config.model.update(camera_encoding="plucker_prope", attention_temperature="log_views")
+    config.data.update(path="", worlds_share=1.0, image_height=256)
+    config.data.update(num_views=16, input_counts=(1, 2, 4, 8), num_targets=6)
+    config.worlds.update(boxes=80, ellipsoids=24, cylinders=24, scenes_at_once=8)
+    config.worlds.rays_at_once = 262_144
+    config.worlds.complexity_steps = 10_000
+    config.run.update(num_steps=100_000, batch_size=64)
+    config.optimizer.update(schedule="constant", clip_norm=5.0, skip_factor=5.0)
+    config.eval.update(worlds=256, batch_size=16)
+    return config

@@ -1,0 +1,137 @@
+"""Worlds from keys: scenes are laid out, filmed and developed, each from its own key alone."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from lvsm_jax.models.cameras import Cameras
+from lvsm_jax.worlds import clutter, objects, rooms
+from lvsm_jax.worlds.config import KINDS, WorldsConfig
+from lvsm_jax.worlds.dice import Dice
+from lvsm_jax.worlds.layout import Stage
+from lvsm_jax.worlds.paths import draw_cameras
+from lvsm_jax.worlds.render import render
+from lvsm_jax.worlds.scene import Scene
+
+_METERED = 4096  # pixels by which a scene is exposed, at most
+_LUMINANCE = (0.2126, 0.7152, 0.0722)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Worlds:
+    """Pictures of scenes with their cameras and depth.
+
+    Attributes:
+        images: uint8 `[s, n, h, w, 3]`.
+        cameras: `[s, n]`, in the scene's own frame and unit, ordered along the path.
+        depth: float32 `[s, n, h, w]` along the camera's z axis at pixel centres, infinite where
+            nothing is hit. Panes of glass are looked through; a mirror is a surface.
+    """
+
+    images: Any
+    cameras: Cameras
+    depth: Any
+
+
+def make_worlds(
+    keys: Key[Array, " s"],
+    config: WorldsConfig,
+    *,
+    views: int,
+    height: int,
+    width: int,
+    complexity: Float[Array, ""] | float = 1.0,
+) -> Worlds:
+    """Makes one scene of each key.
+
+    A scene depends on its key, the arguments and nothing else: it is the same bit by bit in any
+    batch, and on any device of one kind. `complexity`, from 0 to 1, may be traced: more of
+    everything, with more patterns and longer paths.
+    """
+    # 1, which the compiler does not know: it would compile known numbers into the scenes, and a
+    # loop of known length apart from others, and round them differently.
+    one = jnp.minimum(1, jax.random.key_data(keys).ravel()[0] | 1)
+    growth = jnp.asarray(complexity, jnp.float32) * one.astype(jnp.float32)
+
+    def make(key):
+        return _make_scene(key, config, views, height, width, growth)
+
+    images, c2w, fxfycxcy, depth = _map_scenes(make, keys, config.scenes_at_once, one)
+    return Worlds(images, Cameras(c2w, fxfycxcy), depth)
+
+
+def _map_scenes(make, keys, at_once: int, one):
+    """`make` of each key, by one program for `at_once` of them, whatever their number.
+
+    Arrays have room for more groups than there are: one of a single group would need no slices,
+    and its program would be another.
+    """
+    number = keys.shape[0]
+    groups = -(-number // at_once)
+    room = (groups + 1) * at_once
+    keys = keys[jnp.minimum(jnp.arange(room), number - 1)]
+    function = (
+        jax.vmap(make) if at_once > 1 else lambda key: jax.tree.map(lambda x: x[None], make(key[0]))
+    )
+    like = jax.eval_shape(function, keys[:at_once])
+    zero = one - one
+    made = jax.tree.map(
+        lambda x: jnp.broadcast_to(zero.astype(x.dtype), (room, *x.shape[1:])), like
+    )
+
+    def add(group, made):
+        start = group * at_once
+        new = function(jax.lax.dynamic_slice_in_dim(keys, start, at_once))
+        return jax.tree.map(
+            lambda all_, some: jax.lax.dynamic_update_slice_in_dim(all_, some, start, 0), made, new
+        )
+
+    made = jax.lax.fori_loop(0, groups * one.astype(jnp.int32), add, made)
+    return jax.tree.map(lambda x: x[:number], made)
+
+
+def _make_scene(key, config, views, height, width, complexity):
+    layout_key, camera_key = jax.random.split(key)
+    scene, stage = lay_out(layout_key, config, complexity)
+    c2w, fxfycxcy = draw_cameras(
+        Dice(camera_key), scene, stage, config, complexity, views, height, width
+    )
+    radiance, depth = render(scene, c2w, fxfycxcy, height, width, config)
+    return develop(radiance), c2w, fxfycxcy, depth
+
+
+def draw_kind(key: Key[Array, ""], config: WorldsConfig) -> Int[Array, ""]:
+    """Position in `KINDS` of the kind of scene that a key draws."""
+    total = sum(config.kind_weights)
+    shares = jnp.array([weight / total for weight in config.kind_weights])
+    return jax.random.choice(key, len(KINDS), p=shares)
+
+
+def lay_out(key: Key[Array, ""], config: WorldsConfig, complexity) -> tuple[Scene, Stage]:
+    """A scene of a kind that the key draws, and the stage for its cameras."""
+    kind_key, key = jax.random.split(key)
+    kinds = (rooms.lay_out, clutter.lay_out, objects.lay_out)  # in the order of KINDS
+    there = [weight > 0 for weight in config.kind_weights]
+    branches = [
+        lambda key, of=of: of(Dice(key), config, complexity)
+        for of, is_there in zip(kinds, there, strict=True)
+        if is_there  # no others are compiled
+    ]
+    position = jnp.cumsum(jnp.array(there)) - 1
+    return jax.lax.switch(position[draw_kind(kind_key, config)], branches, key)
+
+
+def develop(radiance: Float[Array, "n h w 3"]) -> Array:
+    """Pictures of 8 bits, all exposed alike: by the bright and the middling parts of all views."""
+    luminance = (radiance * jnp.array(_LUMINANCE)).sum(-1).reshape(-1)
+    metered = luminance[:: max(1, luminance.size // _METERED)]
+    middle, bright = jnp.percentile(metered, jnp.array([50.0, 92.0]))
+    exposure = jnp.minimum(0.19 / jnp.maximum(middle, 1e-3), 0.75 / jnp.maximum(bright, 1e-3))
+    x = radiance * exposure * 1.1
+    # A film's response: Narkowicz's fit of the ACES curve.
+    film = x * (2.51 * x + 0.03) / (x * (2.43 * x + 0.59) + 0.14)
+    return jnp.round(255 * jnp.clip(film, 0, 1) ** (1 / 2.2)).astype(jnp.uint8)
