@@ -18,16 +18,6 @@ from lvsm_jax.scenes.readers.scene import Scene, SceneError
 _NAME = "poses_bounds.npy"
 _FOLDERS = ("images", "images_2", "images_4", "images_8")
 _MAX_BYTES = 64 * 2**20
-# What NumPy raises for files that are none, or damaged: their header is a piece of Python.
-_NUMPY_ERRORS = (
-    ArithmeticError,
-    EOFError,
-    MemoryError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
 
 
 def read_llff(path: pathlib.Path, images: pathlib.Path | None) -> Scene | None:
@@ -66,7 +56,7 @@ def _read_rows(file: pathlib.Path) -> np.ndarray:
         raise SceneError(f"{file}: more than {_MAX_BYTES >> 20} MiB, no file of cameras")
     try:
         rows = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
-    except _NUMPY_ERRORS as error:
+    except Exception as error:  # of damaged ones: the header is a piece of Python, and parsed so
         raise SceneError(f"{file}: no array of NumPy: {shortened(error)}") from None
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 17 or not len(rows):
         shape = getattr(rows, "shape", "several arrays")
