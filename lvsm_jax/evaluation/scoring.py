@@ -145,8 +145,8 @@ class Evaluation:
             if len(bad):
                 scene, target = bad[0]
                 raise UserError(
-                    f"{len(bad)} of {self.is_target.sum()} renders{whose} are not finite; the first "
-                    f"is frame {self.frames[scene, target]} of scene {self.scenes[scene]}"
+                    f"{len(bad)} of {self.is_target.sum()} renders{whose} are not finite; the "
+                    f"first is frame {self.frames[scene, target]} of scene {self.scenes[scene]}"
                 )
 
     def rows(self) -> Iterator[dict[str, Any]]:
