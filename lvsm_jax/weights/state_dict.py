@@ -12,7 +12,7 @@ from etils import epath
 from jaxtyping import Shaped
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import expand, read_json
+from lvsm_jax.common.files import expand, read_any_json
 from lvsm_jax.common.text import shortened
 from lvsm_jax.weights import torch_file
 from lvsm_jax.weights.fingerprints import fingerprint_all
@@ -85,9 +85,10 @@ def _only_weights_in(folder: epath.Path) -> epath.Path:
 
 def _read_shards(index: epath.Path) -> dict[str, np.ndarray]:
     """The arrays of all files that an index names; exactly those that it lists."""
-    where = read_json(index).get("weight_map")
+    content = read_any_json(index)
+    where = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(where, dict) or {*map(type, where.values())} != {str}:
-        raise UserError(f"{index}: expected an object 'weight_map', names of arrays to files")
+        raise UserError(f"{index}: expected a JSON object with 'weight_map', names to files")
     arrays: dict[str, np.ndarray] = {}
     for name in sorted(set(where.values())):
         file = index.parent / name
