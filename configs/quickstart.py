@@ -4,8 +4,8 @@
     lvsm train --config=configs/quickstart.py --workdir=runs/quickstart
     lvsm eval --config=configs/quickstart.py --checkpoint=runs/quickstart/export
 
-It is the small config that trains from a dataset; `worlds_64.py`, which `make demo` runs, makes its
-worlds as it trains. The other models of like size:
+It is the small config that trains from a dataset, with a head that copies; `worlds_64.py`, which
+`make demo` runs, makes its worlds as it trains. The other models of like size, without that head:
 `--config=configs/quickstart.py:LVSMDecoderOnly`, or `:LVSMEncoderDecoder`.
 """
 
@@ -27,6 +27,8 @@ def get_config(architecture: str = "EfficientLVSM") -> ml_collections.ConfigDict
         raise ValueError(f"architecture is {architecture!r}, expected one of {tuple(_LAYERS)}")
     config = base.get_config(architecture)
     config.model.update(width=128, head_dim=32, remat="dots", **_LAYERS[architecture])
+    if architecture == "EfficientLVSM":
+        config.model.copy_head = True
     config.data.update(path="data/synthetic", image_height=64)
     config.data.update(num_views=6, num_inputs=2, num_targets=4, min_span=8, max_span=11)
     config.run.update(num_steps=800, batch_size=16, log_every=25, checkpoint_every=200)

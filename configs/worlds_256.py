@@ -6,10 +6,12 @@
 Its export is a start for photographs:
 
     lvsm train --config=configs/re10k_256.py --workdir=runs/re10k_256 \
-        --config.init_from=runs/worlds_256/export --config.model.camera_encoding=plucker_prope
+        --config.init_from=runs/worlds_256/export --config.model.copy_head=True \
+        --config.model.camera_encoding=plucker_prope --config.model.attention_temperature=log_views
 
 Model and views are those that `beyond_256.py` gives reasons for: 1, 2, 4 or 8 inputs a step, rays
 in the tokens, relative cameras and a temperature that knows the number of inputs in the attention.
+A head that copies is added, which the worlds' depth teaches where to look.
 Worlds grow from simple ones over the first tenth of the steps. `--config.data.worlds_share=0.5
 --config.data.path=data/re10k` trains on worlds and photographs in turn.
 
@@ -28,6 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = base.get_config()
     config.model.update(dtype="bfloat16", remat="full")
     config.model.update(camera_encoding="plucker_prope", attention_temperature="log_views")
+    config.model.copy_head, config.loss.points = True, 0.5
     config.data.update(path="", worlds_share=1.0, image_height=256)
     config.data.update(num_views=16, input_counts=(1, 2, 4, 8), num_targets=6)
     config.worlds.update(boxes=80, ellipsoids=24, cylinders=24, scenes_at_once=8)

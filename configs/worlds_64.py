@@ -23,7 +23,7 @@ import ml_collections
 from configs import base
 
 _VARIANTS = {
-    "demo": {"num_layers": 3, "num_steps": 400, "complexity_steps": 0, "learning_rate": 1.5e-3},
+    "demo": {"num_layers": 3, "num_steps": 300, "complexity_steps": 0, "learning_rate": 1.5e-3},
     "shipped": {
         "num_layers": 4, "num_steps": 2800, "complexity_steps": 800, "learning_rate": 1.2e-3
     },
@@ -44,7 +44,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     config.worlds.complexity_steps = chosen["complexity_steps"]
     config.loss.points = 0.5
     config.run.update(num_steps=chosen["num_steps"], batch_size=16, log_every=25)
-    config.run.update(checkpoint_every=100, image_every=200, eval_every=400, eval_scenes=32)
+    config.run.update(checkpoint_every=100, image_every=200, eval_every=300, eval_scenes=32)
     config.optimizer.update(learning_rate=chosen["learning_rate"], weight_decay=0.01)
     config.optimizer.update(warmup_steps=100, skip_after=100)
     config.eval.update(worlds=64, batch_size=16)

@@ -119,8 +119,8 @@ def score_sets(
         result = evaluate(models["model"], views, metrics=metrics, put=put, progress=False)
         result.check_finite()
         row = {"set": one.name, "arrangement": arrangement, "inputs": inputs}
-        row["targets"] = result.frames.size
         summary = result.summary()
+        row["targets"] = summary["num_images"]
         for method, found in ((MODEL, summary), (COPY_NEAREST, summary["baselines"][COPY_NEAREST])):
             row[method] = {metric: found[metric] for metric in metrics}
             if seen := found.get(_SEEN):

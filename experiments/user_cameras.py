@@ -96,12 +96,13 @@ def _add_scores(row: dict[str, Any], model: ViewSynthesisModel, eval_set: "_Noti
 class _NotingSet(EvalSet):
     """Notes the intrinsics of the targets that it gives, over the height of the images."""
 
-    seen: list[Float[np.ndarray, "t 4"]] = dataclasses.field(default_factory=list)
+    seen: list[Float[np.ndarray, "n 4"]] = dataclasses.field(default_factory=list)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in super().__iter__():
             height = batch.targets.images.shape[2]
-            self.seen.extend(batch.targets.cameras.fxfycxcy[batch.valid] / height)
+            counted = batch.valid[:, None] & (batch.targets.frame >= 0)
+            self.seen.append(batch.targets.cameras.fxfycxcy[counted] / height)
             yield batch
 
 

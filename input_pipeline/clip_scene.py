@@ -10,13 +10,19 @@ import numpy as np
 from input_pipeline.storage import SplitReader
 from lvsm_jax.common.files import expand
 from lvsm_jax.scenes.photograph import PosedCamera
+from lvsm_jax.scenes.pictures import Colour
 from lvsm_jax.scenes.readers import Scene, SceneError, ScenePhotograph, read_scene
 from lvsm_jax.scenes.readers.scene import naming, picture_size_of, some_of
 
 _SPLIT = re.compile(r"/(\w+):")
 
 
-def open_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = None) -> Scene:
+def open_scene(
+    path: str | os.PathLike,
+    *,
+    images: str | os.PathLike | None = None,
+    background: Colour | None = None,
+) -> Scene:
     """Reads a clip of a dataset, `DATASET/SPLIT:KEY`, or any other scene as `read_scene` does.
 
     UserError names the file, the place in it, and what was expected. A clip holds its images
@@ -24,7 +30,7 @@ def open_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = No
     """
     path = os.path.expanduser(os.fspath(path))
     if os.path.exists(path):
-        return read_scene(path, images=images)
+        return read_scene(path, images=images, background=background)
     # Keys may hold anything: where there are several places to cut, the directory decides.
     cuts = [(path[: cut.start()], cut[1], path[cut.end() :]) for cut in _SPLIT.finditer(path)]
     there = (cut for cut in cuts if expand(cut[0]).is_dir())

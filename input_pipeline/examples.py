@@ -18,6 +18,7 @@ from lvsm_jax.scenes.scene_frame import SceneFrame
 
 Rows = Int64[np.ndarray, " n"]
 
+NO_FRAME = -1  # the position of a target that only fills up, as `lvsm_jax.batch` has it
 _MAX_REPLACED = 100  # bad samples in a row after which the dataset is given up
 
 
@@ -151,9 +152,17 @@ def evaluation_example(
     crop: Crop | None,
     position: int,
 ) -> dict[str, Any]:
-    """The example at a position of an evaluation; past the end, the last again, not valid."""
-    clip = min(position, len(rows) - 1)
-    return loader.load(int(rows[clip]), views[clip], crop, valid=position < len(rows))
+    """The example at a position of an evaluation; past the end, the last again, not valid.
+
+    All have as many targets as the clip with most: the last again, in frame `NO_FRAME`.
+    """
+    clip, most = min(position, len(rows) - 1), max(len(clip.targets) for clip in views)
+    example = loader.load(int(rows[clip]), views[clip], crop, valid=position < len(rows))
+    count = len(views[clip].targets)
+    chosen = np.minimum(np.arange(most), count - 1)
+    targets = {name: array[chosen] for name, array in example["targets"].items()}
+    targets["frame"][count:] = NO_FRAME
+    return example | {"targets": targets}
 
 
 @contextlib.contextmanager

@@ -81,7 +81,8 @@ def train_batches(
 class EvalSet:
     """The clips of an evaluation index, in its order; iterating gives all batches, once.
 
-    Rows that fill up the last batch repeat the last clip and have `valid` False.
+    Rows that fill up the last batch repeat the last clip and have `valid` False. Targets that fill
+    up a clip to the number of that with most repeat its last and have a `frame` of -1.
     """
 
     scenes: SceneTable  # the scene table, whose rows `Batch.scene` names
@@ -168,10 +169,10 @@ def open_eval_set(
             f"({len(table) - len(entries)} null entries, {len(missing)} missing clips)"
         )
     rows = np.array([row_of[key] for key in present], np.int64)
-    first, views = entries[present[0]], []
+    views = []
     for key, num_frames in zip(present, scenes.num_frames[rows].tolist(), strict=True):
         try:
-            _check_entry(entries[key], num_frames, len(first.target))
+            _check_entry(entries[key], num_frames)
             views.append(sampling.evaluation_views(entries[key], config.num_inputs))
         except UserError as error:
             raise UserError(f"index {index}, scene {key}: {error}") from None
@@ -181,12 +182,9 @@ def open_eval_set(
     return EvalSet(scenes, rows, views, config=config, evaluation=evaluation, **counts, **processes)
 
 
-def _check_entry(entry: sampling.IndexEntry, num_frames: int, num_targets: int) -> None:
+def _check_entry(entry: sampling.IndexEntry, num_frames: int) -> None:
     if outside := [p for p in entry.context + entry.target if not 0 <= p < num_frames]:
         raise UserError(f"positions {outside} are outside the clip's {num_frames} frames")
-    if (found := len(entry.target)) != num_targets:
-        what = f"{found} targets, where the first clip has {num_targets}"
-        raise UserError(f"{what}; all must have the same number")
 
 
 def _rows_per_process(batch_size: int, process_index: int, process_count: int) -> int:

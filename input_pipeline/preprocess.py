@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image
 
-from lvsm_jax.common.camera_limits import check_intrinsics, check_positions
+from lvsm_jax.common.camera_limits import check_positions, check_shares
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.scenes.photograph import MAX_PIXELS, PICTURE_ERRORS, ResizeCrop, resized_side
+from lvsm_jax.scenes.photograph import ResizeCrop, resized_side
+from lvsm_jax.scenes.pictures import MAX_PIXELS, PICTURE_ERRORS
 
 Intrinsics = Float[np.ndarray, "4"]
 ImageAndIntrinsics = tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "4"]]
@@ -65,7 +66,7 @@ def crop_frame(jpeg: bytes, normalized_fxfycxcy: Intrinsics, crop: Crop) -> Imag
 
 def _cut(picture: Image.Image, shares: Intrinsics, crop: Crop) -> ImageAndIntrinsics:
     try:
-        check_intrinsics(shares, 1, 1)
+        check_shares(shares)
     except UserError as error:
         raise FrameError(str(error)) from None
     cut = ResizeCrop.cover(picture.size, **vars(crop))

@@ -25,7 +25,7 @@ class Views:
 
     images: Any  # uint8 `[b, v, h, w, 3]`; divide by 255 on the device
     cameras: Cameras  # float32, c2w in the scene frame, fxfycxcy in pixels of `images`
-    frame: Any  # int32 `[b, v]`, positions in the clip
+    frame: Any  # int32 `[b, v]`, positions in the clip; -1 for a target that only fills up
     # Where it is known, float32 `[b, v, h, w]` along the camera's z axis, infinite for the sky.
     depth: Any = None
 

@@ -61,6 +61,7 @@ def get_config(arm: str = "plucker") -> ml_collections.ConfigDict:
     if arm not in ARMS:
         raise ValueError(f"arm is {arm!r}, expected one of {tuple(ARMS)}")
     config = quickstart.get_config()
+    config.model.copy_head = False  # configs/copy_head.py is about that
     config.data.update(path="data/wide_rooms", image_height=32)
     config.data.update(num_views=16, num_inputs=2, num_targets=6, min_span=20, max_span=39)
     # Two runs at a time, a core each.

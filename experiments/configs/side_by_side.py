@@ -15,6 +15,8 @@ from configs import quickstart
 def get_config(architecture: str = "EfficientLVSM") -> ml_collections.ConfigDict:
     """The quickstart's sizes and data; often evaluated."""
     config = quickstart.get_config(architecture)
+    if architecture == "EfficientLVSM":
+        config.model.copy_head = False
     config.optimizer.schedule = "constant"
     config.run.update(eval_every=50, eval_scenes=64, image_every=0)
     return config

@@ -16,10 +16,10 @@ from jaxtyping import Float32
 from PIL import Image
 
 from input_pipeline.storage import Clip, Frame
-from lvsm_jax.common.camera_limits import check_intrinsics, check_positions
+from lvsm_jax.common.camera_limits import check_positions, check_shares
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import expand
-from lvsm_jax.scenes.photograph import MAX_PIXELS
+from lvsm_jax.scenes.pictures import MAX_PIXELS
 from lvsm_jax.weights import torch_file
 
 _FIELDS = ("key", "url", "timestamps", "cameras", "images")
@@ -135,7 +135,7 @@ def _check_cameras(cameras: Float32[np.ndarray, "n 18"]) -> None:
         if camera[:2].min() <= 0:
             raise ClipError(f"frame {frame}: fx, fy = {camera[0]:g}, {camera[1]:g} must be > 0")
         try:
-            check_intrinsics(camera[:4], 1, 1)
+            check_shares(camera[:4])
             check_positions("w2c", camera[[9, 13, 17]])
         except UserError as error:
             raise ClipError(f"frame {frame}: {error}") from None

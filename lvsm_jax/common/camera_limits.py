@@ -11,6 +11,9 @@ from lvsm_jax.common.errors import UserError
 # Focal lengths over sides of the picture: fields of view from 179.9° to 0.0006°.
 SHORTEST_FOCAL, LONGEST_FOCAL = 1e-3, 1e5
 FARTHEST_CENTRE = 1e3  # distance of the principal point from the picture's corner, in sides
+LARGEST_SHARE = 30.0  # of what is given in sides, beyond which it is pixels: a field of view of 2°
+SMALLEST_PIXELS = 4.0  # of a focal length, below which it is shares of the sides,
+SMALLEST_SIDE = 32  # unless the picture is smaller
 FARTHEST_POSITION = 1e12  # in any world: if it is metres, float64 tells a tenth of a millimetre
 FARTHEST_IN_SCENE = 1e9  # in float32, where the cameras of a scene are some units apart
 
@@ -39,6 +42,26 @@ def check_intrinsics(fxfycxcy: Float[np.ndarray, "*n 4"], width: int, height: in
         raise UserError(
             f"fxfycxcy has the principal point {first}, expected one within "
             f"{FARTHEST_CENTRE:,.0f} times the picture's sides, in {where}"
+        )
+
+
+def check_pixels(fxfycxcy: Float[np.ndarray, "4"], width: int, height: int) -> None:
+    """`check_intrinsics`, and raises UserError for what is shares of the sides instead."""
+    check_intrinsics(fxfycxcy, width, height)
+    if fxfycxcy[:2].min() < SMALLEST_PIXELS and min(width, height) >= SMALLEST_SIDE:
+        raise UserError(
+            f"fxfycxcy is {fxfycxcy.tolist()} for a picture of {width}×{height}: expected pixels, "
+            "not shares of its sides"
+        )
+
+
+def check_shares(fxfycxcy: Float[np.ndarray, "4"]) -> None:
+    """`check_intrinsics` of shares of sides, and raises UserError for what is pixels instead."""
+    check_intrinsics(fxfycxcy, 1, 1)
+    if fxfycxcy.max() > LARGEST_SHARE:
+        raise UserError(
+            f"fxfycxcy is {fxfycxcy.tolist()}: expected shares of the picture's width and height, "
+            "not pixels"
         )
 
 

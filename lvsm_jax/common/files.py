@@ -153,18 +153,30 @@ def disk_errors_in_a_line(what: str) -> Iterator[None]:
 
 def read_json(path: epath.PathLike) -> dict[str, Any]:
     """The JSON object of a file; UserError, which names the file, for anything else."""
+    return _object(read_any_json(path), os.fspath(path))
+
+
+def read_any_json(path: epath.PathLike) -> Any:
+    """What a JSON file holds; UserError, which names the file, if it is none or far too large."""
     path = expand(path)
     if path.stat().length > _MAX_JSON:
         raise UserError(f"{path}: more than {_MAX_JSON >> 20} MiB, too large for what it should be")
-    return parse_json(path.read_bytes(), os.fspath(path))
+    return _parse(path.read_bytes(), os.fspath(path))
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
-    """The same from bytes, which messages call by this name."""
+    """The JSON object of bytes, which messages call by this name."""
+    return _object(_parse(data, name), name)
+
+
+def _parse(data: bytes, name: str) -> Any:
     try:
-        content = json.loads(data)
+        return json.loads(data)
     except (ValueError, RecursionError) as error:  # ValueError: also of UTF-8
         raise UserError(f"{name} is not JSON: {error}") from None
+
+
+def _object(content: Any, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{name}: a {type(content).__name__}, expected an object")
     return content

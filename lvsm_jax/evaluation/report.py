@@ -77,7 +77,7 @@ def render_page(
         metrics={metric: _METRICS[metric][:2] for metric in metrics},
         tables=_tables(summary, names),
         seen=_seen(summary, names),
-        exact_copies=int(np.isinf(copies["psnr"]).sum()) if copies else 0,
+        exact_copies=int(np.isinf(copies["psnr"][evaluation.is_target]).sum()) if copies else 0,
         histogram=_histogram(evaluation, names),
         methods=names,
         groups={
@@ -117,7 +117,7 @@ def _seen(summary: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any
 
 def _card(evaluation: Evaluation, s: int, images: SceneImages) -> dict[str, Any]:
     """Data of one scene for the template."""
-    count, scores = images.targets.shape[0], evaluation.scores
+    count, scores = int(evaluation.is_target[s].sum()), evaluation.scores
     shown = np.unique(np.linspace(0, count - 1, min(count, _TARGETS_SHOWN)).round().astype(int))
 
     def psnr_of(method: str, t: int) -> float | None:

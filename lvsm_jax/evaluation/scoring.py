@@ -58,13 +58,13 @@ class Seen(NamedTuple):
     pixels: Int[np.ndarray, "s t g"]  # how many there are
     errors: dict[str, Float[np.ndarray, "s t g"]]  # by method, their summed squared error
 
-    def summary(self, method: str) -> dict[str, dict[str, float | None]]:
-        """For each group its PSNR over all its pixels of the set, and their share of all of them.
+    def summary(self, method: str, counted: Bool[np.ndarray, "s t"]) -> dict[str, dict[str, Any]]:
+        """For each group its PSNR over its pixels of what is counted, and their share of all.
 
         The PSNR is None where there is no such pixel.
         """
-        pixels = self.pixels.sum(axis=(0, 1), dtype=np.float64)
-        errors = self.errors[method].sum(axis=(0, 1), dtype=np.float64)
+        options = {"axis": (0, 1), "dtype": np.float64, "where": counted[..., None]}
+        pixels, errors = (x.sum(**options) for x in (self.pixels, self.errors[method]))
         return {
             name: {
                 "psnr": None if not count else _psnr_of(error / count),
@@ -80,17 +80,22 @@ def _psnr_of(error: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scores of every target view of every scene."""
+    """Scores of every target view of every scene; places that only fill up count nowhere."""
 
     scenes: tuple[str, ...]  # keys
-    frames: Int[np.ndarray, "s t"]  # positions of the targets in the clip
+    frames: Int[np.ndarray, "s t"]  # positions of the targets in the clip, -1 where there is none
     is_context: Bool[np.ndarray, "s t"]  # whether the target is also an input view
     scores: dict[str, dict[str, Float[np.ndarray, "s t"]]]  # by method, then by metric
     seen: Seen | None = None  # where the batches say how many inputs see a pixel
 
+    @property
+    def is_target(self) -> Bool[np.ndarray, "s t"]:
+        """Whether there is a target: scenes may have fewer than others, first in their row."""
+        return self.frames >= 0
+
     def scene_means(self, metric: str, method: str = MODEL) -> Float[np.ndarray, "s"]:
         """Mean over the targets of each scene."""
-        return self._counted(metric, method).mean(axis=1)
+        return self._counted(metric, method).mean(axis=1, where=self.is_target)
 
     def _counted(self, metric: str, method: str) -> Float[np.ndarray, "s t"]:
         scores = self.scores[method][metric].astype(np.float64)
@@ -102,12 +107,12 @@ class Evaluation:
         Without `context`, targets that are also input views do not count, nor do scenes where none
         is left; None if no scene is left.
         """
-        counted = np.full_like(self.is_context, True) if context else ~self.is_context
+        counted = self.is_target if context else self.is_target & ~self.is_context
         some = counted.any(axis=1)
         if not some.any():
             return None
         scores = self._counted(metric, method)[some]
-        return float(np.average(scores, axis=1, weights=counted[some]).mean())
+        return float(scores.mean(axis=1, where=counted[some]).mean())
 
     def summary(self) -> dict[str, Any]:
         """All means and counts, as plain Python values; `beside` is None without such a model."""
@@ -121,32 +126,32 @@ class Evaluation:
         }
         if self.seen:
             for method, found in by_method.items():
-                found["psnr_by_inputs_that_see"] = self.seen.summary(method)
+                found["psnr_by_inputs_that_see"] = self.seen.summary(method, self.is_target)
         return {
             **by_method.pop(MODEL),
             "beside": by_method.pop(BESIDE, None),
             "baselines": by_method,
             "num_scenes": len(self.scenes),
-            "num_images": self.frames.size,
+            "num_images": int(self.is_target.sum()),
             "num_context_targets": int(self.is_context.sum()),
         }
 
     def check_finite(self) -> None:
         """Raises UserError, naming the first target, if a render holds NaN."""
         for method, whose in ((MODEL, ""), (BESIDE, " of the model beside")):
-            bad = (
-                np.argwhere(np.isnan(self.scores[method]["psnr"])) if method in self.scores else ()
-            )
+            if method not in self.scores:
+                continue
+            bad = np.argwhere(np.isnan(self.scores[method]["psnr"]) & self.is_target)
             if len(bad):
                 scene, target = bad[0]
                 raise UserError(
-                    f"{len(bad)} of {self.frames.size} renders{whose} are not finite; the first is "
-                    f"frame {self.frames[scene, target]} of scene {self.scenes[scene]}"
+                    f"{len(bad)} of {self.is_target.sum()} renders{whose} are not finite; the "
+                    f"first is frame {self.frames[scene, target]} of scene {self.scenes[scene]}"
                 )
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One flat record an image, as for a table; others than the model's carry their method."""
-        for s, t in np.ndindex(*self.frames.shape):
+        for s, t in np.argwhere(self.is_target):
             frame, is_context = int(self.frames[s, t]), bool(self.is_context[s, t])
             row = {"scene": self.scenes[s], "target_frame": frame, "is_context": is_context}
             for method, metrics in self.scores.items():
@@ -157,7 +162,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class SceneImages:
-    """Pictures of one scene; those of the data in 8 bits."""
+    """Pictures of one scene; those of the data in 8 bits. Targets that only fill up come last."""
 
     inputs: UInt8[np.ndarray, "v h w 3"]
     targets: UInt8[np.ndarray, "t h w 3"]

@@ -5,10 +5,10 @@
 
 From PyTorch: a file of `torch.save` (weights under `model` or `state_dict`, or nothing else in it)
 or a .safetensors file becomes an export, which `lvsm_jax.load`, `lvsm eval --checkpoint` and
-`lvsm train --config.init_from` take. Architecture and sizes are inferred; every weight must be
-there, with its shape, and nothing else. Back: an export becomes a .safetensors file with the
-published names. Both directions keep each float32 bit for bit. Neither needs PyTorch. See
-docs/weights.md.
+`lvsm train --config.init_from` take. Of safetensors in several files, name their folder or index.
+Architecture and sizes are inferred; every weight must be there, with its shape, and nothing else.
+Back: an export becomes a .safetensors file with the published names. Both directions keep each
+float32 bit for bit. Neither needs PyTorch. See docs/weights.md.
 """
 
 from lvsm_jax.common.command_line import argument_parser, path, program
@@ -35,9 +35,11 @@ def main(arguments: list[str]) -> None:
 
     from lvsm_jax.models.architectures import architecture_of
     from lvsm_jax.weights.convert import export_weights, import_weights
+    from lvsm_jax.weights.state_dict import holds_weights
     from lvsm_jax.weights.torch_names import SIZES
 
-    to_torch = epath.Path(given.checkpoint).is_dir()
+    is_weights = holds_weights(given.checkpoint) and not given.output.endswith(".safetensors")
+    to_torch = epath.Path(given.checkpoint).is_dir() and not is_weights
     convert = export_weights if to_torch else import_weights
     model = convert(given.checkpoint, given.output, overwrite=given.overwrite)
     architecture = architecture_of(model.config)

@@ -8,9 +8,10 @@ The weights are those that come with lvsm_jax, or with --weights=EXPORT those of
 `lvsm train`, `convert` or `export` wrote, of an EfficientLVSM. `lvsm render EXPORT SCENE OUT` says
 the same.
 
-SCENE is a folder with cameras.json, with nerfstudio's transforms.json or with a COLMAP model (text
-or binary, also in sparse/0; needs pip install 'lvsm_jax[colmap]'), one of these JSON files, or a
-clip of a dataset directory, DATASET/SPLIT:KEY. Cameras must be pinholes: undistort first.
+SCENE is a folder with cameras.json, with a COLMAP model (text or binary, also in sparse/0; needs
+pip install 'lvsm_jax[colmap]') or with what nerfstudio, Blender, LLFF, Gaussian splatting, Polycam
+or Record3D write; one of their files; or a clip of a dataset directory, DATASET/SPLIT:KEY. Lenses
+that distort are undone, fisheyes refused.
 
 The path is made from the cameras of the inputs (--inputs), which are all that the model sees:
 
@@ -20,6 +21,10 @@ The path is made from the cameras of the inputs (--inputs), which are all that t
     dolly         straight ahead from behind the middle input
     FILE          the cameras of a file {"frames": [{"w", "h", "fxfycxcy", "c2w" or "w2c"}]},
                   such as another render's path.json, or a cameras.json
+
+With --hold-out=N, so many photographs are kept from the inputs and rendered at their cameras: OUT
+gets held_out.csv with their scores, beside those of copying the nearest input, and a picture of
+each: photograph, render, nearest input.
 
 Lengths are in the unit of the scene's poses. OUT gets frame_00000.png and so on, video.mp4 (needs
 pip install 'lvsm_jax[video]'), path.json with the cameras, and render.json, which says what was
@@ -42,15 +47,19 @@ from lvsm_jax.common.files import check_writable
 from lvsm_jax.common.text import printable
 from lvsm_jax.programs.scene_options import (
     INPUTS,
+    add_background_option,
     add_scene_options,
     add_weights_options,
-    choose_inputs,
+    background_of,
     choose_weights,
     picture_size,
+    split_photographs,
 )
 
 if TYPE_CHECKING:
     from lvsm_jax.scenes.photograph import Photograph, PosedCamera
+
+_WATCHED = 512  # pixels of the shorter side of a video that people watch
 
 # The options of paths, see `lvsm_jax.scenes.trajectories`.
 _OPTIONS = {
@@ -78,12 +87,23 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--path", default="interpolate", help="see above (interpolate)")
     parser.add_argument("--frames", type=int, help="number of frames (120)")
     parser.add_argument("--fps", type=float, default=30.0, help="frames a second of the video (30)")
+    parser.add_argument(
+        "--hold-out", type=int, default=0, metavar="N", help="photographs to score renders by (0)"
+    )
     add_scene_options(parser)
+    add_background_option(parser)
     of_paths = parser.add_argument_group("options of paths")
     for name, text in _OPTIONS.items():
         kind = {"action": "store_true", "default": None} if name == "closed" else {"type": float}
         of_paths.add_argument(f"--{name}", help=text, **kind)
     parser.add_argument("--no-video", dest="video", action="store_false", help="write frames alone")
+    parser.add_argument(
+        "--video-scale",
+        type=int,
+        metavar="N",
+        help=f"times that the video enlarges frames (until they have {_WATCHED} pixels)",
+    )
+    parser.add_argument("--show-inputs", action="store_true", help="beside the frames in the video")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the frames of another command in OUT"
     )
@@ -97,34 +117,38 @@ def main(arguments: list[str]) -> None:
 
 def render(given: argparse.Namespace) -> None:
     """Renders as the command line asks; raises before anything is rendered if it cannot."""
-    if not (given.fps > 0 and math.isfinite(given.fps)):
-        raise UserError(f"--fps={given.fps}, expected a positive number")
-    if given.video and importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise UserError(
-            "a video needs imageio-ffmpeg: pip install 'lvsm_jax[video]', or give --no-video"
-        )
-    weights = choose_weights(given)
+    _check_numbers(given)
+    background, weights = background_of(given), choose_weights(given)
     # What takes seconds to import comes after what takes none to refuse.
     from input_pipeline.clip_scene import open_scene
+    from lvsm_jax.programs.trained_on import differences, trained_on
     from lvsm_jax.scenes.trajectories import make_path
 
-    scene = open_scene(given.scene, images=given.images)
+    scene = open_scene(given.scene, images=given.images, background=background)
     for note in scene.notes:
         print(f"note: {printable(note)}", file=sys.stderr)
-    inputs = choose_inputs(scene, given.inputs)
+    inputs, kept = split_photographs(scene, given.inputs, given.hold_out)
     options = {name: getattr(given, name) for name in _OPTIONS if getattr(given, name) is not None}
     cameras = make_path(given.path, [chosen.camera for chosen in inputs], given.frames, options)
 
+    from lvsm_jax.programs import held_out
     from lvsm_jax.rendering import frames
     from lvsm_jax.rendering.session import Session
     from lvsm_jax.scenes.camera_json import write_camera_path
     from lvsm_jax.weights import exports
 
-    height, width = picture_size(given.size, exports.describe(weights))
+    about = exports.describe(weights)
+    height, width = picture_size(given.size, about)
     photographs = [chosen.load() for chosen in inputs]
+    targets = [chosen.load() for chosen in kept]
     folder = pathlib.Path(given.out)
     record = _record(given, weights, photographs, cameras, (height, width))
+    record |= {"held_out": [chosen.name for chosen in kept]} if kept else {}
+    metrics = held_out.metrics() if kept else None
+    for note in differences(about, [chosen.camera for chosen in inputs], (height, width)):
+        print(f"note: {printable(note)}", file=sys.stderr)
     print(
+        f"{printable(trained_on(about))}\n"
         f"{len(inputs)} of {len(scene.photographs)} photographs of {scene.source}: "
         f"{printable(', '.join(chosen.name for chosen in inputs))}\n"
         f"{len(cameras)} frames of {width}×{height} pixels along {given.path}"
@@ -142,11 +166,32 @@ def render(given: argparse.Namespace) -> None:
         missing = {file: camera for file, camera in files.items() if not file.exists()}
         renders = session.render_path(list(missing.values()), height=height, width=width)
         frames.save_frames(renders, list(missing), len(files))
+        if kept:
+            of_kept = held_out.evaluate(session, photographs, targets, (height, width), metrics)
+            held_out.save(folder, *of_kept)
+            print(f"{held_out.table(of_kept[1])}\nof each: {folder / 'held_out.csv'}")
+        pictures = [view.picture for view in session.views.values()]
     wrote = f"wrote {len(cameras)} frames to {folder}"
     if given.video:
-        wrote += f", and {frames.write_video(folder, len(cameras), given.fps)}"
+        scale = given.video_scale or -(-_WATCHED // min(height, width))
+        strip = frames.strip_of(pictures, scale) if given.show_inputs else None
+        wrote += f", and {frames.write_video(folder, len(cameras), given.fps, scale, strip)}"
     named = f" --weights={weights}" if given.export or given.weights else ""
     print(f"{wrote}\nWalk through the scene: lvsm view {given.scene}{named}")
+
+
+def _check_numbers(given: argparse.Namespace) -> None:
+    """UserError for options that cannot be, whatever the scene."""
+    if not (given.fps > 0 and math.isfinite(given.fps)):
+        raise UserError(f"--fps={given.fps}, expected a positive number")
+    if given.video_scale is not None and given.video_scale < 1:
+        raise UserError(f"--video-scale={given.video_scale}, expected at least 1")
+    if given.hold_out < 0:
+        raise UserError(f"--hold-out={given.hold_out}, expected a positive number")
+    if given.video and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise UserError(
+            "a video needs imageio-ffmpeg: pip install 'lvsm_jax[video]', or give --no-video"
+        )
 
 
 def _record(

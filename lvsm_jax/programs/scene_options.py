@@ -1,6 +1,7 @@
 """What programs that render a scene ask about it alike."""
 
 import argparse
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from lvsm_jax.common.command_line import path
 from lvsm_jax.common.errors import UserError
 
 if TYPE_CHECKING:
+    from lvsm_jax.scenes.pictures import Colour
     from lvsm_jax.scenes.readers import Scene, ScenePhotograph
 
 INPUTS = 4  # where nobody says how many
@@ -62,6 +64,25 @@ def add_scene_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_background_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--background`, which `background_of` reads."""
+    parser.add_argument(
+        "--background",
+        metavar="COLOUR",
+        help="of transparent pixels: white, black, grey, #rrggbb or r,g,b (refused)",
+    )
+
+
+def background_of(given: argparse.Namespace) -> "Colour | None":
+    """The colour of `--background`; UserError for what is none."""
+    from lvsm_jax.scenes.pictures import colour_of
+
+    try:
+        return None if given.background is None else colour_of(given.background)
+    except UserError as error:
+        raise UserError(f"--background: {error}") from None
+
+
 def choose_inputs(scene: "Scene", wanted: str | None) -> list["ScenePhotograph"]:
     """Photographs of a scene to render from.
 
@@ -87,6 +108,39 @@ def choose_inputs(scene: "Scene", wanted: str | None) -> list["ScenePhotograph"]
     if count == 1:
         return [there[len(there) // 2]]
     return [there[round(i)] for i in np.linspace(0, len(there) - 1, count)]
+
+
+def split_photographs(
+    scene: "Scene", inputs: str | None, count: int
+) -> tuple[list["ScenePhotograph"], list["ScenePhotograph"]]:
+    """Inputs as `choose_inputs` has them, and `count` photographs that are none of them.
+
+    These are evenly spaced. Unless the inputs are named they are taken out first, and inputs are
+    chosen from what is left. UserError where there are not so many.
+    """
+    if count == 0:
+        return choose_inputs(scene, inputs), []
+    named = inputs is not None and inputs != "all" and not inputs.isdecimal()
+    chosen = choose_inputs(scene, inputs) if named else []
+    taken = {photograph.name for photograph in chosen}
+    there = [photograph for photograph in scene.photographs if photograph.name not in taken]
+    most = len(there) if named else len(there) - 1
+    if not 1 <= count <= most:
+        raise UserError(
+            f"--hold-out={count}, expected 1 to {most}: {scene.source} has "
+            f"{len(scene.photographs)} photographs, of which some are inputs"
+        )
+    import numpy as np  # only now, so that --help comes at once
+
+    places = np.linspace(0, len(there) - 1, count + 2).round().astype(int)[1:-1]
+    for i in range(1, count):  # so many that some fall together
+        places[i] = max(places[i], places[i - 1] + 1)
+    places = np.minimum(places, len(there) - count + np.arange(count))
+    held_out = [there[i] for i in places]
+    if not named:
+        rest = [photograph for i, photograph in enumerate(there) if i not in places]
+        chosen = choose_inputs(dataclasses.replace(scene, photographs=rest), inputs)
+    return chosen, held_out
 
 
 def picture_size(given: str | None, description: Mapping[str, Any]) -> tuple[int, int]:

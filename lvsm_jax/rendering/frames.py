@@ -15,7 +15,7 @@ from lvsm_jax.common.files import atomic_write, clear_unfinished, write_text
 
 _VIDEO = "video.mp4"
 _RECORD = "render.json"
-_ALL_FRAMES = "frame_*.png"
+_ALL_FRAMES, _HELD_OUT = "frame_*.png", "held_out*"
 
 
 def check_folder(folder: pathlib.Path, record: Mapping[str, Any], overwrite: bool) -> None:
@@ -41,7 +41,7 @@ def take_folder(folder: pathlib.Path, record: Mapping[str, Any], overwrite: bool
     """Makes a folder that `check_folder` allowed ready; frames of the record stay there."""
     folder.mkdir(parents=True, exist_ok=True)
     if overwrite or _read_record(folder) != record:
-        for old in (*folder.glob(_ALL_FRAMES), folder / _VIDEO):
+        for old in (*folder.glob(_ALL_FRAMES), *folder.glob(_HELD_OUT), folder / _VIDEO):
             old.unlink(missing_ok=True)
     write_text(folder / _RECORD, json.dumps(record, indent=1) + "\n")
 
@@ -65,25 +65,72 @@ def save_frames(
             progress.update()
 
 
-def write_video(folder: pathlib.Path, count: int, fps: float) -> pathlib.Path:
+def strip_of(
+    pictures: Sequence[UInt8[np.ndarray, "h w 3"]], scale: int
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Pictures of one size in columns of up to four, as high as one of them enlarged `scale` times.
+
+    What they do not fill is black.
+    """
+    height, width, _ = pictures[0].shape
+    columns = -(-len(pictures) // 4)
+    rows = -(-len(pictures) // columns)
+    cell = height * scale // rows, max(1, width * scale // rows)
+    strip = np.zeros((height * scale, cell[1] * columns, 3), np.uint8)
+    for i, picture in enumerate(pictures):
+        top, left = i % rows * cell[0], i // rows * cell[1]
+        small = Image.fromarray(picture).resize(cell[::-1], Image.Resampling.LANCZOS)
+        strip[top : top + cell[0], left : left + cell[1]] = small
+    return strip
+
+
+def write_video(
+    folder: pathlib.Path,
+    count: int,
+    fps: float,
+    scale: int = 1,
+    beside: UInt8[np.ndarray, "H W 3"] | None = None,
+) -> pathlib.Path:
     """Makes an H.264 MP4 that browsers play of the frames in a folder; odd sizes get a black edge.
 
-    Raises ModuleNotFoundError without imageio-ffmpeg, and OSError that says how ffmpeg failed.
+    Frames are enlarged `scale` times; `beside` is a picture as high as that, to their left. Raises
+    ModuleNotFoundError without imageio-ffmpeg, and OSError that says how ffmpeg failed.
     """
     import imageio_ffmpeg
 
     file = folder / _VIDEO
+    rate = ["-framerate", str(fps)]
+    inputs = [*rate, "-i", "frame_%05d.png"]
+    larger = f"scale=iw*{scale}:ih*{scale}:flags=lanczos"
+    last = "pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix=bt709"
+    graph = f"[0]{larger},{last}[out]"
+    if beside is not None:
+        height, width, _ = beside.shape
+        inputs += [
+            *rate,
+            "-f",
+            "rawvideo",
+            "-pix_fmt",
+            "rgb24",
+            "-s",
+            f"{width}x{height}",
+            "-i",
+            "-",
+        ]
+        still = "[1]loop=-1:1[still]"  # the same picture for ever
+        graph = f"[0]{larger},format=rgb24[path];{still};[still][path]hstack,{last}[out]"
     with atomic_write(file.absolute()) as local:
         command = [
-            *(imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error"),
-            *("-framerate", str(fps), "-i", "frame_%05d.png", "-frames:v", str(count)),
-            *("-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix=bt709"),
+            *(imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *inputs),
+            *("-filter_complex", graph, "-map", "[out]", "-frames:v", str(count)),
             *("-c:v", "libx264", "-crf", "16", "-pix_fmt", "yuv420p", "-colorspace", "bt709"),
             *("-movflags", "+faststart", "-f", "mp4", local),
         ]
-        done = subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True
-        )
+        feed = {"stdin": subprocess.DEVNULL}
+        if beside is not None:
+            feed = {"input": np.ascontiguousarray(beside).tobytes()}
+        done = subprocess.run(command, cwd=folder, capture_output=True, **feed)
         if done.returncode:
-            raise OSError(f"ffmpeg could not write {file}: {done.stderr.strip()[-300:]}")
+            reason = done.stderr.decode(errors="replace").strip()[-300:]
+            raise OSError(f"ffmpeg could not write {file}: {reason}")
     return file

@@ -17,7 +17,8 @@ from lvsm_jax.models.base import ViewSynthesisModel
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.models.layers import check_image_size
 from lvsm_jax.rendering import view_cache
-from lvsm_jax.scenes.photograph import MAX_PIXELS, Photograph, PosedCamera, ResizeCrop
+from lvsm_jax.scenes.photograph import Photograph, PosedCamera, ResizeCrop
+from lvsm_jax.scenes.pictures import MAX_PIXELS
 from lvsm_jax.scenes.scene_frame import SceneFrame
 
 

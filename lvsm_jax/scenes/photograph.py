@@ -12,25 +12,17 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, UInt8
-from PIL import ExifTags, Image
+from PIL import Image
 
-from lvsm_jax.common.camera_limits import check_intrinsics, check_positions
+from lvsm_jax.common.camera_limits import check_pixels, check_positions
 from lvsm_jax.common.errors import UserError
-
-MAX_PIXELS = 64_000_000
-
-# What Pillow raises for damaged files: OSError for most, the others from parsing headers.
-PICTURE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+from lvsm_jax.scenes.pictures import FORMATS, MAX_PIXELS, PICTURE_ERRORS, Colour, read_pixels
 
 # Largest difference of RᵀR from the identity: that of a matrix written with three decimals.
 ROTATION_TOLERANCE = 2e-3
 
-_SHARES = 4  # intrinsics all below are no pixels, except of a picture of less than 8 times this
 
 _MULTIPLE = 8  # of resized sides, fixed by the published protocol, whatever the model's patch
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
-_COLOUR_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
-_ALPHA_MODES = ("LA", "PA", "RGBA")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,28 +104,33 @@ class Photograph:
         camera: PosedCamera,
         name: str | None = None,
         *,
+        background: Colour | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> "Photograph":
-        """Reads a picture file: JPEG, PNG, WebP, TIFF, BMP or PPM, 8 bits a channel.
+        """Reads a picture file: JPEG, PNG, WebP, TIFF, BMP or PPM; HEIC with pillow-heif.
 
-        What would have to be guessed is refused: pictures that EXIF says to turn (do the intrinsics
-        belong to the turned one?), and transparent ones (on which background?). UserError, which
-        names the file, for these, for what is damaged or no picture, and for more than `max_pixels`
-        pixels, which are not decoded; OSError for a file that cannot be read.
+        Grey, CMYK and 16 bits become 8 bits a colour. A picture that EXIF turns is turned if the
+        camera has the size of the turned one. What would have to be guessed is refused: a turn that
+        the size does not decide, and transparency without a `background` (red, green and blue of
+        255). UserError, which names the file, for these, for what is damaged or no picture, and for
+        more than `max_pixels` pixels, which are not decoded; OSError for a file that cannot be
+        read.
         """
         with open(os.path.expanduser(path), "rb") as file:
-            return cls._decode(file, os.fspath(path), camera, name, max_pixels)
+            return cls._decode(file, os.fspath(path), camera, name, background, max_pixels)
 
     @classmethod
-    def decode(cls, data: bytes, camera: PosedCamera, name: str) -> "Photograph":
+    def decode(
+        cls, data: bytes, camera: PosedCamera, name: str, *, background: Colour | None = None
+    ) -> "Photograph":
         """As `open`, from the bytes of a picture file; errors name `name`."""
-        return cls._decode(io.BytesIO(data), name, camera, name, MAX_PIXELS)
+        return cls._decode(io.BytesIO(data), name, camera, name, background, MAX_PIXELS)
 
     @classmethod
-    def _decode(cls, file, where, camera, name, max_pixels) -> "Photograph":
+    def _decode(cls, file, where, camera, name, background, max_pixels) -> "Photograph":
+        size, options = (camera.width, camera.height), {"max_pixels": max_pixels}
         try:
-            image = Image.open(file, formats=FORMATS)
-            return cls(_checked_pixels(image, max_pixels), camera, name)
+            return cls(read_pixels(file, size, background=background, **options), camera, name)
         except Image.UnidentifiedImageError:
             raise UserError(f"{where}: not a picture ({', '.join(FORMATS)})") from None
         except PICTURE_ERRORS as error:
@@ -210,32 +207,6 @@ def resized_side(side: int, other: int, other_resized: int) -> int:
     return round(int(other_resized * side / other) / _MULTIPLE) * _MULTIPLE
 
 
-def turn_by_exif(image: Image.Image) -> int | None:
-    """EXIF's orientation of a picture that it says to turn; None for an upright one."""
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return None if orientation in (0, 1) else orientation  # 0 is what some cameras write for 1
-
-
-def _checked_pixels(image: Image.Image, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of a picture just opened; UserError for what is not to be decoded."""
-    width, height = image.size
-    if width * height > max_pixels:
-        raise UserError(f"{width}×{height} pixels are more than {max_pixels}")
-    if orientation := turn_by_exif(image):
-        raise UserError(
-            f"EXIF orientation {orientation} would turn the picture, so that it is not clear what "
-            "its intrinsics belong to: turn its pixels, or remove the tag"
-        )
-    if image.mode not in _COLOUR_MODES + _ALPHA_MODES:
-        raise UserError(f"pixels of type {image.mode}, expected 8 bits a channel")
-    image.load()
-    if image.mode in _ALPHA_MODES or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
-            raise UserError("the picture is transparent in places: put it on a background first")
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
 def _pose(matrix: Any, name: str) -> Float64[np.ndarray, "4 4"]:
     """A rigid transform, checked; a copy that cannot be written to."""
     given = np.asarray(matrix, np.float64)
@@ -265,11 +236,6 @@ def _intrinsics(fxfycxcy: Any, width: int, height: int) -> Float64[np.ndarray, "
     values = np.array(fxfycxcy, np.float64)
     if values.shape != (4,):
         raise UserError(f"fxfycxcy has shape {values.shape}, expected [4]")
-    check_intrinsics(values, width, height)
-    if values.max() < _SHARES and min(width, height) >= 8 * _SHARES:
-        raise UserError(
-            f"fxfycxcy is {values.tolist()} for a picture of {width}×{height}: expected pixels, "
-            "not shares of its sides"
-        )
+    check_pixels(values, width, height)
     values.flags.writeable = False
     return values

@@ -17,6 +17,9 @@ POSITION_SCALE = 1.35
 # Below this length a sum of unit vectors has no direction worth the name, and below this share of
 # the coordinates' size a distance between float32 positions is rounding.
 TINY = 1e-6
+# Coordinates beyond this are of a world whose origin is far away (UTM, ECEF). These are written as
+# float64, for float32 would not do, so that their rounding does not grow as that of float32 would.
+_FAR, _TINY_FLOAT64 = 1e3, 1e-13
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,8 @@ class SceneFrame:
         world_to_scene[:3, 3] = -axes.T @ positions.mean(0)
         if scale is None:
             extent = np.abs((positions - positions.mean(0)) @ axes).max()
-            one_place = extent <= TINY * np.abs(positions).max()
+            reach = np.abs(positions).max()
+            one_place = extent <= max(TINY * min(reach, _FAR), _TINY_FLOAT64 * reach)
             scale = 1.0 if one_place else 1.0 / (POSITION_SCALE * extent)
         return cls(world_to_scene, float(scale))
 

@@ -206,7 +206,9 @@ def meeting_point(c2w: Poses, distance: float | None = None) -> Vector | None:
             raise UserError(f"distance is {distance}, expected a positive number")
         middle = _middle(c2w)
         return middle[:3, 3] + distance * middle[:3, 2]
-    positions, forward = c2w[:, :3, 3], c2w[:, :3, 2]
+    # From their mean, so that an origin that is far away costs no digits.
+    mean, forward = c2w[:, :3, 3].mean(0), c2w[:, :3, 2]
+    positions = c2w[:, :3, 3] - mean
     # The point with the least sum of squared distances to the viewing axes.
     across = np.eye(3) - forward[:, :, None] * forward[:, None, :]
     total = across.mean(0)
@@ -214,7 +216,7 @@ def meeting_point(c2w: Poses, distance: float | None = None) -> Vector | None:
         return None
     point = np.linalg.solve(total, np.einsum("vij,vj->i", across, positions) / len(c2w))
     ahead = np.einsum("vi,vi->v", point - positions, forward) > 0
-    return point if ahead.all() else None
+    return mean + point if ahead.all() else None
 
 
 def up_direction(c2w: Poses) -> Vector:

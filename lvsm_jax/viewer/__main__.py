@@ -32,6 +32,7 @@ from collections.abc import Iterator
 
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.text import printable
 from lvsm_jax.programs import scene_options
 
 _DATASET = "data/worlds"
@@ -46,13 +47,15 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
         if getattr(given, name) < 1:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag}={getattr(given, name)}, expected at least 1")
+    background = scene_options.background_of(given)
     weights = scene_options.choose_weights(given)
     # Imports of what follows take seconds, which --help and the checks above do without.
     from input_pipeline.clip_scene import open_scene
+    from lvsm_jax.programs.trained_on import trained_on
 
-    scene = open_scene(given.scene or _first_world(), images=given.images)
+    scene = open_scene(given.scene or _first_world(), images=given.images, background=background)
     for note in scene.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)
     inputs = scene_options.choose_inputs(scene, given.inputs)
 
     from lvsm_jax.rendering.session import Session
@@ -63,7 +66,9 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     from lvsm_jax.weights import exports
 
     check_address(given.host, given.port)
-    height, width = size = scene_options.picture_size(given.size, exports.describe(weights))
+    about = exports.describe(weights)
+    print(printable(trained_on(about)))
+    height, width = size = scene_options.picture_size(given.size, about)
     dtype = {} if given.cache_dtype is None else {"cache_dtype": given.cache_dtype}
     model = exports.load(weights, **dtype)
     max_views = max(given.max_views, len(inputs))
@@ -127,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     first = f"a number, evenly spaced ({scene_options.INPUTS}), all, or names with commas"
     add("--inputs", metavar="N|NAMES", help=f"in use at first: {first}")
     scene_options.add_scene_options(parser)
+    scene_options.add_background_option(parser)
     add("--max-views", type=int, default=16, help="most photographs in use; takes memory (16)")
     kinds = "of the cache: bfloat16, int8, … (as the model says)"
     add("--cache-dtype", metavar="TYPE", help=kinds)

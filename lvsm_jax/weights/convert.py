@@ -33,6 +33,10 @@ from lvsm_jax.weights.fingerprints import fingerprint_all
 from lvsm_jax.weights.state_dict import CHECKSUM, StateDict, problems, read_checkpoint
 from lvsm_jax.weights.torch_names import Weight
 
+# What training programs that hold the model in another module put before its names: data parallel
+# ones, compiled ones, Lightning, FSDP.
+_WRAPPERS = re.compile(r"^((module|_orig_mod|model|_forward_module|_fsdp_wrapped_module)\.)+")
+
 # Frozen networks of the losses, which training checkpoints contain beside the model.
 _HELPERS = ("loss_computer.", "repa_encoder.", "repa_projector.")
 
@@ -43,12 +47,12 @@ _WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 def from_state_dict(arrays: StateDict, **options: Any) -> ViewSynthesisModel:
     """The model whose torch weights these are; architecture and sizes are inferred.
 
-    Arrays by torch name are float32, or float16 or bfloat16, which become float32. A prefix
-    `module.` or `_orig_mod.` is taken off; frozen helper networks (`loss_computer.*`,
-    `repa_encoder.*`, `repa_projector.*`) are left out. Options are fields of the configuration that
-    cannot be inferred: `dtype`, `attention`, `remat`, `targets_at_once`, `cache_dtype`. Raises
-    UserError for no known architecture, or weights that are missing, surplus, mis-shaped, of
-    another type or not finite, all named.
+    Arrays by torch name are float32, or float16 or bfloat16, which become float32. Prefixes of
+    wrapping modules (`module.`, `_orig_mod.`, `model.`) are taken off; frozen helper networks
+    (`loss_computer.*`, `repa_encoder.*`, `repa_projector.*`) are left out. Options are fields of
+    the configuration that cannot be inferred: `dtype`, `attention`, `remat`, `targets_at_once`,
+    `cache_dtype`. Raises UserError for no known architecture, or weights that are missing, surplus,
+    mis-shaped, of another type or not finite, all named.
     """
     arrays = _strip(arrays)
     architecture, num_layers = torch_names.architecture_and_layers(arrays)
@@ -98,9 +102,9 @@ def _strip(arrays: StateDict) -> dict[str, np.ndarray]:
     """The arrays without helper networks, by names without prefixes."""
     stripped = {}
     for name, array in arrays.items():
-        short = re.sub(r"^(module\.|_orig_mod\.)+", "", name)
+        short = _WRAPPERS.sub("", name)
         if short in stripped:
-            raise UserError(f"{short} is there twice, with the prefix module. or _orig_mod.")
+            raise UserError(f"{short} is there twice, with a prefix such as module. or _orig_mod.")
         if not short.startswith(_HELPERS):
             stripped[short] = array
     return stripped

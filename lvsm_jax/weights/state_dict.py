@@ -1,6 +1,7 @@
 """State dicts of PyTorch programs: read from files without PyTorch, and checked."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,13 +12,17 @@ from etils import epath
 from jaxtyping import Shaped
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import expand
+from lvsm_jax.common.files import expand, read_json
 from lvsm_jax.common.text import shortened
 from lvsm_jax.weights import torch_file
 from lvsm_jax.weights.fingerprints import fingerprint_all
 
 StateDict = Mapping[str, Shaped[np.ndarray, "..."]]
 
+# Where training programs put the weights among what else they save.
+_PLACES = ("model", "state_dict", "model_state_dict", "module")
+_INDEX = ".safetensors.index.json"
+_PART = re.compile(r"(?P<name>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")  # as hubs cut them
 _DTYPES = [np.dtype(dtype) for dtype in (np.float32, np.float16, ml_dtypes.bfloat16)]
 
 
@@ -37,11 +42,21 @@ class Checkpoint(NamedTuple):
 def read_checkpoint(path: epath.PathLike) -> Checkpoint:
     """Reads a state dict from a file of `torch.save` or safetensors, recognised by their content.
 
-    Checksums that the file has are compared: those of a file of torch.save, and that of a
-    safetensors file which `convert` wrote. Raises OSError for no such file; UserError for another
-    kind, a damaged one, or no state dict.
+    Of safetensors cut into several files, `path` is the index (`*.safetensors.index.json`), one of
+    the files beside it, or their folder. Checksums that the file has are compared: those of a file
+    of torch.save, and that of a safetensors file which `convert` wrote. Raises OSError for no such
+    file; UserError for another kind, a damaged or incomplete one, or no state dict.
     """
     path = expand(path)
+    if path.is_dir():
+        path = _only_weights_in(path)
+    if path.name.endswith(_INDEX):
+        return Checkpoint(_read_shards(path), {})
+    if part := _PART.fullmatch(path.name):
+        index = path.with_name(f"{part['name']}{_INDEX}")
+        if not index.exists():
+            raise UserError(f"{path} is one of {int(part['count'])} files, and {index} is missing")
+        return Checkpoint(_read_shards(index), {})
     with path.open("rb") as file:
         start = file.read(9)
     if start.startswith((b"PK", b"\x80\x02")):  # a zip; or a file from before torch 1.6, refused
@@ -51,13 +66,50 @@ def read_checkpoint(path: epath.PathLike) -> Checkpoint:
     raise UserError(f"{path} is neither a file of torch.save nor of safetensors, or is truncated")
 
 
+def holds_weights(folder: epath.PathLike) -> bool:
+    """Whether a folder holds safetensors, in one file or several, as hubs keep them."""
+    folder = expand(folder)
+    return folder.is_dir() and any(folder.glob("*.safetensors"))
+
+
+def _only_weights_in(folder: epath.Path) -> epath.Path:
+    """The index of a folder's safetensors, or the one file of them."""
+    files = sorted(folder.glob(f"*{_INDEX}")) or sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        there = ", ".join(file.name for file in files) or "none"
+        raise UserError(
+            f"{folder}: expected one file of safetensors or their index, it has {there}"
+        )
+    return files[0]
+
+
+def _read_shards(index: epath.Path) -> dict[str, np.ndarray]:
+    """The arrays of all files that an index names; exactly those that it lists."""
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or {*map(type, where.values())} != {str}:
+        raise UserError(f"{index}: expected an object 'weight_map', names of arrays to files")
+    arrays: dict[str, np.ndarray] = {}
+    for name in sorted(set(where.values())):
+        file = index.parent / name
+        if "/" in name or "\0" in name or not file.is_file():
+            raise UserError(
+                f"{index} names {name!r:.100}, which is not beside it: the weights are in parts"
+            )
+        part = _read_safetensors(file)
+        if (listed := {key for key, of in where.items() if of == name}) != part.keys():
+            other = shortened(min(listed ^ part.keys()), 60)
+            raise UserError(f"{file} and {index} do not belong together: {other} is in one alone")
+        arrays |= part
+    return arrays
+
+
 def _from_torch(path: epath.Path, content: Any) -> Checkpoint:
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path} holds a {type(content).__name__}, expected a dict of weights")
-    key = next((k for k in ("model", "state_dict") if isinstance(content.get(k), dict)), None)
+    key = next((k for k in _PLACES if isinstance(content.get(k), dict)), None)
     if key is None and not all(isinstance(value, np.ndarray) for value in content.values()):
         raise UserError(
-            f"{path} has no weights under 'model' or 'state_dict', but the keys "
+            f"{path} has no weights under {' or '.join(map(repr, _PLACES))}, but the keys "
             f"{sorted(str(key)[:60] for key in content)[:10]}"
         )
     weights = content[key] if key else content

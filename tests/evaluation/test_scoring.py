@@ -205,6 +205,54 @@ def test_means_are_over_targets_then_scenes_with_and_without_context():
     assert summary["num_context_targets"] == 2
 
 
+def test_targets_that_only_fill_up_count_nowhere():
+    """Scenes of 1, 3 and 2 targets, filled up to 3: the scores of each as if it were alone."""
+    batch, counts = random_scenes(3), [1, 3, 2]
+    seen = np.random.default_rng(1).integers(-1, 4, batch.targets.images.shape[:-1], np.int8)
+    batch = dataclasses.replace(batch, seen=seen)
+    targets = jax.tree.map(np.copy, batch.targets)
+    for s, count in enumerate(counts):
+        targets.frame[s, count:] = -1
+        targets.images[s, count:] = targets.images[s, 0]  # an exact copy of it must not be counted
+        targets.cameras.fxfycxcy[s, count:] = np.nan
+    filled = dataclasses.replace(batch, targets=targets)
+
+    def spoilt_where_the_camera_is(images, input_cameras, target_cameras):
+        here = first_input(images, input_cameras, target_cameras)
+        return here + 0 * target_cameras.fxfycxcy[..., :1, None, None]
+
+    result = evaluate(spoilt_where_the_camera_is, Scenes(filled, 2), progress=False)
+    result.check_finite()
+    alone = evaluate(first_input, Scenes(batch, 3), progress=False)
+    for method in (COPY_NEAREST, MODEL):
+        for metric in METRICS:
+            kept = [alone._counted(metric, method)[s, :n] for s, n in enumerate(counts)]
+            expected = [scores.mean() for scores in kept]
+            np.testing.assert_allclose(result.scene_means(metric, method), expected, rtol=1e-6)
+            assert result.mean(metric, method) == pytest.approx(np.mean(expected))
+            context = [
+                scores[s == 0 :].mean() for s, scores in enumerate(kept) if s or len(scores) > 1
+            ]
+            assert result.mean(metric, method, context=False) == pytest.approx(np.mean(context))
+    counted = np.arange(3) < np.array(counts)[:, None]
+    pixels = alone.seen.pixels[counted].sum(0)
+    for method, found in {MODEL: result.summary(), **result.summary()["baselines"]}.items():
+        groups = found["psnr_by_inputs_that_see"].values()
+        np.testing.assert_allclose([g["share"] for g in groups], pixels / pixels.sum())
+        psnr = -10 * np.log10(alone.seen.errors[method][counted].sum(0) / pixels)
+        np.testing.assert_allclose([g["psnr"] for g in groups], psnr, rtol=1e-6)
+    assert (result.summary()["num_images"], result.summary()["num_context_targets"]) == (6, 1)
+    rows = [(row["scene"], row["target_frame"]) for row in result.rows()]
+    assert rows == [
+        (f"scene {s}", 100 + t if (s, t) != (0, 0) else 1)
+        for s, n in enumerate(counts)
+        for t in range(n)
+    ]
+    pictures = scoring.render_scenes(first_input, Scenes(filled, 3))
+    cards = [report._card(result, s, pictures[f"scene {s}"]) for s in range(3)]
+    assert [card["num_targets"] for card in cards] == [len(c["targets"]) for c in cards] == counts
+
+
 def test_an_exact_copy_counts_as_rounding_to_8_bits():
     result = evaluate(first_input, Scenes(random_scenes(1), 1), progress=False)
     copied = result.scores[COPY_NEAREST]["psnr"]

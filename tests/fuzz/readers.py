@@ -97,6 +97,15 @@ def write_safetensors(folder: pathlib.Path) -> None:
     safetensors.numpy.save_file(weights(), folder / "w.safetensors", metadata=metadata)
 
 
+def write_shards(folder: pathlib.Path) -> None:
+    where = {}
+    for i, (name, array) in enumerate(weights().items(), 1):
+        where[name] = f"w-{i:05d}-of-00003.safetensors"
+        safetensors.numpy.save_file({name: array}, folder / where[name])
+    index = {"metadata": {}, "weight_map": where}
+    (folder / "w.safetensors.index.json").write_text(json.dumps(index))
+
+
 def read_weights(folder: pathlib.Path) -> Any:
     [file] = folder.iterdir()
     return read_checkpoint(file).arrays
@@ -159,6 +168,48 @@ def write_transforms(folder: pathlib.Path) -> None:
     frame = {"file_path": "a.png", "transform_matrix": np.eye(4).tolist()}
     top = {"fl_x": 40.5, "fl_y": 41.5, "cx": 24.5, "cy": 16.5, "w": 48, "h": 32, "k1": 0.0}
     (folder / "transforms.json").write_text(json.dumps({**top, "frames": [frame]}))
+
+
+def write_opencv_cameras(folder: pathlib.Path) -> None:
+    (folder / "a.png").write_bytes(picture("PNG"))
+    frame = {"file_path": "a.png", "w": SIZE[0], "h": SIZE[1], "w2c": np.eye(4).tolist()}
+    frame |= dict(zip(("fx", "fy", "cx", "cy"), F, strict=True))
+    (folder / "opencv_cameras.json").write_text(json.dumps({"frames": [frame]}))
+
+
+def write_inria(folder: pathlib.Path) -> None:
+    (folder / "a.png").write_bytes(picture("PNG"))
+    one = {"id": 0, "img_name": "a", "width": SIZE[0], "height": SIZE[1], "fx": F[0], "fy": F[1]}
+    one |= {"position": [0.5, 0.25, 1.5], "rotation": np.eye(3).tolist()}
+    (folder / "cameras.json").write_text(json.dumps([one]))
+
+
+def write_llff(folder: pathlib.Path) -> None:
+    (folder / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        (folder / "images" / name).write_bytes(picture("PNG"))
+    c2w = np.array([[0, 1, 0, 0.5], [1, 0, 0, 0.25], [0, 0, -1, 1.5]], float)
+    matrix = np.concatenate([c2w, np.array([[SIZE[1]], [SIZE[0]], [F[0]]])], axis=1)
+    np.save(folder / "poses_bounds.npy", np.tile([*matrix.ravel(), 0.5, 9.0], (2, 1)))
+
+
+def write_polycam(folder: pathlib.Path) -> None:
+    cameras, images = folder / "keyframes" / "cameras", folder / "keyframes" / "images"
+    for made in (cameras, images):
+        made.mkdir(parents=True)
+    (images / "a.png").write_bytes(picture("PNG"))
+    pose = {f"t_{i}{j}": float(i == j) for i in range(3) for j in range(4)}
+    size = {"width": SIZE[0], "height": SIZE[1]}
+    intrinsics = dict(zip(("fx", "fy", "cx", "cy"), F, strict=True))
+    (cameras / "a.json").write_text(json.dumps(size | intrinsics | pose))
+
+
+def write_record3d(folder: pathlib.Path) -> None:
+    (folder / "EXR_RGBD" / "rgb").mkdir(parents=True)
+    (folder / "EXR_RGBD" / "rgb" / "0.png").write_bytes(picture("PNG"))
+    matrix = [F[0], 0, 0, 0, F[1], 0, F[2], F[3], 1]
+    content = {"w": SIZE[0], "h": SIZE[1], "K": matrix, "poses": [[0, 0, 0, 1, 0.5, 0.25, 1.5]]}
+    (folder / "EXR_RGBD" / "metadata").write_text(json.dumps(content))
 
 
 def read_folder(folder: pathlib.Path) -> Any:
@@ -225,6 +276,11 @@ READERS = (
     Reader("pt", lambda f: torch_zip.save(f / "w.pt", weights()), read_weights, sums=True),
     Reader("safetensors", write_safetensors, read_weights, sums=True),
     Reader(
+        *("shards", write_shards, lambda folder: read_checkpoint(folder).arrays),
+        damage=("*.json",),
+        sums=True,
+    ),
+    Reader(
         *("export", lambda folder: save_tiny_export(folder / "e"), read_export),
         sums=True,
         quick=0,  # tests/weights/test_exports.py has some
@@ -240,7 +296,12 @@ READERS = (
         lambda folder: [vars(one) for one in read_camera_path(folder / "path.json")],
     ),
     Reader("cameras", write_cameras, read_folder, damage=("*.json",)),
-    Reader(*("transforms", write_transforms, read_folder), damage=("*.json",)),
+    Reader("transforms", write_transforms, read_folder, damage=("*.json",)),
+    Reader("opencv_cameras", write_opencv_cameras, read_folder, damage=("*.json",), quick=30),
+    Reader("inria", write_inria, read_folder, damage=("*.json",), quick=30),
+    Reader("llff", write_llff, read_folder, damage=("*.npy",)),
+    Reader("polycam", write_polycam, read_folder, damage=("*.json",), quick=30),
+    Reader("record3d", write_record3d, read_folder, damage=("metadata",), quick=30),
     Reader(
         *("colmap", lambda folder: write_colmap(folder, "bin"), read_folder),
         damage=("sparse/*.bin",),

@@ -113,6 +113,7 @@ BAD_CLIPS = {
     "frame 1: its camera is not finite": with_camera(1, 9, np.nan),
     "frame 2: its camera is not finite": with_camera(2, 0, np.inf),
     "frame 0: fx, fy = 0.5, -0.9 must be > 0": with_camera(0, 1, -0.9),
+    "expected shares of the picture's width and height, not pixels": with_camera(2, 0, 480.0),
     "frame 2: fxfycxcy has focal lengths [1.0": with_camera(2, 0, 1e-42),
     "frame 1: fxfycxcy has the principal point [1.0": with_camera(1, 2, 1e30),
     "frame 0: w2c has a coordinate of 1e+20": with_camera(0, 9, 1e20),

@@ -205,6 +205,17 @@ def test_a_scene_frame_does_not_depend_on_the_worlds_axes_origin_or_unit():
     np.testing.assert_allclose(ours[:, :3, 3].mean(0), 0, atol=1e-6)
 
 
+@pytest.mark.parametrize("origin", [[448e3, 5.41e6, 67], [4.2e6, 6.3e5, 4.8e6], [1e9, 0, -1e9]])
+def test_a_scene_frame_does_not_depend_on_an_origin_far_away(origin):
+    """Of UTM, of ECEF, and beyond: cameras a few units apart, in float64."""
+    c2w, local = path_of_cameras(6), path_of_cameras(6)
+    c2w[:, :3, 3] += origin
+    ours = SceneFrame.fit(local).apply(local)
+    np.testing.assert_allclose(SceneFrame.fit(c2w).apply(c2w), ours, atol=1e-6)
+    c2w[:, :3, 3] = np.array(origin) + 1e-7
+    assert SceneFrame.fit(c2w).scale == 1
+
+
 def test_a_single_input_has_scale_one_unless_given():
     inputs, targets = path_of_cameras(1), path_of_cameras(3, seed=2)
     frame = SceneFrame.fit(inputs)

@@ -35,6 +35,7 @@ SETTINGS = {
     "model.remat": "none",
     "model.width": 24,
     "model.head_dim": 8,
+    "model.copy_head": False,
     "data.image_height": 16,
     "eval.batch_size": 6,
     "eval.lpips": False,

@@ -1,5 +1,6 @@
 """The program `render`: frames and a video of a path, resumed, and never mixed up."""
 
+import csv
 import dataclasses
 import importlib
 import importlib.util
@@ -16,7 +17,7 @@ from PIL import Image
 import lvsm_jax
 from input_pipeline.clip_scene import open_scene
 from lvsm_jax.programs import render as program
-from lvsm_jax.programs.scene_options import choose_inputs
+from lvsm_jax.programs.scene_options import choose_inputs, split_photographs
 from lvsm_jax.rendering.frames import write_video
 from lvsm_jax.rendering.session import Session
 from lvsm_jax.scenes import camera_json, trajectories
@@ -166,7 +167,7 @@ def test_video(export, scene, tmp_path, size):
     import imageio_ffmpeg
 
     out = tmp_path / "100% odd name"
-    render(export, scene, out, f"--size={size}", "--fps=12.5")
+    render(export, scene, out, f"--size={size}", "--fps=12.5", "--video-scale=1")
     video = out / "video.mp4"
     assert imageio_ffmpeg.count_frames_and_secs(str(video)) == (10, pytest.approx(0.8))
     reader = imageio_ffmpeg.read_frames(str(video))
@@ -181,6 +182,78 @@ def test_video(export, scene, tmp_path, size):
 
 
 @pytest.mark.filterwarnings("ignore:os.fork")
+@needs_ffmpeg
+def test_video_that_people_can_watch(export, scene, tmp_path):
+    """Enlarged until the shorter side has 512 pixels, with the inputs to its left."""
+    import imageio_ffmpeg
+
+    out = tmp_path / "out"
+    render(export, scene, out, "--show-inputs", "--inputs=5", "--frames=3")
+    reader = imageio_ffmpeg.read_frames(str(out / "video.mp4"))
+    width, height = next(reader)["size"]
+    assert (width, height) == (2 * 170 + 512, 512)  # two columns of three
+    shown = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+    assert len(shown) == 3
+    with Session(lvsm_jax.load(export), image_height=16) as session:
+        session.add([open_scene(scene)[f"{i}.png"].load() for i in (0, 1, 2, 4, 5)])
+        first = next(iter(session.views.values())).picture
+    for frame, expected in zip(shown, frames_in(out), strict=True):
+        small = np.asarray(Image.fromarray(frame[:, 340:]).resize((16, 16)))
+        assert np.abs(small.mean((0, 1)) - expected.mean((0, 1))).max() < 8
+        corner = np.asarray(Image.fromarray(frame[:170, :170]).resize((16, 16))).astype(int)
+        assert np.abs(corner - first).mean() < 40 < np.abs(corner - expected).mean() + 25
+
+
+def test_photographs_are_held_out(export, scene, tmp_path, capsys):
+    out = tmp_path / "out"
+    render(export, scene, out, "--no-video", "--hold-out=2", "--inputs=3", "--frames=2")
+    told = capsys.readouterr()
+    assert "2 held out" in told.out and "copy nearest input" in told.out
+    record = json.loads((out / "render.json").read_text())
+    assert record["held_out"] == ["2.png", "3.png"]
+    assert list(record["inputs"]) == ["0.png", "4.png", "5.png"]
+    rows = list(csv.DictReader((out / "held_out.csv").open()))
+    photographs = open_scene(scene)
+    with Session(lvsm_jax.load(export), image_height=16, max_views=3) as session:
+        session.add([photographs[name].load() for name in record["inputs"]])
+        for row, name, nearest in zip(rows, record["held_out"], ("4.png", "4.png"), strict=True):
+            target = photographs[name].load().cropped_to(16, 16) / np.float32(255)
+            render_of = session.render(photographs[name].camera) / np.float32(255)
+            copy = photographs[nearest].load().cropped_to(16, 16) / np.float32(255)
+            assert row["photograph"] == name
+            for column, shown in (("psnr", render_of), ("copy_nearest_psnr", copy)):
+                expected = -10 * np.log10(np.square(target - shown).mean())
+                assert float(row[column]) == pytest.approx(expected, abs=1e-3)
+    render(export, scene, out, "--no-video", "--hold-out=1", "--frames=2", "--overwrite")
+    assert len(list(out.glob("held_out_*.png"))) == 1
+    render(export, scene, out, "--no-video", "--hold-out=2", "--frames=2", "--overwrite")
+    pictures = sorted(out.glob("held_out_*.png"))
+    assert [Image.open(picture).size for picture in pictures] == [(3 * 16 + 2 * 4, 16)] * 2
+
+
+@pytest.mark.parametrize(
+    ("inputs", "count", "chosen", "held_out"),
+    [
+        (None, 0, [0, 2, 3, 5], []),
+        (None, 1, [0, 1, 4, 5], [2]),
+        ("all", 2, [0, 1, 4, 5], [2, 3]),
+        ("1", 5, [0], [1, 2, 3, 4, 5]),
+        ("5.png,0.png", 4, [5, 0], [1, 2, 3, 4]),
+        ("5.png,0.png", 1, [5, 0], [3]),
+    ],
+)
+def test_what_is_held_out_is_no_input(scene, inputs, count, chosen, held_out):
+    ours = split_photographs(open_scene(scene), inputs, count)
+    names = [[int(photograph.name.removesuffix(".png")) for photograph in some] for some in ours]
+    assert names == [chosen, held_out]
+
+
+@pytest.mark.parametrize(("inputs", "count", "most"), [(None, 6, 5), ("0.png,1.png", 5, 4)])
+def test_more_than_can_be_held_out(scene, inputs, count, most):
+    with pytest.raises(ValueError, match=f"--hold-out={count}, expected 1 to {most}"):
+        split_photographs(open_scene(scene), inputs, count)
+
+
 def test_video_of_odd_size(tmp_path):
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
     for i in range(3):

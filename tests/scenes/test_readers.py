@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from lvsm_jax.scenes.lens import Distortion
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.readers import SceneError, read_scene
 from lvsm_jax.scenes.readers.scene import natural_order
@@ -183,8 +184,12 @@ def test_colmap_lenses(images):
     fxfycxcy = read_scene(images)["p2.jpg"].camera.fxfycxcy
     np.testing.assert_array_equal(fxfycxcy, [40, 40, 23.5, 16])
     write_colmap(images, [f"1 {pinhole}", f"2 {bent}", f"3 {pinhole}"])
-    with pytest.raises(SceneError, match=r"camera 2: the lens distorts \(k2 = 0.01\).*undistort"):
-        read_scene(images)
+    scene = read_scene(images)
+    assert scene.notes == ["1 images are undistorted when they are read: p2.jpg"]
+    assert scene["p1.png"].lens is None
+    assert scene["p2.jpg"].lens.distortion == Distortion((0.0, 0.01, 0.0, 0.0, 0.0, 0.0))
+    np.testing.assert_array_equal(scene["p2.jpg"].lens.fxfycxcy, [40, 41, 23.5, 16])
+    assert scene["p2.jpg"].load().pixels.shape == (HEIGHT, WIDTH, 3)
     write_colmap(images, [f"1 {pinhole}", f"2 {pinhole}", f"3 {fisheye}"])
     with pytest.raises(SceneError, match="camera 3: its model is OPENCV_FISHEYE"):
         read_scene(images)
@@ -253,14 +258,21 @@ def test_blender_transforms(images):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"k1": 0.1, "p2": -0.2}, r"the lens distorts \(k1 = 0.1, p2 = -0.2\)"),
+        ({"k7": 0.1, "s2": -0.2}, r"the lens distorts by k7 = 0.1, s2 = -0.2, and only k1, k2"),
+        ({"b1": 3}, "the lens distorts by b1 = 3"),
+        ({"k1": -50.0}, "no pinhole camera shows its picture"),
         ({"k1": "no"}, "'k1' is \"no\""),
-        ({"distortion_params": [0, 0.1, 0, 0, 0, 0]}, r"distorts \(distortion_params\[1\] = 0.1\)"),
+        ({"distortion_params": [0, 0.1]}, "'distortion_params' has 2 numbers, not 6: k1, k2, k3"),
         ({"camera_model": "OPENCV_FISHEYE"}, "'camera_model' is 'OPENCV_FISHEYE'"),
+        ({"camera_model": "EQUIRECTANGULAR"}, "'camera_model' is 'EQUIRECTANGULAR'"),
+        ({"latlong": True}, "equirectangular"),
         ({"is_fisheye": True}, "a fisheye"),
         ({"w": 49}, r"'w' and 'h' are 49×32, but .*p10.png has 48×32"),
         ({"fl_y": 0}, "focal lengths"),
         ({"cx": [1]}, "'cx' is"),
+        ({"fl_y": 0.85}, "expected pixels, not shares"),
+        ({"fl_y": 0.01}, "focal lengths"),
+        ({"w": 80, "h": 50}, "expected that size, or ½"),
     ],
 )
 def test_bad_transforms(images, changes, message):
@@ -406,13 +418,29 @@ def test_colmap_text_with_spaces_in_names(images):
     assert [f"images/{p.name}" for p in read_scene(images).photographs] == names
 
 
-def test_a_picture_that_exif_turns_says_so(images):
+def test_the_cameras_size_tells_whether_exif_has_turned_the_picture(images):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (WIDTH, HEIGHT)).save(images / NAMES[1], exif=exif)
+    stored = Image.new("RGB", (WIDTH, HEIGHT), "red")
+    stored.paste("blue", (0, 0, WIDTH // 2, HEIGHT))  # on the left, and above when it is turned
+    stored.save(images / "images" / "p2.jpg", exif=exif, quality=95)
     write_json(images / "cameras.json", cameras_json(h=WIDTH, w=HEIGHT))
-    with pytest.raises(SceneError, match=r"has 48×32 pixels; its EXIF orientation 6"):
-        read_scene(images)
+    pixels = read_scene(images)[NAMES[1]].load().pixels
+    assert pixels.shape == (WIDTH, HEIGHT, 3)
+    assert pixels[3, 3, 2] > 200 and pixels[3, -4, 2] > 200 and pixels[-4, 3, 0] > 200
+    write_json(images / "cameras.json", cameras_json())
+    pixels = read_scene(images)[NAMES[1]].load().pixels
+    assert pixels[3, 3, 2] > 200 and pixels[-4, 3, 2] > 200 and pixels[3, -4, 0] > 200
+    # A turn by a half, or none at all by a camera without a size, cannot be told.
+    exif[0x0112] = 3
+    stored.save(images / "images" / "p2.jpg", exif=exif)
+    with pytest.raises(ValueError, match="EXIF orientation 3 would turn"):
+        read_scene(images)[NAMES[1]].load()
+    content = transforms_json()
+    del content["w"], content["h"]
+    write_json(images / "transforms.json", content)
+    with pytest.raises(SceneError, match=r"EXIF orientation 3 .* no camera states its size"):
+        read_scene(images / "transforms.json")
 
 
 def test_natural_order():

@@ -213,13 +213,14 @@ MAKE = {
 }
 
 
+@pytest.mark.parametrize("origin", [[3, -8, 100], [448e3, 5.41e6, 67]])
 @pytest.mark.parametrize("kind", MAKE)
-def test_world_frame_and_unit_do_not_matter(kind):
+def test_world_frame_and_unit_do_not_matter(kind, origin):
     """Cameras moved, turned and scaled give the path moved, turned and scaled."""
     inputs = around([0, 25, 60, 80])
     world, scale = np.eye(4), 37.0
     world[:3, :3] = Rotation.random(rng=5).as_matrix()
-    world[:3, 3] = [3, -8, 100]
+    world[:3, 3] = origin
 
     def moved(cameras):
         c2w = poses(cameras)

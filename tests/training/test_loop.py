@@ -19,7 +19,7 @@ TIMES = ("step_seconds", "data_wait_share", "programs")
 @pytest.fixture
 def config(rooms):
     config = quickstart.get_config()
-    config.model.update(num_layers=1, width=16, head_dim=8, remat="none")
+    config.model.update(num_layers=1, width=16, head_dim=8, remat="none", copy_head=False)
     config.data.update(path=str(rooms), image_height=16)
     config.run.update(num_steps=6, batch_size=8, eval_every=0, image_every=0, layers_every=0)
     config.optimizer.update(warmup_steps=0)

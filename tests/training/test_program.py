@@ -26,6 +26,7 @@ def arguments(rooms, workdir, **changes):
         "model.num_layers": 1,
         "model.width": 16,
         "model.head_dim": 8,
+        "model.copy_head": False,
         "data.path": rooms,
         "data.image_height": 16,
         **changes,

@@ -33,7 +33,7 @@ def config(rooms, goldens, tmp_path, monkeypatch):
     (tmp_path / "vgg.mat").touch()
 
     config = quickstart.get_config()
-    config.model.update(num_layers=2, width=32, head_dim=16, dtype="bfloat16")
+    config.model.update(num_layers=2, width=32, head_dim=16, dtype="bfloat16", copy_head=False)
     config.data.update(path=str(rooms), image_height=32)
     config.run.update(num_steps=2, batch_size=8, log_every=1, eval_every=0, image_every=0)
     config.run.checkpoint_every = 1

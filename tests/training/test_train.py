@@ -40,6 +40,7 @@ def command(rooms, workdir, config="configs/quickstart.py", **changes):
         "data.image_height": 32,
         "eval.batch_size": 2,
         "optimizer.ema_decay": 0.9,
+        **({} if ":" in config else {"model.copy_head": False}),  # compiles sooner
         **changes,
     }
     return [

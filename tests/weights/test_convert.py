@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import stat
 
 import ml_dtypes
@@ -80,7 +81,7 @@ def test_other_sizes_are_inferred(config):
 
 
 def test_prefixes_and_helper_networks(state_dict):
-    arrays = {f"_orig_mod.module.{name}": array for name, array in state_dict.items()}
+    arrays = {f"model._orig_mod.module.{name}": array for name, array in state_dict.items()}
     arrays["loss_computer.vgg.0.weight"] = np.zeros(3)
     arrays["_orig_mod.repa_encoder.rope"] = np.full(3, np.nan)
     arrays["module.repa_projector.0.bias"] = np.zeros(3, np.int64)
@@ -269,7 +270,7 @@ def test_command_there_and_back(name, state_dict, tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("key", ["state_dict", None])
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", None])
 def test_other_places_of_the_weights(efficient, tmp_path, key):
     file = tmp_path / "file"  # told by its content, whatever its name
     torch_zip.save(file, {key: efficient, "a_step": 1, "b_step": 2} if key else efficient)
@@ -293,6 +294,41 @@ def test_torch_files_without_weights(tmp_path, content, message):
     torch_zip.save(tmp_path / "x.pt", content)
     with pytest.raises(ValueError, match=message):
         convert.read_checkpoint(tmp_path / "x.pt")
+
+
+def _in_parts(arrays, folder):
+    """Two files of safetensors and their index, as hubs have them."""
+    folder.mkdir()
+    names = [f"model-{part:05d}-of-00002.safetensors" for part in (1, 2)]
+    where = {name: names[i % 2] for i, name in enumerate(arrays)}
+    for file in names:
+        part = {name: arrays[name] for name in arrays if where[name] == file}
+        safetensors.numpy.save_file(part, folder / file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (folder / "config.json").write_text('{"model_type": "lvsm"}')  # what an export has too
+    return index, [folder / name for name in names]
+
+
+def test_weights_in_several_files(efficient, tmp_path):
+    index, (first, second) = _in_parts(efficient, tmp_path / "hub")
+    for i, given in enumerate((index.parent, index, first, second)):
+        assert_same_bits(convert.read_checkpoint(given).arrays, efficient)
+        program.main([str(given), str(tmp_path / f"out{i}")])
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    safetensors.numpy.save_file(efficient, whole / "model.safetensors")
+    assert_same_bits(convert.read_checkpoint(whole).arrays, efficient)
+    shutil.copy(whole / "model.safetensors", whole / "other.safetensors")
+    assert "it has model.safetensors, other.safetensors" in _error(whole, tmp_path / "x")
+    shutil.copy(first, second)
+    assert "do not belong together" in _error(index, tmp_path / "x")
+    second.unlink()
+    assert f"names '{second.name}', which is not beside it" in _error(index, tmp_path / "x")
+    index.write_text("[]")
+    assert "expected a JSON object with 'weight_map'" in _error(index.parent, tmp_path / "x")
+    index.unlink()
+    assert f"one of 2 files, and {index} is missing" in _error(first, tmp_path / "x")
 
 
 def test_nothing_is_overwritten_unasked(efficient, tmp_path):

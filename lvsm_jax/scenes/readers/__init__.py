@@ -8,25 +8,48 @@ function and add it to `READERS`.
 import os
 import pathlib
 
+from lvsm_jax.scenes import pictures
+from lvsm_jax.scenes.pictures import Colour
 from lvsm_jax.scenes.readers.colmap import read_colmap
+from lvsm_jax.scenes.readers.llff import read_llff
+from lvsm_jax.scenes.readers.polycam import read_polycam
+from lvsm_jax.scenes.readers.record3d import read_record3d
 from lvsm_jax.scenes.readers.scene import Scene, SceneError, ScenePhotograph, some_of
 from lvsm_jax.scenes.readers.scene_json import read_scene_json
 
 __all__ = ["READERS", "Scene", "SceneError", "ScenePhotograph", "read_scene"]
 
-READERS = (read_scene_json, read_colmap)  # the first that finds one reads
+# The first that finds one reads.
+READERS = (read_scene_json, read_llff, read_polycam, read_record3d, read_colmap)
+_VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+_COLMAP = (
+    "colmap automatic_reconstructor --workspace_path WORK --image_path {photographs}, then name "
+    "WORK/sparse/0 with --images={photographs}"
+)
 
 
-def read_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = None) -> Scene:
+def read_scene(
+    path: str | os.PathLike,
+    *,
+    images: str | os.PathLike | None = None,
+    background: Colour | None = None,
+) -> Scene:
     """Reads cameras and finds their images, without decoding these.
 
-    `path` is a folder with, or file of, `cameras.json` (`{"frames": [{"file", "w", "h", "fxfycxcy",
-    "w2c" or "c2w"}]}`, OpenCV axes, intrinsics in pixels) or nerfstudio's `transforms.json` (also
-    `transforms_train.json`); or a COLMAP model, text or binary, or a folder with one in `sparse/0`
-    or `sparse` (needs pycolmap). `images` is the folder that the names of images are relative to
-    and must not leave; by default that of the JSON file, or the folder `images` in that of a COLMAP
-    model or up to three above. SceneError names the file, the place in it, and what was expected;
-    OSError is for a file that cannot be read.
+    `path` is a folder with, or file of,
+
+    - `cameras.json`: `{"frames": [{"file", "w", "h", "fxfycxcy", "w2c" or "c2w"}]}`, OpenCV axes,
+      intrinsics in pixels;
+    - `transforms.json` of nerfstudio and others, also `transforms_train.json` of Blender, and
+      `nerfstudio/transforms.json` of DL3DV;
+    - `opencv_cameras.json`; `cameras.json` of Gaussian splatting; `poses_bounds.npy` of LLFF;
+    - the raw data of Polycam (`keyframes`) or Record3D (`EXR_RGBD`);
+    - a COLMAP model, text or binary, also in `sparse/0` or `sparse` (needs pycolmap).
+
+    `images` is the folder that the names of images are relative to and must not leave; by default
+    that of the file, or the folder `images` in that of a COLMAP model or up to three above.
+    Transparent pixels are put on the `background`. SceneError names the file, the place in it, and
+    what was expected; OSError is for a file that cannot be read.
     """
     path = pathlib.Path(path).expanduser()
     if images is not None and not (images := pathlib.Path(images).expanduser()).is_dir():
@@ -36,7 +59,7 @@ def read_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = No
     try:
         for read in READERS:
             if (scene := read(path, images)) is not None:
-                return scene
+                return scene.on(background)
     except SceneError:
         raise
     except ValueError as error:
@@ -44,14 +67,30 @@ def read_scene(path: str | os.PathLike, *, images: str | os.PathLike | None = No
     raise SceneError(_nothing_in(path))
 
 
-def _nothing_in(folder: pathlib.Path) -> str:
-    if (folder / "dataset_info.json").is_file():
-        splits = sorted(file.stem.removeprefix("scenes-") for file in folder.glob("scenes-*.npz"))
-        return f"{folder} is a dataset: name a clip as {folder}/SPLIT:KEY, with SPLIT of {splits}"
-    files = [*sorted(folder.glob("*/cameras.json")), *sorted(folder.glob("*/transforms.json"))]
+def _nothing_in(path: pathlib.Path) -> str:
+    if path.is_file():
+        if path.suffix.lower() in _VIDEOS:
+            return (
+                f"{path} is a video without cameras: take photographs from it, for example with "
+                f"lvsm_jax.scenes.video.extract_frames, and find their cameras: "
+                + _COLMAP.format(photographs="FRAMES")
+            )
+        return f"{path} is no scene: expected a file of cameras, or a folder with one"
+    if (path / "dataset_info.json").is_file():
+        splits = sorted(file.stem.removeprefix("scenes-") for file in path.glob("scenes-*.npz"))
+        return f"{path} is a dataset: name a clip as {path}/SPLIT:KEY, with SPLIT of {splits}"
+    for folder in (path, path / "images"):
+        files = folder.iterdir() if folder.is_dir() else ()
+        if count := sum(file.suffix.lower() in pictures.SUFFIXES for file in files):
+            return (
+                f"{folder} has {count} photographs, but no cameras: find them, for example with "
+                + _COLMAP.format(photographs=folder)
+            )
+    files = [*sorted(path.glob("*/cameras.json")), *sorted(path.glob("*/transforms.json"))]
     inner = dict.fromkeys(file.parent.name for file in files)
     found = f"; it holds the scenes {some_of(inner)}" if inner else ""
     return (
-        f"no scene in {folder}: expected cameras.json, transforms.json or a COLMAP model "
+        f"no scene in {path}: expected cameras.json, transforms.json, opencv_cameras.json, "
+        "poses_bounds.npy, Polycam's keyframes, Record3D's EXR_RGBD or a COLMAP model "
         f"(cameras, images and points3D, .bin or .txt; also in sparse/0){found}"
     )

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from lvsm_jax.scenes.lens import Distortion
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.readers import scene
 from lvsm_jax.scenes.readers.colmap_files import check_whole
-from lvsm_jax.scenes.readers.scene import PosedImage, Scene, SceneError
+from lvsm_jax.scenes.readers.scene import Scene, SceneError
 
 _SECONDS, _BYTES_A_SECOND = 20, 2e6  # after which the reader of a damaged model is ended
+_IMAGES = ("images", "images_2", "images_4", "images_8")
 _PLACES = ("", "sparse", "sparse/*", "colmap/sparse/*")  # where COLMAP and its users put models
 
 
@@ -40,11 +42,10 @@ def read_colmap(path: pathlib.Path, images: pathlib.Path | None) -> Scene | None
         file = scene.find_image(root, name, where)
         if image["w2c"] is None:
             continue  # its file, if there is one, is noted as one without a pose
-        fxfycxcy = _intrinsics(entry, f"{folder}: camera {image['camera']}")
+        fxfycxcy, distortion = _lens(entry, f"{folder}: camera {image['camera']}")
         with scene.naming(where):
             camera = PosedCamera.from_w2c(image["w2c"], fxfycxcy, entry["w"], entry["h"])
-        scene.check_size(file, camera, where)
-        posed.append(PosedImage(name, file, camera))
+        posed.append(scene.posed_image(name, file, camera, where, distortion))
     return scene.make_scene(folder, root, posed, root.rglob("*"), by_name=True)
 
 
@@ -86,20 +87,21 @@ def _read_model(folder: pathlib.Path) -> dict[str, Any]:
 def _images_folder(folder: pathlib.Path) -> pathlib.Path:
     folder = folder.resolve()
     for above in (folder, *folder.parents[:3]):
-        if (above / "images").is_dir():
-            return above / "images"
+        for name in _IMAGES:
+            if (above / name).is_dir():
+                return above / name
     raise SceneError(
         f"{folder}: no folder 'images' there or up to three folders above: say where the images are"
     )
 
 
-def _intrinsics(entry: Mapping[str, Any], where: str) -> Float64[np.ndarray, "4"]:
-    if entry["model"] not in scene.PINHOLES:
-        pinholes = scene.PINHOLES
-        raise SceneError(f"{where}: its model is {entry['model']}, expected one of {pinholes}")
+def _lens(entry: Mapping[str, Any], where: str) -> tuple[Float64[np.ndarray, "4"], Distortion]:
+    """Intrinsics, and what the lens distorts."""
+    if entry["model"] not in scene.LENSES:
+        raise SceneError(f"{where}: its model is {entry['model']}, expected one of {scene.LENSES}")
     parameters = dict(entry["parameters"])
     f = parameters.pop("f", None)
     fx, fy = parameters.pop("fx", f), parameters.pop("fy", f)
     cx, cy = parameters.pop("cx"), parameters.pop("cy")
-    scene.refuse_distortion(parameters, where)
-    return np.array([fx, fy, cx, cy])
+    with scene.naming(where):
+        return np.array([fx, fy, cx, cy]), Distortion.of(entry["model"], parameters)

@@ -1,0 +1,146 @@
+"""Picture files: what is decoded of them, turned, put on a background. NumPy and Pillow only.
+
+Nothing is guessed: which way up a picture is, is told by the size that its camera states, and
+transparent pixels need a background that somebody chose.
+"""
+
+import importlib.util
+import io
+import re
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ExifTags, Image
+
+from lvsm_jax.common.errors import UserError
+
+MAX_PIXELS = 64_000_000
+
+# What Pillow raises for damaged files: OSError for most, the others from parsing headers.
+PICTURE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".heic", ".heif")
+_HEIC = re.compile(rb"....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)", re.DOTALL)
+
+_COLOUR_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
+_ALPHA_MODES = ("LA", "PA", "RGBA")
+_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+Colour = tuple[int, int, int]
+_COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
+
+
+def colour_of(text: str) -> Colour:
+    """The colour of `white`, `black`, `grey`, `#rrggbb` or `r,g,b` of 255; UserError otherwise."""
+    if text in _COLOURS:
+        return _COLOURS[text]
+    if hexadecimal := re.fullmatch("#?([0-9a-fA-F]{6})", text):
+        return tuple(bytes.fromhex(hexadecimal[1]))
+    parts = text.split(",")
+    if len(parts) == 3 and all(p.isdecimal() and p.isascii() and int(p) <= 255 for p in parts):
+        return tuple(map(int, parts))
+    raise UserError(f"{text!r} is no colour: expected {', '.join(_COLOURS)}, #rrggbb or r,g,b")
+
+
+def open_picture(file: io.BufferedIOBase) -> Image.Image:
+    """A picture that is not yet decoded; PICTURE_ERRORS for what is none or is damaged."""
+    head = file.read(12)
+    file.seek(0)
+    if not _HEIC.match(head):
+        return Image.open(file, formats=FORMATS)
+    if importlib.util.find_spec("pillow_heif") is None:
+        raise UserError("a HEIC picture, which needs pillow-heif: pip install 'lvsm_jax[heic]'")
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    # It comes upright: libheif turns it, and the tag that is left says so.
+    return Image.open(file, formats=("HEIF",))
+
+
+def turn_by_exif(image: Image.Image) -> int | None:
+    """EXIF's orientation of a picture that it says to turn; None for an upright one."""
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return None if orientation in (0, 1) else orientation  # 0 is what some cameras write for 1
+
+
+def sizes_of(image: Image.Image) -> list[tuple[int, int]]:
+    """Width and height of an opened picture: as stored and, where EXIF lays it down, as turned."""
+    width, height = image.size
+    lies = (turn_by_exif(image) or 1) >= 5
+    return [(width, height), (height, width)] if lies and width != height else [(width, height)]
+
+
+def read_pixels(
+    file: io.BufferedIOBase,
+    size: tuple[int, int] | None = None,
+    *,
+    background: Colour | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of a picture file, 8 bits a colour.
+
+    Grey, CMYK and palettes become colours, 16 bits are rounded to 8. A picture that EXIF turns by a
+    quarter is turned where the camera's `size`, width and height, is that of the turned one, and
+    left as it is stored where it is that. Transparent pixels are put on the `background`, in the
+    stored gamma; a picture whose transparent pixels all have its colour already lies on it.
+    UserError for more than `max_pixels` pixels, which are not decoded; a turn of which the size
+    does not tell whether the camera is of before or after; transparency without a background.
+    PICTURE_ERRORS for what is damaged or no picture.
+    """
+    image = open_picture(file)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise UserError(f"{width}×{height} pixels are more than {max_pixels}")
+    if orientation := turn_by_exif(image):
+        sizes = sizes_of(image)
+        if len(sizes) == 1 or size not in sizes:
+            raise UserError(
+                f"EXIF orientation {orientation} would turn the picture, so that it is not clear "
+                "what its intrinsics belong to: turn its pixels, or remove the tag"
+            )
+        if size == sizes[1]:
+            image = _turned(image, orientation)
+    return _colours(image, background)
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    methods = {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+    return image.transpose(Image.Transpose[methods[orientation]])
+
+
+def _colours(image: Image.Image, background: Colour | None) -> UInt8[np.ndarray, "h w 3"]:
+    if image.mode in _16_BIT_MODES:
+        return _from_16_bits(image)
+    if image.mode not in _COLOUR_MODES + _ALPHA_MODES:
+        raise UserError(f"pixels of type {image.mode}, expected 8 or 16 bits a colour")
+    image.load()
+    if image.mode not in _ALPHA_MODES and "transparency" not in image.info:
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    pixels = np.asarray(image.convert("RGBA"))
+    alpha = pixels[..., 3:]
+    if alpha.min() == 255:
+        return pixels[..., :3].copy()
+    if background is None:
+        raise UserError(
+            "the picture is transparent in places: put it on a background first, or say on which "
+            "(--background=white)"
+        )
+    clear = pixels[..., :3][alpha[..., 0] == 0]
+    if len(clear) and (clear == background).all():
+        return pixels[..., :3].copy()
+    return _composite(pixels[..., :3], alpha, background)
+
+
+def _composite(colours: Any, alpha: Any, background: Colour) -> UInt8[np.ndarray, "h w 3"]:
+    share = alpha.astype(np.float32) / 255
+    return np.rint(colours * share + np.float32(background) * (1 - share)).astype(np.uint8)
+
+
+def _from_16_bits(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise UserError(f"grey values from {values.min()} to {values.max()}, expected 16 bits")
+    grey = np.rint(values / 257).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
