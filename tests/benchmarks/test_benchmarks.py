@@ -227,7 +227,7 @@ def test_the_stream_of_worlds_is_measured(monkeypatch, tmp_path, capsys):
     rows = json.loads(output.read_text())["rows"]
     assert list(rows) == ["render", "draw", "step"]
     assert all(row["seconds"] > 0 and row["flops"] > 0 for row in rows.values())
-    share = rows["render"]["seconds"] / 4 / rows["step"]["seconds"]  # steps_per_world is 4
+    share = rows["render"]["seconds"] / 8 / rows["step"]["seconds"]  # steps_per_world is 8
     assert f"{share:.1%}" in printed
     worlds.main([*command, "--count"])
     assert "seconds" not in json.loads(output.read_text())["rows"]["step"]
