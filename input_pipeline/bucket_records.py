@@ -44,6 +44,10 @@ class BucketRecords:
             raise UserError("the file's last block does not say where its index is")
         _metadata, *entries = _records(self._files.cat_file(self._path, footer, last), footer)
         self._borders = [*(_fields(entry).get(1, -1) for entry in entries), footer]
+        if any(
+            end <= start for start, end in zip([-1, *self._borders], self._borders, strict=False)
+        ):
+            raise UserError("the file's index does not lead from one record to the next")
 
     def num_records(self) -> int:
         """How many records there are."""

@@ -81,6 +81,8 @@ def read_scene_table(path: epath.Path) -> SceneTable:
             raise DatasetError(f"{len(data)} bytes inflate to {inflated}")
         with np.load(io.BytesIO(data), allow_pickle=False) as there:
             columns = {f.name: there[f.name] for f in dataclasses.fields(SceneTable)}
+        if not all(isinstance(column, np.ndarray) for column in columns.values()):
+            raise DatasetError("a column is no array")
         _check_columns(**columns)
         return SceneTable(**columns)
     except Exception as error:

@@ -90,7 +90,13 @@ def _read_shards(index: epath.Path) -> dict[str, np.ndarray]:
     if not isinstance(where, dict) or {*map(type, where.values())} != {str}:
         raise UserError(f"{index}: expected a JSON object with 'weight_map', names to files")
     arrays: dict[str, np.ndarray] = {}
-    for name in sorted(set(where.values())):
+    names = sorted(set(where.values()))
+    totals = {int(of[1]) for name in names if (of := re.search(r"-of-(\d{1,6})\.", name))}
+    if totals and totals != {len(names)}:
+        raise UserError(
+            f"{index} names {len(names)} files, and their names say of how many: {totals}"
+        )
+    for name in names:
         file = index.parent / name
         if "/" in name or "\0" in name or not file.is_file():
             raise UserError(
