@@ -106,6 +106,9 @@ class Uploads:
         left = self._limits.bytes
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                names = [member.filename for member in archive.infolist()]
+                if not all(names) or not names:  # of none, what says how many is damaged
+                    raise UserError(f"{name}: an archive without files, or with one without a name")
                 for member in archive.infolist():
                     base = member.filename.rpartition("/")[2]
                     if not base or base.startswith(".") or member.filename.startswith("__MACOSX/"):

@@ -96,8 +96,6 @@ def test_damaged_files(reader, sound):
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_many_damaged_files(reader, sound):
-    if reader.name == "upload":
-        pytest.xfail("an erased sector of an uploaded zip can change what it holds without a word")
     fuzz(reader, sound, reader.slow, seed=1)
 
 
