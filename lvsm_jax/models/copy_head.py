@@ -50,7 +50,7 @@ class CopySource:
 
     k: Any  # `[b, v, s, m, c]`
     v: Any  # `[b, v, s, m, c]`: column and row of the token in [-1, 1], then features
-    images: Any  # `[b, v, h, w, 3]`
+    images: Any  # `[b, v, h, w, ch]`: colours, and what else is to be copied
     cameras: Cameras  # `[b, v]`
     # `[b]` views that are there, in the order of a cache's slots (`rendering.slots`); None for all.
     num_views: Any = None

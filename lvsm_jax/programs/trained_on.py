@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lvsm_jax.scenes.photograph import PosedCamera, ResizeCrop
+from lvsm_jax.weights.shipped import input_counts, training_data
 
 _LEAST_SHOWN = 0.6  # share of a photograph, below which its crop is worth a word
 
 
 def trained_on(description: Mapping[str, Any]) -> str:
     """Data, pictures, inputs and step, as far as an export's `describe` says them."""
-    data = _data(description)
+    data = training_data(description)
     if not data:
         source = (description.get("source") or {}).get("file")
         origin = f"converted from {source}, which" if source else "an export that"
@@ -20,7 +21,7 @@ def trained_on(description: Mapping[str, Any]) -> str:
     name = "worlds" if share == 1 else f"worlds and {path}" if share else path
     height = data.get("image_height", "?")
     size = f"{height}×{height}" if data.get("square_crop", True) else f"{height} high"
-    counts = _input_counts(data)
+    counts = input_counts(data)
     known = [f"pictures of {size} pixels"]
     known += [f"{' or '.join(map(str, counts))} inputs"] if counts else []
     known += [f"{step} steps"] if step else []
@@ -36,7 +37,7 @@ def differences(
 
     A sentence each; none for an export that does not say.
     """
-    data, found = _data(description), []
+    data, found = training_data(description), []
     if not data:
         return []
     height, width = size
@@ -45,7 +46,7 @@ def differences(
     if trained and (height != trained or (square and width != height)):
         shape = f"{trained}×{trained}" if square else f"height {trained}"
         found.append(f"pictures of {width}×{height} pixels, and the model was trained at {shape}")
-    counts = _input_counts(data)
+    counts = input_counts(data)
     if counts and len(cameras) not in counts:
         known = " or ".join(map(str, counts))
         found.append(f"{len(cameras)} inputs, and the model was trained with {known}")
@@ -54,14 +55,3 @@ def differences(
     if shown < _LEAST_SHOWN:
         found.append(f"of some photographs only the middle {shown:.0%} are seen: try --size")
     return found
-
-
-def _data(description: Mapping[str, Any]) -> Mapping[str, Any]:
-    config = description.get("config")
-    data = config.get("data") if isinstance(config, Mapping) else None
-    return data if isinstance(data, Mapping) else {}
-
-
-def _input_counts(data: Mapping[str, Any]) -> list[int]:
-    counts = data.get("input_counts") or [data.get("num_inputs")]
-    return sorted({count for count in counts if count})

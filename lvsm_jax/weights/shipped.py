@@ -28,14 +28,27 @@ def introduce(description: Mapping[str, Any], unnamed: str = "weights without a 
         told = [said for name, said in arrays.items() if not name.endswith(SCALES)]
         shapes = [re.search(r"\[(.*)\]", said)[1].split(",") for said in told]
         parts.append(f"{sum(math.prod(map(int, s)) for s in shapes) / 1e6:.1f} M parameters")
-    if data := description.get("config", {}).get("data"):
-        counts = data.get("input_counts") or [data.get("num_inputs")]
-        inputs = counts[0] if len({*counts}) == 1 else f"{min(counts)} to {max(counts)}"
+    if data := training_data(description):
+        counts = input_counts(data) or ["unknown"]
+        inputs = counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         trained = f"trained{_trained_on(data)} at {data.get('image_height')} px"
         step = description.get("step")
         steps = "" if step is None else f" for {step:,} steps"
         parts.append(f"{trained} with {inputs} inputs{steps}")
     return f"{description.get('name', unnamed)} ({', '.join(parts)})"
+
+
+def training_data(description: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Section `data` of the config that an export was trained with; empty where it says none."""
+    config = description.get("config")
+    data = config.get("data") if isinstance(config, Mapping) else None
+    return data if isinstance(data, Mapping) else {}
+
+
+def input_counts(data: Mapping[str, Any]) -> list[int]:
+    """The numbers of inputs that a section `data` trains with, in order, each once."""
+    counts = data.get("input_counts") or [data.get("num_inputs")]
+    return sorted({count for count in counts if count})
 
 
 def _trained_on(data: Mapping[str, Any]) -> str:
