@@ -100,7 +100,7 @@ def _first_world() -> str:
             f"without SCENE this shows a world of {_DATASET}, which is not there: run `make demo` "
             f"first, or lvsm synthetic {_DATASET} --test-scenes=8, or name a scene"
         )
-    from input_pipeline.storage import SplitReader  # imports TFDS, which takes seconds
+    from input_pipeline.storage import SplitReader  # only now, so that --help comes at once
 
     with contextlib.closing(SplitReader(_DATASET, "test")) as reader:
         return f"{_DATASET}/test:{reader.scenes.key[0]}"
