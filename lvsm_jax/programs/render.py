@@ -121,7 +121,7 @@ def render(given: argparse.Namespace) -> None:
     background, weights = background_of(given), choose_weights(given)
     # What takes seconds to import comes after what takes none to refuse.
     from input_pipeline.clip_scene import open_scene
-    from lvsm_jax.programs.trained_on import differences, trained_on
+    from lvsm_jax.programs.scene_differences import differences
     from lvsm_jax.scenes.trajectories import make_path
 
     scene = open_scene(given.scene, images=given.images, background=background)
@@ -136,6 +136,7 @@ def render(given: argparse.Namespace) -> None:
     from lvsm_jax.rendering.session import Session
     from lvsm_jax.scenes.camera_json import write_camera_path
     from lvsm_jax.weights import exports
+    from lvsm_jax.weights.shipped import weights_line
 
     about = exports.describe(weights)
     height, width = picture_size(given.size, about)
@@ -148,7 +149,7 @@ def render(given: argparse.Namespace) -> None:
     for note in differences(about, [chosen.camera for chosen in inputs], (height, width)):
         print(f"note: {printable(note)}", file=sys.stderr)
     print(
-        f"{printable(trained_on(about))}\n"
+        f"{printable(weights_line(weights, about))}\n"
         f"{len(inputs)} of {len(scene.photographs)} photographs of {scene.source}: "
         f"{printable(', '.join(chosen.name for chosen in inputs))}\n"
         f"{len(cameras)} frames of {width}×{height} pixels along {given.path}"

@@ -30,7 +30,7 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
 
 
 def choose_weights(given: argparse.Namespace) -> str:
-    """The export to render with; where nobody names one the shipped one, and a line says which.
+    """The export to render with; where nobody names one the shipped one.
 
     UserError for two exports, or an export in the place of the scene.
     """
@@ -41,9 +41,8 @@ def choose_weights(given: argparse.Namespace) -> str:
         raise UserError(f"{scene} is an export, no scene: give a scene, and --weights={scene}")
     if export := given.export or given.weights:
         return export
-    from lvsm_jax.weights.shipped import SHIPPED, shipped_weights
+    from lvsm_jax.weights.shipped import SHIPPED
 
-    print(f"weights: {shipped_weights()}")
     return str(SHIPPED)
 
 

@@ -51,7 +51,6 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     weights = scene_options.choose_weights(given)
     # Imports of what follows take seconds, which --help and the checks above do without.
     from input_pipeline.clip_scene import open_scene
-    from lvsm_jax.programs.trained_on import trained_on
 
     scene = open_scene(given.scene or _first_world(), images=given.images, background=background)
     for note in scene.notes:
@@ -64,10 +63,11 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     from lvsm_jax.viewer.server import Viewer, check_address
     from lvsm_jax.viewer.uploads import Limits
     from lvsm_jax.weights import exports
+    from lvsm_jax.weights.shipped import weights_line
 
     check_address(given.host, given.port)
     about = exports.describe(weights)
-    print(printable(trained_on(about)))
+    print(printable(weights_line(weights, about)))
     height, width = size = scene_options.picture_size(given.size, about)
     dtype = {} if given.cache_dtype is None else {"cache_dtype": given.cache_dtype}
     model = exports.load(weights, **dtype)

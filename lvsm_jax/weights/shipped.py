@@ -3,8 +3,8 @@
 `lvsm_jax/shipped/README.md` is their model card.
 """
 
-import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +60,9 @@ def _trained_on(data: Mapping[str, Any]) -> str:
     return f" on {' and '.join(names)}" if names else ""
 
 
-def shipped_weights() -> str:
-    """One line on the weights that come with the package."""
-    description = json.loads((SHIPPED / "config.json").read_text())
-    return f"{introduce(description)}, which come with lvsm_jax: {SHIPPED.parent / 'README.md'}"
+def weights_line(weights: str | os.PathLike, description: Mapping[str, Any]) -> str:
+    """One line on the export in folder `weights`, which describes itself so: what a user reads."""
+    line = f"weights: {introduce(description, unnamed=os.fspath(weights))}"
+    if epath.Path(weights) == SHIPPED:
+        return f"{line}, which come with lvsm_jax: {SHIPPED.parent / 'README.md'}"
+    return line if training_data(description) else f"{line}; it does not say what it was trained on"

@@ -22,7 +22,7 @@ from lvsm_jax.rendering.frames import write_video
 from lvsm_jax.rendering.session import Session
 from lvsm_jax.scenes import camera_json, trajectories
 from lvsm_jax.weights import exports
-from lvsm_jax.weights.shipped import SHIPPED, shipped_weights
+from lvsm_jax.weights.shipped import SHIPPED, weights_line
 
 needs_ffmpeg = pytest.mark.skipif(
     importlib.util.find_spec("imageio_ffmpeg") is None, reason="imageio-ffmpeg is not installed"
@@ -99,12 +99,13 @@ def test_weights_by_name_in_front_or_shipped(export, scene, tmp_path, capsys):
     """One path of frames, whichever way the export is named; without one the shipped weights."""
     by_name = [f"--weights={export}", str(scene), "--frames=4", str(tmp_path / "name")]
     program.main([*by_name, "--no-video"])
-    assert "weights:" not in capsys.readouterr().out
+    assert f"weights: {export} (EfficientLVSM" in capsys.readouterr().out
     program.main([str(export), "--frames=4", str(scene), str(tmp_path / "front"), "--no-video"])
     assert f"lvsm view {scene} --weights={export}" in capsys.readouterr().out
     program.main([str(scene), str(tmp_path / "shipped"), "--frames=4", "--no-video"])
     told = capsys.readouterr().out
-    assert f"weights: {shipped_weights()}\n" in told and told.endswith(f"lvsm view {scene}\n")
+    line = weights_line(SHIPPED, exports.describe(SHIPPED))
+    assert f"{line}\n" in told and told.endswith(f"lvsm view {scene}\n")
     name, front, shipped = (frames_in(tmp_path / out) for out in ("name", "front", "shipped"))
     np.testing.assert_array_equal(name, front)
     size = exports.describe(SHIPPED)["config"]["data"]["image_height"]

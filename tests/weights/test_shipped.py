@@ -11,7 +11,7 @@ import pytest
 
 import lvsm_jax
 from lvsm_jax.weights import exports
-from lvsm_jax.weights.shipped import SHIPPED, introduce, shipped_weights
+from lvsm_jax.weights.shipped import SHIPPED, introduce, weights_line
 
 REPOSITORY = pathlib.Path(lvsm_jax.__file__).parents[1]
 FOLDER = pathlib.Path(SHIPPED).parent
@@ -39,8 +39,11 @@ def test_load_without_a_path_gives_the_shipped_model():
 
 def test_one_line_says_which_weights():
     said = exports.describe(SHIPPED)
-    line = shipped_weights()
+    line = weights_line(SHIPPED, said)
     assert "\n" not in line and said["name"] in line and "M parameters" in line
+    assert line.endswith(f"which come with lvsm_jax: {FOLDER / 'README.md'}")
+    other = weights_line("runs/x", {"architecture": "EfficientLVSM"})
+    assert other == "weights: runs/x (EfficientLVSM); it does not say what it was trained on"
     assert f"{said['config']['data']['image_height']} px" in line and "inputs" in line
     arrays = {"head.kernel": "int8[1000,2000] 0", "head.kernel_scales": "float32[1,2000] 0"}
     other = {"name": "rooms", "architecture": "EfficientLVSM", "arrays": arrays}

@@ -1,9 +1,8 @@
-"""The line that says what an export was trained on, and what in a scene is far from it."""
+"""What in a scene is far from what an export was trained on."""
 
 import numpy as np
-import pytest
 
-from lvsm_jax.programs.trained_on import differences, trained_on
+from lvsm_jax.programs.scene_differences import differences
 from lvsm_jax.scenes.photograph import PosedCamera
 
 
@@ -13,29 +12,6 @@ def about(**data):
 
 def cameras(count, width=640, height=360):
     return [PosedCamera(np.eye(4), [500, 500, width / 2, height / 2], width, height)] * count
-
-
-@pytest.mark.parametrize(
-    ("description", "line"),
-    [
-        (
-            about(num_inputs=2),
-            "the model was trained on data/re10k: pictures of 256×256 pixels, 2 inputs, 900 steps",
-        ),
-        (
-            about(input_counts=[4, 2], num_inputs=2, square_crop=False),
-            "the model was trained on data/re10k: pictures of 256 high pixels, 2 or 4 inputs, "
-            "900 steps",
-        ),
-        (
-            {"source": {"file": "model.pt"}},
-            "the model: converted from model.pt, which does not say what it was trained on",
-        ),
-        ({}, "the model: an export that does not say what it was trained on"),
-    ],
-)
-def test_line(description, line):
-    assert trained_on(description) == line
 
 
 def test_differences():

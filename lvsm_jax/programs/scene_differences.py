@@ -1,4 +1,4 @@
-"""What an export was trained on, in a line, and where a scene is far from it."""
+"""Where a scene is far from what an export was trained on."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,25 +7,6 @@ from lvsm_jax.scenes.photograph import PosedCamera, ResizeCrop
 from lvsm_jax.weights.shipped import input_counts, training_data
 
 _LEAST_SHOWN = 0.6  # share of a photograph, below which its crop is worth a word
-
-
-def trained_on(description: Mapping[str, Any]) -> str:
-    """Data, pictures, inputs and step, as far as an export's `describe` says them."""
-    data = training_data(description)
-    if not data:
-        source = (description.get("source") or {}).get("file")
-        origin = f"converted from {source}, which" if source else "an export that"
-        return f"the model: {origin} does not say what it was trained on"
-    step = description.get("step")
-    share, path = data.get("worlds_share") or 0, data.get("path") or "data without a name"
-    name = "worlds" if share == 1 else f"worlds and {path}" if share else path
-    height = data.get("image_height", "?")
-    size = f"{height}×{height}" if data.get("square_crop", True) else f"{height} high"
-    counts = input_counts(data)
-    known = [f"pictures of {size} pixels"]
-    known += [f"{' or '.join(map(str, counts))} inputs"] if counts else []
-    known += [f"{step} steps"] if step else []
-    return f"the model was trained on {name}: {', '.join(known)}"
 
 
 def differences(
