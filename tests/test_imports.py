@@ -32,7 +32,16 @@ ALLOWED = {
         "worlds",
     },
     "cost": {"batch", "common", "frozen", "models", "parallel", "training"},
-    "viewer": {"common", "input_pipeline", "programs", "rendering", "scenes", "weights"},
+    "viewer": {
+        "common",
+        "evaluation",
+        "input_pipeline",
+        "poses",
+        "programs",
+        "rendering",
+        "scenes",
+        "weights",
+    },
     "programs": {
         "batch",
         "common",

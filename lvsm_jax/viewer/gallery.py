@@ -5,8 +5,7 @@ import contextlib
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,8 +15,6 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.rendering.session import Session
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.readers import ScenePhotograph
-from lvsm_jax.viewer.geometry import PageFrame
-from lvsm_jax.viewer.renderer import Renderer
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +77,11 @@ class Gallery:
         """Calls a function after each change, until the key leaves."""
         self._listeners[key] = listener
 
+    def uploaded_by(self, owner: Hashable) -> list[ScenePhotograph]:
+        """The photographs that a visitor added."""
+        theirs = [name for name, whose in list(self._owners.items()) if whose == owner]
+        return [self._photographs[name] for name in theirs]
+
     def use(self, name: str) -> None:
         """Adds a photograph to those that the session renders from.
 
@@ -115,7 +117,15 @@ class Gallery:
 
     def leave(self, owner: Hashable) -> None:
         """Removes a visitor's listener and photographs, those in use too."""
-        self._listeners.pop(owner, None)
+        self.ignore(owner)
+        self.take_back(owner)
+
+    def ignore(self, key: Hashable) -> None:
+        """Removes a listener, if it is there."""
+        self._listeners.pop(key, None)
+
+    def take_back(self, owner: Hashable) -> None:
+        """Removes a visitor's photographs, those in use too."""
         with self._change():
             theirs = [name for name, whose in self._owners.items() if whose == owner]
             if used := self._views.keys() & theirs:
@@ -177,20 +187,6 @@ class Gallery:
                     listener()
                 except Exception:  # of one visitor, which must not undo the change for all
                     _log.exception("a visitor's page could not be updated")
-
-
-@dataclasses.dataclass(frozen=True)
-class Page:
-    """What all visitors share."""
-
-    gallery: Gallery
-    renderer: Renderer  # takes `Window`s as requests
-    frame: PageFrame  # from the scene's world to the page
-    sizes: tuple[tuple[int, int], tuple[int, int]]  # height and width of coarse and full renders
-    frustum: float  # size of frustums on the page
-    loading: ThreadPoolExecutor  # decodes photographs to show beside renders
-    memory: Mapping[str, int]  # of the cache, see `Session.memory`
-    visitors: Callable[[], int]  # returns their number
 
 
 def prepare(

@@ -6,27 +6,30 @@ Written for viser 1.1: its private names are used here and nowhere else, and tes
 import contextlib
 import io
 import logging
+import pathlib
 import socket
 import threading
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import viser
 from viser import _messages as messages
 
 from lvsm_jax.rendering.session import Session
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.viewer import geometry
-from lvsm_jax.viewer.gallery import Gallery, Page
+from lvsm_jax.viewer.gallery import Gallery
 from lvsm_jax.viewer.renderer import Renderer
 from lvsm_jax.viewer.uploads import Limits, Uploads
+from lvsm_jax.viewer.viewpoint import WALKING, frame_at
 from lvsm_jax.viewer.visitor import Visitor
+from lvsm_jax.viewer.worlds import Page, Places, World
 
 _log = logging.getLogger(__name__)
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_PAGE = pathlib.Path(__file__).with_name("page.js")
 _PART = 4 * 2**20  # bytes; browsers send files in parts of half a MiB
 
 
@@ -51,34 +54,29 @@ class Viewer:
         max_visitors: int = 8,
         limits: Limits = Limits(),  # noqa: B008, frozen
     ):
-        cameras = [item.camera for item in gallery.listing()]
-        frame = geometry.PageFrame.fit(cameras)
-        poses = frame.to_page(np.stack([camera.c2w for camera in cameras]))
+        scene = World.of("The scene", session, gallery, start)
         check_address(host, port)
         self._limits, self._max_visitors = limits, max_visitors
         self._visitors: dict[int, Visitor | None] = {}  # None while the page is made
         self._lock = threading.Lock()
-
-        def render(window: geometry.Window, full: bool) -> np.ndarray:
-            height, width = sizes[full]
-            return session.render(window.camera(frame, sizes[full]), height=height, width=width)
-
         self._page = Page(
-            gallery=gallery,
-            renderer=Renderer(render),
-            frame=frame,
+            scene=scene,
+            places=Places(scene, sizes[1]),
+            renderer=Renderer(lambda request, full: request.render(sizes[full])),
             sizes=sizes,
-            frustum=geometry.frustum_scale(poses[:, :3, 3]),
-            memory=session.memory,
             loading=ThreadPoolExecutor(1, "photographs"),
+            working=threading.Semaphore(),
+            memory=session.memory,
             visitors=lambda: len(self._visitors),
         )
-        gallery.listen(self, self._page.renderer.refresh)
+        refresh = self._page.renderer.refresh
+        gallery.listen(self, lambda: refresh(lambda request: request.world is scene))
         with contextlib.redirect_stdout(io.StringIO()):  # viser prints a banner
             self._server = _Server(host, port)
         theme = {"dark_mode": True, "show_logo": False, "show_share_button": False}
         self._server.gui.configure_theme(**theme, control_width="large")
         self._server.gui.main_panel.dock_right()  # floating, it would hide part of the render
+        frame = frame_at(scene, WALKING)
         c2w, view = frame.to_page(start.c2w), self._server.initial_camera
         view.position = c2w[:3, 3]
         view.look_at = c2w[:3, 3] + frame.distance * c2w[:3, 2]
@@ -112,6 +110,7 @@ class Viewer:
             client.gui.add_markdown(f"{here}, {rest}")
             return
         _limit_uploads(client, self._limits.bytes)
+        _run_javascript(client, _PAGE.read_text("utf-8"))
         visitor = Visitor(client, self._page, Uploads(self._limits))
         with self._lock:
             # The visitor may have left meanwhile, and `_exit` even have come before `_enter`.
@@ -183,6 +182,11 @@ class _Server(viser.ViserServer):
         if not is_same_origin(origin, host, loopback=self._loopback):
             _log.warning("refused a connection from a page of %s to %s", origin, host)
             await socket.close(1008, "from another page")
+
+
+def _run_javascript(client: Any, source: str) -> None:
+    """Runs a script of ours in a visitor's browser."""
+    client.gui._websock_interface.queue_message(messages.RunJavascriptMessage(source=source))
 
 
 def _limit_uploads(client: Any, max_bytes: int) -> None:
