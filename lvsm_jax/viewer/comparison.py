@@ -78,7 +78,9 @@ class Comparison:
             return picture
         if picture.shape == photograph.shape:
             self._help.content = self._score(name, photograph, picture)
-        return geometry.wipe(photograph, picture, geometry.bounded(self._share.value, 0, 100) / 100)
+        return geometry.wipe(
+            photograph, picture, geometry.bounded(self._share.value, 0.0, 100.0) / 100
+        )
 
     def _score(self, name: str, photograph: np.ndarray, picture: np.ndarray) -> str:
         if self._distance is None or self._distance[0] is not picture:

@@ -31,7 +31,7 @@ class ViewControls:
         safely: Safely,
     ):
         self._viewpoint = viewpoint
-        reset = gui.add_button("Back to the start", icon="home")
+        reset = gui.add_button("Back to the start", color="gray", icon="home")
         picture = gui.add_button("Download picture", color="gray", icon="camera")
         self._fov = gui.add_slider("Field of view °", *_FOVS, 1.0, 50.0)
         hint = "of W A S D, in extents of the cameras a second"

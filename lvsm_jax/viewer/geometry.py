@@ -26,7 +26,6 @@ _FIELDS_OF_VIEW = (0.02, 3.0)
 _SHARP = 384  # shorter side of what is sent; the browser would blur a smaller picture
 _BAR = 28  # grey beside the render
 _FARTHEST = 2.0  # point that a drag turns about; about one farther it would leave the scene
-_LINE = 200  # of a picture's width, to the width of a line that divides it
 _BESIDE = 180  # pixels of pictures side by side, about half the panel
 
 
@@ -206,18 +205,19 @@ def fill_window(
 
 def wipe(
     left: UInt8[np.ndarray, "h w 3"], right: UInt8[np.ndarray, "h2 w2 3"], share: float
-) -> UInt8[np.ndarray, "h w 3"]:
+) -> UInt8[np.ndarray, "height width 3"]:
     """The first `share` of the width of the left picture, a white line, and the rest of the right.
 
-    A share of 0 or 1 shows one picture alone.
+    As large as `fill_window` makes pictures of the left one's size. A share of 0 or 1 shows one
+    picture alone.
     """
-    height, width, _ = left.shape
+    factor = max(1.0, _SHARP / min(left.shape[:2]))
+    height, width = (round(factor * side) for side in left.shape[:2])
     edge = round(share * width)
-    result = np.array(left)
+    result = np.array(_resized(left, height, width))
     result[:, edge:] = _resized(right, height, width)[:, edge:]
     if 0 < edge < width:
-        line = max(1, width // _LINE)
-        result[:, max(0, edge - line // 2) :][:, :line] = 255
+        result[:, edge - 1 : edge + 1] = 255
     return result
 
 

@@ -113,7 +113,7 @@ if (!window.lvsmPage) {
     const close = () => {
       const sheets = [...document.querySelectorAll("div")].filter((div) => {
         const style = getComputedStyle(div);
-        return style.position === "fixed" && style.bottom === "0px" && style.width === "320px";
+        return style.position === "fixed" && style.bottom === "0px" && style.right === "0px";
       });
       const handle = sheets[0]?.querySelector('div[style*="cursor: pointer"]');
       if (handle) handle.click();

@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PAGE = pathlib.Path(__file__).with_name("page.js")
+_PANEL = 340  # pixels
 _PART = 4 * 2**20  # bytes; browsers send files in parts of half a MiB
 
 
@@ -74,8 +75,10 @@ class Viewer:
         with contextlib.redirect_stdout(io.StringIO()):  # viser prints a banner
             self._server = _Server(host, port)
         theme = {"dark_mode": True, "show_logo": False, "show_share_button": False}
-        self._server.gui.configure_theme(**theme, control_width="large")
-        self._server.gui.main_panel.dock_right()  # floating, it would hide part of the render
+        self._server.gui.configure_theme(**theme)
+        panel = self._server.gui.main_panel
+        panel.dock_right()  # floating, it would hide part of the render
+        panel.set_width(_PANEL)
         frame = frame_at(scene, WALKING)
         c2w, view = frame.to_page(start.c2w), self._server.initial_camera
         view.position = c2w[:3, 3]

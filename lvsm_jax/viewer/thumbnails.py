@@ -34,7 +34,7 @@ class Thumbnails:
 
     def __init__(self, gui: Any, clicked: Callable[[str], None]):
         self._style = gui.add_html("", visible=False)
-        self._buttons = gui.add_button_group("", [" "], visible=False)
+        self._buttons = gui.add_button_group("In use", [" "], visible=False)
         self._buttons.on_click(lambda event: clicked(event.target.value))
         self._shown: tuple[Any, ...] = ()
 

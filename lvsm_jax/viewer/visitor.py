@@ -24,8 +24,8 @@ from lvsm_jax.viewer.worlds import Page, Request, World
 
 _log = logging.getLogger(__name__)
 
-_READY = "**Ready.** Drag to turn, scroll or pinch to come nearer, W A S D to walk."
-_DROP = "Drop photographs anywhere on the page, with `cameras.json` or without."
+_READY = "**Ready.** Drag to turn, scroll or pinch to come nearer, W A S D to walk."
+_DROP = "Or drop them on the page, with `cameras.json` or without: then cameras are found."
 
 
 class Visitor:
@@ -119,8 +119,10 @@ class Visitor:
             self._comparison = Comparison(
                 gui, self._viewpoint, self._frustums, page.size, page.loading, self._redraw
             )
+        gui.add_divider()
+        # Outside of the tabs: what is dropped on the page goes to it, so it must always be there.
         upload = gui.add_upload_button(
-            "Add photographs", mime_type=".json,.zip,image/*", icon="photo-plus"
+            "Add photographs", mime_type=".json,.zip,image/*", icon="photo-plus", color="gray"
         )
         gui.add_markdown(_DROP)
         with gui.add_folder("Details", expand_by_default=False):
