@@ -4,8 +4,9 @@
 is doubtful is refused: a small reprojection error proves nothing.
 """
 
-from lvsm_jax.poses.find import PosesFound, PosesRefused, Progress, find_poses, output_of
+from lvsm_jax.poses.find import PosesFound, find_poses, output_of
 from lvsm_jax.poses.pictures import has_photographs
+from lvsm_jax.poses.process import PosesRefused, Progress
 
 __all__ = [
     "PosesFound",

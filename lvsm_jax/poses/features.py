@@ -15,7 +15,7 @@ from lvsm_jax.poses.pictures import USUAL_FOCAL, Upright
 SEED = 0
 LENS = "SIMPLE_RADIAL"  # f, cx, cy, k
 
-_MOST_FEATURES = 8192  # of a photograph
+MOST_FEATURES = 8192  # of a photograph
 _ALL_PAIRS = 60  # photographs up to which each is matched with each
 _NEIGHBOURS = 8  # frames after each that it is matched with, and then every 2nd power
 _LOOP_FRAMES = 24  # so many, evenly spaced, are matched with each other: places seen again
@@ -66,11 +66,16 @@ def _sensor(camera_id: int) -> pycolmap.sensor_t:
 
 
 def extract_features(
-    path: pathlib.Path, folder: pathlib.Path, photographs: Sequence[Upright], told: Told
+    path: pathlib.Path,
+    folder: pathlib.Path,
+    photographs: Sequence[Upright],
+    told: Told,
+    *,
+    most: int = MOST_FEATURES,
 ) -> None:
     """Finds SIFT features of the photographs in a folder, and writes them to the database."""
     options = pycolmap.FeatureExtractionOptions()
-    options.sift.max_num_features = _MOST_FEATURES
+    options.sift.max_num_features = most
     options.max_image_size = max(max(photograph.size) for photograph in photographs)
     names = [photograph.file for photograph in photographs]
     for first in range(0, len(names), _AT_A_TIME):

@@ -1,51 +1,25 @@
-"""Finds the poses of a folder of photographs, or of a video, and keeps them beside it.
-
-pycolmap runs in a process of its own: it prints to stderr from C++, may end the process, and cannot
-be stopped otherwise.
-"""
+"""Finds the poses of a folder of photographs, or of a video, and keeps them beside it."""
 
 import dataclasses
-import importlib.metadata
-import json
 import os
 import pathlib
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from lvsm_jax.common import files
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.poses import pictures
+from lvsm_jax.poses.process import LOG, Progress, Told, check_installed, run_worker
 from lvsm_jax.scenes.pictures import Colour
 
 FOLDER = "lvsm_poses"  # in that of the photographs, by default
 RECORD = "poses.json"  # how the poses were found, and of what photographs
 PAGE = "check.html"
-LOG = "colmap.log"
 MAX_SIZE = 1600  # pixels of the longer side
 FRAMES = 40  # of a video
 
 _FORMAT = 1
-_PYCOLMAP = 4  # the first with global mapping
 _SMALLEST, _LARGEST = 128, 8192  # of max_size
-_INSTALL = "pip install 'lvsm_jax[poses]'"
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """How far the work is."""
-
-    stage: str  # what is done in words, such as "features"; stages come in a fixed order
-    done: int
-    total: int  # photographs or pairs; 0 where it is not known
-    seconds_left: float | None  # of this stage; None where it is not known
-
-
-Told = Callable[[Progress], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +36,6 @@ class PosesFound:
     def page(self) -> pathlib.Path:
         """The page that shows whether the cameras are right."""
         return self.folder / PAGE
-
-
-class PosesRefused(UserError):
-    """Poses that were not found, or are not believed; the message says what to do."""
-
-    def __init__(self, message: str, left_out: dict[str, str] | None = None):
-        super().__init__(message)
-        self.left_out = left_out or {}  # photographs that did not join, with why
 
 
 def output_of(photographs: str | os.PathLike) -> pathlib.Path:
@@ -127,23 +93,19 @@ def find_poses(
     try:
         if job["frames"]:
             of = _take_frames(source, work / "frames", frames, progress)
-        job |= {"photographs": [os.fspath(file.absolute()) for file in of], "record": record}
-        found = _run(job, work, target, progress)
+        job |= {
+            "photographs": [os.fspath(file.absolute()) for file in of],
+            "record": record,
+            "do": "find",
+            "title": source.name,
+        }
+        kept = target.with_name(f"{target.name}.log")
+        found = run_worker(job, work, kept, progress)
         (work / LOG).rename(work / "result" / LOG)
         _replace(target, work / "result")
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return PosesFound(target, found["registered"], found["left_out"], found["notes"], False)
-
-
-def check_installed() -> None:
-    """Raises UserError, with what to type, unless pycolmap is there, and new enough."""
-    try:
-        version = importlib.metadata.version("pycolmap")
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"finding poses needs pycolmap: {_INSTALL}") from None
-    if int(version.partition(".")[0]) < _PYCOLMAP:
-        raise UserError(f"finding poses needs pycolmap {_PYCOLMAP}, this is {version}: {_INSTALL}")
 
 
 def _sources(source: pathlib.Path) -> list[pathlib.Path]:
@@ -199,64 +161,3 @@ def _replace(target: pathlib.Path, new: pathlib.Path) -> None:
     new.rename(target)
     if old.exists():
         shutil.rmtree(old)
-
-
-def _run(
-    job: dict[str, Any], work: pathlib.Path, target: pathlib.Path, progress: Told | None
-) -> dict[str, Any]:
-    """Runs the worker on a job, in the folder `work`; what it found."""
-    package = pathlib.Path(__file__).parents[2]
-    paths = os.pathsep.join([os.fspath(package), *filter(None, [os.environ.get("PYTHONPATH")])])
-    stage = "start"
-    with open(work / LOG, "wb") as log:
-        worker = subprocess.Popen(
-            # -P: modules of the working directory must not stand in for others.
-            [sys.executable, "-P", "-m", "lvsm_jax.poses.worker", os.fspath(work)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=os.environ | {"PYTHONPATH": paths},
-            start_new_session=True,  # Ctrl-C is for this process, which ends that one
-        )
-        try:
-            with worker.stdin as pipe:
-                pipe.write(json.dumps(job).encode())
-            for message in _messages(worker):
-                if "found" in message:
-                    return message["found"]
-                if "error" in message:
-                    raise UserError(message["error"])
-                if "refused" in message:
-                    raise PosesRefused(message["refused"], message["left_out"])
-                stage = message["stage"]
-                if progress:
-                    progress(Progress(**message))
-        finally:
-            worker.kill()
-            worker.wait()
-            worker.stdout.close()
-    kept = target.with_name(f"{target.name}.log")
-    shutil.copyfile(work / LOG, kept)
-    how = _how_it_ended(worker.returncode)
-    raise UserError(f"COLMAP broke down at {stage} ({how}); what it printed is in {kept}")
-
-
-def _messages(worker: subprocess.Popen) -> Iterator[dict[str, Any]]:
-    """What the worker tells, with the seconds that a stage still takes."""
-    stage, started = None, 0.0
-    for line in worker.stdout:
-        message = json.loads(line)
-        if "stage" in message:
-            if message["stage"] != stage:
-                stage, started = message["stage"], time.monotonic()
-            done, total = message["done"], message["total"]
-            rate = (time.monotonic() - started) / done if done else None
-            message["seconds_left"] = rate * (total - done) if rate and total else None
-        yield message
-
-
-def _how_it_ended(code: int) -> str:
-    try:
-        return signal.Signals(-code).name if code < 0 else f"status {code}"
-    except ValueError:
-        return f"status {code}"

@@ -9,7 +9,7 @@ from lvsm_jax.poses.gates import Map, Verdict
 from lvsm_jax.scenes.readers.scene import some_of
 
 ADVICE = (
-    "take more photographs in between, from places a step apart, each showing at least half of what "
+    "take more photographs in between, from places a step apart, each showing half or more of what "
     "its neighbour shows"
 )
 

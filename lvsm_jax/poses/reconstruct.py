@@ -9,10 +9,21 @@ import pycolmap
 
 import lvsm_jax
 from lvsm_jax.common import files
-from lvsm_jax.poses import features, gates, judge, mapping, pictures, result, two_views
-from lvsm_jax.poses.find import RECORD, PosesRefused
+from lvsm_jax.poses import (
+    features,
+    gates,
+    judge,
+    mapping,
+    match_posed,
+    page,
+    pictures,
+    result,
+    two_views,
+)
+from lvsm_jax.poses.find import PAGE, RECORD
 from lvsm_jax.poses.gates import Verdict
 from lvsm_jax.poses.pictures import Upright
+from lvsm_jax.poses.process import PosesRefused
 from lvsm_jax.scenes.readers.scene import some_of
 
 Told = Callable[[str, int, int], None]  # the stage, how many are done, and of how many
@@ -50,11 +61,25 @@ def reconstruct(job: dict[str, Any], work: pathlib.Path, told: Told) -> dict[str
     if verdict.refused:
         raise PosesRefused(verdict.refused, left_out)
     told("pictures", 0, len(verdict.joined))
-    result.write_scene(work / "result", found, folder, photographs, verdict.joined)
+    written = result.write_scene(work / "result", found, folder, photographs, verdict.joined)
     summary = {"registered": verdict.joined, "left_out": left_out, "notes": verdict.notes}
     made_by = {"lvsm_jax": lvsm_jax.__version__, "pycolmap": pycolmap.__version__}
     record = job["record"] | summary | {"made_by": made_by}
     files.write_text(work / "result" / RECORD, json.dumps(record, indent=1, ensure_ascii=False))
+    shown = [
+        pair
+        for pair in match_posed.read_pairs(database, photographs, written.straighten)
+        if written.cameras.keys() >= set(pair.names)
+    ]
+    page.write_page(
+        work / "result" / PAGE,
+        title=f"Poses of {job['title']}",
+        pictures={name: work / "result" / result.IMAGES / name for name in written.cameras},
+        cameras=written.cameras,
+        pairs=shown,
+        notes=verdict.notes,
+        left_out=left_out,
+    )
     return summary
 
 

@@ -2,8 +2,10 @@
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import pycolmap
 
 from lvsm_jax.common import files
@@ -15,13 +17,21 @@ IMAGES = "images"
 _QUALITY = 95  # of JPEGs
 
 
+class Written(NamedTuple):
+    """What the check page needs of a scene that was written."""
+
+    cameras: dict[str, PosedCamera]  # by the photographs' names
+    # From a photograph's name and places in it to those in its undistorted picture.
+    straighten: Callable[[str, np.ndarray], np.ndarray]
+
+
 def write_scene(
     target: pathlib.Path,
     found: pycolmap.Reconstruction,
     folder: pathlib.Path,
     photographs: Sequence[Upright],
     joined: Sequence[str],
-) -> None:
+) -> Written:
     """Writes the photographs that joined, undistorted, with their cameras, to a new folder."""
     names = {photograph.file: photograph.name for photograph in photographs}
     keep = set(joined)
@@ -39,15 +49,23 @@ def write_scene(
         image.name = names[image.name]
     (target / "sparse" / "0").mkdir(parents=True)
     model.write_binary(target / "sparse" / "0")
-    _write_cameras(target, model, joined)
-
-
-def _write_cameras(
-    target: pathlib.Path, model: pycolmap.Reconstruction, names: Sequence[str]
-) -> None:
     images = {image.name: image for image in model.images.values()}
-    content = as_json([_camera(images[name]) for name in names])
-    for frame, name in zip(content["frames"], names, strict=True):
+    cameras = {name: _camera(images[name]) for name in joined}
+    _write_cameras(target, cameras)
+    lenses = {names[image.name]: image.camera for image in found.images.values()}
+
+    def straighten(name: str, places: np.ndarray) -> np.ndarray:
+        if name not in cameras:
+            return places
+        focal, centre = np.split(cameras[name].fxfycxcy, 2)
+        return lenses[name].cam_from_img(places) * focal + centre
+
+    return Written(cameras, straighten)
+
+
+def _write_cameras(target: pathlib.Path, cameras: Mapping[str, PosedCamera]) -> None:
+    content = as_json(list(cameras.values()))
+    for frame, name in zip(content["frames"], cameras, strict=True):
         frame["file"] = f"{IMAGES}/{name}"
     files.write_text(target / "cameras.json", json.dumps(content, indent=1, ensure_ascii=False))
 

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.poses.process import PosesRefused
 
 
 def main(work: str) -> None:
@@ -26,11 +27,13 @@ def main(work: str) -> None:
     def told(stage: str, done: int, total: int) -> None:
         tell({"stage": stage, "done": done, "total": total})
 
-    from lvsm_jax.poses.find import PosesRefused
+    from lvsm_jax.poses.match_posed import match_posed
     from lvsm_jax.poses.reconstruct import reconstruct
 
+    job = json.load(sys.stdin)
+    do = {"find": reconstruct, "match": match_posed}[job["do"]]
     try:
-        tell({"found": reconstruct(json.load(sys.stdin), pathlib.Path(work), told)})
+        tell({"found": do(job, pathlib.Path(work), told)})
     except PosesRefused as error:
         tell({"refused": str(error), "left_out": error.left_out})
     except UserError as error:
