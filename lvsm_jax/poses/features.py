@@ -78,6 +78,7 @@ def extract_features(
     options.sift.max_num_features = most
     options.max_image_size = max(max(photograph.size) for photograph in photographs)
     names = [photograph.file for photograph in photographs]
+    told(0, len(names))
     for first in range(0, len(names), _AT_A_TIME):
         some = names[first : first + _AT_A_TIME]
         pycolmap.extract_features(path, folder, some, extraction_options=options)
@@ -110,6 +111,7 @@ def match_pairs(
     pairing = pycolmap.ImportedPairingOptions()
     pairing.match_list_path = path.with_name("pairs.txt")
     names = [photograph.file for photograph in photographs]
+    told(0, len(pairs))
     for first in range(0, len(pairs), _PAIRS_AT_A_TIME):
         some = pairs[first : first + _PAIRS_AT_A_TIME]
         lines = (f"{names[i]} {names[j]}\n" for i, j in some)
