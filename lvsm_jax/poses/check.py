@@ -69,7 +69,7 @@ def check_scene(
         notes = [f"{len(chosen)} of {len(scene.photographs)} photographs were looked at"]
         kind, sentence = write_page(
             page,
-            title=f"Cameras of {pathlib.Path(scene.source).name}",
+            title=f"Cameras of {'/'.join(pathlib.Path(scene.source).parts[-2:])}",
             pictures=paths,
             cameras=cameras,
             pairs=read_matches(work / MATCHES),

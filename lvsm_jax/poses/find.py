@@ -11,6 +11,7 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.poses import pictures
 from lvsm_jax.poses.process import LOG, Progress, Told, check_installed, run_worker
 from lvsm_jax.scenes.pictures import Colour
+from lvsm_jax.scenes.video import VIDEO_SUFFIXES, count_frames, extract_frames
 
 FOLDER = "lvsm_poses"  # in that of the photographs, by default
 RECORD = "poses.json"  # how the poses were found, and of what photographs
@@ -114,7 +115,7 @@ def _sources(source: pathlib.Path) -> list[pathlib.Path]:
     if source.is_dir():
         return pictures.list_photographs(source)
     if not pictures.is_video(source):
-        kinds = ", ".join(pictures.VIDEO_SUFFIXES)
+        kinds = ", ".join(VIDEO_SUFFIXES)
         raise UserError(f"{source}: expected a folder of photographs, or a video ({kinds})")
     return [source]
 
@@ -146,8 +147,6 @@ def _reuse(target: pathlib.Path, source: pathlib.Path, record: dict[str, Any]) -
 def _take_frames(
     video: pathlib.Path, folder: pathlib.Path, count: int, progress: Told | None
 ) -> list[pathlib.Path]:
-    from lvsm_jax.scenes.video import count_frames, extract_frames
-
     if progress:
         progress(Progress("frames", 0, 0, None))
     return extract_frames(video, folder, count=min(count, count_frames(video)))

@@ -15,8 +15,7 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes import pictures
 from lvsm_jax.scenes.pictures import Colour
 from lvsm_jax.scenes.readers.scene import natural_order, some_of
-
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+from lvsm_jax.scenes.video import VIDEO_SUFFIXES
 
 # Focal length over the longer side where EXIF says nothing: phones' main cameras have 0.72 to 0.85.
 USUAL_FOCAL = 0.85

@@ -7,6 +7,8 @@ import tempfile
 
 from lvsm_jax.common.errors import UserError
 
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+
 _QUALITY = "2"  # of ffmpeg's JPEGs, from 2, the best, to 31
 
 
