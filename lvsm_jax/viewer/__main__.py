@@ -4,10 +4,11 @@
     lvsm view photos/ --inputs=8 --weights=runs/re10k/export
     lvsm view                               a world of data/worlds, which `make demo` wrote
 
-SCENE is a folder with cameras.json, nerfstudio's transforms.json or a COLMAP model, or a clip
-DATASET/SPLIT:KEY, as for `lvsm render`. The weights are those that come with lvsm_jax, or with
---weights=EXPORT those of a directory that `lvsm train` or `lvsm export` wrote, of an EfficientLVSM;
-`lvsm view EXPORT SCENE` is the same. Needs pip install 'lvsm_jax[viewer]'.
+SCENE is a folder with cameras.json, nerfstudio's transforms.json or a COLMAP model, a folder of
+photographs or a video whose cameras are found first, or a clip DATASET/SPLIT:KEY, as for `lvsm
+render`. The weights are those that come with lvsm_jax, or with --weights=EXPORT those of a
+directory that `lvsm train` or `lvsm export` wrote, of an EfficientLVSM; `lvsm view EXPORT SCENE` is
+the same. Needs pip install 'lvsm_jax[viewer]'.
 
 The page shows the photographs as frustums, those in use in orange, and behind them the render:
 coarse while you move, full when you stand still. A list adds and removes photographs, also new ones
@@ -25,7 +26,6 @@ import importlib.util
 import logging
 import pathlib
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -50,12 +50,10 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     background = scene_options.background_of(given)
     weights = scene_options.choose_weights(given)
     # Imports of what follows take seconds, which --help and the checks above do without.
-    from input_pipeline.clip_scene import open_scene
     from lvsm_jax.programs.trained_on import trained_on
 
-    scene = open_scene(given.scene or _first_world(), images=given.images, background=background)
-    for note in scene.notes:
-        print(f"note: {printable(note)}", file=sys.stderr)
+    given.scene = given.scene or _first_world()
+    scene = scene_options.open_posed(given, background)
     inputs = scene_options.choose_inputs(scene, given.inputs)
 
     from lvsm_jax.rendering.session import Session
