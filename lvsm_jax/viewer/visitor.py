@@ -186,6 +186,8 @@ class Visitor:
             cameras = [item.camera for item in self._page.gallery.listing() if item.in_use]
             if not cameras:
                 raise UserError("a path leads through the photographs in use, and there are none")
+            if self._kind.value not in PATHS:  # `make_path` would take the name of a file
+                raise UserError(f"there is no path {self._kind.value!r}")
             path = make_path(self._kind.value, cameras, _PATH_FRAMES)
             self._stop = threading.Event()
             self._play.label = "Stop"
