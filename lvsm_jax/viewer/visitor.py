@@ -217,7 +217,7 @@ class Visitor:
             self._viewpoint.go_to_start()
         self._look()
         if world is not self._page.scene:  # the server renders again after changes of the scene
-            world.gallery.listen(("render", self._key), self._look)
+            world.gallery.listen(("render", self._key), self._look, of_views=True)
 
     async def _moved(self, _: Any) -> None:
         """Runs in viser's event loop, which keeps the order of messages."""
