@@ -15,6 +15,8 @@ COMMANDS = {
     "eval": ("lvsm_jax.programs.eval", "score a model on held-out views, with pictures"),
     "render": ("lvsm_jax.programs.render", "render a camera path: frames and a video"),
     "view": ("lvsm_jax.viewer.__main__", "walk through a scene in the browser"),
+    "poses": ("lvsm_jax.programs.poses", "find the cameras of photographs that have none"),
+    "check": ("lvsm_jax.programs.check", "show whether cameras fit their photographs"),
     "convert": ("lvsm_jax.programs.convert", "PyTorch weights to an export, and back"),
     "export": ("lvsm_jax.programs.export", "make an export of a run's checkpoint"),
     "describe": ("lvsm_jax.programs.describe", "parameters, FLOPs and memory of a model"),

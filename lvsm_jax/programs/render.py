@@ -11,7 +11,8 @@ the same.
 SCENE is a folder with cameras.json, with a COLMAP model (text or binary, also in sparse/0; needs
 pip install 'lvsm_jax[colmap]') or with what nerfstudio, Blender, LLFF, Gaussian splatting, Polycam
 or Record3D write; one of their files; or a clip of a dataset directory, DATASET/SPLIT:KEY. Lenses
-that distort are undone, fisheyes refused.
+that distort are undone, fisheyes refused. Of a folder of photographs without cameras, or a video,
+they are found first, as `lvsm poses` does, and kept beside it.
 
 The path is made from the cameras of the inputs (--inputs), which are all that the model sees:
 
@@ -52,6 +53,7 @@ from lvsm_jax.programs.scene_options import (
     add_weights_options,
     background_of,
     choose_weights,
+    open_posed,
     picture_size,
     split_photographs,
 )
@@ -120,13 +122,10 @@ def render(given: argparse.Namespace) -> None:
     _check_numbers(given)
     background, weights = background_of(given), choose_weights(given)
     # What takes seconds to import comes after what takes none to refuse.
-    from input_pipeline.clip_scene import open_scene
     from lvsm_jax.programs.scene_differences import differences
     from lvsm_jax.scenes.trajectories import make_path
 
-    scene = open_scene(given.scene, images=given.images, background=background)
-    for note in scene.notes:
-        print(f"note: {printable(note)}", file=sys.stderr)
+    scene = open_posed(given, background)
     inputs, kept = split_photographs(scene, given.inputs, given.hold_out)
     options = {name: getattr(given, name) for name in _OPTIONS if getattr(given, name) is not None}
     cameras = make_path(given.path, [chosen.camera for chosen in inputs], given.frames, options)

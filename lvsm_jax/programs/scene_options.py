@@ -3,11 +3,13 @@
 import argparse
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lvsm_jax.common.command_line import path
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.text import printable
 
 if TYPE_CHECKING:
     from lvsm_jax.scenes.pictures import Colour
@@ -80,6 +82,45 @@ def background_of(given: argparse.Namespace) -> "Colour | None":
         return None if given.background is None else colour_of(given.background)
     except UserError as error:
         raise UserError(f"--background: {error}") from None
+
+
+def open_posed(given: argparse.Namespace, background: "Colour | None") -> "Scene":
+    """The scene of the command line, also where it has no cameras: then they are found first.
+
+    They are kept beside the photographs, and used again as long as these are the same. What is
+    found, and what the scene leaves out, is told in lines. Errors are those of `open_scene` and
+    `find_poses`.
+    """
+    from input_pipeline.clip_scene import open_scene  # only now, so that --help comes at once
+    from lvsm_jax.scenes.readers import NoCamerasError
+
+    try:
+        scene = open_scene(given.scene, images=given.images, background=background)
+    except NoCamerasError as nothing:
+        if given.images is not None:
+            raise
+        scene = open_scene(_find_poses(nothing.photographs, background))
+    for note in scene.notes:
+        print(f"note: {printable(note)}", file=sys.stderr)
+    return scene
+
+
+def _find_poses(photographs: pathlib.Path, background: "Colour | None") -> pathlib.Path:
+    from lvsm_jax.poses import find_poses, output_of
+    from lvsm_jax.programs.progress import bars
+
+    if not output_of(photographs).exists():
+        print(f"{photographs} has no cameras: they are found first, by lvsm poses", flush=True)
+    with bars() as progress:
+        found = find_poses(photographs, background=background, progress=progress)
+    for note in found.notes:
+        print(printable(note))
+    if found.left_out:
+        names = printable(", ".join(found.left_out))
+        print(f"note: without a place are {names}", file=sys.stderr)
+    kept = "found before, of these photographs" if found.reused else "kept"
+    print(f"cameras {kept}: {found.folder}; are they right? {found.page}", flush=True)
+    return found.folder
 
 
 def choose_inputs(scene: "Scene", wanted: str | None) -> list["ScenePhotograph"]:

@@ -230,6 +230,21 @@ class Session:
         with self._open():
             return dict(self._timings)
 
+    def empty_copy(self) -> "Session":
+        """Another session of the same model, sizes and room: without photographs, frame or scale.
+
+        It takes memory of its own, and its programs are compiled already where these were.
+        """
+        with self._open():
+            return Session(
+                self._model,
+                image_height=self._size[0],
+                image_width=self._size[1],
+                max_views=self._max_views,
+                max_pixels=self._max_pixels,
+                targets_at_once=self._targets_at_once,
+            )
+
     def close(self) -> None:
         """Frees the cache, after the call that is running; all other calls fail from then on."""
         with self._lock:

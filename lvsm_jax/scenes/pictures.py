@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from lvsm_jax.common.errors import UserError
 
@@ -103,6 +103,25 @@ def read_pixels(
         if size == sizes[1]:
             image = _turned(image, orientation)
     return _colours(image, background)
+
+
+def read_upright(
+    file: io.BufferedIOBase, *, background: Colour | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[UInt8[np.ndarray, "h w 3"], dict[int, Any]]:
+    """The pixels of a picture without a camera, turned as EXIF says, and its EXIF by tags.
+
+    Colours and errors are as of `read_pixels`; EXIF that cannot be read is as none.
+    """
+    image = open_picture(file)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise UserError(f"{width}×{height} pixels are more than {max_pixels}")
+    try:
+        exif = image.getexif()
+        tags = dict(exif) | dict(exif.get_ifd(ExifTags.IFD.Exif))
+    except PICTURE_ERRORS:
+        tags = {}
+    return _colours(ImageOps.exif_transpose(image), background), tags
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:

@@ -7,6 +7,8 @@ import tempfile
 
 from lvsm_jax.common.errors import UserError
 
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+
 _QUALITY = "2"  # of ffmpeg's JPEGs, from 2, the best, to 31
 
 
@@ -32,7 +34,7 @@ def extract_frames(
     if not video.is_file():
         raise FileNotFoundError(f"there is no video {video}")
     if count is not None:
-        there = _count_frames(video)
+        there = count_frames(video)
         if count > there:
             raise UserError(f"{video} has {there} frames, fewer than {count}")
         chosen = {round(i * (there - 1) / max(count - 1, 1)) for i in range(count)}
@@ -53,8 +55,8 @@ def extract_frames(
     return sorted(folder.iterdir())
 
 
-def _count_frames(video: pathlib.Path) -> int:
-    """By decoding all of them: what headers say is often wrong."""
+def count_frames(video: pathlib.Path) -> int:
+    """Frames of a video, by decoding all of them: what headers say is often wrong."""
     told = _ffmpeg(video, ["-map", "0:v:0", "-fps_mode", "passthrough", "-f", "null", "-"], "info")
     counts = re.findall(r"frame=\s*(\d+)", told)
     if not counts or int(counts[-1]) == 0:

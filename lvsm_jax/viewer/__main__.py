@@ -4,19 +4,20 @@
     lvsm view photos/ --inputs=8 --weights=runs/re10k/export
     lvsm view                               a world of data/worlds, which `make demo` wrote
 
-SCENE is a folder with cameras.json, nerfstudio's transforms.json or a COLMAP model, or a clip
-DATASET/SPLIT:KEY, as for `lvsm render`. The weights are those that come with lvsm_jax, or with
---weights=EXPORT those of a directory that `lvsm train` or `lvsm export` wrote, of an EfficientLVSM;
-`lvsm view EXPORT SCENE` is the same. Needs pip install 'lvsm_jax[viewer]'.
+SCENE is a folder with cameras.json, nerfstudio's transforms.json or a COLMAP model, a folder of
+photographs or a video whose cameras are found first, or a clip DATASET/SPLIT:KEY, as for `lvsm
+render`. The weights are those that come with lvsm_jax, or with --weights=EXPORT those of a
+directory that `lvsm train` or `lvsm export` wrote, of an EfficientLVSM; `lvsm view EXPORT SCENE` is
+the same. Needs pip install 'lvsm_jax[viewer]'.
 
 The page shows the photographs as frustums, those in use in orange, and behind them the render:
 coarse while you move, full when you stand still. A list adds and removes photographs, also new ones
 that you upload with their cameras.json. Paths can be played, and the nearest photograph is shown
 beside the render. Several visitors see the same photographs, each from where they are. Ctrl-C ends.
 
-Only this computer can open the page unless --host says otherwise: whoever can, sees the
-photographs. From another one, over ssh: ssh -L 8080:localhost:8080 NAME, then open
-http://localhost:8080 there.
+Only this computer can open the page unless --host says otherwise: then the link that is printed
+carries a token, and whoever has the link comes in; with --no-token, whoever reaches the port. From
+another computer, over ssh: ssh -L 8080:localhost:8080 NAME, then open http://localhost:8080 there.
 """
 
 import argparse
@@ -25,7 +26,6 @@ import importlib.util
 import logging
 import pathlib
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -50,14 +50,13 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     background = scene_options.background_of(given)
     weights = scene_options.choose_weights(given)
     # Imports of what follows take seconds, which --help and the checks above do without.
-    from input_pipeline.clip_scene import open_scene
 
-    scene = open_scene(given.scene or _first_world(), images=given.images, background=background)
-    for note in scene.notes:
-        print(f"note: {printable(note)}", file=sys.stderr)
+    given.scene = given.scene or _first_world()
+    scene = scene_options.open_posed(given, background)
     inputs = scene_options.choose_inputs(scene, given.inputs)
 
     from lvsm_jax.rendering.session import Session
+    from lvsm_jax.viewer.access import is_loopback, make_token
     from lvsm_jax.viewer.gallery import Gallery, prepare
     from lvsm_jax.viewer.geometry import coarse_size
     from lvsm_jax.viewer.server import Viewer, check_address
@@ -66,6 +65,7 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     from lvsm_jax.weights.shipped import weights_line
 
     check_address(given.host, given.port)
+    asks = not is_loopback(given.host) if given.token is None else given.token
     about = exports.describe(weights)
     print(printable(weights_line(weights, about)))
     height, width = size = scene_options.picture_size(given.size, about)
@@ -84,6 +84,7 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
             start=inputs[len(inputs) // 2].camera,
             host=given.host,
             port=given.port,
+            token=make_token() if asks else None,
             max_visitors=given.max_visitors,
             limits=Limits(bytes=given.max_upload_mb * 2**20),
         )
@@ -138,6 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--cache-dtype", metavar="TYPE", help=kinds)
     add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     add("--port", type=int, default=8080, help="0: any that is free (8080)")
+    asked = "ask for a token, which the printed link carries (beyond this computer)"
+    add("--token", action=argparse.BooleanOptionalAction, help=asked)
     add("--max-visitors", type=int, default=8, help="at a time (8)")
     add("--max-upload-mb", type=int, default=64, help="MiB that a visitor may upload (64)")
     return parser

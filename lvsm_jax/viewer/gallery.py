@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,8 +15,6 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.rendering.session import Session
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.readers import ScenePhotograph
-from lvsm_jax.viewer.geometry import PageFrame
-from lvsm_jax.viewer.renderer import Renderer
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +42,8 @@ class Gallery:
 
     The session's views are all in the gallery, and only the gallery changes them. `size` is the
     height and width of the pictures that the model sees. Methods may be called from any thread;
-    changes take turns. After each change the listeners are called in the thread that made it.
+    changes take turns. After each, if it changed something, the listeners are called in the thread
+    that made it.
     """
 
     def __init__(
@@ -61,6 +59,7 @@ class Gallery:
         self._changing = threading.Lock()
         self._pictures: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
         self._listeners: dict[Hashable, Callable[[], None]] = {}
+        self._of_views: set[Hashable] = set()  # listeners to changes of the photographs in use
         self._views = session.views  # a copy: asking the session would wait for a render
 
     def listing(self) -> list[Listed]:
@@ -76,9 +75,18 @@ class Gallery:
         """Names of the photographs that the session renders from."""
         return frozenset(self._views)
 
-    def listen(self, key: Hashable, listener: Callable[[], None]) -> None:
-        """Calls a function after each change, until the key leaves."""
+    def listen(
+        self, key: Hashable, listener: Callable[[], None], *, of_views: bool = False
+    ) -> None:
+        """Calls a function after each change until the key leaves, or each `of_views` in use."""
         self._listeners[key] = listener
+        if of_views:
+            self._of_views.add(key)
+
+    def uploaded_by(self, owner: Hashable) -> list[ScenePhotograph]:
+        """The photographs that a visitor added."""
+        theirs = [name for name, whose in list(self._owners.items()) if whose == owner]
+        return [self._photographs[name] for name in theirs]
 
     def use(self, name: str) -> None:
         """Adds a photograph to those that the session renders from.
@@ -115,7 +123,16 @@ class Gallery:
 
     def leave(self, owner: Hashable) -> None:
         """Removes a visitor's listener and photographs, those in use too."""
-        self._listeners.pop(owner, None)
+        self.ignore(owner)
+        self.take_back(owner)
+
+    def ignore(self, key: Hashable) -> None:
+        """Removes a listener, if it is there."""
+        self._listeners.pop(key, None)
+        self._of_views.discard(key)
+
+    def take_back(self, owner: Hashable) -> None:
+        """Removes a visitor's photographs, those in use too."""
         with self._change():
             theirs = [name for name, whose in self._owners.items() if whose == owner]
             if used := self._views.keys() & theirs:
@@ -165,32 +182,29 @@ class Gallery:
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:
         """Makes changes one by one, and calls the listeners, also after one that failed."""
+        views = changed = False
         try:
             with self._changing:
+                before = self._views, dict(self._photographs)
                 try:
                     yield
                 finally:
                     self._views = self._session.views
+                    views = not _are_same(before[0], self._views)
+                    changed = views or not _are_same(before[1], self._photographs)
         finally:
-            for listener in list(self._listeners.values()):
+            for key, listener in list(self._listeners.items()):
+                if not (views if key in self._of_views else changed):
+                    continue
                 try:
                     listener()
                 except Exception:  # of one visitor, which must not undo the change for all
                     _log.exception("a visitor's page could not be updated")
 
 
-@dataclasses.dataclass(frozen=True)
-class Page:
-    """What all visitors share."""
-
-    gallery: Gallery
-    renderer: Renderer  # takes `Window`s as requests
-    frame: PageFrame  # from the scene's world to the page
-    sizes: tuple[tuple[int, int], tuple[int, int]]  # height and width of coarse and full renders
-    frustum: float  # size of frustums on the page
-    loading: ThreadPoolExecutor  # decodes photographs to show beside renders
-    memory: Mapping[str, int]  # of the cache, see `Session.memory`
-    visitors: Callable[[], int]  # returns their number
+def _are_same(before: Mapping[str, object], after: Mapping[str, object]) -> bool:
+    """Whether the names stand for the very same things: another photograph may take a name."""
+    return before.keys() == after.keys() and all(before[name] is after[name] for name in before)
 
 
 def prepare(

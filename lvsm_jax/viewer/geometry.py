@@ -10,6 +10,7 @@ as large as fits. The window's vertical field of view, viser's only intrinsic, f
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, UInt8
@@ -54,6 +55,11 @@ class PageFrame:
         target = meeting_point(c2w)
         away = 1.0 if target is None else scale * np.linalg.norm(positions - target, axis=1).mean()
         return cls(axes, origin, float(scale), float(np.clip(away, 0.1, _FARTHEST)))
+
+    def magnified(self, factor: float) -> "PageFrame":
+        """The same with everything on the page so many times as large."""
+        scale, distance = factor * self.scale, factor * self.distance
+        return dataclasses.replace(self, scale=scale, distance=distance)
 
     def to_page(self, c2w: Float64[np.ndarray, "*v 4 4"]) -> Float64[np.ndarray, "*v 4 4"]:
         """Poses of cameras on the page."""
@@ -102,6 +108,10 @@ class Window:
         fxfycxcy = (focal, focal, width / 2, height / 2)
         return PosedCamera(frame.to_world(self.c2w), fxfycxcy, width, height)
 
+    def picture_fov(self, size: tuple[int, int]) -> float:
+        """Vertical field of view of a render of this size, in radians."""
+        return _scaled_fov(self.fov, 1 / _window_tangents(size, self.aspect))
+
 
 def field_of_view(camera: PosedCamera, size: tuple[int, int], aspect: float) -> float:
     """Vertical, of the window in which a render of this size shows what the camera sees."""
@@ -110,6 +120,29 @@ def field_of_view(camera: PosedCamera, size: tuple[int, int], aspect: float) -> 
     aspect = float(np.clip(aspect, *_ASPECTS))
     wide = aspect * height >= width
     return 2 * math.atan(height / 2 / fy if wide else width / 2 / fx / aspect)
+
+
+def window_fov(picture_fov: float, size: tuple[int, int], aspect: float) -> float:
+    """Vertical, of a window in which a render of this size has this vertical field of view."""
+    aspect = float(np.clip(aspect, *_ASPECTS))
+    return _scaled_fov(picture_fov, _window_tangents(size, aspect))
+
+
+def _window_tangents(size: tuple[int, int], aspect: float) -> float:
+    """Height of a window of this aspect in heights of the render within: 1 in a wide one."""
+    height, width = size
+    return max(1.0, width / height / aspect)
+
+
+def _scaled_fov(fov: float, factor: float) -> float:
+    return 2 * math.atan(factor * math.tan(fov / 2))
+
+
+def bounded(value: Any, low: float, high: float) -> float:
+    """A number that a browser says, within bounds; UserError for what is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"expected a number from {low:g} to {high:g}")
+    return min(high, max(low, float(value)))
 
 
 def wxyz(c2w: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "4"]:
@@ -137,10 +170,10 @@ def nearest(c2w: Float64[np.ndarray, "4 4"], others: Float64[np.ndarray, "v 4 4"
 def frustum_scale(positions: Float64[np.ndarray, "v 3"]) -> float:
     """Size of frustums on the page that keeps them apart but visible."""
     if len(positions) < 2:
-        return 0.15
+        return 0.1
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
     np.fill_diagonal(distances, np.inf)
-    return float(np.clip(0.4 * np.median(distances.min(0)), 0.03, 0.15))
+    return float(np.clip(0.25 * np.median(distances.min(0)), 0.02, 0.1))
 
 
 def frustum_depth(fov: float, aspect: float, scale: float) -> float:
@@ -167,6 +200,24 @@ def fill_window(
     result = np.full((rows, columns, 3), _BAR, np.uint8)
     top, left = (rows - height) // 2, (columns - width) // 2
     result[top : top + height, left : left + width] = _resized(picture, height, width)
+    return result
+
+
+def wipe(
+    left: UInt8[np.ndarray, "h w 3"], right: UInt8[np.ndarray, "h2 w2 3"], share: float
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The first `share` of the width of the left picture, a white line, and the rest of the right.
+
+    As large as `fill_window` makes pictures of the left one's size. A share of 0 or 1 shows one
+    picture alone.
+    """
+    factor = max(1.0, _SHARP / min(left.shape[:2]))
+    height, width = (round(factor * side) for side in left.shape[:2])
+    edge = round(share * width)
+    result = np.array(_resized(left, height, width))
+    result[:, edge:] = _resized(right, height, width)[:, edge:]
+    if 0 < edge < width:
+        result[:, edge - 1 : edge + 1] = 255
     return result
 
 

@@ -12,11 +12,13 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from lvsm_jax.viewer import geometry
-from lvsm_jax.viewer.gallery import Gallery, Listed, Page
+from lvsm_jax.viewer.gallery import Gallery, Listed
+from lvsm_jax.viewer.viewpoint import Viewpoint
 
 _log = logging.getLogger(__name__)
 
-_IN_USE, _UPLOADED, _SPARE = (255, 140, 0), (0, 160, 230), (130, 130, 130)
+_IN_USE, _SPARE = (255, 140, 0), (130, 130, 130)
+_UPLOADED_IN_USE, _UPLOADED = (0, 190, 255), (0, 110, 160)
 _CLEAR = 1.5  # in depths of a frustum: one that is nearer is hidden
 
 
@@ -37,9 +39,15 @@ class Frustums:
     Not thread-safe.
     """
 
-    def __init__(self, scene: Any, page: Page, clicked: Callable[[str], None]):
-        self._scene, self._page, self._clicked = scene, page, clicked
+    def __init__(self, scene: Any, viewpoint: Viewpoint, clicked: Callable[[str], None]):
+        self._scene, self._viewpoint, self._clicked = scene, viewpoint, clicked
         self.shown: dict[str, Frustum] = {}  # by name, in the order of the gallery
+
+    def clear(self) -> None:
+        """Removes all: the page has another scale, or shows another world."""
+        for frustum in self.shown.values():
+            frustum.handle.remove()
+        self.shown = {}
 
     def update(self, items: Sequence[Listed]) -> None:
         """Shows these photographs; unchanged frustums stay."""
@@ -59,40 +67,53 @@ class Frustums:
 
     def nearest(self, window: geometry.Window) -> str:
         """Name of the photograph taken nearest to where the visitor stands."""
-        poses = np.stack([frustum.c2w for frustum in self.shown.values()])
-        return list(self.shown)[geometry.nearest(window.c2w, poses)]
+        poses = np.stack([window.c2w, *(frustum.c2w for frustum in self.shown.values())])
+        poses[:, :3, 3] /= self._viewpoint.magnification  # lengths count the same on any page
+        return list(self.shown)[geometry.nearest(poses[0], poses[1:])]
 
     def _add(self, item: Listed) -> Frustum:
-        camera, page = item.camera, self._page
-        c2w = page.frame.to_page(camera.c2w)
+        camera, world = item.camera, self._viewpoint.world
+        c2w = self._viewpoint.frame.to_page(camera.c2w)
+        scale = self._viewpoint.magnification * world.frustum
         fx, fy = camera.fxfycxcy[:2]
         fov, aspect = 2 * np.arctan(camera.height / 2 / fy), camera.width / fx * fy / camera.height
-        spare = _SPARE if item.owner is None else _UPLOADED
+        used, spare = (_IN_USE, _SPARE) if item.owner is None else (_UPLOADED_IN_USE, _UPLOADED)
         handle = self._scene.add_camera_frustum(
             # Names are paths to viser, and photographs may be called anything.
             f"/photographs/{item.name.encode().hex()}",
             fov,
             aspect,
-            scale=page.frustum,
+            scale=scale,
             thickness=2.0 if item.in_use else 1.0,
             thickness_units="screen",
-            color=_IN_USE if item.in_use else spare,
-            image=page.gallery.picture_in_use(item.name),
+            color=used if item.in_use else spare,
+            image=world.gallery.picture_in_use(item.name),
             wxyz=geometry.wxyz(c2w),
             position=c2w[:3, 3],
+            visible=False,
         )
         handle.on_click(lambda _: self._clicked(item.name))
-        return Frustum(item, c2w, geometry.frustum_depth(fov, aspect, page.frustum), handle)
+        return Frustum(item, c2w, geometry.frustum_depth(fov, aspect, scale), handle)
 
 
 class Beside:
-    """Two pictures in the visitor's panel; the executor `loading` decodes the photographs."""
+    """Two pictures in the visitor's panel; the executor `loading` decodes the photographs.
 
-    def __init__(self, gui: Any, gallery: Gallery, size: tuple[int, int], loading: Executor):
+    `loaded` is called after a photograph that was asked for is there.
+    """
+
+    def __init__(
+        self,
+        gui: Any,
+        gallery: Gallery,
+        size: tuple[int, int],
+        loading: Executor,
+        loaded: Callable[[], None] = lambda: None,
+    ):
         grey = np.full((*size, 3), 128, np.uint8)
         self._image = gui.add_image(geometry.side_by_side(grey, grey), jpeg_quality=90)
         self._caption = gui.add_markdown("")
-        self._gallery, self._loading = gallery, loading
+        self._gallery, self._loading, self._loaded = gallery, loading, loaded
         self._lock = threading.Lock()  # of what follows
         self._render, self._photograph, self._wanted, self._name = grey, grey, "", ""
         self._is_loading = self._closed = False
@@ -103,6 +124,17 @@ class Beside:
         with self._lock:
             self._render, self._wanted = render, name
             self._update()
+
+    def enter(self, gallery: Gallery) -> None:
+        """Shows photographs of another gallery."""
+        with self._lock:
+            self._gallery, self._wanted, self._name = gallery, "", ""
+            self._damaged = set()
+
+    def photograph(self, name: str) -> UInt8[np.ndarray, "h w 3"] | None:
+        """The photograph of this name, if it is the one that is shown."""
+        with self._lock:
+            return self._photograph if self._name == name else None
 
     def close(self) -> None:
         """Stops showing anything."""
@@ -131,8 +163,10 @@ class Beside:
             self._damaged.add(name)
         with self._lock:
             self._is_loading = False
-            if not self._closed:
-                self._update()  # another one may be wanted by now
+            if self._closed:
+                return
+            self._update()  # another one may be wanted by now
+        self._loaded()
 
 
 def code(text: str) -> str:

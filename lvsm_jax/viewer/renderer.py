@@ -39,12 +39,21 @@ class Renderer:
     """Renders the newest request of each visitor, in turns, in a thread of its own.
 
     An older request that is not yet begun is dropped. A request is rendered coarse at once, and in
-    full once it has stood for `settle` seconds. What `render(request, full)` raises goes to the
-    visitor who asked. Methods may be called from any thread and return at once, but for `close`.
+    full once it has stood for `settle` seconds. Where the last full render took less than `quick`
+    seconds there are no coarse ones: all are full at once. What `render(request, full)` raises goes
+    to the visitor who asked. Methods may be called from any thread and return at once, but for
+    `close`.
     """
 
-    def __init__(self, render: Callable[[Any, bool], Any], *, settle: float = 0.2):
-        self._render, self._settle = render, settle
+    def __init__(
+        self,
+        render: Callable[[Any, bool], Any],
+        *,
+        settle: float = 0.2,
+        quick: float = 0.05,
+    ):
+        self._render, self._settle, self._quick = render, settle, quick
+        self._last_full = float("inf")  # seconds that it took
         self._visitors: dict[Hashable, _Visitor] = {}  # in the order of their turns
         self._changed = threading.Condition()
         self._closed = False
@@ -69,11 +78,11 @@ class Renderer:
                 visitor.request, visitor.since, visitor.done = request, time.monotonic(), _NOTHING
                 self._changed.notify()
 
-    def refresh(self) -> None:
-        """Renders all requests again, since what they show has changed."""
+    def refresh(self, concerns: Callable[[Any], bool] = lambda _: True) -> None:
+        """Renders the requests that a change `concerns` again: by default all."""
         with self._changed:
             for visitor in self._visitors.values():
-                if visitor.request is not None:
+                if visitor.request is not None and concerns(visitor.request):
                     visitor.done = _NOTHING
             self._changed.notify()
 
@@ -100,9 +109,10 @@ class Renderer:
             settled = now - visitor.since >= self._settle
             if visitor.done == _FULL or (visitor.done == _COARSE and not settled):
                 continue
-            visitor.done = _FULL if settled else _COARSE
+            full = settled or self._last_full < self._quick
+            visitor.done = _FULL if full else _COARSE
             self._visitors[key] = self._visitors.pop(key)
-            return key, visitor, visitor.request, settled
+            return key, visitor, visitor.request, full
         return None
 
     def _pause(self) -> float | None:
@@ -117,6 +127,8 @@ class Renderer:
         except Exception as caught:
             error = caught
         seconds = time.perf_counter() - start
+        if full and error is None:
+            self._last_full = seconds
         with self._changed:
             if self._visitors.get(key) is not visitor:  # has left
                 return

@@ -1,33 +1,34 @@
 """viser's server with the limits that it lacks, and the visitors.
 
-Written for viser 1.1: its private names are used here and nowhere else, and tested.
+Written for viser 1.1: its private names are used here and in `guard`, nowhere else, and tested.
 """
 
 import contextlib
 import io
-import logging
+import pathlib
 import socket
 import threading
-import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import viser
 from viser import _messages as messages
 
 from lvsm_jax.rendering.session import Session
 from lvsm_jax.scenes.photograph import PosedCamera
-from lvsm_jax.viewer import geometry
-from lvsm_jax.viewer.gallery import Gallery, Page
+from lvsm_jax.viewer import geometry, guard
+from lvsm_jax.viewer.access import Access, is_loopback
+from lvsm_jax.viewer.gallery import Gallery
+from lvsm_jax.viewer.messages import MAX_PART
 from lvsm_jax.viewer.renderer import Renderer
 from lvsm_jax.viewer.uploads import Limits, Uploads
+from lvsm_jax.viewer.viewpoint import WALKING, frame_at
 from lvsm_jax.viewer.visitor import Visitor
+from lvsm_jax.viewer.worlds import Page, Places, World
 
-_log = logging.getLogger(__name__)
-
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_PART = 4 * 2**20  # bytes; browsers send files in parts of half a MiB
+_EVERYWHERE = ("", "0.0.0.0", "::")
+_PAGE = pathlib.Path(__file__).with_name("page.js")
+_PANEL = 340  # pixels
 
 
 class Viewer:
@@ -36,7 +37,8 @@ class Viewer:
     The session, which is not closed, renders in two `sizes` (height and width, coarse and full)
     from the gallery, of which one photograph at least is in use. Visitors stand at `start` first;
     more than `max_visitors` are told that there is no room, and `limits` are of each one's uploads.
-    Port 0 is any that is free. Raises OSError for a port that is taken or a host elsewhere.
+    With a `token` only who has it comes in: `url` then carries it. Port 0 is any that is free.
+    Raises OSError for a port that is taken or a host elsewhere.
     """
 
     def __init__(
@@ -48,37 +50,38 @@ class Viewer:
         start: PosedCamera,
         host: str = "127.0.0.1",
         port: int = 8080,
+        token: str | None = None,
         max_visitors: int = 8,
         limits: Limits = Limits(),  # noqa: B008, frozen
     ):
-        cameras = [item.camera for item in gallery.listing()]
-        frame = geometry.PageFrame.fit(cameras)
-        poses = frame.to_page(np.stack([camera.c2w for camera in cameras]))
+        scene = World.of("The scene", session, gallery, start)
         check_address(host, port)
         self._limits, self._max_visitors = limits, max_visitors
         self._visitors: dict[int, Visitor | None] = {}  # None while the page is made
         self._lock = threading.Lock()
-
-        def render(window: geometry.Window, full: bool) -> np.ndarray:
-            height, width = sizes[full]
-            return session.render(window.camera(frame, sizes[full]), height=height, width=width)
-
         self._page = Page(
-            gallery=gallery,
-            renderer=Renderer(render),
-            frame=frame,
+            scene=scene,
+            places=Places(scene, sizes[1]),
+            renderer=Renderer(lambda request, full: request.render(sizes[full])),
             sizes=sizes,
-            frustum=geometry.frustum_scale(poses[:, :3, 3]),
-            memory=session.memory,
             loading=ThreadPoolExecutor(1, "photographs"),
+            working=threading.Semaphore(),
+            memory=session.memory,
             visitors=lambda: len(self._visitors),
         )
-        gallery.listen(self, self._page.renderer.refresh)
-        with contextlib.redirect_stdout(io.StringIO()):  # viser prints a banner
-            self._server = _Server(host, port)
+        refresh = self._page.renderer.refresh
+        of_scene = lambda request: request.world is scene  # noqa: E731
+        gallery.listen(self, lambda: refresh(of_scene), of_views=True)
+        access = Access(is_loopback(host), token)
+        # viser prints a banner.
+        with contextlib.redirect_stdout(io.StringIO()), guard.guarding(access, max_visitors):
+            self._server = _Server(host, port, label="lvsm_jax", verbose=False)
         theme = {"dark_mode": True, "show_logo": False, "show_share_button": False}
-        self._server.gui.configure_theme(**theme, control_width="large")
-        self._server.gui.main_panel.dock_right()  # floating, it would hide part of the render
+        self._server.gui.configure_theme(**theme)
+        panel = self._server.gui.main_panel
+        panel.dock_right()  # floating, it would hide part of the render
+        panel.set_width(_PANEL)
+        frame = frame_at(scene, WALKING)
         c2w, view = frame.to_page(start.c2w), self._server.initial_camera
         view.position = c2w[:3, 3]
         view.look_at = c2w[:3, 3] + frame.distance * c2w[:3, 2]
@@ -86,8 +89,9 @@ class Viewer:
         view.fov = geometry.field_of_view(start, sizes[1], 16 / 9)
         self._server.on_client_connect(self._enter)
         self._server.on_client_disconnect(self._exit)
-        shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{self._server.get_port()}"
+        name = socket.gethostname() if host in _EVERYWHERE else host
+        shown = f"[{name}]" if ":" in name else name
+        self.url = access.link(f"http://{shown}:{self._server.get_port()}")
 
     def close(self) -> None:
         """Stops serving and rendering, and deletes uploads."""
@@ -111,7 +115,9 @@ class Viewer:
             rest = "and there is room for no more. Reload the page later."
             client.gui.add_markdown(f"{here}, {rest}")
             return
+        guard.watch(client)
         _limit_uploads(client, self._limits.bytes)
+        _run_javascript(client, _PAGE.read_text("utf-8"))
         visitor = Visitor(client, self._page, Uploads(self._limits))
         with self._lock:
             # The visitor may have left meanwhile, and `_exit` even have come before `_enter`.
@@ -149,40 +155,17 @@ def check_address(host: str, port: int) -> None:
         raise OSError(f"cannot listen at {host}, port {port}: {reason}") from None
 
 
-def is_same_origin(origin: str | None, host: str | None, *, loopback: bool) -> bool:
-    """Whether a connection comes from our own page, by the Origin and Host of its request.
-
-    Browsers let any page open a websocket to any server, and name the page as the origin. Other
-    programs name none, and could name any. Where we listen on the loopback alone, pages of other
-    names that lead to it (DNS rebinding) are refused too.
-    """
-    if origin is None:
-        return True
-    name = urllib.parse.urlsplit(origin).hostname
-    if loopback and name not in _LOOPBACK:
-        return False
-    return name is not None and name == urllib.parse.urlsplit(f"//{host}").hostname
-
-
 class _Server(viser.ViserServer):
-    """Never shares over the internet, and serves no other page than its own."""
-
-    def __init__(self, host: str, port: int):
-        self._loopback = host in _LOOPBACK
-        super().__init__(host, port, label="lvsm_jax", verbose=False)
-        self._websock_server.on_client_connect(self._check_origin)
+    """Never shares over the internet."""
 
     def request_share_url(self, *_: Any, **__: Any) -> None:
         """Refuses what a visitor's browser can ask of viser: a public address of this server."""
-        _log.warning("a visitor asked for a public address, which is refused")
+        guard.note("a visitor asked for a public address, which is refused")
 
-    async def _check_origin(self, connection: Any) -> None:
-        """Runs before anything is sent; viser's client callbacks come later."""
-        socket = self._websock_server._live_connections[connection.client_id]
-        origin, host = map(socket.request.headers.get, ("Origin", "Host"))
-        if not is_same_origin(origin, host, loopback=self._loopback):
-            _log.warning("refused a connection from a page of %s to %s", origin, host)
-            await socket.close(1008, "from another page")
+
+def _run_javascript(client: Any, source: str) -> None:
+    """Runs a script of ours in a visitor's browser."""
+    client.gui._websock_interface.queue_message(messages.RunJavascriptMessage(source=source))
 
 
 def _limit_uploads(client: Any, max_bytes: int) -> None:
@@ -198,7 +181,7 @@ def _limit_uploads(client: Any, max_bytes: int) -> None:
         ids = message.source_component_uuid, message.transfer_uuid
         # The browser's button waits for it.
         connection.queue_message(messages.FileTransferPartAck(*ids, total, total))
-        _log.warning("refused an upload: %s", reason)
+        guard.note(f"refused an upload: {reason}")
         client.add_notification("Not uploaded", reason, color="red", auto_close_seconds=12.0)
 
     def start(client_id: Any, message: Any) -> None:
@@ -216,7 +199,7 @@ def _limit_uploads(client: Any, max_bytes: int) -> None:
         if transfer is None:  # refused
             return
         size = len(message.content)
-        if size > _PART or transfer["transferred_bytes"] + size > transfer["total_bytes"]:
+        if size > MAX_PART or transfer["transferred_bytes"] + size > transfer["total_bytes"]:
             refuse(message, transfer["total_bytes"], "the file is larger than it said")
         else:
             gui._handle_file_transfer_part(client_id, message)

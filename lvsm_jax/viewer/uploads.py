@@ -1,8 +1,9 @@
 """Photographs that visitors upload, with a pose file. Nothing of them is trusted.
 
-A visitor sends `cameras.json` and then its pictures one by one, or all in one zip archive. Names in
-them choose a pose and label a photograph, never a file: on the disk uploads have names of ours, in
-a folder that is deleted when the visitor leaves. Each picture is decoded once, as a check.
+A visitor sends `cameras.json` and then its pictures one by one, or all in one zip archive; or an
+archive of pictures alone, whose cameras are to be found. Names in them choose a pose and label a
+photograph, never a file: on the disk uploads have names of ours, in a folder that is deleted when
+the visitor leaves. Each picture is decoded once, as a check.
 """
 
 import dataclasses
@@ -17,10 +18,13 @@ import threading
 import zipfile
 from collections.abc import Iterator
 
+from PIL import Image
+
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import parse_json
 from lvsm_jax.scenes.camera_json import camera_of, frames_of
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera
+from lvsm_jax.scenes.pictures import PICTURE_ERRORS
 from lvsm_jax.scenes.readers import ScenePhotograph
 
 _MAX_POSES_BYTES = 4 * 2**20
@@ -28,6 +32,8 @@ _MAX_POSES = 10_000  # of one visitor
 _MAX_MEMBERS = 1000  # of an archive, also those that are no photographs
 _MEMBER = b"PK\x01\x02"  # begins each file's entry in an archive's directory
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others may take gigabytes to unpack
+# Pictures of which cameras are found, by Pillow's names of their formats.
+_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp"}
 _ODD = re.compile(r"[^\w ./()+,=@-]")
 _decoding = threading.Lock()  # one picture at a time, since each may take much memory
 
@@ -39,6 +45,18 @@ class Limits:
     bytes: int = 64 * 2**20  # of a file, and of all photographs together, as sent and as unpacked
     photographs: int = 100  # their number
     pixels: int = 40_000_000  # of a photograph
+
+
+class NoPosesError(UserError):
+    """Photographs none of which has a pose: `receive_unposed` takes them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unposed:
+    """Photographs without cameras, in a folder of nothing else."""
+
+    folder: pathlib.Path
+    names: dict[str, str]  # what the visitor calls each file of the folder
 
 
 class Uploads:
@@ -57,7 +75,8 @@ class Uploads:
         """Takes poses, a picture of one of them, or an archive of both; returns its photographs.
 
         Of an archive all are taken or, if one cannot be used, none: the UserError says what is
-        wrong with the file, or which limit it exceeds.
+        wrong with the file, or which limit it exceeds. NoPosesError for several photographs without
+        cameras.
         """
         with self._lock:
             if self._closed:
@@ -69,6 +88,8 @@ class Uploads:
             try:
                 members = list(self._members(name, content))
                 members.sort(key=lambda member: not _is_poses(member[0]))  # poses come first
+                if len(members) > 1 and not any(self._has_pose(member) for member, _ in members):
+                    raise NoPosesError(f"{name} has no cameras.json, nor pictures of one")
                 for member, data in members:
                     if _is_poses(member):
                         self._poses = self._poses | _read_poses(member, data)
@@ -81,6 +102,27 @@ class Uploads:
                 self._poses, self._bytes, self._count = before
                 for photograph in photographs:
                     pathlib.Path(photograph.source).unlink(missing_ok=True)
+                raise
+
+    def receive_unposed(self, name: str, content: bytes) -> Unposed:
+        """Takes an archive of photographs without cameras: all, or none with a UserError."""
+        with self._lock:
+            if self._closed:
+                raise UserError("the visitor has left")
+            before, folder = (self._bytes, self._count), self._new_folder()
+            names: dict[str, str] = {}
+            try:
+                for member, data in self._members(name, content):
+                    self._count_in(len(data))
+                    suffix = self._suffix(member, data)
+                    file = folder / f"photograph-{len(names) + 1:03d}{suffix}"
+                    file.write_bytes(data)
+                    again = list(names.values()).count(member)  # an archive may repeat a name
+                    names[file.name] = f"{member} ({again + 1})" if again else member
+                return Unposed(folder, names)
+            except BaseException:
+                self._bytes, self._count = before
+                shutil.rmtree(folder)
                 raise
 
     @property
@@ -130,15 +172,8 @@ class Uploads:
 
     def _photograph(self, name: str, data: bytes) -> ScenePhotograph:
         frame = self._frame(name)
-        self._bytes += len(data)
-        self._count += 1
-        if self._count > self._limits.photographs:
-            raise UserError(f"more than {self._limits.photographs} photographs of one visitor")
-        if self._bytes > self._limits.bytes:
-            raise UserError(f"photographs of one visitor have more than {self._most}")
-        if self._folder is None:
-            self._folder = pathlib.Path(tempfile.mkdtemp(prefix="lvsm-viewer-"))
-        file = self._folder / str(next(self._numbers))
+        self._count_in(len(data))
+        file = self._root() / str(next(self._numbers))
         file.write_bytes(data)
         try:
             with _decoding:
@@ -149,10 +184,49 @@ class Uploads:
             raise UserError(str(error).replace(os.fspath(file), name)) from None
         return ScenePhotograph(frame, self._poses[frame], file)
 
+    def _suffix(self, name: str, data: bytes) -> str:
+        """The suffix of a picture's file; UserError for what is none, or has too many pixels."""
+        try:
+            with Image.open(io.BytesIO(data), formats=list(_SUFFIXES)) as picture:
+                size, kind = picture.size, picture.format
+        except (Image.UnidentifiedImageError, Image.DecompressionBombError):
+            raise UserError(f"{name}: not a picture ({', '.join(_SUFFIXES)})") from None
+        except PICTURE_ERRORS as error:
+            raise UserError(f"{name}: {error}") from error
+        if size[0] * size[1] > self._limits.pixels:
+            most = f"{self._limits.pixels} that are allowed"
+            raise UserError(f"{name}: {size[0]}×{size[1]} pixels are more than the {most}")
+        return _SUFFIXES[kind]
+
+    def _count_in(self, size: int) -> None:
+        """Counts a photograph of so many bytes; UserError beyond the limits."""
+        self._bytes += size
+        self._count += 1
+        if self._count > self._limits.photographs:
+            raise UserError(f"more than {self._limits.photographs} photographs of one visitor")
+        if self._bytes > self._limits.bytes:
+            raise UserError(f"photographs of one visitor have more than {self._most}")
+
+    def _root(self) -> pathlib.Path:
+        if self._folder is None:
+            self._folder = pathlib.Path(tempfile.mkdtemp(prefix="lvsm-viewer-"))
+        return self._folder
+
+    def _new_folder(self) -> pathlib.Path:
+        folder = self._root() / str(next(self._numbers))
+        folder.mkdir()
+        return folder
+
+    def _has_pose(self, name: str) -> bool:
+        """Whether a file is poses, or may be a picture of one."""
+        base = "/" + name.rpartition("/")[2]
+        return _is_poses(name) or any(f"/{frame}".endswith(base) for frame in self._poses)
+
     def _frame(self, name: str) -> str:
         """The one pose that belongs to a picture of this name."""
         if not self._poses:
-            raise UserError(f"{name} has no pose: upload its cameras.json first")
+            several = "several photographs at once, to have their cameras found"
+            raise UserError(f"{name} has no pose: upload its cameras.json first, or {several}")
         found = [frame for frame in self._poses if f"/{name}".endswith(f"/{frame}")]
         if found:
             return max(found, key=len)

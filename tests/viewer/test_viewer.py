@@ -237,6 +237,7 @@ def test_who_is_gone_before_the_page_is_made_leaves_nothing(monkeypatch, there):
     made = mock.Mock()
     monkeypatch.setattr(server, "Visitor", lambda *_: made)
     monkeypatch.setattr(server, "_limit_uploads", mock.Mock())
+    monkeypatch.setattr(server.guard, "watch", mock.Mock())
     viewer = mock.Mock(_lock=threading.Lock(), _visitors={}, _max_visitors=1, _limits=Limits())
     client = mock.Mock(client_id=3)
     viewer._server.get_clients = lambda: {3: client} if there else {}

@@ -14,18 +14,21 @@ from lvsm_jax.scenes.readers.colmap import read_colmap
 from lvsm_jax.scenes.readers.llff import read_llff
 from lvsm_jax.scenes.readers.polycam import read_polycam
 from lvsm_jax.scenes.readers.record3d import read_record3d
-from lvsm_jax.scenes.readers.scene import Scene, SceneError, ScenePhotograph, some_of
+from lvsm_jax.scenes.readers.scene import (
+    NoCamerasError,
+    Scene,
+    SceneError,
+    ScenePhotograph,
+    some_of,
+)
 from lvsm_jax.scenes.readers.scene_json import read_scene_json
+from lvsm_jax.scenes.video import VIDEO_SUFFIXES
 
-__all__ = ["READERS", "Scene", "SceneError", "ScenePhotograph", "read_scene"]
+__all__ = ["READERS", "NoCamerasError", "Scene", "SceneError", "ScenePhotograph", "read_scene"]
 
 # The first that finds one reads.
 READERS = (read_scene_json, read_llff, read_polycam, read_record3d, read_colmap)
-_VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
-_COLMAP = (
-    "colmap automatic_reconstructor --workspace_path WORK --image_path {photographs}, then name "
-    "WORK/sparse/0 with --images={photographs}"
-)
+_FIND = "lvsm poses {photographs} finds them, and so does colmap automatic_reconstructor"
 
 
 def read_scene(
@@ -48,8 +51,9 @@ def read_scene(
 
     `images` is the folder that the names of images are relative to and must not leave; by default
     that of the file, or the folder `images` in that of a COLMAP model or up to three above.
-    Transparent pixels are put on the `background`. SceneError names the file, the place in it, and
-    what was expected; OSError is for a file that cannot be read.
+    Transparent pixels are put on the `background`. NoCamerasError for photographs, or a video,
+    whose cameras `lvsm_jax.poses` could find; SceneError names the file, the place in it, and what
+    was expected; OSError is for a file that cannot be read.
     """
     path = pathlib.Path(path).expanduser()
     if images is not None and not (images := pathlib.Path(images).expanduser()).is_dir():
@@ -64,32 +68,30 @@ def read_scene(
         raise
     except ValueError as error:
         raise SceneError(str(error)) from error
-    raise SceneError(_nothing_in(path))
+    raise _nothing_in(path)
 
 
-def _nothing_in(path: pathlib.Path) -> str:
+def _nothing_in(path: pathlib.Path) -> SceneError:
+    """What to say of a place without a scene."""
+    find = _FIND.format(photographs=path)
     if path.is_file():
-        if path.suffix.lower() in _VIDEOS:
-            return (
-                f"{path} is a video without cameras: take photographs from it, for example with "
-                f"lvsm_jax.scenes.video.extract_frames, and find their cameras: "
-                + _COLMAP.format(photographs="FRAMES")
-            )
-        return f"{path} is no scene: expected a file of cameras, or a folder with one"
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            return NoCamerasError(f"{path} is a video without cameras: {find} of its frames", path)
+        message = f"{path} is no scene: expected a file of cameras, or a folder with one"
+        return SceneError(message)
     if (path / "dataset_info.json").is_file():
         splits = sorted(file.stem.removeprefix("scenes-") for file in path.glob("scenes-*.npz"))
-        return f"{path} is a dataset: name a clip as {path}/SPLIT:KEY, with SPLIT of {splits}"
+        message = f"{path} is a dataset: name a clip as {path}/SPLIT:KEY, with SPLIT of {splits}"
+        return SceneError(message)
     for folder in (path, path / "images"):
         files = folder.iterdir() if folder.is_dir() else ()
         if count := sum(file.suffix.lower() in pictures.SUFFIXES for file in files):
-            return (
-                f"{folder} has {count} photographs, but no cameras: find them, for example with "
-                + _COLMAP.format(photographs=folder)
-            )
+            message = f"{folder} has {count} photographs, but no cameras: {find}"
+            return NoCamerasError(message, path)
     files = [*sorted(path.glob("*/cameras.json")), *sorted(path.glob("*/transforms.json"))]
     inner = dict.fromkeys(file.parent.name for file in files)
     found = f"; it holds the scenes {some_of(inner)}" if inner else ""
-    return (
+    return SceneError(
         f"no scene in {path}: expected cameras.json, transforms.json, opencv_cameras.json, "
         "poses_bounds.npy, Polycam's keyframes, Record3D's EXR_RGBD or a COLMAP model "
         f"(cameras, images and points3D, .bin or .txt; also in sparse/0){found}"

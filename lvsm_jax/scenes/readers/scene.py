@@ -37,6 +37,14 @@ class SceneError(UserError):
     """A scene that cannot be read. The message says where and why."""
 
 
+class NoCamerasError(SceneError):
+    """Photographs, or a video, without cameras, which can be found."""
+
+    def __init__(self, message: str, photographs: pathlib.Path):
+        super().__init__(message)
+        self.photographs = photographs  # the folder, or the video
+
+
 @dataclasses.dataclass(frozen=True)
 class ScenePhotograph:
     """A photograph of a scene that is not yet decoded."""

@@ -1,0 +1,162 @@
+"""Finds the poses of a folder of photographs, or of a video, and keeps them beside it."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from lvsm_jax.common import files
+from lvsm_jax.common.errors import UserError
+from lvsm_jax.poses import pictures
+from lvsm_jax.poses.process import LOG, Progress, Told, check_installed, run_worker
+from lvsm_jax.scenes.pictures import Colour
+from lvsm_jax.scenes.video import VIDEO_SUFFIXES, count_frames, extract_frames
+
+FOLDER = "lvsm_poses"  # in that of the photographs, by default
+RECORD = "poses.json"  # how the poses were found, and of what photographs
+PAGE = "check.html"
+MAX_SIZE = 1600  # pixels of the longer side
+FRAMES = 40  # of a video
+
+_FORMAT = 1
+_SMALLEST, _LARGEST = 128, 8192  # of max_size
+
+
+@dataclasses.dataclass(frozen=True)
+class PosesFound:
+    """A scene that was written, or was there."""
+
+    folder: pathlib.Path  # for `read_scene`
+    registered: list[str]  # names of the photographs in it
+    left_out: dict[str, str]  # the others, with why
+    notes: list[str]  # how it was found, and what to think of it, a sentence each
+    reused: bool  # whether it was there already, of the same photographs
+
+    @property
+    def page(self) -> pathlib.Path:
+        """The page that shows whether the cameras are right."""
+        return self.folder / PAGE
+
+
+def output_of(photographs: str | os.PathLike) -> pathlib.Path:
+    """Where the poses of a folder or a video are kept unless somebody says otherwise."""
+    path = pathlib.Path(photographs).expanduser()
+    return path / FOLDER if path.is_dir() else path.with_name(f"{path.stem}_{FOLDER}")
+
+
+def find_poses(
+    photographs: str | os.PathLike,
+    output: str | os.PathLike | None = None,
+    *,
+    progress: Told | None = None,
+    max_size: int = MAX_SIZE,
+    frames: int = FRAMES,
+    background: Colour | None = None,
+    overwrite: bool = False,
+) -> PosesFound:
+    """Finds cameras of the photographs of a folder, or of frames of a video, and writes a scene.
+
+    `output`, by default `output_of` the photographs, gets `cameras.json` and `images/` (upright and
+    undistorted, their longer side at most `max_size` pixels), the same as a COLMAP model in
+    `sparse/0`, `check.html` and `poses.json`; it appears whole or not at all. Where it is there, of
+    the same photographs, nothing is done. Of a video so many `frames` are taken, evenly spaced.
+    Transparent pixels are put on the `background`. The same photographs give the same cameras.
+
+    `progress` is called in this thread, again and again; what it raises stops the work.
+    PosesRefused where poses are not found or not believed; UserError for photographs that cannot be
+    read, for poses of other photographs in `output` unless `overwrite`, and without pycolmap;
+    FileExistsError where `output` is something else.
+    """
+    source = pathlib.Path(photographs).expanduser()
+    target = output_of(source) if output is None else pathlib.Path(output).expanduser()
+    if not _SMALLEST <= max_size <= _LARGEST:
+        raise UserError(f"max_size={max_size}, expected {_SMALLEST} to {_LARGEST} pixels")
+    if frames < 2:
+        raise UserError(f"frames={frames}, expected at least 2")
+    of = _sources(source)
+    job = {
+        "max_size": max_size,
+        "background": None if background is None else list(background),
+        "frames": frames if pictures.is_video(source) else None,
+    }
+    record = {"format": _FORMAT, "photographs": pictures.fingerprint(of), "options": dict(job)}
+    if target.exists() and not overwrite:
+        return _reuse(target, source, record)
+    if target.exists() and not (target / RECORD).is_file():
+        raise FileExistsError(f"{target} exists and holds no poses: it is not overwritten")
+    check_installed()
+    files.check_writable("OUTPUT", target.parent)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    files.clear_unfinished(target.parent, target.name)
+    work = pathlib.Path(files.temporary_name(target))
+    work.mkdir()
+    try:
+        if job["frames"]:
+            of = _take_frames(source, work / "frames", frames, progress)
+        job |= {
+            "photographs": [os.fspath(file.absolute()) for file in of],
+            "record": record,
+            "do": "find",
+            "title": source.name,
+        }
+        kept = target.with_name(f"{target.name}.log")
+        found = run_worker(job, work, kept, progress)
+        (work / LOG).rename(work / "result" / LOG)
+        _replace(target, work / "result")
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return PosesFound(target, found["registered"], found["left_out"], found["notes"], False)
+
+
+def _sources(source: pathlib.Path) -> list[pathlib.Path]:
+    if not source.exists():
+        raise FileNotFoundError(f"there are no photographs {source}: no such folder or video")
+    if source.is_dir():
+        return pictures.list_photographs(source)
+    if not pictures.is_video(source):
+        kinds = ", ".join(VIDEO_SUFFIXES)
+        raise UserError(f"{source}: expected a folder of photographs, or a video ({kinds})")
+    return [source]
+
+
+def _reuse(target: pathlib.Path, source: pathlib.Path, record: dict[str, Any]) -> PosesFound:
+    """What is in the target, if it is of these photographs, as they are."""
+    if not (target / RECORD).is_file():
+        raise FileExistsError(f"{target} exists and holds no poses: choose another folder")
+    there = files.read_json(target / RECORD)
+    again = f"lvsm poses {source} --overwrite finds them anew"
+    try:
+        if there["format"] != _FORMAT:
+            raise UserError(f"{target} was written by another version of lvsm_jax: {again}")
+        if changes := pictures.what_changed(there["photographs"], record["photographs"]):
+            changed = ", ".join(changes)
+            raise UserError(f"{target} has poses of other photographs: {changed}; {again}")
+        if there["options"] != record["options"]:
+            was, now = there["options"], record["options"]
+            which = ", ".join(
+                f"{name} {was.get(name)}" for name in now if was.get(name) != now[name]
+            )
+            raise UserError(f"{target} has poses found with {which}: {again}")
+        lists = there["registered"], there["left_out"], there["notes"]
+        return PosesFound(target, *lists, reused=True)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{target / RECORD}: it lacks {error}; {again}") from error
+
+
+def _take_frames(
+    video: pathlib.Path, folder: pathlib.Path, count: int, progress: Told | None
+) -> list[pathlib.Path]:
+    if progress:
+        progress(Progress("frames", 0, 0, None))
+    return extract_frames(video, folder, count=min(count, count_frames(video)))
+
+
+def _replace(target: pathlib.Path, new: pathlib.Path) -> None:
+    """Puts a folder in the place of another; there is a moment without, but no loss."""
+    old = pathlib.Path(files.temporary_name(target)).with_suffix(".old")
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    if old.exists():
+        shutil.rmtree(old)
