@@ -17,7 +17,8 @@ def trained_on(description: Mapping[str, Any]) -> str:
         origin = f"converted from {source}, which" if source else "an export that"
         return f"the model: {origin} does not say what it was trained on"
     step = description.get("step")
-    share, path = data.get("worlds_share") or 0, data.get("path") or "data without a name"
+    share = data.get("worlds_share") or 0
+    path = " and ".join([data.get("path") or "data without a name", *(data.get("mix") or ())])
     name = "worlds" if share == 1 else f"worlds and {path}" if share else path
     height = data.get("image_height", "?")
     size = f"{height}×{height}" if data.get("square_crop", True) else f"{height} high"

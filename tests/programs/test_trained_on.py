@@ -28,6 +28,11 @@ def cameras(count, width=640, height=360):
             "900 steps",
         ),
         (
+            about(num_inputs=2, mix=["data/mine"]),
+            "the model was trained on data/re10k and data/mine: pictures of 256×256 pixels, "
+            "2 inputs, 900 steps",
+        ),
+        (
             {"source": {"file": "model.pt"}},
             "the model: converted from model.pt, which does not say what it was trained on",
         ),
