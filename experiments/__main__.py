@@ -36,8 +36,8 @@ from experiments import report as reporting
 from experiments import runs as training
 from experiments.configs.arms import ARMS, step_flops, steps_of_like_cost
 from experiments.parallel_runs import Run, threads_each, train_all
-from experiments.view_index import COUNTS, TARGETS, make_index
 from input_pipeline.loading import EvalSet, open_eval_set
+from input_pipeline.view_index import COUNTS, TARGETS, make_index
 from lvsm_jax.common.command_line import program, read_config_file
 from lvsm_jax.common.config import DataConfig, EvalConfig, section
 from lvsm_jax.common.errors import UserError

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from benchmarks.common import Report, describe_run, markdown_table, report_benchmark
 from experiments.exports import exports_parser, load_models
-from experiments.view_index import COUNTS
 from input_pipeline.loading import EvalSet, open_eval_set
+from input_pipeline.view_index import COUNTS
 from lvsm_jax.common.command_line import parse_with_config, program
 from lvsm_jax.common.config import EvalConfig, section
 from lvsm_jax.common.errors import UserError

@@ -10,7 +10,10 @@ from absl import logging
 from jaxtyping import Int64
 
 from input_pipeline import preprocess, sampling
+from input_pipeline.camera_table import CameraTable
+from input_pipeline.overlap import sample_by_overlap
 from input_pipeline.preprocess import Crop, FrameError, ImageAndIntrinsics
+from input_pipeline.sampling import ViewSample
 from input_pipeline.storage import DatasetError, Frame, SplitReader
 from lvsm_jax.common.config import DataConfig
 from lvsm_jax.common.errors import UserError
@@ -29,6 +32,8 @@ class ExampleLoader:
     reader: SplitReader
     config: DataConfig
     image_shape: tuple[int, int]
+    cameras: CameraTable | None = None  # of all frames, where views are drawn by overlap
+    first_scene: int = 0  # number of the first clip, where there are other datasets before
 
     @classmethod
     def open(cls, reader: SplitReader, config: DataConfig, row: int) -> "ExampleLoader":
@@ -49,7 +54,7 @@ class ExampleLoader:
     def load(
         self,
         row: int,
-        views: sampling.ViewSample,
+        views: ViewSample,
         crop: Crop | None = None,
         reframing: sampling.Reframing | None = None,
         *,
@@ -88,7 +93,8 @@ class ExampleLoader:
             return {name: array[slots] for name, array in arrays.items()}
 
         example = {"inputs": select(views.inputs), "targets": select(views.targets)}
-        scene, valid, replaced = np.int32(row), np.bool_(valid), np.int32(replaced)
+        scene = np.int32(self.first_scene + row)
+        valid, replaced = np.bool_(valid), np.int32(replaced)
         return example | {"scene": scene, "valid": valid, "replaced": replaced}
 
     def _read(self, indices: list[int]) -> list[Frame]:
@@ -116,20 +122,39 @@ class ExampleLoader:
         return image, fxfycxcy
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """A dataset to train on: its loader, and the rows of the clips that can be used. Picklable."""
+
+    loader: ExampleLoader
+    rows: Rows
+
+    def draw_views(self, row: int, num_inputs: int, rng: np.random.Generator) -> ViewSample:
+        """Draws a sample's views of the clip in a row, by span or by overlap."""
+        loader = self.loader
+        scenes = loader.reader.scenes
+        count = int(scenes.num_frames[row])
+        if loader.cameras is None:
+            return sampling.sample_views(count, loader.config, num_inputs, rng)
+        cameras = loader.cameras.some(int(scenes.first_frame[row]), count)
+        return sample_by_overlap(cameras, loader.config, num_inputs, rng)
+
+
 def training_example(
-    loader: ExampleLoader, rows: Rows, seed: int, draw: tuple[int, int, np.random.Generator]
+    sources: tuple[Source, ...], seed: int, draw: tuple[int, int, int, np.random.Generator]
 ) -> dict[str, Any]:
     """Loads views of a clip, and of others instead while frames are bad and that is allowed.
 
-    Clips are from the usable `rows` of the scene table; `seed` is that of `step_choices`. The draw
-    is a step, which of the rows is its clip, and the generator of what is the sample's own.
+    `seed` is that of `step_choices`. The draw is a step, which of the sources, which of its rows is
+    the clip, and the generator of what is the sample's own.
     """
-    step, choice, rng = draw
+    step, number, choice, rng = draw
+    source = sources[number]
+    loader, rows = source.loader, source.rows
     config, row = loader.config, int(rows[choice])
     common = sampling.step_choices(config, seed, step)
     for replaced in range(_MAX_REPLACED):
-        num_frames = int(loader.reader.scenes.num_frames[row])
-        views = sampling.sample_views(num_frames, config, common.num_inputs, rng)
+        views = source.draw_views(row, common.num_inputs, rng)
         crop = sampling.sample_crop(loader.image_shape, config, common.aspect_ratio, rng)
         reframing = sampling.sample_reframing(config, rng)  # last: the others stay as without
         try:
@@ -148,7 +173,7 @@ def training_example(
 def evaluation_example(
     loader: ExampleLoader,
     rows: Rows,
-    views: tuple[sampling.ViewSample, ...],
+    views: tuple[ViewSample, ...],
     crop: Crop | None,
     position: int,
 ) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from etils import epath
 from jaxtyping import Int64
 
 from input_pipeline import examples, sampling
+from input_pipeline.camera_table import read_camera_table
 from input_pipeline.preprocess import Crop
 from input_pipeline.storage import SceneTable, SplitReader
 from input_pipeline.workers import WorkerError, run_task, worker_pool
@@ -60,21 +61,76 @@ def train_batches(
     """
     config.check_training()
     rows_per_process = _rows_per_process(batch_size, process_index, process_count)
-    reader = SplitReader(config.path, config.split)
-    rows = _usable_rows(reader.scenes, config)
-    loader = examples.ExampleLoader.open(reader, config, int(rows[0]))
+    sources = open_sources(config)
     # What grain gives the third transformation after a seed: this one says so itself, as the draws
     # are not to change with its place in the chain.
     sample_seed = int(np.random.SeedSequence([seed, 3]).generate_state(1)[0])
-    clips = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
-    draws = clips.map_with_index(lambda index, choice: (index // batch_size, choice)).random_map(
+    clips = _mixed([len(source.rows) for source in sources], config.mix_weights, seed)
+    draws = clips.map_with_index(lambda index, clip: (index // batch_size, *clip)).random_map(
         # Copied, for grain uses its generators again.
         lambda draw, rng: (*draw, copy.deepcopy(rng)),
         seed=sample_seed,
     )
     share = draws[process_index::process_count]
-    load = functools.partial(examples.training_example, loader, rows, seed)
+    load = functools.partial(examples.training_example, sources, seed)
     return _prefetched(share, load, rows_per_process, config, start_step)
+
+
+def open_sources(config: DataConfig) -> tuple[examples.Source, ...]:
+    """The datasets to train on, `data.path` first; UserError where one cannot be used."""
+    sources, first_scene = [], 0
+    for path in (config.path, *config.mix):
+        source = _open_source(dataclasses.replace(config, path=path, mix=(), mix_weights=()))
+        loader = dataclasses.replace(source.loader, first_scene=first_scene)
+        sources.append(examples.Source(loader, source.rows))
+        first_scene += len(loader.reader.scenes)
+    first, *others = (source.loader for source in sources)
+    for other in others:
+        if other.image_shape != first.image_shape:
+            shapes = ("{1}×{0}".format(*loader.image_shape) for loader in (first, other))
+            told = " and ".join(shapes)
+            raise UserError(
+                f"images of {first.config.path} and {other.config.path} are {told} pixels, and "
+                "those of a batch have one shape: train with data.square_crop"
+            )
+    return tuple(sources)
+
+
+def _open_source(config: DataConfig) -> examples.Source:
+    reader = SplitReader(config.path, config.split)
+    cameras = None
+    if config.sampling != "span":
+        cameras = read_camera_table(config.path, config.split, len(reader))
+        if cameras is None and config.sampling == "overlap":
+            raise UserError(
+                f"{config.path} has no table of cameras, cameras-{config.split}.npz, by which "
+                "views are drawn (data.sampling=overlap): lvsm import-scenes makes one"
+            )
+    if cameras is not None:
+        config.check_apart("photographs")
+    rows = _usable_rows(reader.scenes, config, by_overlap=cameras is not None)
+    loader = examples.ExampleLoader.open(reader, config, int(rows[0]))
+    return examples.Source(dataclasses.replace(loader, cameras=cameras), rows)
+
+
+def _mixed(counts: Sequence[int], weights: Sequence[float], seed: int) -> grain.MapDataset:
+    """Without end, which dataset and which of so many clips of it: all of each once an epoch.
+
+    Datasets come as often as the weights say, by the number of the sample alone.
+    """
+    streams = [
+        grain.MapDataset.range(count)
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .map(functools.partial(_numbered, number))
+        for number, count in enumerate(counts)
+    ]
+    return grain.MapDataset.mix(streams, weights or None) if len(streams) > 1 else streams[0]
+
+
+def _numbered(number: int, choice: int) -> tuple[int, int]:
+    return number, choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,14 +253,22 @@ def _rows_per_process(batch_size: int, process_index: int, process_count: int) -
     return batch_size // process_count
 
 
-def _usable_rows(scenes: SceneTable, config: DataConfig) -> Int64[np.ndarray, " n"]:
-    rows = np.flatnonzero(sampling.usable_clips(scenes.num_frames, config)).astype(np.int64)
-    needed = f"a span of {config.min_span} to {config.max_span} frames for {config.num_views} views"
+def _usable_rows(
+    scenes: SceneTable, config: DataConfig, *, by_overlap: bool
+) -> Int64[np.ndarray, " n"]:
+    if by_overlap:
+        usable = scenes.num_frames >= config.num_views
+        needed, hint = f"{config.num_views} photographs for as many views", "data.num_views"
+    else:
+        usable = sampling.usable_clips(scenes.num_frames, config)
+        span = f"{config.min_span} to {config.max_span} frames"
+        needed, hint = f"a span of {span} for {config.num_views} views", "data.min_span"
+    rows = np.flatnonzero(usable).astype(np.int64)
     if len(rows) == 0:
         longest = max(scenes.num_frames, default=0)
         raise UserError(
             f"split {config.split!r} of {config.path} has no usable clip: none of {len(scenes)} "
-            f"has {needed} (the longest has {longest} frames); lower --config.data.min_span"
+            f"has {needed} (the longest has {longest} frames); lower --config.{hint}"
         )
     if rejected := len(scenes) - len(rows):
         message = "%s, split %s: %d of %d clips are rejected, as too short for %s"

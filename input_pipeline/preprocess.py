@@ -44,17 +44,16 @@ def preprocess_frame(
 ) -> ImageAndIntrinsics:
     """The published preprocessing: pixels, and intrinsics in those pixels, of a stored JPEG.
 
-    The size that counts is that of the JPEG itself. FrameError where it cannot be decoded, or is
-    too narrow for the square.
+    The size that counts is that of the JPEG itself. Of an upright frame, which the published set
+    has none of, the middle square is as wide as the frame. FrameError where it cannot be decoded,
+    or full width is none.
     """
     picture = _decode(jpeg)
     width, height = picture.size
-    resized = resized_side(width, height, image_height)
-    kept = image_height if square_crop else resized
-    if resized < kept or resized == 0:
+    kept = image_height if square_crop else resized_side(width, height, image_height)
+    if kept == 0:
         raise FrameError(
-            f"a frame of {width}×{height} pixels is {resized} pixels wide at height "
-            f"{image_height}: too narrow for " + ("a square crop" if square_crop else "an image")
+            f"a frame of {width}×{height} pixels is 0 pixels wide at height {image_height}"
         )
     return _cut(picture, normalized_fxfycxcy, Crop(image_height, kept))
 

@@ -23,6 +23,11 @@ COMMANDS = {
     "aot": ("lvsm_jax.programs.aot", "compile a training step for TPUs that are not here"),
     "config": ("lvsm_jax.programs.config", "every field of a config: value, default, meaning"),
     "import-re10k": ("input_pipeline.re10k.__main__", "make a dataset of RealEstate10K's chunks"),
+    "import-scenes": ("input_pipeline.own_scenes.__main__", "make a dataset of a folder of scenes"),
+    "make-index": (
+        "input_pipeline.make_index",
+        "choose the views to evaluate a dataset on",
+    ),
     "synthetic": ("input_pipeline.synthetic.__main__", "write a dataset of procedural worlds"),
 }
 

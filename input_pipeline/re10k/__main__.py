@@ -14,23 +14,19 @@ Given once more after the end, it does nothing and says so.
 """
 
 import collections
-import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 
 from etils import epath
 
 from input_pipeline import storage
+from input_pipeline.import_report import Finding, report
 from input_pipeline.re10k import import_chunks
-from input_pipeline.re10k.import_chunks import Chunk, Finding, ImportFailure, Result
+from input_pipeline.re10k.import_chunks import Chunk, ImportFailure, Result
 from input_pipeline.workers import remove_unfinished
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import expand, read_json, write_text
-from lvsm_jax.common.table import format_table
-
-_SHOWN = 20  # refusals printed; all are in the file
 
 
 def drop_duplicates(results: Mapping[Chunk, Result], *, verify: bool) -> list[Result]:
@@ -110,7 +106,8 @@ def run(
         findings += [finding for result in kept for finding in result.findings]
         findings += compare_with_index(source / split, members, kept)
         results[split] = kept
-    _report(output, results, findings)
+    shards = {split: [r.shard for r in members] for split, members in sorted(results.items())}
+    report(output, shards, findings, "chunks")
     refused = sum(finding.refused for finding in findings)
     if strict and refused:
         raise ImportFailure(f"--strict: {refused} refused, see {output / 'refused.json'}")
@@ -122,31 +119,9 @@ def run(
     if was_complete and (output / "dataset_info.json").exists():
         print(f"{output} was complete already: nothing to do.")
     else:
-        shards = {split: [r.shard for r in members] for split, members in sorted(results.items())}
         storage.finalize(output, import_chunks.NAME, shards)
         print(f"{output} is complete.")
     return findings
-
-
-def _report(
-    output: epath.Path, results: Mapping[str, Sequence[Result]], findings: Sequence[Finding]
-) -> None:
-    refused = [finding for finding in findings if finding.refused]
-    groups = {"refused": refused, "notes": [one for one in findings if not one.refused]}
-    report = {name: [dataclasses.asdict(one) for one in group] for name, group in groups.items()}
-    write_text(output / "refused.json", json.dumps(report, indent=1))
-    rows = []
-    for split, members in sorted(results.items()):
-        frames = [count for result in members for count in result.shard.num_frames]
-        left_out = sum(finding.split == split for finding in refused)
-        rows.append((split, len(members), len(frames), sum(frames), left_out))
-    print(format_table(("split", "chunks", "clips", "frames", "refused"), rows))
-    for title, group in zip(("Refused", "Noted"), groups.values(), strict=True):
-        if group:
-            print(f"{title}: {len(group)}, all of them in {output / 'refused.json'}")
-            print("".join(f"  {finding}\n" for finding in group[:_SHOWN]), end="")
-            if len(group) > _SHOWN:
-                print(f"  … and {len(group) - _SHOWN} more")
 
 
 @program

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from input_pipeline import storage
+from input_pipeline.import_report import Finding
 from input_pipeline.re10k import pixelsplat
 from input_pipeline.workers import run_jobs
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import read_json, write_text
-from lvsm_jax.common.text import printable
 
 NAME = "re10k"
 _STATE = ".import"  # inside OUTPUT
@@ -21,21 +21,6 @@ _STATE = ".import"  # inside OUTPUT
 
 class ImportFailure(UserError):
     """Why an import cannot go on."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """Something about a chunk or clip that the user must know; `refused`: it was left out."""
-
-    split: str
-    chunk: str
-    key: str | None  # None: the whole chunk
-    reason: str
-    refused: bool = True
-
-    def __str__(self) -> str:
-        clip = f" clip {self.key}" if self.key else ""
-        return printable(f"{self.split}/{self.chunk}{clip}: {self.reason}")
 
 
 @dataclasses.dataclass(frozen=True)

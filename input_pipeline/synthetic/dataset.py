@@ -5,7 +5,6 @@ Pictures are made on this machine's devices, in the main process, and encoded in
 
 import dataclasses
 import functools
-import io
 import json
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -13,10 +12,9 @@ from concurrent import futures
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
-from PIL import Image
 
 from input_pipeline import storage
+from input_pipeline.jpeg import encode_jpeg
 from input_pipeline.synthetic.settings import NUM_TARGETS, SPLITS, Settings
 from input_pipeline.workers import remove_unfinished, run_jobs
 from lvsm_jax.common.files import expand, read_json, write_text
@@ -75,17 +73,13 @@ def _clip(settings: Settings, split: str, worlds: Worlds, place: int, number: in
     intrinsics = (worlds.cameras.fxfycxcy[place] / size).astype(np.float32)
     w2c = np.linalg.inv(worlds.cameras.c2w[place].astype(np.float64))[:, :3].astype(np.float32)
     frames = [
-        storage.Frame(_jpeg(image), intrinsics[position], w2c[position], position * FRAME_INTERVAL)
+        storage.Frame(
+            encode_jpeg(image), intrinsics[position], w2c[position], position * FRAME_INTERVAL
+        )
         for position, image in enumerate(worlds.images[place])
     ]
     url = f"synthetic://worlds/seed-{settings.seed}/{split}/{number}"
     return storage.Clip(f"world-{split}-{number:06d}", url, frames)
-
-
-def _jpeg(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    jpeg = io.BytesIO()
-    Image.fromarray(image).save(jpeg, "JPEG", quality=95, subsampling=0)  # 4:4:4
-    return jpeg.getvalue()
 
 
 def evaluation_index(settings: Settings) -> dict[str, dict[str, list[int]]]:

@@ -75,7 +75,11 @@ class DataConfig:
 
     Attributes:
         path: dataset directory; a bucket path works too.
-        split: name of the split in it.
+        mix: directories of other datasets, with commas between, whose samples are mixed in, in
+            training.
+        mix_weights: how often samples come from `path`, and from each of `mix`: any positive
+            numbers. Empty for equally often.
+        split: name of the split in them.
         image_height: height h of the images, in pixels.
         square_crop: crop the middle h × h pixels; False keeps the full width, which is then
             the multiple of 8 nearest to the frame's aspect ratio.
@@ -93,6 +97,12 @@ class DataConfig:
         input_counts: in training, instead of `num_inputs`, the numbers of inputs of which each
             step draws one for all its scenes; one that is listed twice comes twice as often.
         num_targets: views to be rendered in training, drawn from all views, inputs included.
+        sampling: in training, views are drawn from a "span" of frames of a clip, in order, or from
+            photographs without an order by their "overlap", then no target is an input. "auto" is
+            overlap for datasets with a table of cameras, as those of `lvsm import-scenes`, and span
+            for others.
+        min_overlap: smallest share of its picture that a view must have in common with the view
+            around which a sample is drawn, as far as there are enough such views.
         min_span: smallest distance in frames between the first and last view of a sample.
         max_span: largest distance.
         camera_normalization: cameras that define the scene frame in training, as the field of
@@ -109,6 +119,8 @@ class DataConfig:
     """
 
     path: str | os.PathLike
+    mix: tuple[str, ...] = ()
+    mix_weights: tuple[float, ...] = ()
     split: str = "train"
     image_height: int = 256
     square_crop: bool = True
@@ -121,6 +133,8 @@ class DataConfig:
     num_inputs: int = 2
     input_counts: tuple[int, ...] = ()
     num_targets: int = 6
+    sampling: str = "auto"
+    min_overlap: float = 0.25
     min_span: int = 25
     max_span: int = 192
     camera_normalization: str = "all_views"
@@ -135,6 +149,9 @@ class DataConfig:
         normalizations = ("all_views", "input_views")
         check_choice("data.camera_normalization", self.camera_normalization, normalizations)
         check_choice("data.on_bad_frame", self.on_bad_frame, ("error", "replace"))
+        check_choice("data.sampling", self.sampling, ("auto", "span", "overlap"))
+        check_field("data", self, "min_overlap", 0 <= self.min_overlap <= 1, "0 to 1")
+        self._check_mix()
         height, patch = self.image_height, self.patch_size
         if height % patch:
             raise UserError(f"data.image_height {height} is not a multiple of patch_size {patch}")
@@ -154,12 +171,26 @@ class DataConfig:
         check_field("data", self, "frame_turn", 0 <= self.frame_turn <= 180, "0 to 180 degrees")
         check_field("data", self, "worlds_share", 0 <= self.worlds_share <= 1, "0 to 1")
 
+    def _check_mix(self) -> None:
+        if self.mix and not (os.fspath(self.path) and all(self.mix)):
+            raise UserError(f"data.mix is {self.mix} beside path {self.path!r}: one names nothing")
+        expected = 1 + len(self.mix)
+        positive = all(0 < weight < math.inf for weight in self.mix_weights)
+        if self.mix_weights and not (len(self.mix_weights) == expected and positive):
+            raise UserError(
+                f"data.mix_weights is {self.mix_weights}, expected {expected} positive numbers: "
+                "that of data.path first, then one for each of data.mix"
+            )
+
     def check_training(self) -> None:
         """Raises UserError unless training samples can be drawn; evaluation has an index."""
         field = "input_counts" if self.input_counts else "num_inputs"
         if self.worlds_share:
-            self._check_worlds(field)
+            self._check_worlds()
         if self.worlds_share == 1:
+            return
+        if self.sampling == "overlap":
+            self.check_apart("photographs")
             return
         counts = {field: max(self.possible_inputs), "num_targets": self.num_targets}
         for field, count in counts.items():
@@ -174,14 +205,19 @@ class DataConfig:
                 "views are drawn from spans of at least num_views frames"
             )
 
-    def _check_worlds(self, field: str) -> None:
+    def check_apart(self, what: str) -> None:
+        """Raises UserError unless there are views for targets that are no inputs."""
+        field = "input_counts" if self.input_counts else "num_inputs"
         needed = max(self.possible_inputs) + self.num_targets
         if needed > self.num_views:
             raise UserError(
-                f"data.num_views is {self.num_views}, but a sample of worlds has up to "
+                f"data.num_views is {self.num_views}, but a sample of {what} has up to "
                 f"{max(self.possible_inputs)} inputs (data.{field}) and {self.num_targets} targets "
                 f"that are no inputs: expected at least {needed}"
             )
+
+    def _check_worlds(self) -> None:
+        self.check_apart("worlds")
         if self.aspect_ratios:
             raise UserError(
                 f"data.aspect_ratios {self.aspect_ratios} and data.worlds_share "
@@ -300,6 +336,8 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
         kind = typing.get_args(expected)[0]
         if not isinstance(value, list | tuple):
             raise UserError(f"config.{name} is {value!r}, expected values of {kind.__name__}")
+        if kind is str and all(isinstance(item, str) for item in value):
+            value = [part for item in value for part in item.split(",")]  # a flag's come as one
         return tuple(_typed(f"{name}[{i}]", item, kind) for i, item in enumerate(value))
     kinds = typing.get_args(expected) or (expected,)
     if float in kinds and type(value) is int:

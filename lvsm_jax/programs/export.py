@@ -111,6 +111,8 @@ def _without_places(said: Mapping[str, Any]) -> dict[str, Any]:
     def place(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: place(inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [place(inner) for inner in value]
         if isinstance(value, str) and os.path.isabs(value):
             return os.path.basename(value.rstrip("/"))
         return value

@@ -52,11 +52,11 @@ def input_counts(data: Mapping[str, Any]) -> list[int]:
 
 
 def _trained_on(data: Mapping[str, Any]) -> str:
-    """Worlds, a dataset, or both, as the config's section `data` says."""
+    """Worlds, datasets, or both, as the config's section `data` says."""
     share, path = data.get("worlds_share", 0), data.get("path")
     names = ["worlds"] if share > 0 else []
     if share < 1 and path:
-        names.append(epath.Path(path).name)
+        names += [epath.Path(one).name for one in (path, *(data.get("mix") or ()))]
     return f" on {' and '.join(names)}" if names else ""
 
 

@@ -7,9 +7,10 @@ import time
 import pytest
 
 from experiments import __main__ as experiments
-from experiments import parallel_runs, view_index
+from experiments import parallel_runs
 from experiments import report as reporting
 from experiments.configs import arms as experiments_config
+from input_pipeline import make_index, view_index
 from input_pipeline.loading import open_eval_set
 from input_pipeline.sampling import evaluation_views
 from lvsm_jax.common.config import DataConfig, EvalConfig
@@ -38,17 +39,17 @@ def test_targets_of_the_experiments_are_never_inputs(frames):
 
 def test_an_index_for_few_and_many_inputs(rooms, tmp_path, capsys):
     output = tmp_path / "views.json"
-    arguments = [str(rooms), str(output), "--inputs", "1", "2", "4"]
-    view_index.main(arguments)
+    arguments = [str(rooms), f"--output={output}", "--inputs", "1", "2", "4"]
+    make_index.main(arguments)
     data = DataConfig(path=rooms, image_height=32, num_inputs=4)
     some = open_eval_set(data, EvalConfig(index=str(output), num_inputs=4))
     assert some.num_scenes == 4
     assert all(not set(views.inputs) & set(views.targets) for views in some.views)
-    for message, more in (("is there already", []), ("clip .*: num_inputs is 16", ["16"])):
+    for message, more in (("exists; choose another", []), ("clip .*: num_inputs is 16", ["16"])):
         if more:
             output.unlink()
         with pytest.raises(SystemExit, match=f"error: .*{message}"):
-            view_index.main(arguments + more)
+            make_index.main(arguments + more)
 
 
 TINY_EXPERIMENT = [

@@ -15,7 +15,7 @@ from input_pipeline.preprocess import (
     crop_frame,
     preprocess_frame,
 )
-from lvsm_jax.scenes.photograph import ResizeCrop, resized_side
+from lvsm_jax.scenes.photograph import Photograph, PosedCamera, ResizeCrop, resized_side
 from lvsm_jax.scenes.scene_frame import SceneFrame
 
 
@@ -168,12 +168,23 @@ def test_the_size_is_the_images_own_and_colour_is_made_of_grey():
         (b"GIF89a no photograph at all", "not a JPEG"),
         (encoded(noise(64, 64))[:1500], "truncated"),
         (encoded(noise(64, 64))[:100], "cannot be decoded"),
-        (encoded(noise(40, 64)), "too narrow for a square crop"),
     ],
 )
 def test_bad_frames_are_refused_with_a_reason(jpeg, reason):
     with pytest.raises(FrameError, match=reason):
         preprocess_frame(jpeg, np.ones(4, np.float32), 32, True)
+
+
+def test_an_upright_frame_is_cut_as_it_is_rendered():
+    jpeg, fxfycxcy = encoded(noise(40, 64)), np.array([30, 30, 19, 33])
+    shares = (fxfycxcy / [40, 64, 40, 64]).astype(np.float32)
+    image, intrinsics = preprocess_frame(jpeg, shares, 32, True)
+    camera = PosedCamera(np.eye(4), fxfycxcy, 40, 64)
+    photograph = Photograph.decode(jpeg, camera, "upright")
+    np.testing.assert_array_equal(image, photograph.cropped_to(32, 32))
+    np.testing.assert_allclose(intrinsics, camera.cropped_to(32, 32).fxfycxcy, rtol=1e-6)
+    with pytest.raises(FrameError, match="a frame of 4×64 pixels is 0 pixels wide at height 32"):
+        preprocess_frame(encoded(noise(4, 64)), shares, 32, False)
 
 
 @pytest.mark.parametrize(

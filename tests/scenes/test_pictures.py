@@ -101,6 +101,14 @@ def test_heic():
     file = file_of(Image.fromarray(PIXELS), "HEIF", quality=95)
     ours = read_pixels(file, (48, 32))
     assert np.abs(ours.astype(int) - PIXELS).mean() < 4
+    # A turned one says so twice, as phones' do: the file itself, which is obeyed, and EXIF.
+    for orientation, quarters in ((3, 2), (6, 3), (8, 1)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        file = file_of(Image.fromarray(PIXELS), "HEIF", quality=95, exif=exif.tobytes())
+        expected = np.rot90(PIXELS, quarters)
+        ours = read_pixels(file, expected.shape[1::-1])
+        assert np.abs(ours.astype(int) - expected).mean() < 4
 
 
 @pytest.mark.parametrize(

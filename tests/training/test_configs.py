@@ -119,12 +119,14 @@ def test_mistakes_are_told_in_a_line(file, overrides, message):
 def test_lists_come_from_flags_and_from_records_alike():
     flags = ["--config.data.input_counts=2", "--config.data.aspect_ratios=1,1.5"]
     flags += ["--config.eval.crop_place=0,1"]
+    flags += ["--config.data.mix=data/a,data/b", "--config.data.mix_weights=2,1,0.5"]
     config = read_config_file(str(REPOSITORY / "configs" / "quickstart.py"), flags)
     assert section(config, "eval", EvalConfig).crop_place == (0.0, 1.0)
     recorded = ml_collections.ConfigDict(json.loads(json.dumps(config.to_dict())))
     data = section(config, "data", DataConfig)
     assert data == section(recorded, "data", DataConfig)
     assert (data.input_counts, data.aspect_ratios) == ((2,), (1.0, 1.5))
+    assert (data.mix, data.mix_weights) == (("data/a", "data/b"), (2.0, 1.0, 0.5))
     config.data.input_counts = (2, 2.5)
     with pytest.raises(ValueError, match=r"config.data.input_counts\[1\] is 2.5, expected int"):
         section(config, "data", DataConfig)

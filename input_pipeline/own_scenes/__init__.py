@@ -1,0 +1,1 @@
+"""Scenes of posed photographs, in any format that is read here, into our datasets."""
