@@ -13,7 +13,8 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 ALLOWED = {
     "common": set(),
     "parallel": {"common"},
-    "models": {"common", "parallel"},
+    "gaussians": {"common"},  # scenes of a model, which render themselves
+    "models": {"common", "gaussians", "parallel"},
     "scenes": {"common"},
     "poses": {"common", "scenes"},
     "worlds": {"batch", "common", "models", "parallel", "scenes"},

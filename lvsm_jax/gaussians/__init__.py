@@ -1,0 +1,1 @@
+"""3D Gaussians: their projection, an exact differentiable rasteriser, and files of viewers."""
