@@ -15,10 +15,12 @@ from configs import base
 
 
 def get_config(architecture: str = "LVSMDecoderOnly") -> ml_collections.ConfigDict:
-    """The 256 px stage; the optimizer's defaults are LVSM's."""
+    """The 256 px stage; rates and decays are the defaults."""
     config = base.get_config(architecture)
     # All targets together: their gradients are added, and weights gathered, once a step.
-    config.model.update(dtype="bfloat16", remat="full", targets_at_once=0)
+    config.model.update(dtype="bfloat16", residual_dtype="float32", remat="full")
+    config.model.targets_at_once = 0
     config.data.num_workers = 8
+    config.optimizer.update(skip_factor=5.0, skip_after=0, schedule_counts_skipped=True)
     config.loss.perceptual = 0.5
     return config

@@ -9,7 +9,8 @@ published model had; `re10k_512.py` is the second stage.
 
 Hardware: one process with all its devices. The published batch of 512 scenes wants 64 A100s; on
 one, `--config.run.batch_size=8`, or the whole batch with `--config.run.grad_accumulation=64`.
-199 M parameters in float32 with AdamW take 3.2 GB.
+199 M parameters in float32 with AdamW take 3.2 GB. Devices of less than 40 GB want
+`--config.model.remat=full --config.model.unroll=False` (docs/developers/gpus.md), or fewer scenes.
 Cost: 3.7 PFLOP a step (`cost/flops.py`), 34 A100-days for 100 k steps at 40 % of 312 TFLOP/s,
 and what the perceptual loss takes (docs/training.md).
 Expected score, as published with REPA: PSNR 28.93, SSIM 0.895, LPIPS 0.102 with 2 inputs.
@@ -23,8 +24,9 @@ from configs import base
 def get_config() -> ml_collections.ConfigDict:
     """The 256 px stage."""
     config = base.get_config()
-    config.model.update(dtype="bfloat16", remat="full")
+    config.model.update(dtype="bfloat16", remat="dots", unroll=True)
     config.data.num_workers = 8
-    config.optimizer.update(schedule="constant", clip_norm=5.0, skip_factor=5.0)
+    config.optimizer.update(schedule="constant", clip_norm=5.0)
+    config.optimizer.update(skip_factor=10.0, skip_after=0, schedule_counts_skipped=True)
     config.loss.perceptual = 0.5
     return config

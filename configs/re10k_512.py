@@ -23,6 +23,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.init_from = "runs/re10k_256/export"
     config.data.image_height = 512
     config.run.update(batch_size=128, num_steps=20_000)
-    config.optimizer.update(learning_rate=1e-4, warmup_steps=1000, skip_after=1000)
+    config.optimizer.update(learning_rate=1e-4, warmup_steps=1000)
     config.eval.batch_size = 2
     return config

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.cost.groups import first_group
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -20,10 +21,10 @@ _BYTES |= {"f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?[\s)}])([a-z][\w\-]*)\((.*)$")
 # Type, sizes, and of the layout: the axes from the minor one on, tiles and memory.
-_ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\](?:\{([0-9,]*)(?::([^}]*))?\})?")
+ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\](?:\{([0-9,]*)(?::([^}]*))?\})?")
 # Operations that move no data by themselves.
-_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call")
-_FREE += ("conditional", "after-all", "partition-id", "iota")
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call")
+FREE += ("conditional", "after-all", "partition-id", "iota")
 _CALLS = re.compile(r"\b(?:calls|body|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 
 
@@ -54,9 +55,14 @@ class Collective:
     kind: str  # one of `KINDS`
     dtype: str  # of its largest array
     payload: int  # bytes of the whole arrays, as before a reduce-scatter and after a gather
-    group: int  # number of devices that exchange data
+    members: tuple[int, ...]  # of the first group of devices that exchange data
     times: int  # how often a step runs it
     where: str  # the operation of the Python program that it comes from
+
+    @property
+    def group(self) -> int:
+        """Number of devices that exchange data."""
+        return len(self.members)
 
     @property
     def sent(self) -> float:
@@ -76,7 +82,7 @@ def collectives(text: str) -> list[Collective]:
     """
     devices = int((re.search(r"num_partitions=(\d+)", text) or [0, 1])[1])
     found: dict[str, Collective] = {}
-    for times, instruction in _executed(text, inside_fusions=True):
+    for times, instruction in executed(text, inside_fusions=True):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -96,7 +102,7 @@ def cycles(text: str) -> int:
     """
     return sum(
         (times or 1) * int(instruction.attribute(r'"estimated_cycles":"(\d+)"') or 0)
-        for times, instruction in _executed(text, inside_fusions=False)
+        for times, instruction in executed(text, inside_fusions=False)
     )
 
 
@@ -107,24 +113,39 @@ def hbm_bytes(text: str) -> int:
     updates, only that part counts.
     """
     total = sum(
-        (times or 1) * _moved(instruction, _parse(text))
-        for times, instruction in _executed(text, inside_fusions=False)
-        if instruction.opcode not in _FREE and not instruction.opcode.endswith("-done")
+        (times or 1) * moved(instruction, parse(text))
+        for times, instruction in executed(text, inside_fusions=False)
+        if does_work(instruction)
     )
     return int(total)
 
 
+def does_work(instruction: Instruction) -> bool:
+    """Whether an operation moves or computes anything by itself."""
+    return instruction.opcode not in FREE and not instruction.opcode.endswith("-done")
+
+
 def kernels(text: str) -> dict[str, int]:
-    """How often a step runs each kernel (`tpu_custom_call`), by name without its number."""
+    """How often a step runs each kernel of a library, or of ours on TPUs, by name."""
     counts: dict[str, int] = collections.Counter()
-    for times, instruction in _executed(text, inside_fusions=False):
-        if 'custom_call_target="tpu_custom_call"' in instruction.rest:
-            counts[instruction.name.split(".")[0]] += times or 1
+    for times, instruction in executed(text, inside_fusions=False):
+        if name := kernel_name(instruction):
+            counts[name] += times or 1
     return dict(counts)
 
 
+def kernel_name(instruction: Instruction) -> str | None:
+    """The name of a `tpu_custom_call` without its number, or of cuDNN's or cuBLAS's routine."""
+    target = instruction.attribute(r'custom_call_target="([^"]*)"') or ""
+    if target == "tpu_custom_call":
+        return instruction.name.split(".")[0]
+    if target.startswith(("__cudnn$", "__cublas$")):
+        return target.removeprefix("__").replace("$", " ")
+    return None
+
+
 @functools.lru_cache(maxsize=1)
-def _parse(text: str) -> Computations:
+def parse(text: str) -> Computations:
     """A program's computations; that of the entry is also under the empty name."""
     computations: dict[str, dict[str, Instruction]] = collections.defaultdict(dict)
     name = ""
@@ -139,11 +160,11 @@ def _parse(text: str) -> Computations:
     return dict(computations)
 
 
-def _executed(
+def executed(
     text: str, *, inside_fusions: bool, name: str = "", times: int | None = 1
 ) -> Iterator[tuple[int | None, Instruction]]:
     """Each instruction that a step runs, and how often; None in a loop of unknown length."""
-    computations = _parse(text)
+    computations = parse(text)
     for instruction in computations.get(name, {}).values():
         yield times, instruction
         if instruction.opcode == "fusion" and not inside_fusions:
@@ -155,7 +176,7 @@ def _executed(
         called = _CALLS.findall(instruction.rest)
         branches = instruction.attribute(r"branch_computations=\{([^}]*)\}") or ""
         for callee in [*called, *re.findall(r"%?([\w.\-]+)", branches)]:
-            yield from _executed(text, inside_fusions=inside_fusions, name=callee, times=inner)
+            yield from executed(text, inside_fusions=inside_fusions, name=callee, times=inner)
 
 
 def _turns(loop: Instruction, computations: Computations) -> int | None:
@@ -174,32 +195,37 @@ def _turns(loop: Instruction, computations: Computations) -> int | None:
 
 def _collective(instruction: Instruction, kind: str, times: int, devices: int) -> Collective:
     arrays = [
-        (math.prod(_integers(sizes)) * _BYTES.get(dtype, 1), dtype)
-        for dtype, sizes, *_ in _ARRAY.findall(instruction.shape)
+        (math.prod(integers(sizes)) * _BYTES.get(dtype, 1), dtype)
+        for dtype, sizes, *_ in ARRAY.findall(instruction.shape)
     ]
     if instruction.opcode.endswith("-start") and kind != "all-reduce":
         # Operands, then results, then scalars of the runtime.
         if kind == "collective-permute":
             arrays = arrays[:2]
         arrays = arrays[len(arrays) // 2 :]
-    payload, group = sum(size for size, _ in arrays), _group(instruction, devices)
+    payload, members = sum(size for size, _ in arrays), first_group(instruction.rest, devices)
     if kind == "reduce-scatter":
-        payload *= group
+        payload *= len(members)
     if kind == "all-reduce" and instruction.computation.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"  # fused with the slice that each device keeps of the sum
     dtype = max(arrays, key=lambda array: array[0])[1]
     where = instruction.attribute(r'op_name="([^"]*)"') or ""
-    return Collective(kind, dtype, int(payload), group, times, where)
+    return Collective(kind, dtype, int(payload), members, times, where)
 
 
-def _moved(instruction: Instruction, computations: Computations) -> float:
+def operand_shapes(instruction: Instruction, computations: Computations) -> list[str]:
+    """The operands' shapes, as the program writes them; empty for one that is not found."""
+    here = computations[instruction.computation]
+    names = re.findall(r"%([\w.\-]+)", instruction.rest.partition("), ")[0])
+    return [here[name].shape if name in here else "" for name in names]
+
+
+def moved(instruction: Instruction, computations: Computations) -> float:
     """HBM bytes of one operation."""
     result = _hbm_size(instruction.shape)
     if instruction.opcode.endswith("-start"):
         return result  # operands are part of the result
-    here = computations[instruction.computation]
-    names = re.findall(r"%([\w.\-]+)", instruction.rest.partition("), ")[0])
-    sizes = [_hbm_size(here[name].shape) if name in here else 0 for name in names]
+    sizes = [_hbm_size(shape) for shape in operand_shapes(instruction, computations)]
     if instruction.opcode == "dynamic-slice":
         return 2 * result
     if instruction.opcode == "dynamic-update-slice":
@@ -237,36 +263,17 @@ def _part_touched(index: int, inner: Mapping[str, Instruction]) -> tuple[float |
 def _hbm_size(shape: str) -> float:
     """Bytes in HBM of a shape with its layout, padded to tiles; 0 on the chip."""
     total = 0.0
-    for dtype, sizes, order, layout in _ARRAY.findall(shape):
+    for dtype, sizes, order, layout in ARRAY.findall(shape):
         if "S(" in layout or (dtype == "u32" and not sizes):
             continue  # on the chip
-        dims, minor = _integers(sizes), _integers(order)
+        dims, minor = integers(sizes), integers(order)
         tile = re.match(r"T\(([\d,]+)\)", layout)
-        for axis, step in zip(minor, reversed(_integers(tile[1]) if tile else []), strict=False):
+        for axis, step in zip(minor, reversed(integers(tile[1]) if tile else []), strict=False):
             dims[axis] = -(-dims[axis] // step) * step
         total += math.prod(dims) * _BYTES.get(dtype, 1)
     return total
 
 
-def _integers(text: str) -> list[int]:
+def integers(text: str) -> list[int]:
+    """Whole numbers between commas."""
     return [int(number) for number in text.split(",") if number]
-
-
-def _group(instruction: Instruction, devices: int) -> int:
-    """Number of devices that exchange data, in any of the ways that HLO writes groups."""
-    if pairs := instruction.attribute(r"source_target_pairs=\{(.*?)\}\}"):
-        targets = dict(re.findall(r"\{(\d+),(\d+)", pairs + "}"))
-        seen, device = [], next(iter(targets), None)  # one cycle of devices that pass data on
-        while device is not None and device not in seen:
-            seen.append(device)
-            device = targets.get(device)
-        return len(seen)
-    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", instruction.rest):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", axes[1]))
-        parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", axes[2])
-        return math.prod(int(part or sizes[axis]) for axis, part in parts)
-    if iota := instruction.attribute(r"replica_groups=\[\d+,(\d+)\]<="):
-        return int(iota)
-    if first := instruction.attribute(r"replica_groups=\{\{([\d,]+)\}"):
-        return len(_integers(first))
-    return devices

@@ -1,4 +1,4 @@
-"""The report of a step compiled for a TPU pod: memory, FLOPs, collectives and estimates."""
+"""The report of a compiled step: memory, FLOPs, collectives, kernels and estimates."""
 
 import dataclasses
 import itertools
@@ -11,28 +11,28 @@ from jax.sharding import Mesh
 from lvsm_jax.common.table import format_table
 from lvsm_jax.cost import hlo
 from lvsm_jax.cost.chips import Work, estimate
-from lvsm_jax.cost.flops import Macs, forward_macs, training_flops
+from lvsm_jax.cost.flops import forward_macs, training_flops
+from lvsm_jax.cost.kernels import kernels, link_seconds, totals
 from lvsm_jax.cost.topology import USABLE, Case, least_sent
 
 
 def work(case: Case, mesh: Mesh, text: str) -> Work:
     """What a chip does in a step of a compiled program."""
-    scenes, model, kernels = case.batch / mesh.size, case.training.model, hlo.kernels(text)
-    forward = forward_macs(model, **case.scene)
-    back = sum(times for name, times in kernels.items() if "dkv" in name)
-    ahead = sum(times for name, times in kernels.items() if "fwd" in name)
-    passes = ahead / back if back else 1.0
-    # A fused backward kernel has five matmuls where the forward one has two.
-    attention = 1.0 if case.render else passes + 2.5
-    linear = 1 if case.render else 3 + (model.remat == "full")
+    scenes, forward = case.batch / mesh.size, forward_macs(case.training.model, **case.scene)
+    by_kind, collectives = totals(kernels(text), case.chip), hlo.collectives(text)
+
+    def flops(*kinds: str) -> float:
+        return sum(by_kind[kind].flops for kind in kinds if kind in by_kind)
+
     return Work(
         model_flops=scenes * (forward.flops if case.render else training_flops(forward)),
-        linear_flops=scenes * linear * Macs(linear=forward.linear).flops,
-        attention_flops=scenes * attention * Macs(attention=forward.attention).flops,
-        head_dim=model.head_dim,
+        linear_flops=flops("matmul", "convolution"),
+        attention_flops=flops("attention", "attention backward"),
+        head_dim=case.training.model.head_dim,
         hbm_bytes=hlo.hbm_bytes(text),
-        sent_bytes=float(sum(c.sent for c in hlo.collectives(text))),
-        cycles=hlo.cycles(text),
+        sent_bytes=float(sum(c.sent for c in collectives)),
+        kernel_seconds=sum(total.seconds for total in by_kind.values()),
+        link_seconds=sum(link_seconds(c, case.chip, case.devices_of_host) for c in collectives),
     )
 
 
@@ -45,6 +45,7 @@ def report(
     `compiler_flops` are of its `cost_analysis`.
     """
     done, training = work(case, mesh, program), case.training
+    by_kind = totals(kernels(program), case.chip)
     parts = {
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -68,6 +69,7 @@ def report(
         "work": dataclasses.asdict(done),
         "compiler_flops": compiler_flops,
         "kernels": hlo.kernels(program),
+        "by_kind": {kind: dataclasses.asdict(total) for kind, total in by_kind.items()},
         "collectives": _collective_rows(program),
         "least_sent": least,
         "sent_over_least": done.sent_bytes / fewest if fewest else None,
@@ -86,6 +88,9 @@ def _collective_rows(program: str) -> list[dict[str, Any]]:
     return rows
 
 
+_UNITS = {"flops": 1e-12, "bytes": 1e-9, "seconds": 1e3}  # of the table of kernels
+
+
 def text(result: Mapping[str, Any]) -> str:
     """A report to read."""
     sizes = " × ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
@@ -93,6 +98,10 @@ def text(result: Mapping[str, Any]) -> str:
     rows = [
         (c["kind"], c["dtype"], c["group"], c["times"], c["operations"], f"{c['sent'] / 1e6:.1f}")
         for c in result["collectives"]
+    ]
+    kinds = [
+        (name, of["runs"], *(f"{of[part] * scale:.2f}" for part, scale in _UNITS.items()))
+        for name, of in result["by_kind"].items()
     ]
     lines = [
         f"{result['program']} on {result['topology']}: {result['chips']} chips, {sizes}",
@@ -106,20 +115,22 @@ def text(result: Mapping[str, Any]) -> str:
         "a chip's step",
         f"  model            {work['model_flops'] / 1e12:9.2f} TFLOP",
         f"  executed         {(work['linear_flops'] + work['attention_flops']) / 1e12:9.2f} TFLOP",
-        f"  compiler's count {(result['compiler_flops'] or 0) / 1e12:9.2f} TFLOP, without kernels, "
-        "and of loops one turn",
         f"  HBM              {work['hbm_bytes'] / 1e9:9.2f} GB",
+        f"  launches         {sum(kind['runs'] for kind in result['by_kind'].values()):9}",
+        "",
+        format_table(("kernels", "runs", "TFLOP", "GB", "ms"), kinds),
+        "of these " + ", ".join(f"{name} {n}" for name, n in result["kernels"].items()),
         "",
         format_table(("collectives", "dtype", "group", "times", "operations", "MB sent"), rows),
         f"sent {work['sent_bytes'] / 1e6:.1f} MB, at least "
         + " + ".join(f"{v / 1e6:.1f} ({k})" for k, v in result["least_sent"].items())
         + (f": {result['sent_over_least']:.3f} times" if result["sent_over_least"] else ""),
         "",
-        "estimate of a step, see lvsm_jax.cost.chips.Estimate",
+        "estimate of a step, see lvsm_jax.cost.kernels",
         f"  arithmetic {guess['arithmetic'] * 1e3:.0f} ms, HBM {guess['hbm'] * 1e3:.0f} ms, "
         f"interconnect {guess['interconnect'] * 1e3:.1f} ms",
-        f"  roofline         {guess['roofline'] * 1e3:7.0f} ms, MFU {guess['roofline_mfu']:.0%}",
-        f"  compiler's       {guess['compiler'] * 1e3:7.0f} ms, MFU {guess['compiler_mfu']:.0%}",
+        f"  the longest      {guess['roofline'] * 1e3:9.1f} ms, MFU {guess['roofline_mfu']:.0%}",
+        f"  kernel by kernel {guess['sum'] * 1e3:9.1f} ms, MFU {guess['sum_mfu']:.0%}",
     ]
     return "\n".join(lines)
 

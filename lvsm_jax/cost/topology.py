@@ -1,4 +1,4 @@
-"""The training step compiled for TPUs that are not here, and what it needs at least."""
+"""The training step compiled for accelerators that are not here, and what it needs at least."""
 
 import dataclasses
 import math
@@ -14,7 +14,8 @@ from lvsm_jax.common.config import DataConfig
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.tree import named_leaves
 from lvsm_jax.cost import memory
-from lvsm_jax.cost.chips import CHIPS, Chip
+from lvsm_jax.cost.chips import GPUS, Chip, chip_of
+from lvsm_jax.cost.gpus import gpu_devices, hosts_and_gpus
 from lvsm_jax.models.layers import REMAT_POLICIES
 from lvsm_jax.parallel.mesh import MeshConfig, check_batch, make_mesh
 from lvsm_jax.training.frozen_networks import abstract_frozen
@@ -35,7 +36,7 @@ _NO_TPU = {
 class Case:
     """What is compiled."""
 
-    topology: str  # such as `v5e:8x8`
+    topology: str  # such as `v5e:8x8`, or `h100:1x8` of hosts and GPUs of each
     mesh: MeshConfig  # of its chips
     training: TrainingConfig
     data: DataConfig
@@ -45,7 +46,12 @@ class Case:
     @property
     def chip(self) -> Chip:
         """The published numbers of its chips."""
-        return CHIPS[self.topology.partition(":")[0]]
+        return chip_of(self.topology)
+
+    @property
+    def devices_of_host(self) -> int:
+        """Chips that are joined by the fast links; all of a TPU's."""
+        return hosts_and_gpus(self.topology)[1] if _is_gpu(self.topology) else 2**31
 
     @property
     def scene(self) -> dict[str, int]:
@@ -54,19 +60,23 @@ class Case:
         return {"views": views, "targets": self.data.num_targets, "height": side, "width": side}
 
 
+def _is_gpu(topology: str) -> bool:
+    return topology.partition(":")[0] in GPUS
+
+
 def topology_mesh(topology: str, config: MeshConfig) -> Mesh:
     """A mesh of the chips of a topology, none of which need be here.
 
-    Raises UserError for no such topology, a mesh that does not fit it, or no TPU compiler.
+    Raises UserError for no such topology, a mesh that does not fit it, or no compiler for it.
     """
-    name = topology.partition(":")[0]
-    if name not in CHIPS:
-        raise UserError(f"topology {topology!r}: expected one of {tuple(CHIPS)}, as in v5e:8x8")
+    chip = chip_of(topology)
+    if _is_gpu(topology):
+        return make_mesh(config, gpu_devices(topology))
     for variable, value in _NO_TPU.items():
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
-    options = {"chip_config_name": "megacore"} if CHIPS[name].megacore else {}
+    options = {"chip_config_name": "megacore"} if chip.megacore else {}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except Exception as error:  # the plugin's errors have no type of their own

@@ -95,7 +95,9 @@ def attention_entropy(
 
 def skips_by_length(implementation: str, dtype: Any) -> bool:
     """Whether `attention_with_lse` skips keys beyond `lengths`; else it computes and masks them."""
-    return implementation == "cudnn" or (implementation == "auto" and _has_cudnn(dtype))
+    if implementation != "auto":
+        return implementation == "cudnn"
+    return _has_cudnn(_platform_of(jax.sharding.get_abstract_mesh()), dtype)
 
 
 def merge_attention(a: Partial, b: Partial) -> Partial:
@@ -116,22 +118,26 @@ def choose(implementation: str, q: Array, k: Array) -> str:
     backend = platform(q)
     if backend == "cpu":
         return "blocked"
-    if _has_cudnn(q.dtype):
+    if _has_cudnn(backend, q.dtype):
         return "cudnn"
     if backend == "tpu" and q.shape[-3] % 128 == 0 and k.shape[-3] % 128 == 0:
         return "splash"
     return "xla"
 
 
-def _has_cudnn(dtype: Any) -> bool:
-    return jax.default_backend() == "gpu" and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+def _has_cudnn(backend: str, dtype: Any) -> bool:
+    return backend == "gpu" and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
 
 
 def platform(x: Array) -> str:
     """The platform to compile for: of the mesh of `x`, which need not be here (`programs.aot`)."""
-    mesh = jax.typeof(x).sharding.mesh
+    return _platform_of(jax.typeof(x).sharding.mesh)
+
+
+def _platform_of(mesh: jax.sharding.AbstractMesh) -> str:
     device = None if mesh.empty else mesh.abstract_device
-    return jax.default_backend() if device is None else device.platform
+    platform = jax.default_backend() if device is None else device.platform
+    return "gpu" if platform in ("cuda", "rocm") else platform
 
 
 def _splash(q: Array, k: Array, v: Array, *, with_lse: bool = False) -> tuple[Array, Array | None]:

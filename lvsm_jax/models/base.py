@@ -42,8 +42,12 @@ class ModelConfig:
         patch_size: side of a patch in pixels.
         mlp_ratio: hidden channels of the MLPs over `width`.
         dtype: of activations and matmuls; norms, softmax and weights stay float32.
+        residual_dtype: of the tokens between the layers, to which every branch is added; empty for
+            `dtype`. The published LVSM programs compute in bfloat16 and keep it in float32.
         attention: implementation, see `lvsm_jax.models.attention.attention`.
         remat: what the backward pass recomputes, see `lvsm_jax.models.layers.scan_layers`.
+        unroll: whether the layers are one program, and no loop. It takes longer to compile, and
+            spares copies of what the backward pass needs (docs/developers/gpus.md).
         residual_scaling: multiply every residual branch by 1 / √num_layers, so that one learning
             rate is stable at all depths (arXiv 2602.21341).
     """
@@ -54,8 +58,10 @@ class ModelConfig:
     patch_size: int = 8
     mlp_ratio: int = 4
     dtype: str = computation("float32")
+    residual_dtype: str = computation("")
     attention: str = computation("auto")
     remat: str = computation("none")
+    unroll: bool = computation(False)
     residual_scaling: bool = False
 
     # Whether each input view is encoded by itself, so that devices can have some of them each.
@@ -70,6 +76,7 @@ class ModelConfig:
                 f"model.width {self.width} is not a multiple of model.head_dim {self.head_dim}"
             )
         check_choice("model.dtype", self.dtype, layers.DTYPES)
+        check_choice("model.residual_dtype", self.residual_dtype, ("", *layers.DTYPES))
         check_choice("model.attention", self.attention, IMPLEMENTATIONS)
         check_choice("model.remat", self.remat, layers.REMAT_POLICIES)
 
@@ -183,12 +190,18 @@ class ViewSynthesisModel(nnx.Module):
         """Tokens of input views: colours in [-1, 1] and rays."""
         poses = pose_conditioning(self.config.pose_encoding, cameras, *images.shape[2:4])
         pixels = jnp.concatenate([images * 2 - 1, poses], axis=-1)
-        return self.input_tokenizer(layers.patchify(pixels, self.config.patch_size))
+        return self._tokens(self.input_tokenizer, pixels)
 
     def target_tokens(self, cameras: Cameras, height: int, width: int) -> Float[Array, "b t n d"]:
         """Tokens of target views: rays alone."""
         poses = pose_conditioning(self.config.pose_encoding, cameras, height, width)
-        return self.target_tokenizer(layers.patchify(poses, self.config.patch_size))
+        return self._tokens(self.target_tokenizer, poses)
+
+    def _tokens(
+        self, tokenizer: layers.Linear, pixels: Float[Array, "b v h w ch"]
+    ) -> Float[Array, "b v n d"]:
+        tokens = tokenizer(layers.patchify(pixels, self.config.patch_size))
+        return tokens.astype(self.config.residual_dtype or tokens.dtype)
 
     def pixels(
         self, tokens: Float[Array, "b t n d"], height: int, width: int

@@ -276,9 +276,8 @@ class EfficientLVSM(ViewSynthesisModel):
             return views, views if every_layer else None
 
         tokens = self.input_tokens(images, cameras)
-        last, every, kept = layers.scan_layers(
-            layer, tokens, self.encoder, () if every_layer else taps, remat=self.config.remat
-        )
+        taken = () if every_layer else taps
+        last, every, kept = layers.scan_layers(layer, tokens, self.encoder, taken, **self._loop)
         copied = None
         if self.copy_head is not None:
             copied = self.copy_head.source(last, images, cameras)
@@ -322,7 +321,12 @@ class EfficientLVSM(ViewSynthesisModel):
         encoder = self.encoder if self.config.shared_streams else None
         xs = self.decoder, encoder, memory.by_layer
         targets = self.target_tokens(cameras, height, width)
-        return layers.scan_layers(layer, targets, xs, taps, remat=self.config.remat)
+        return layers.scan_layers(layer, targets, xs, taps, **self._loop)
+
+    @property
+    def _loop(self) -> dict[str, Any]:
+        """How the loops over the layers are compiled."""
+        return {"remat": self.config.remat, "unroll": self.config.unroll}
 
     def temperature(self, views: Int[Array, "b"] | int, tokens: int) -> Float[Array, "#b"] | None:
         """Factor of the logits of cross-attention, by views and tokens of a view; None is 1."""

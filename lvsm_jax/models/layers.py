@@ -250,7 +250,7 @@ class Transformer(nnx.Module):
             init = residual_init(index)
             return TransformerBlock(config, init=init, norm_scale=True, rngs=rngs)
 
-        self.remat = config.remat
+        self.remat, self.unroll = config.remat, config.unroll
         self.blocks = stack_layers(block, num_layers - 1, rngs) if num_layers > 1 else None
         self.last = block(num_layers - 1, rngs)
 
@@ -261,7 +261,11 @@ class Transformer(nnx.Module):
         tokens = jnp.concatenate([wanted, others], axis=-2)
         if self.blocks is not None:
             tokens, _, _ = scan_layers(
-                lambda tokens, block: (block(tokens), None), tokens, self.blocks, remat=self.remat
+                lambda tokens, block: (block(tokens), None),
+                tokens,
+                self.blocks,
+                remat=self.remat,
+                unroll=self.unroll,
             )
         last = recomputed(lambda block, *tokens: block(*tokens), self.remat)
         return last(self.last, tokens[..., : wanted.shape[-2], :], tokens)
@@ -312,13 +316,19 @@ def stack_layers(make: Callable[..., Module], layers: int, rngs: nnx.Rngs) -> Mo
 
 
 def scan_layers(
-    body: Callable, carry: Array, layers: object, taps: Sequence[int] = (), *, remat: str
+    body: Callable,
+    carry: Array,
+    layers: object,
+    taps: Sequence[int] = (),
+    *,
+    remat: str,
+    unroll: bool = False,
 ) -> tuple[Array, Any, tuple[Array, ...]]:
     """`jax.lax.scan` over stacked layers, which also returns the carry after the layers `taps`.
 
     They count from 1, and no other layer's carry is kept. Of `remat`, `none` recomputes nothing in
-    the backward pass; `dots` all but the results of linear layers and of the TPU's attention
-    kernel; `full` everything but each layer's input.
+    the backward pass; `dots` all but the results of linear layers and of fused attention; `full`
+    everything but each layer's input. `unroll` makes one program of all layers, and no loop.
     """
 
     def tapped(state: tuple, layer: tuple) -> tuple:
@@ -331,8 +341,12 @@ def scan_layers(
         return (carry, kept), output
 
     state = carry, tuple(jnp.zeros_like(carry) for _ in taps)
-    xs = jnp.arange(1, len(jax.tree.leaves(layers)[0]) + 1), layers
-    (carry, kept), outputs = jax.lax.scan(recomputed(tapped, remat, prevent_cse=False), state, xs)
+    count = len(jax.tree.leaves(layers)[0])
+    xs = jnp.arange(1, count + 1), layers
+    # A loop keeps the forward pass apart from the backward one. Layers beside each other in one
+    # program would find that both compute the same, and recompute nothing.
+    step = recomputed(tapped, remat, prevent_cse=unroll or count == 1)
+    (carry, kept), outputs = jax.lax.scan(step, state, xs, unroll=unroll)
     return carry, outputs, kept
 
 
@@ -340,9 +354,15 @@ def recomputed(function: Callable, remat: str, *, prevent_cse: bool = True) -> C
     """`jax.checkpoint` of the function with the policy that `remat` names, see `scan_layers`."""
     if remat == "none":
         return function
-    policies, policy = jax.checkpoint_policies, None
-    if remat == "dots":
-        kernel = policies.save_only_these_names(SAVED_ATTENTION)
-        dots = policies.dots_with_no_batch_dims_saveable
-        policy = policies.save_from_both_policies(dots, kernel)
+    policy = _is_matmul_or_attention if remat == "dots" else None
     return jax.checkpoint(function, prevent_cse=prevent_cse, policy=policy)
+
+
+def _is_matmul_or_attention(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
+    """The policy `dots`: which results the backward pass does not compute again."""
+    policies = jax.checkpoint_policies
+    splash = policies.save_only_these_names(SAVED_ATTENTION)
+    either = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, splash)
+    # cuDNN's kernel gives its results no names that a policy could save.
+    cudnn = primitive.name.startswith("dot_product_attention_fwd")
+    return cudnn or either(primitive, *arguments, **parameters)

@@ -1,22 +1,26 @@
-r"""Compiles the training step for TPUs that are not here, and says what the compiler says.
+r"""Compiles the training step for TPUs or GPUs that are not here, and says what the compiler says.
 
     pip install 'lvsm_jax[tpu]'                     # brings the compiler; no TPU is needed
+    pip install 'lvsm_jax[cuda]'                    # the one for GPUs, 3 GB; no GPU is needed
     lvsm aot --config=configs/re10k_256.py --topology=v5e:8x8
     lvsm aot --config=configs/re10k_256.py --topology=v4:4x4x4 --mesh=16,4,1
     lvsm aot --config=configs/re10k_512.py --topology=v5e:16x16 --batch=256 \
         --config.model.remat=dots --output=aot.json
     lvsm aot --config=configs/re10k_256.py --topology=v6e:8x8 --render --batch=64
+    lvsm aot --config=configs/re10k_256_repa.py --topology=h100:1x8 --batch=64
+    lvsm aot --config=configs/re10k_256.py --topology=a100:8x8 --config.model.remat=dots
 
-Topologies are those of Google Cloud: v4:4x4x4 is a cube of 64 chips, v5e:16x16 a pod of 256. The
-step is the one that lvsm train runs, with the attention kernel for TPUs, the config's model and
-batch and, unless --mesh gives data,fsdp,view, its mesh. Compiling takes one to four minutes on two
-cores.
+TPU topologies are those of Google Cloud: v4:4x4x4 is a cube of 64 chips, v5e:16x16 a pod of 256.
+Those of GPUs are hosts x GPUs of each: a100:8x8 is 64 A100s of 80 GB in 8 machines, h100:1x1 one
+H100. The step is the one that lvsm train runs, with the attention kernel of that platform, the
+config's model and batch and, unless --mesh gives data,fsdp,view, its mesh. Compiling takes one to
+four minutes on two cores.
 
-Printed are, for one chip: memory, FLOPs, the collectives of the optimised program with their bytes
-beside the least that the mesh needs (lvsm_jax.cost.topology.least_sent), and two estimates of a
-step (lvsm_jax.cost.chips.Estimate). Our FLOPs are the model's, without the networks that losses
-look through; --config.loss.perceptual=0 compiles without those. Where the step does not fit, it
-says what would.
+Printed are, for one chip: memory, FLOPs, kernels, the collectives of the optimised program with
+their bytes beside the least that the mesh needs (lvsm_jax.cost.topology.least_sent), and the time
+of a step, kernel by kernel (lvsm_jax.cost.kernels says by which shares of the peaks). MFU counts
+the FLOPs of the model alone; the networks that losses look through are in everything else, and
+--config.loss.perceptual=0 compiles without those. Where the step does not fit, it says what would.
 """
 
 import argparse
@@ -40,7 +44,9 @@ def main(arguments: list[str]) -> None:
     """Reads the command line, compiles, prints and writes."""
     parser = argument_parser("aot", __doc__)
     command_line.add_config_option(parser)
-    parser.add_argument("--topology", metavar="NAME", required=True, help="such as v5e:8x8")
+    parser.add_argument(
+        "--topology", metavar="NAME", required=True, help="such as v5e:8x8, or h100:1x8"
+    )
     parser.add_argument("--mesh", metavar="D,F,V", help="data,fsdp,view (the config's mesh)")
     parser.add_argument("--batch", type=int, help="scenes of a step (the config's run.batch_size)")
     parser.add_argument("--render", action="store_true", help="compile the forward pass alone")

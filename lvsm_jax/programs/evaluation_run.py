@@ -43,7 +43,7 @@ class _Export(NamedTuple):
     trained_with: dict[str, Any]  # other pictures than those that it is shown
 
     def load(self, mesh: Mesh) -> ViewSynthesisModel:
-        return replicate(mesh, lvsm_jax.load(self.path, **self.options))
+        return replicate(mesh, lvsm_jax.load(self.path, for_rendering=True, **self.options))
 
     def summary(self) -> dict[str, Any]:
         """What summary.json says about it."""

@@ -155,7 +155,7 @@ def render(given: argparse.Namespace) -> None:
     )
     frames.check_folder(folder, record, given.overwrite)
     check_writable("OUT", folder)
-    model, most = exports.load(weights), len(inputs)
+    model, most = exports.load(weights, for_rendering=True), len(inputs)
     with Session(
         model, image_height=height, image_width=width, max_views=most, scale=given.scale
     ) as session:

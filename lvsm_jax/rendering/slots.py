@@ -47,7 +47,7 @@ def quantize(x: Float[Array, "*batch c"], dtype: str) -> Stored:
 class CachedKV:
     """Keys and values of one layer in a cache.
 
-    `slots_at_once` of a device are read in a round of attention; it divides their number.
+    `slots_at_once` of a device are read in a round of attention, and what is left in a last one.
     """
 
     k: Any  # `Stored`, of all layers
@@ -76,25 +76,24 @@ class CachedKV:
 
     def _attend_to_own(self, q: Float[Array, "b t m c"]) -> Partial:
         """Attention to the slots of this device."""
-        at_once, tokens = self.slots_at_once, self.k.data.shape[3]
+        at_once, (slots, tokens) = self.slots_at_once, self.k.data.shape[2:4]
         # Of views 0 to num_views - 1, those that are here.
         own_views = (self.num_views - _device() + view_devices() - 1) // view_devices()
 
-        def load(stored: Stored, first: Array) -> Float[Array, "b s m c"]:
+        def load(stored: Stored, first: Array, count: int) -> Float[Array, "b s m c"]:
             def some(x: Array) -> Array:
                 start = (self.layer, 0, first, *[0] * (x.ndim - 3))
-                return jax.lax.dynamic_slice(x, start, (1, x.shape[1], at_once, *x.shape[3:]))[0]
+                return jax.lax.dynamic_slice(x, start, (1, x.shape[1], count, *x.shape[3:]))[0]
 
             x = some(stored.data).astype(q.dtype)
             if stored.scale is not None:
                 x = x * some(stored.scale)[..., None].astype(q.dtype)
             return x.reshape(len(x), -1, *x.shape[3:])
 
-        def attend_to_some(i: Array, done: Partial) -> Partial:
-            first = i * at_once
-            views = jnp.clip(own_views - first, 0, at_once)
-            k, v = load(self.k, first), load(self.v, first)
-            lengths = None if at_once == 1 else views * tokens
+        def attend_to_some(first: Array | int, count: int, done: Partial) -> Partial:
+            views = jnp.clip(own_views - first, 0, count)
+            k, v = load(self.k, first, count), load(self.v, first, count)
+            lengths = None if count == 1 else views * tokens
             out, lse = attention_with_lse(
                 q, k, v, lengths=lengths, implementation=self.implementation
             )
@@ -103,9 +102,17 @@ class CachedKV:
             out = jnp.where(some[..., None], out.astype(jnp.float32), 0.0)
             return merge_attention(done, (out, jnp.where(some, lse, -jnp.inf)))
 
-        rounds = -(-own_views.max() // at_once)
+        whole, rest = divmod(slots, at_once)
+        rounds = jnp.minimum(-(-own_views.max() // at_once), whole)
         nothing = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:-1], -jnp.inf)
-        return jax.lax.fori_loop(0, rounds, attend_to_some, nothing)
+        done = jax.lax.fori_loop(
+            0, rounds, lambda i, done: attend_to_some(i * at_once, at_once, done), nothing
+        )
+        if rest == 0:
+            return done
+        first = whole * at_once
+        last = functools.partial(attend_to_some, first, rest)
+        return jax.lax.cond(own_views.max() > first, last, lambda done: done, done)
 
 
 def pick_own(views: Any, first: Int[Array, "b"]) -> Any:

@@ -27,7 +27,6 @@ from jaxtyping import Array, Float, Int
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.attention import skips_by_length
 from lvsm_jax.models.base import ViewSynthesisModel, check_images
-from lvsm_jax.models.blocked_attention import largest_divisor
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.models.copy_head import CopySource
 from lvsm_jax.models.efficient_lvsm import DecoderBlock, EfficientLVSM
@@ -345,14 +344,17 @@ def _stores(cache: ViewCache) -> dict[str, Any]:
 
 
 def slots_at_once(cache: ViewCache, implementation: str, dtype: str) -> int:
-    """Slots of a device that a round of attention reads, a divisor of their number.
+    """Slots of a device that a round of attention reads; the last round reads what is left.
 
-    Up to 8 where the kernel takes lengths and skips empty slots: that keeps it busy. One elsewhere,
-    for other kernels would compute the scores of empty slots too.
+    Up to 8, in rounds of nearly the same size, where the kernel takes lengths and skips empty
+    slots: that keeps it busy. One elsewhere, for other kernels would compute the scores of empty
+    slots too.
     """
     if not skips_by_length(implementation, dtype):
         return 1
-    return largest_divisor(cache.max_views // view_devices(), 8)
+    slots = cache.max_views // view_devices()
+    rounds = -(-slots // 8)
+    return -(-slots // rounds)
 
 
 def _check_model(model: Any) -> None:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
@@ -18,7 +20,7 @@ _MATRICES = ("kernel", "latents")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, its schedule, clipping, skipped steps and EMA; defaults are those of the reference.
+    """AdamW, its schedule, clipping, skipped steps and EMA; rates and decays default to LVSM's.
 
     Attributes:
         learning_rate: peak of the schedule.
@@ -32,6 +34,8 @@ class OptimizerConfig:
         skip_factor: a step whose gradient norm exceeds `skip_factor · clip_norm` is skipped;
             0 skips for gradients that are not finite only.
         skip_after: first step at which a norm can be too large: gradients are long at the start.
+        schedule_counts_skipped: whether a skipped step advances the schedule of the learning rate,
+            as in the published programs; moments never count it.
         ema_decay: of the averaged weights that are evaluated and exported; 0 keeps none.
     """
 
@@ -45,6 +49,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     skip_factor: float = 10.0
     skip_after: int = 3000
+    schedule_counts_skipped: bool = False
     ema_decay: float = 0.0
 
     def __post_init__(self):
@@ -82,6 +87,29 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             mask=lambda params: map_named(lambda name, _: name.endswith(_MATRICES), params),
         ),
     )
+
+
+def take_if(
+    sound: Array, new: optax.OptState, old: optax.OptState, config: OptimizerConfig
+) -> optax.OptState:
+    """The optimizer's state after a step that was taken, or skipped."""
+
+    def choose(new: Any, old: Any) -> Any:
+        if config.schedule_counts_skipped and _is_schedule(new):
+            return new
+        return jax.tree.map(lambda new, old: jnp.where(sound, new, old), new, old)
+
+    return jax.tree.map(choose, new, old, is_leaf=_is_schedule)
+
+
+def schedule_step(state: optax.OptState) -> Int[Array, ""]:
+    """The step at which the schedule of the learning rate is."""
+    (schedule,) = filter(_is_schedule, jax.tree.leaves(state, is_leaf=_is_schedule))
+    return schedule.count
+
+
+def _is_schedule(state: Any) -> bool:
+    return isinstance(state, optax.ScaleByScheduleState)
 
 
 def step_is_sound(

@@ -181,11 +181,10 @@ def train_step(
     trained = state.model, state.projectors
     updates, opt_state = adamw.update(_named(*grads), state.opt_state, _named(*trained))
     updates = jax.tree.unflatten(jax.tree.structure(grads), jax.tree.leaves(updates))
-    (model, projectors), opt_state = jax.tree.map(
-        lambda new, old: jnp.where(sound, new, old),
-        (optax.apply_updates(trained, updates), opt_state),
-        (trained, state.opt_state),
+    model, projectors = jax.tree.map(
+        lambda new, old: jnp.where(sound, new, old), optax.apply_updates(trained, updates), trained
     )
+    opt_state = optimizer.take_if(sound, opt_state, state.opt_state, config.optimizer)
     ema = state.ema
     if ema is not None:
         decay = jnp.where(sound, config.optimizer.ema_decay, 1.0)
@@ -201,14 +200,14 @@ def train_step(
         projectors=projectors,
     )
     norms = norms_by_layer(type(state.model).stacks, grads[0])
-    taken = state.step - state.skipped
+    at = optimizer.schedule_step(state.opt_state)
     metrics = {
         "loss": loss,
         **{f"loss/{name}": term for name, term in terms.items()},
         "psnr": mean_psnr,
         "grad_norm": grad_norm,
         **{f"grad_norm/{stack}": norms for stack, norms in norms.items()},
-        "learning_rate": optimizer.learning_rate(config.optimizer, config.num_steps, taken),
+        "learning_rate": optimizer.learning_rate(config.optimizer, config.num_steps, at),
         "skipped_steps": new.skipped,
         "skipped_in_a_row": new.skipped_in_a_row,
     }

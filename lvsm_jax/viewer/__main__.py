@@ -70,7 +70,7 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     print(printable(weights_line(weights, about)))
     height, width = size = scene_options.picture_size(given.size, about)
     dtype = {} if given.cache_dtype is None else {"cache_dtype": given.cache_dtype}
-    model = exports.load(weights, **dtype)
+    model = exports.load(weights, for_rendering=True, **dtype)
     max_views = max(given.max_views, len(inputs))
     with Session(
         model, image_height=height, image_width=width, max_views=max_views, scale=given.scale

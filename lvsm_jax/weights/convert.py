@@ -7,7 +7,6 @@ import collections
 import dataclasses
 import os
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,15 +29,19 @@ from lvsm_jax.models.architectures import CONFIGS, abstract_model, architecture_
 from lvsm_jax.models.base import ViewSynthesisModel, check_options
 from lvsm_jax.weights import exports, torch_names
 from lvsm_jax.weights.fingerprints import fingerprint_all
-from lvsm_jax.weights.state_dict import CHECKSUM, StateDict, problems, read_checkpoint
+from lvsm_jax.weights.state_dict import (
+    CHECKSUM,
+    Checkpoint,
+    StateDict,
+    plain_name,
+    problems,
+    read_checkpoint,
+)
 from lvsm_jax.weights.torch_names import Weight
 
-# What training programs that hold the model in another module put before its names: data parallel
-# ones, compiled ones, Lightning, FSDP.
-_WRAPPERS = re.compile(r"^((module|_orig_mod|model|_forward_module|_fsdp_wrapped_module)\.)+")
-
-# Frozen networks of the losses, which training checkpoints contain beside the model.
-_HELPERS = ("loss_computer.", "repa_encoder.", "repa_projector.")
+# What training checkpoints contain beside the model: frozen networks of the losses, and how many
+# steps torch's AveragedModel took the mean of.
+_HELPERS = ("loss_computer.", "repa_encoder.", "repa_projector.", "n_averaged")
 
 # Names of files that people would not expect a directory to have.
 _WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
@@ -102,7 +105,7 @@ def _strip(arrays: StateDict) -> dict[str, np.ndarray]:
     """The arrays without helper networks, by names without prefixes."""
     stripped = {}
     for name, array in arrays.items():
-        short = _WRAPPERS.sub("", name)
+        short = plain_name(name)
         if short in stripped:
             raise UserError(f"{short} is there twice, with a prefix such as module. or _orig_mod.")
         if not short.startswith(_HELPERS):
@@ -136,11 +139,16 @@ def _leaves(
 
 
 def import_weights(
-    checkpoint: epath.PathLike, output: epath.PathLike, *, overwrite: bool = False
+    checkpoint: epath.PathLike,
+    output: epath.PathLike,
+    *,
+    overwrite: bool = False,
+    key: str = "",
 ) -> ViewSynthesisModel:
     """Makes an export of a file of PyTorch weights, and returns the model.
 
-    The export's `config.json` says which file it was, and has the file's counters. Raises
+    The export's `config.json` says under `source` which file it was, its counters, the `key` of the
+    weights, and under which other keys it has weights of the same names. Raises
     FileExistsError where something is at `output` already, else as `read_checkpoint` and
     `from_state_dict`.
     """
@@ -150,17 +158,20 @@ def import_weights(
         raise UserError(f"{output}: {kinds} file")
     exports.check_free(output, overwrite)
     check_writable("OUT", output.parent)
-    model, counters = _read_model(checkpoint)
-    about = {"source": {"file": checkpoint.name, "counters": counters}}
+    model, read = _read_model(checkpoint, key)
+    source = {"file": checkpoint.name, "counters": read.counters}
+    if key or read.others:
+        source |= {"key": read.key, "other_keys": list(read.others)}
+    about = {"source": source}
     exports.save(model, output, about=about, overwrite=overwrite)
     return model
 
 
-def _read_model(checkpoint: epath.Path) -> tuple[ViewSynthesisModel, dict[str, int]]:
+def _read_model(checkpoint: epath.Path, key: str) -> tuple[ViewSynthesisModel, Checkpoint]:
     """A function of its own, so that the file is unmapped before the export is written."""
-    arrays, counters = read_checkpoint(checkpoint)
+    read = read_checkpoint(checkpoint, key)
     try:
-        return from_state_dict(arrays), counters
+        return from_state_dict(read.arrays), read._replace(arrays={})
     except ValueError as error:
         raise UserError(f"{checkpoint}: {error}") from error
 

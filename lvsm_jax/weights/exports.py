@@ -30,7 +30,7 @@ from lvsm_jax.common.files import (
     read_json,
     temporary_name,
 )
-from lvsm_jax.common.tree import from_named, named_leaves
+from lvsm_jax.common.tree import from_named, map_named, named_leaves
 from lvsm_jax.models.architectures import abstract_model, architecture_of, config_class
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, check_options
 from lvsm_jax.parallel import processes
@@ -216,15 +216,21 @@ def model_config(path: epath.PathLike, *, verify: bool = True, **options: Any) -
 
 
 def load(
-    path: epath.PathLike = SHIPPED, *, verify: bool = True, **options: Any
+    path: epath.PathLike = SHIPPED,
+    *,
+    verify: bool = True,
+    for_rendering: bool = False,
+    **options: Any,
 ) -> ViewSynthesisModel:
     """The model of an export, a directory that `save` wrote; by default the one that is shipped.
 
     Packed weights become float32 again. `verify` compares all that is read with its checksums,
     which exports from before format 1 do not have. Options change fields of the model's
-    configuration that say how to compute: `dtype`, `attention`, `remat`, `targets_at_once`,
-    `cache_dtype`. Raises FileNotFoundError for no export; UserError, which names export and array,
-    for an unknown architecture or format, weights that do not fit, or damage.
+    configuration that say how to compute: `dtype`, `residual_dtype`, `attention`, `remat`,
+    `unroll`, `targets_at_once`, `cache_dtype`. `for_rendering` is `in_compute_dtype`: a model that
+    computes in bfloat16 takes half the memory. Raises FileNotFoundError for no export; UserError,
+    which names export and array, for an unknown architecture or format, weights that do not fit, or
+    damage.
     """
     path = absolute(path)
     description = describe(path, verify=verify)
@@ -246,7 +252,23 @@ def load(
     if dtype:
         unpacked = {name: packed.unpack(name, leaves) for name in abstract}
         leaves = {name: jax.device_put(array, device) for name, array in unpacked.items()}
-    return from_named(template, leaves)
+    model = from_named(template, leaves)
+    return in_compute_dtype(model) if for_rendering else model
+
+
+def in_compute_dtype(model: ViewSynthesisModel) -> ViewSynthesisModel:
+    """The same model with its matrices held in the dtype that they are rounded to anyway.
+
+    It renders the same bits. It is not for training, whose steps are smaller than bfloat16 tells
+    apart.
+    """
+
+    def cast(name: str, leaf: Array) -> Array:
+        # The head that copies computes in float32, whatever the model does.
+        rounded = name.endswith("kernel") and not name.startswith("copy_head.")
+        return leaf.astype(model.config.dtype) if rounded else leaf
+
+    return map_named(cast, model)
 
 
 def _read_packed(

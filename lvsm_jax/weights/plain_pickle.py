@@ -8,7 +8,7 @@ the work is proportional to the bytes.
 
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from lvsm_jax.common.errors import UserError
 
@@ -32,21 +32,31 @@ class PickleError(UserError):
     """A pickle that is damaged, or asks for more than data."""
 
 
+class Unread(NamedTuple):
+    """What stands for an object of an unknown class: the name that was asked for, and no more."""
+
+    name: str
+
+
 def read_pickle(
     data: bytes,
     known: Mapping[tuple[str, str], Any],
     persistent: Callable[[Any], Any] | None = None,
+    *,
+    keep_unknown: bool = False,
 ) -> Any:
     """The object of a pickle of protocol 2 to 5.
 
     `known` gives what module and name stand for; of these, callables are called when the pickle
     asks for it, and their results may have `__setstate__`: all must be inert. `persistent` makes an
-    object of its persistent id, which may be anything. PickleError says why another is refused;
-    damaged bytes, and arguments that `known` does not expect, may also raise other exceptions.
+    object of its persistent id, which may be anything. With `keep_unknown` an object of another
+    class becomes `Unread`, and what the pickle does to it is dropped. PickleError says why another
+    pickle is refused; damaged bytes, and arguments that `known` does not expect, may also raise
+    other exceptions.
     """
     if len(data) > _MAX_BYTES:
         raise PickleError(f"a pickle of {len(data) >> 20} MiB, expected at most {_MAX_BYTES >> 20}")
-    machine = _Machine(known, persistent, most_passed=1000 + 4 * len(data))
+    machine = _Machine(known, persistent, keep_unknown, most_passed=1000 + 4 * len(data))
     for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
         if count >= _MAX_INSTRUCTIONS:
             raise PickleError(f"a pickle of more than {_MAX_INSTRUCTIONS} instructions")
@@ -67,11 +77,18 @@ def put(target: dict[Any, Any], key: Any, value: Any) -> None:
 class _Machine:
     """Stack and memo of a pickle, and what each instruction does to them."""
 
-    def __init__(self, known: Mapping[tuple[str, str], Any], persistent: Any, most_passed: int):
+    def __init__(
+        self,
+        known: Mapping[tuple[str, str], Any],
+        persistent: Any,
+        keep_unknown: bool,
+        *,
+        most_passed: int,
+    ):
         self.stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
-        self._known, self._persistent = known, persistent
+        self._known, self._persistent, self._keep_unknown = known, persistent, keep_unknown
         self._passed, self._most_passed = 0, most_passed  # elements in arguments of calls
 
     def run(self, name: str, argument: Any, position: int) -> None:
@@ -115,8 +132,12 @@ class _Machine:
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
                 stack.append(self._call(function, arguments))
+            case "NEWOBJ" if isinstance(stack[-2], Unread):
+                stack.pop()  # the arguments; the class stands for the object
             case "BUILD":
                 state, target = stack.pop(), stack[-1]
+                if isinstance(target, Unread):
+                    return
                 if not hasattr(type(target), "__setstate__"):
                     raise PickleError(f"sets attributes of a {type(target).__name__.strip('_')}")
                 target.__setstate__(state)
@@ -138,11 +159,15 @@ class _Machine:
         return items
 
     def _append(self, items: list[Any]) -> None:
+        if isinstance(self.stack[-1], Unread):
+            return
         if type(self.stack[-1]) is not list:
             raise PickleError(f"appends to a {type(self.stack[-1]).__name__.strip('_')}")
         self.stack[-1].extend(items)
 
     def _set(self, items: list[Any]) -> None:
+        if isinstance(self.stack[-1], Unread):
+            return
         if not isinstance(self.stack[-1], dict):
             raise PickleError(f"sets items of a {type(self.stack[-1]).__name__.strip('_')}")
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -153,12 +178,16 @@ class _Machine:
             raise PickleError("a global whose name is no text")
         if (module, name) not in self._known:
             asked = f"{module}.{name}"[:100]
+            if self._keep_unknown:
+                return Unread(asked)
             raise PickleError(
                 f"refused the global {asked}: only tensors, containers, text and numbers are read"
             )
         return self._known[module, name]
 
     def _call(self, function: Any, arguments: Any) -> Any:
+        if isinstance(function, Unread):
+            return function
         is_known = any(function is one for one in self._known.values())
         if not (is_known and callable(function) and type(arguments) is tuple):
             raise PickleError(f"calls a {type(function).__name__.strip('_')}")

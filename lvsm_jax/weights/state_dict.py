@@ -16,6 +16,7 @@ from lvsm_jax.common.files import expand, read_any_json
 from lvsm_jax.common.text import shortened
 from lvsm_jax.weights import torch_file
 from lvsm_jax.weights.fingerprints import fingerprint_all
+from lvsm_jax.weights.plain_pickle import Unread
 
 StateDict = Mapping[str, Shaped[np.ndarray, "..."]]
 
@@ -23,6 +24,9 @@ StateDict = Mapping[str, Shaped[np.ndarray, "..."]]
 _PLACES = ("model", "state_dict", "model_state_dict", "module")
 _INDEX = ".safetensors.index.json"
 _PART = re.compile(r"(?P<name>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")  # as hubs cut them
+# What training programs that hold the model in another module put before its names: data parallel
+# ones, compiled ones, Lightning, FSDP.
+_WRAPPERS = re.compile(r"^((module|_orig_mod|model|_forward_module|_fsdp_wrapped_module)\.)+")
 _DTYPES = [np.dtype(dtype) for dtype in (np.float32, np.float16, ml_dtypes.bfloat16)]
 
 
@@ -37,19 +41,37 @@ class Checkpoint(NamedTuple):
 
     arrays: dict[str, np.ndarray]  # views of the file, which take no memory until they are used
     counters: dict[str, int]  # whole numbers that stand beside them, such as the training step
+    key: str = ""  # under which they were; empty where nothing else is in the file
+    others: tuple[str, ...] = ()  # keys of weights of the same names, such as averaged ones
 
 
-def read_checkpoint(path: epath.PathLike) -> Checkpoint:
+def plain_name(name: str) -> str:
+    """A weight's name without the prefixes of wrapping modules."""
+    return _WRAPPERS.sub("", name)
+
+
+def read_checkpoint(path: epath.PathLike, key: str = "") -> Checkpoint:
     """Reads a state dict from a file of `torch.save` or safetensors, recognised by their content.
 
     Of safetensors cut into several files, `path` is the index (`*.safetensors.index.json`), one of
     the files beside it, or their folder. Checksums that the file has are compared: those of a file
-    of torch.save, and that of a safetensors file which `convert` wrote. Raises OSError for no such
-    file; UserError for another kind, a damaged or incomplete one, or no state dict.
+    of torch.save, and that of a safetensors file which `convert` wrote.
+
+    `key` is where a file of torch.save has the weights (`ema`, or `ema.shadow` for a dict in it),
+    by default `model` or `state_dict`. What stands beside them may be anything: what is no data is
+    not read. Raises OSError for no such file; UserError for another kind, a damaged or incomplete
+    one, no state dict, or none under the key.
     """
     path = expand(path)
     if path.is_dir():
         path = _only_weights_in(path)
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith((b"PK", b"\x80\x02")):  # a zip; or a file from before torch 1.6, refused
+        content = torch_file.load(path, verify=True, keep_unknown=True)
+        return _from_torch(path, content, key)
+    if key:
+        raise UserError(f"{path}: only files of torch.save have keys, so not {key!r:.60}")
     if path.name.endswith(_INDEX):
         return Checkpoint(_read_shards(path), {})
     if part := _PART.fullmatch(path.name):
@@ -57,10 +79,6 @@ def read_checkpoint(path: epath.PathLike) -> Checkpoint:
         if not index.exists():
             raise UserError(f"{path} is one of {int(part['count'])} files, and {index} is missing")
         return Checkpoint(_read_shards(index), {})
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start.startswith((b"PK", b"\x80\x02")):  # a zip; or a file from before torch 1.6, refused
-        return _from_torch(path, torch_file.load(path, verify=True))
     if start[8:] == b"{":
         return Checkpoint(_read_safetensors(path), {})
     raise UserError(f"{path} is neither a file of torch.save nor of safetensors, or is truncated")
@@ -110,18 +128,20 @@ def _read_shards(index: epath.Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _from_torch(path: epath.Path, content: Any) -> Checkpoint:
+def _from_torch(path: epath.Path, content: Any, key: str) -> Checkpoint:
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path} holds a {type(content).__name__}, expected a dict of weights")
-    key = next((k for k in _PLACES if isinstance(content.get(k), dict)), None)
-    if key is None and not all(isinstance(value, np.ndarray) for value in content.values()):
-        raise UserError(
-            f"{path} has no weights under {' or '.join(map(repr, _PLACES))}, but the keys "
-            f"{sorted(str(key)[:60] for key in content)[:10]}"
-        )
-    weights = content[key] if key else content
+    keys = f"the keys {sorted(str(key)[:60] for key in content)[:10]}"
+    places = [k for k in _PLACES if isinstance(content.get(k), dict)]
+    key = key or (places[0] if places else "")
+    weights = _under(key, content) if key else content
+    if weights is None:
+        raise UserError(f"{path} has no weights under {key!r:.60}, but {keys}")
+    if not (key or all(isinstance(value, np.ndarray) for value in content.values())):
+        places = " or ".join(map(repr, _PLACES))
+        raise UserError(f"{path} has no weights under {places}, but {keys}")
     others = [
-        f"{name!r:.60} ({type(value).__name__})"
+        f"{name!r:.60} ({value.name if isinstance(value, Unread) else type(value).__name__})"
         for name, value in weights.items()
         if not (isinstance(name, str) and isinstance(value, np.ndarray))
     ]
@@ -132,7 +152,31 @@ def _from_torch(path: epath.Path, content: Any) -> Checkpoint:
     if total > _FREE_BYTES + _MOST_COPIES * path.stat().length:
         raise UserError(f"{path}: its weights take many times the bytes of the file")
     counters = {str(name): value for name, value in content.items() if type(value) is int}
-    return Checkpoint(weights, counters)
+    return Checkpoint(weights, counters, key, tuple(_alike(weights, key, content)))
+
+
+def _under(key: str, content: Mapping[Any, Any]) -> dict[Any, Any] | None:
+    """The dict at a key, or at `outer.inner`; None for none."""
+    found = content.get(key)
+    if found is None and "." in key:
+        outer, inner = key.split(".", 1)
+        return _under(inner, content[outer]) if isinstance(content.get(outer), dict) else None
+    return found if isinstance(found, dict) else None
+
+
+def _alike(weights: StateDict, key: str, content: Mapping[Any, Any]) -> list[str]:
+    """Keys of other weights with the names of these; helper networks may be in one alone."""
+    names = {plain_name(name) for name in weights}
+    found = []
+    for outer, value in content.items():
+        if not (key and isinstance(outer, str) and isinstance(value, dict)):
+            continue
+        inside = {f"{outer}.{inner}": of for inner, of in value.items() if isinstance(of, dict)}
+        for place, arrays in {outer: value, **inside}.items():
+            same = names & {plain_name(name) for name in arrays if isinstance(name, str)}
+            if place != key and 2 * len(same) >= len(names):
+                found.append(place)
+    return found
 
 
 _SAFETENSORS_DTYPES = {"BF16": np.dtype(ml_dtypes.bfloat16), "BOOL": np.dtype(bool)} | {

@@ -20,7 +20,7 @@ from etils import epath
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import expand
 from lvsm_jax.common.text import shortened
-from lvsm_jax.weights.plain_pickle import PickleError, put, read_pickle
+from lvsm_jax.weights.plain_pickle import PickleError, Unread, put, read_pickle
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of others Python inflates without bound
 _FREE_BYTES = 64 * 2**20  # that any file may claim; beyond, what it holds must be in proportion
@@ -142,25 +142,26 @@ def _storage(pid: Any) -> _Storage:
     return _Storage(storage_type.dtype, key, size)
 
 
-def load(path: epath.PathLike, *, verify: bool = False) -> Any:
+def load(path: epath.PathLike, *, verify: bool = False, keep_unknown: bool = False) -> Any:
     """Reads the object in a `torch.save` file: dicts, lists, tuples, text, numbers and tensors.
 
     Tensors become read-only NumPy arrays (bfloat16 and float8 as `ml_dtypes`), dtypes NumPy's,
     parameters their arrays and ordered dicts plain ones. Tensors that shared a storage share memory
     still. A file in a bucket is read whole. `verify` compares the zip's checksums, which reads
-    every byte. Raises OSError where the file cannot be opened, else TorchFileError, which names
-    the file and what is wrong with it.
+    every byte. A file with other objects is refused; with `keep_unknown` they become `Unread`, of
+    which only the name of the class is kept. Raises OSError where the file cannot be opened, else
+    TorchFileError, which names the file and what is wrong with it.
     """
     path = expand(path)
     remote = "://" in os.fspath(path)
     with io.BytesIO(path.read_bytes()) if remote else open(path, "rb") as file:
         try:
-            return _load(file, verify)
+            return _load(file, verify, keep_unknown)
         except Exception as error:  # damaged bytes may fail anywhere; callers see one kind
             raise TorchFileError(f"{path}: {shortened(error) or type(error).__name__}") from error
 
 
-def _load(file: BinaryIO, verify: bool) -> Any:
+def _load(file: BinaryIO, verify: bool, keep_unknown: bool) -> Any:
     if file.read(len(_LEGACY_MAGIC)) == _LEGACY_MAGIC:
         raise TorchFileError("written by torch.save before 1.6; load and save it with a newer one")
     if not zipfile.is_zipfile(file):
@@ -178,7 +179,7 @@ def _load(file: BinaryIO, verify: bool) -> Any:
             if order != b"little":
                 raise TorchFileError(f"byte order {order!r}: only little-endian files are read")
         pickled = _inflated(archive, archive.getinfo(pickles[0]))
-        structure = read_pickle(pickled, _GLOBALS, _storage)
+        structure = read_pickle(pickled, _GLOBALS, _storage, keep_unknown=keep_unknown)
         if isinstance(file, io.BytesIO):
             content = file.getbuffer().toreadonly()
         else:
@@ -215,7 +216,7 @@ class _Resolver:
         self._storages: dict[str, memoryview] = {}
 
     def value(self, item: Any) -> Any:
-        if item is None or isinstance(item, (str, bytes, bool, int, float)):
+        if item is None or isinstance(item, (str, bytes, bool, int, float, Unread)):
             return item
         if id(item) not in self._values:
             self._values[id(item)] = self._build(item)

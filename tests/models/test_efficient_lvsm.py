@@ -1,6 +1,7 @@
 """Efficient-LVSM against the reference's outputs, and its errors."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import pytest
 from flax import nnx
 
 import lvsm_jax
+from lvsm_jax.cost.memory import abstract_views
+from lvsm_jax.models.architectures import abstract_model
 from lvsm_jax.models.cameras import plucker
 from lvsm_jax.models.layers import LayerNorm
 from tests.helpers import torch_zip
@@ -110,13 +113,33 @@ def test_targets_and_order_of_inputs_do_not_matter(model, inputs):
     )
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_no_gradient(state_dict, inputs, remat):
-    def gradient(remat):
-        model = lvsm_jax.convert.from_state_dict(state_dict, remat=remat)
+@pytest.mark.parametrize("unroll", [False, True])
+def test_remat_recomputes_also_where_layers_are_unrolled(unroll):
+    """The compiler must not find that forward and backward pass compute the same."""
+    inputs = abstract_views(1, 1, 16, 16)
+
+    def matmuls(remat):
+        config = lvsm_jax.EfficientLVSMConfig(
+            num_layers=2, width=32, head_dim=16, attention="xla", remat=remat, unroll=unroll
+        )
+        model = abstract_model(config)
+        loss = jax.jit(jax.grad(lambda model, *views: model(*views).sum()))
+        text = loss.lower(model, *inputs, inputs[1]).compile().as_text()
+        return len(re.findall(r" (?:dot|custom-call)\(", text))
+
+    assert matmuls("full") > matmuls("none") + 5
+
+
+@pytest.mark.parametrize(
+    ("remat", "unroll"), [("dots", False), ("full", False), ("full", True), ("dots", True)]
+)
+def test_remat_changes_no_gradient(state_dict, inputs, remat, unroll):
+    def gradient(remat, unroll=False):
+        model = lvsm_jax.convert.from_state_dict(state_dict, remat=remat, unroll=unroll)
         return jax.jit(jax.grad(lambda model: jnp.square(model(*inputs)).mean()))(model)
 
-    plain, recomputed = jax.tree.leaves(gradient("none")), jax.tree.leaves(gradient(remat))
+    plain = jax.tree.leaves(gradient("none"))
+    recomputed = jax.tree.leaves(gradient(remat, unroll))
     assert all(np.abs(g).max() > 0 for g in plain)
     for ours, expected in zip(recomputed, plain, strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-8)

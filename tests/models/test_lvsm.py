@@ -88,6 +88,17 @@ def test_gradients_do_not_depend_on_how_targets_are_computed(case):
         np.testing.assert_allclose(ours, together[name], rtol=1e-3, atol=1e-7, err_msg=name)
 
 
+def test_a_float32_residual_stream_is_closer_to_float32(case):
+    """Otherwise every layer rounds the sum of all before it."""
+    _, weights, arguments, expected = case
+
+    def fidelity(**options):
+        model = lvsm_jax.convert.from_state_dict(weights, dtype="bfloat16", **options)
+        return -10 * np.log10(np.square(model(*arguments) - expected).mean())
+
+    assert fidelity(residual_dtype="float32") > fidelity() + 0.5  # of three layers alone
+
+
 @pytest.mark.parametrize(
     ("config", "millions"),
     [

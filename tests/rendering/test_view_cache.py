@@ -173,7 +173,7 @@ def test_ablations(fields):
     np.testing.assert_allclose(lvsm_jax.render(model, cache, TARGETS), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("implementation", "at_once"), [("xla", 4), ("blocked", 2)])
+@pytest.mark.parametrize(("implementation", "at_once"), [("xla", 4), ("blocked", 2), ("xla", 3)])
 def test_several_slots_at_once(model, monkeypatch, implementation, at_once):
     """As on GPUs, where the kernel itself skips the empty places."""
     monkeypatch.setattr("lvsm_jax.rendering.view_cache.slots_at_once", lambda *_: at_once)
@@ -189,9 +189,12 @@ def test_only_kernels_that_skip_what_is_empty_take_several_places(model, monkeyp
     cache = lvsm_jax.init_cache(model, BATCH, 20, SIZE)
     assert slots_at_once(cache, "auto", "bfloat16") == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert slots_at_once(cache, "auto", "bfloat16") == 5  # divides 20
+    assert slots_at_once(cache, "auto", "bfloat16") == 7  # three rounds
     assert slots_at_once(cache, "auto", "float32") == 1  # cuDNN has no float32
     assert slots_at_once(cache, "xla", "bfloat16") == 1
+    for views, at_once in ((1, 1), (8, 8), (11, 6), (13, 7), (16, 8), (17, 6)):
+        cache = lvsm_jax.init_cache(model, BATCH, views, SIZE)
+        assert slots_at_once(cache, "auto", "bfloat16") == at_once
 
 
 @pytest.mark.parametrize(

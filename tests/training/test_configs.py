@@ -99,6 +99,18 @@ def test_the_baselines_say_how_published_ones_are_trained():
         assert (config.optimizer.schedule, config.optimizer.clip_norm) == ("cosine", 1.0)
         assert config.run.batch_size == 512
         assert config.loss.perceptual == 0.5
+        assert config.model.residual_dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [("re10k_256", 10), ("re10k_512", 10), ("beyond_256", 10), ("lvsm_decoder_only_256", 5)],
+)
+def test_long_gradients_are_skipped_as_published(name, factor):
+    """From the first step on, and with the schedule going on."""
+    optimizer = importlib.import_module(f"configs.{name}").get_config().optimizer
+    assert (optimizer.skip_factor, optimizer.skip_after) == (factor, 0)
+    assert optimizer.schedule_counts_skipped
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import lvsm_jax
@@ -155,6 +156,25 @@ def test_bad_gradients_are_skipped_and_counted(step, fault):
     if fault == "not finite":
         recovered, _ = run(step, config, [batch], after)
         assert (int(recovered.skipped), int(recovered.skipped_in_a_row)) == (2, 0)
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_a_skipped_step_may_advance_the_schedule(step, counts):
+    """As in the published programs; the moments do not count it either way."""
+    optimizer = {"warmup_steps": 5, "clip_norm": 1e-4, "skip_factor": 1.0, "skip_after": 1}
+    optimizer["schedule_counts_skipped"] = counts
+    config = tiny_config(optimizer=optimizer)
+    state, _ = run(step, config, [random_batch()] * 3)
+    assert int(state.skipped) == 2
+    _, metrics = run(step, config, [random_batch()], state)
+    expected = learning_rate(config.optimizer, config.num_steps, 3 if counts else 1)
+    assert float(metrics["learning_rate"]) == float(expected)
+    (adam,) = [s for s in jax.tree.leaves(state.opt_state, is_leaf=_is_adam) if _is_adam(s)]
+    assert int(adam.count) == 1
+
+
+def _is_adam(state):
+    return isinstance(state, optax.ScaleByAdamState)
 
 
 def test_ema_follows_the_weights(step):

@@ -1,5 +1,6 @@
 """Weights of the PyTorch programs: names, sizes, what is refused, and the command."""
 
+import collections
 import json
 import re
 import shutil
@@ -274,7 +275,7 @@ def test_command_there_and_back(name, state_dict, tmp_path, capsys):
 def test_other_places_of_the_weights(efficient, tmp_path, key):
     file = tmp_path / "file"  # told by its content, whatever its name
     torch_zip.save(file, {key: efficient, "a_step": 1, "b_step": 2} if key else efficient)
-    arrays, counters = convert.read_checkpoint(file)
+    arrays, counters = convert.read_checkpoint(file)[:2]
     assert_same_bits(arrays, efficient)
     assert counters == ({"a_step": 1, "b_step": 2} if key else {})
     program.main([str(file), str(tmp_path / "out")])
@@ -294,6 +295,56 @@ def test_torch_files_without_weights(tmp_path, content, message):
     torch_zip.save(tmp_path / "x.pt", content)
     with pytest.raises(ValueError, match=message):
         convert.read_checkpoint(tmp_path / "x.pt")
+
+
+def test_averaged_weights_are_named_and_can_be_taken(efficient, tmp_path, capsys):
+    averaged = {f"module.{name}": array + 1 for name, array in efficient.items()}
+    averaged["n_averaged"] = np.int64(7)[None]
+    content = {"model": efficient, "ema": averaged, "deep": {"shadow": efficient}, "step": 3}
+    torch_zip.save(tmp_path / "x.pt", content | {"optimizer": {"state": {0: {}}}})
+    program.main([str(tmp_path / "x.pt"), str(tmp_path / "plain")])
+    told = capsys.readouterr().out
+    assert "under 'model' were taken" in told and "--key=ema" in told and "--key=deep.s" in told
+    source = describe(tmp_path / "plain")["source"]
+    assert source["key"] == "model" and source["other_keys"] == ["ema", "deep.shadow"]
+    program.main([str(tmp_path / "x.pt"), str(tmp_path / "ema"), "--key=ema"])
+    ours = convert.to_state_dict(lvsm_jax.load(tmp_path / "ema"))
+    assert_same_bits(ours, {name: array + 1 for name, array in efficient.items()})
+    read = convert.read_checkpoint(tmp_path / "x.pt", "deep.shadow")
+    assert_same_bits(read.arrays, efficient)
+    assert "no weights under 'emma', but the keys" in _error(
+        tmp_path / "x.pt", tmp_path / "out", "--key=emma"
+    )
+    safetensors.numpy.save_file(efficient, tmp_path / "x.safetensors")
+    assert "only files of torch.save" in _error(
+        tmp_path / "x.safetensors", tmp_path / "out", "--key=ema"
+    )
+
+
+class _Settings(dict):
+    """An object of a class that nobody else has."""
+
+    def __init__(self, **fields):
+        super().__init__(**fields)
+        self.parent = None
+
+
+def test_what_is_no_data_beside_the_weights_is_not_read(efficient, tmp_path):
+    beside = {
+        "best": np.float64(0.5),
+        "config": _Settings(lr=np.float32(1e-3)),
+        "history": collections.defaultdict(list, {"loss": [1.0]}),
+        "seen": {1, 2},
+        "path": tmp_path,
+    }
+    torch_zip.save(tmp_path / "x.pt", {"model": efficient, "step": 3, **beside})
+    read = convert.read_checkpoint(tmp_path / "x.pt")
+    assert_same_bits(read.arrays, efficient)
+    assert read.counters == {"step": 3} and read.key == "model"
+    # Among the weights it is an error.
+    torch_zip.save(tmp_path / "y.pt", {"model": efficient | {"scale": np.float64(1)}})
+    with pytest.raises(UserError, match=r"'scale' \(numpy\.\w+\.multiarray\.scalar\)"):
+        convert.read_checkpoint(tmp_path / "y.pt")
 
 
 def _in_parts(arrays, folder):

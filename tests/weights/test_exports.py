@@ -182,3 +182,25 @@ def test_home_directory(model, tmp_path, monkeypatch):
 def test_loading_reads_and_compares_on_one_device(export):
     devices = {leaf.device for leaf in jax.tree.leaves(lvsm_jax.load(export))}
     assert devices == {jax.local_devices()[0]}
+
+
+def test_weights_in_bfloat16_render_the_same(export, model):
+    """Matrices are rounded before they are used either way."""
+    narrow = lvsm_jax.load(export, dtype="bfloat16", for_rendering=True)
+    wide = lvsm_jax.load(export, dtype="bfloat16")
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(1, 2, 16, 16, 3)).astype(np.float32)
+    views = lvsm_jax.Cameras(np.tile(np.eye(4), (1, 2, 1, 1)), np.full((1, 2, 4), 12.0))
+    np.testing.assert_array_equal(narrow(images, views, views), wide(images, views, views))
+    held = [sum(leaf.nbytes for leaf in jax.tree.leaves(one)) for one in (narrow, wide)]
+    assert held[0] < 0.51 * held[1]
+    assert_same(lvsm_jax.load(export, for_rendering=True), model)  # computes in float32
+
+
+def test_a_head_that_copies_stays_in_float32():
+    config = lvsm_jax.EfficientLVSMConfig(
+        num_layers=1, width=32, head_dim=16, copy_head=True, dtype="bfloat16"
+    )
+    narrow = exports.in_compute_dtype(lvsm_jax.EfficientLVSM(config, rngs=nnx.Rngs(0)))
+    wide = {name for name, leaf in named_leaves(narrow).items() if leaf.dtype == jnp.float32}
+    assert {name.split(".")[0] for name in wide if name.endswith("kernel")} == {"copy_head"}

@@ -1,0 +1,188 @@
+"""Kernels of a compiled program: what each moves and computes, and how long it should take.
+
+A GPU runs them one after another. Each takes the larger of its bytes over the memory's bandwidth
+and its FLOPs over a share of the peak, and a launch. On TPUs the compiler's own cycles go before,
+where it gives them.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+from lvsm_jax.cost import hlo
+from lvsm_jax.cost.chips import Chip
+from lvsm_jax.cost.hlo import Collective, Computations, Instruction
+
+# Of the peak, what such kernels usually reach: large matmuls of cuBLAS or Triton, cuDNN's fused
+# attention and its backward pass, implicit-GEMM convolutions; and of the bandwidth.
+SHARES = {
+    "matmul": 0.7,
+    "attention": 0.6,
+    "attention backward": 0.45,
+    "convolution": 0.6,
+    "other": 1.0,
+}
+BANDWIDTH_SHARE = 0.85
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A kernel and what one run of it does."""
+
+    name: str  # of a library's routine, or the kind of operation
+    kind: str  # of `SHARES`
+    times: int  # runs in a step
+    bytes: float  # read and written
+    flops: float  # of its matmuls
+    dtype: str  # of these: `bf16`, `tf32` or `f32`
+    head_dim: int = 0  # channels of a head, of attention
+    cycles: int = 0  # the compiler's estimate
+
+    def seconds(self, chip: Chip) -> float:
+        """Time of all its runs in a step."""
+        if self.cycles and chip.clock:
+            return self.times * self.cycles / chip.clock
+        peak = {"tf32": chip.peak / 2, "f32": chip.float32}.get(self.dtype, chip.peak)
+        filled = min(1.0, self.head_dim / chip.matrix_side) if self.head_dim else 1.0
+        arithmetic = self.flops / (SHARES[self.kind] * filled * peak)
+        memory = self.bytes / (BANDWIDTH_SHARE * chip.hbm_bandwidth)
+        return self.times * (max(arithmetic, memory) + chip.launch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Total:
+    """Sums over kernels of a step."""
+
+    runs: int
+    flops: float
+    bytes: float
+    seconds: float
+
+
+def kernels(text: str) -> list[Kernel]:
+    """The kernels of a program, from its optimised HLO; collectives are none.
+
+    Loops whose turns cannot be read count as one turn.
+    """
+    computations = hlo.parse(text)
+    return [
+        _kernel(instruction, times or 1, computations)
+        for times, instruction in hlo.executed(text, inside_fusions=False)
+        if hlo.does_work(instruction)
+        # What is inside of an asynchronous operation is looked at itself.
+        and instruction.opcode.removesuffix("-start") not in (*hlo.KINDS, "async")
+    ]
+
+
+def totals(found: Sequence[Kernel], chip: Chip) -> dict[str, Total]:
+    """What the kernels of each kind do together."""
+    return {
+        kind: Total(
+            runs=sum(k.times for k in found if k.kind == kind),
+            flops=sum(k.times * k.flops for k in found if k.kind == kind),
+            bytes=sum(k.times * k.bytes for k in found if k.kind == kind),
+            seconds=sum(k.seconds(chip) for k in found if k.kind == kind),
+        )
+        for kind in SHARES
+        if any(k.kind == kind for k in found)
+    }
+
+
+def link_seconds(collective: Collective, chip: Chip, devices_of_host: int) -> float:
+    """Time of a collective: what each device sends, over its slowest link.
+
+    TPUs send by half the sum of their links, since each byte is sent once. GPUs send by NVLink
+    inside a host; between hosts all GPUs of the group on one host share their ports.
+    """
+    rate, hosts = (
+        chip.interconnect / 2,
+        {device // devices_of_host for device in collective.members},
+    )
+    if chip.network and len(hosts) > 1:
+        rate = min(rate, chip.network * collective.group / len(hosts))
+    return collective.sent / rate + collective.times * chip.launch
+
+
+def _kernel(instruction: Instruction, times: int, computations: Computations) -> Kernel:
+    name = hlo.kernel_name(instruction)
+    moved = hlo.moved(instruction, computations)
+    cycles = int(instruction.attribute(r'"estimated_cycles":"(\d+)"') or 0)
+    operands = hlo.operand_shapes(instruction, computations)
+    if name and (attention := _attention(name, operands)):
+        kind, flops, channels = attention
+        return Kernel(name, kind, times, moved, flops, "bf16", channels, cycles)
+    products = list(_products(instruction, computations))
+    kinds, flops, dtypes = zip(*products, strict=True) if products else ((), (), ())
+    kind = next((kind for kind in ("matmul", "convolution") if kind in kinds), "other")
+    dtype = max(dtypes, key=("bf16", "tf32", "f32").index, default="bf16")
+    name = name or (kind if kind != "other" else instruction.opcode)
+    return Kernel(name, kind, times, moved, float(sum(flops)), dtype, cycles=cycles)
+
+
+def _attention(name: str, operands: Sequence[str]) -> tuple[str, float, int] | None:
+    """Kind, FLOPs and channels of a head of a fused attention kernel; None for another.
+
+    cuDNN's operands are `[b, t, m, c]`, those of the TPU's kernel `[b, m, t, c]`. Forward it has
+    two matmuls, backward five.
+    """
+    cudnn = "fmha" in name
+    if not (cudnn or "splash" in name or "flash" in name):
+        return None
+    shapes = [_sizes(shape) for shape in operands]
+    queries, keys = [shape for shape in shapes if len(shape) == 4][:2]
+    flops = 4 * math.prod(queries) * keys[1 if cudnn else 2]
+    if "Backward" in name or "dkv" in name or "dq" in name:
+        return "attention backward", 2.5 * flops, queries[-1]
+    return "attention", float(flops), queries[-1]
+
+
+def _products(
+    instruction: Instruction, computations: Computations
+) -> Iterator[tuple[str, float, str]]:
+    """Kind, FLOPs and type of the matmuls and convolutions in an operation."""
+    if instruction.opcode in ("fusion", "call", "async-start"):
+        callee = instruction.attribute(r"calls=%?([\w.\-]+)") or ""
+        for inner in computations.get(callee, {}).values():
+            yield from _products(inner, computations)
+        return
+    target = instruction.attribute(r'custom_call_target="__(?:cudnn|cublas)\$([^"]*)"') or ""
+    operands = [_sizes(shape) for shape in hlo.operand_shapes(instruction, computations)]
+    result = _sizes(instruction.shape)
+    if instruction.opcode == "dot" or target.startswith(("gemm", "lt$matmul")):
+        found = re.search(
+            r'lhs_contracting_dims=\{([\d,]+)\}|"lhs_contracting_dimensions":\["(\d+)"',
+            instruction.rest,
+        )
+        contracted = hlo.integers((found and (found[1] or found[2])) or "")
+        depth = math.prod(operands[0][axis] for axis in contracted)
+        yield "matmul", 2.0 * math.prod(result) * depth, _dtype(instruction, computations)
+    elif instruction.opcode == "convolution" or target.startswith("conv"):
+        output, kernel = result, operands[1]
+        if target.startswith("convBackwardInput"):
+            output = operands[0]  # its gradient
+        elif target.startswith("convBackwardFilter"):
+            output, kernel = operands[1], result
+        labels = instruction.attribute(r"dim_labels=\w+_\w+->(\w+)") or ""
+        channels = output[labels.index("f")] if "f" in labels else 1
+        # Of the TPU's convolutions a batched matmul dilates one side: its window adds nothing.
+        dilated = re.search(r"window=\{[^}]*lhs_dilate=", instruction.rest)
+        depth = math.prod(kernel) / channels
+        if dilated and not target:
+            sizes = instruction.attribute(r"window=\{size=([\dx]+)") or "1"
+            depth /= math.prod(map(int, sizes.split("x")))
+        yield "convolution", 2.0 * math.prod(output) * depth, _dtype(instruction, computations)
+
+
+def _dtype(instruction: Instruction, computations: Computations) -> str:
+    """The arithmetic of a product: of float32 operands in full, or rounded to TF32."""
+    shapes = hlo.operand_shapes(instruction, computations)
+    if not any(shape.lstrip("(").startswith("f32") for shape in shapes[:2]):
+        return "bf16"
+    return "f32" if re.search(r"operand_precision=\{[^}]*high", instruction.rest) else "tf32"
+
+
+def _sizes(shape: str) -> list[int]:
+    """Sizes of an array, or of the first of a tuple."""
+    found = hlo.ARRAY.search(shape)
+    return hlo.integers(found[2]) if found else []
