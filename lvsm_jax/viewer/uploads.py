@@ -12,7 +12,6 @@ import os
 import pathlib
 import re
 import shutil
-import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from lvsm_jax.common.files import parse_json
 from lvsm_jax.scenes.camera_json import camera_of, frames_of
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera
 from lvsm_jax.scenes.readers import ScenePhotograph
+from lvsm_jax.viewer.leftovers import make_folder
 
 _MAX_POSES_BYTES = 4 * 2**20
 _MAX_POSES = 10_000  # of one visitor
@@ -137,7 +137,7 @@ class Uploads:
         if self._bytes > self._limits.bytes:
             raise UserError(f"photographs of one visitor have more than {self._most}")
         if self._folder is None:
-            self._folder = pathlib.Path(tempfile.mkdtemp(prefix="lvsm-viewer-"))
+            self._folder = make_folder()
         file = self._folder / str(next(self._numbers))
         file.write_bytes(data)
         try:
