@@ -59,12 +59,14 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     from lvsm_jax.viewer.access import is_loopback, make_token
     from lvsm_jax.viewer.gallery import Gallery, prepare
     from lvsm_jax.viewer.geometry import coarse_size
+    from lvsm_jax.viewer.leftovers import clear_leftovers
     from lvsm_jax.viewer.server import Viewer, check_address
     from lvsm_jax.viewer.uploads import Limits
     from lvsm_jax.weights import exports
     from lvsm_jax.weights.shipped import weights_line
 
     check_address(given.host, given.port)
+    clear_leftovers()
     asks = not is_loopback(given.host) if given.token is None else given.token
     about = exports.describe(weights)
     print(printable(weights_line(weights, about)))
