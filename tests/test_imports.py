@@ -62,6 +62,7 @@ ALLOWED = {
         "input_pipeline",
         "models",
         "parallel",
+        "poses",
         "rendering",
         "scenes",
         "training",
