@@ -61,7 +61,7 @@ def reconstruct(job: dict[str, Any], work: pathlib.Path, told: Told) -> dict[str
     left_out = {name: why for name, why in left_out.items() if why}
     if verdict.refused:
         raise PosesRefused(verdict.refused, left_out)
-    told("pictures", 0, len(verdict.joined))
+    told("writing", 0, len(verdict.joined))
     written = result.write_scene(work / "result", found, folder, photographs, verdict.joined)
     pairs = match_posed.read_pairs(database, photographs, written.straighten)
     kind, sentence = page.write_page(
@@ -87,7 +87,7 @@ def _of_two(
     database: pathlib.Path, folder: pathlib.Path, photographs: Sequence[Upright]
 ) -> tuple[pycolmap.Reconstruction | None, Verdict]:
     two, names = two_views.map_two(database, folder, photographs), [p.name for p in photographs]
-    if two.found is None:
+    if two.matches < two_views.FEWEST_MATCHES:
         refused = (
             f"{two.matches} points match in {names[0]} and {names[1]}, expected at least "
             f"{two_views.FEWEST_MATCHES}: take them from places nearer to each other"
