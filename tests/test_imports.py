@@ -72,6 +72,7 @@ ALLOWED = {
         "input_pipeline",
         "models",
         "parallel",
+        "poses",
         "rendering",
         "scenes",
         "training",
