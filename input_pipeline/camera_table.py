@@ -70,15 +70,15 @@ def read_camera_table(directory: epath.PathLike, split: str, num_frames: int) ->
         if inflated > _FREE_BYTES + _BYTES_OF_FRAME * num_frames:
             raise DatasetError(f"its {inflated} bytes are more than {num_frames} cameras have")
         with np.load(io.BytesIO(data), allow_pickle=False) as there:
-            table = CameraTable(there["w2c"], there["normalized_fxfycxcy"])
+            arrays = {field.name: there[field.name] for field in fields(CameraTable)}
         expected = {"w2c": (num_frames, 3, 4), "normalized_fxfycxcy": (num_frames, 4)}
         for name, shape in expected.items():
-            array = getattr(table, name)
+            array = arrays[name]
             if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
                 found = f"{array.dtype}{list(array.shape)}"
                 raise DatasetError(f"{name} is {found}, expected finite float32{list(shape)}")
-        check_intrinsics(table.normalized_fxfycxcy, 1, 1)
-        check_positions("w2c", table.w2c[:, :, 3])
-        return table
+        check_intrinsics(arrays["normalized_fxfycxcy"], 1, 1)
+        check_positions("w2c", arrays["w2c"][:, :, 3])
+        return CameraTable(**arrays)
     except Exception as error:
         raise DatasetError(f"cannot read the cameras {path}: {shortened(error)}") from error

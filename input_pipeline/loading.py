@@ -205,6 +205,11 @@ def open_eval_set(
     differing = ("split", "num_inputs", "camera_normalization")
     config = dataclasses.replace(data, **{name: getattr(evaluation, name) for name in differing})
     index = evaluation_index(evaluation, data.path)
+    if not index.exists():
+        raise UserError(
+            f"there is no evaluation index {index}: lvsm make-index makes one of a dataset, and "
+            "--config.eval.index names one elsewhere"
+        )
     scenes = SplitReader(config.path, config.split).scenes
     table = sampling.read_index(index)
     entries = {key: entry for key, entry in table.items() if entry is not None}

@@ -1,3 +1,6 @@
+from .models.architectures import register as register
+from .models.base import ModelConfig as ModelConfig
+from .models.base import ViewSynthesisModel as ViewSynthesisModel
 from .models.cameras import Cameras as Cameras
 from .models.efficient_lvsm import EfficientLVSM as EfficientLVSM
 from .models.efficient_lvsm import EfficientLVSMConfig as EfficientLVSMConfig

@@ -62,7 +62,8 @@ ALLOWED = {
     },
     "input_pipeline": {"batch", "common", "parallel", "scenes", "weights", "worlds"},
     "lvsm_jax": {"models", "rendering", "scenes", "weights"},  # the face
-    "configs": {"common", "models", "parallel", "training", "worlds"},
+    # Of weights, own_256 reads the export that it starts from.
+    "configs": {"common", "models", "parallel", "training", "weights", "worlds"},
     "benchmarks": {  # but no experiments
         "batch",
         "common",

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import importlib
 import itertools
 import logging as python_logging
 import os
@@ -69,12 +70,36 @@ def _can_print(text: str) -> bool:
 
 def argument_parser(command: str, doc: str) -> argparse.ArgumentParser:
     """The parser of `lvsm COMMAND`; its help is the module's docstring."""
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=f"lvsm {command}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    text = "import a module of your own first, which registers a model; here, or an installed one"
+    parser.add_argument("--import", action=_Import, metavar="MODULE", help=text)
+    return parser
+
+
+class _Import(argparse.Action):
+    """Imports a module when its argument is met; leaves nothing among the arguments."""
+
+    def __init__(self, **options):
+        super().__init__(**options | {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS})
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        try:
+            importlib.import_module(values)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{values}.".startswith(f"{error.name}."):
+                raise  # what the module itself lacks
+            raise UserError(f"--import={values}: there is no module {error.name}") from None
+        except (ValueError, TypeError) as error:
+            if isinstance(error, UserError) or not values.startswith("."):
+                raise
+            raise UserError(f"--import={values}: expected a module's full name") from None
 
 
 def add_config_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

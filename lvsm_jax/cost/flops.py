@@ -131,7 +131,9 @@ def _layers(config: ModelConfig, views: int, targets: int, tokens: int) -> dict[
                 "decoder: layers over latents and one target": decoder,
                 "decoder's last layer: rows nobody reads, left out": unread_latents,
             }
-    raise TypeError(f"no stages are known of {type(config).__name__}")
+    raise UserError(
+        f"{type(config).__name__}: multiply-accumulates are known of the models of lvsm_jax alone"
+    )
 
 
 def _copies(config: ModelConfig, views: int, targets: int, tokens: int) -> dict[str, Macs]:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from lvsm_jax.models.base import ViewSynthesisModel
 
 _DTYPES = ("float32", "bfloat16", "int8")
-_OURS = {"arrays", "files", "checksum", "format", "version", "architecture", "model", "dtype"}
+# What `save` says of the weights themselves.
+_OF_SAVE = {"arrays", "files", "checksum", "format", "version", "dtype"}
+_OURS = _OF_SAVE | {"architecture", "import", "model"}
 
 
 @program

@@ -31,7 +31,13 @@ from lvsm_jax.common.files import (
     temporary_name,
 )
 from lvsm_jax.common.tree import from_named, map_named, named_leaves
-from lvsm_jax.models.architectures import abstract_model, architecture_of, config_class
+from lvsm_jax.models.architectures import (
+    CONFIGS,
+    abstract_model,
+    architecture_of,
+    config_class,
+    module_of,
+)
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, check_options
 from lvsm_jax.parallel import processes
 from lvsm_jax.weights import packed
@@ -85,11 +91,13 @@ def save(
             arrays = write(temporary / "weights", leaves, **packs)
         with processes.error_of_any():
             if main:
+                module = module_of(model.config)
                 description = {
                     "format": PACKED_FORMAT if packs else FORMAT,
                     "version": __version__,
                     **packs,
                     "architecture": architecture_of(model.config),
+                    **({"import": module} if module else {}),
                     "model": dataclasses.asdict(model.config),
                     **(about or {}),
                     "arrays": arrays,
@@ -203,9 +211,11 @@ def model_config(path: epath.PathLike, *, verify: bool = True, **options: Any) -
     """The configuration of an export's model, with other options of how to compute.
 
     Raises as `describe`, and UserError for an architecture or a field that this version does not
-    know, or an option that the weights depend on.
+    know, or an option that the weights depend on. The module that an export names for a model of
+    somebody's own is not imported.
     """
     description = describe(path, verify=verify)
+    _check_imported(path, description)
     try:
         cls = config_class(description["architecture"])
         config = cls(**description["model"])
@@ -213,6 +223,20 @@ def model_config(path: epath.PathLike, *, verify: bool = True, **options: Any) -
         raise UserError(f"{path}/config.json: {error}") from error
     check_options(cls, options)
     return dataclasses.replace(config, **options)
+
+
+def _check_imported(path: epath.PathLike, description: Mapping[str, Any]) -> None:
+    """Raises UserError, which says what to type, where a model's module was not imported."""
+    architecture, module = description["architecture"], description.get("import")
+    if module is None or architecture in CONFIGS:
+        return
+    if not isinstance(module, str) or not all(map(str.isidentifier, module.split("."))):
+        raise UserError(f"{path}/config.json: import is {module!r:.100}, expected a module's name")
+    raise UserError(
+        f"{path} is of the model {architecture!r:.100}, which the module {module} registers. An "
+        f"export cannot have code imported by itself: if you trust that module, --import={module}, "
+        f"or in Python, import {module} before"
+    )
 
 
 def load(

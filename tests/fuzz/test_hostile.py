@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.bucket_records import _varint
+from input_pipeline.camera_table import read_camera_table, table_path
 from input_pipeline.metadata import read_info, read_scene_table
 from input_pipeline.re10k import pixelsplat
 from input_pipeline.sampling import read_index
@@ -222,6 +223,32 @@ def test_scene_tables(tmp_path):
     with zipfile.ZipFile(tmp_path / "t.npz", "a") as archive, pytest.warns(UserWarning):
         archive.writestr("num_frames.npy", header.getvalue())
     refused(read_scene_table, expand(tmp_path / "t.npz"))
+
+
+def test_camera_tables(tmp_path):
+    def table(**columns) -> None:
+        good = {"w2c": np.zeros((1, 3, 4), np.float32)}
+        good |= {"normalized_fxfycxcy": np.full((1, 4), 0.5, np.float32)}
+        np.savez_compressed(table_path(tmp_path, "test"), **good | columns)
+
+    table()
+    read_camera_table(tmp_path, "test", 1)
+
+    class Code:
+        def __reduce__(self):
+            return exec, ("import os; os.system('true')",)
+
+    for columns in (
+        {"w2c": np.array([Code()], object)},
+        {"w2c": np.zeros((2**22, 3, 4), np.float32)},
+        {"w2c": np.full((1, 3, 4), np.nan, np.float32)},
+        {"w2c": np.full((1, 3, 4), 1e30, np.float32)},
+        {"w2c": np.zeros((1, 3, 4))},
+        {"normalized_fxfycxcy": np.zeros((1, 4), np.float32)},
+        {"normalized_fxfycxcy": np.full((2, 4), 0.5, np.float32)},
+    ):
+        table(**columns)
+        assert "cameras-test.npz" in refused(read_camera_table, tmp_path, "test", 1)
 
 
 def test_numbers_of_records_end():

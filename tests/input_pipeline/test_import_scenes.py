@@ -51,20 +51,17 @@ def write_scene(folder, count=4, size=SIZE, suffix="jpg", mode="RGB", seed=0, fa
 
 def write_dl3dv(folder, count=4):
     """As DL3DV's: full-size intrinsics with a lens, pictures four times smaller."""
-    (folder / "images_4").mkdir(parents=True)
-    (folder / "nerfstudio").mkdir()
+    (folder / "nerfstudio" / "images_4").mkdir(parents=True)
     frames = []
     for i in range(count):
-        picture(i).save(folder / "images_4" / f"frame_{i:05d}.png")
+        name = f"frame_{i + 1:05d}.png"
+        picture(i).save(folder / "nerfstudio" / "images_4" / name)
         c2w = np.linalg.inv(w2c_of(i)) @ np.diag([1, -1, -1, 1])
-        file = f"images/frame_{i:05d}.png"
-        frames.append({"file_path": f"../{file}", "transform_matrix": c2w.tolist()})
+        frames.append({"file_path": f"images/{name}", "transform_matrix": c2w.tolist()})
     lens = {"camera_model": "OPENCV", "k1": 0.01, "k2": 0.0, "p1": 0.0, "p2": 0.0}
     size = {"w": 192, "h": 128, "fl_x": 160.0, "fl_y": 160.0, "cx": 96.0, "cy": 64.0}
-    file = folder / "transforms.json"
-    for frame in frames:
-        frame["file_path"] = frame["file_path"].removeprefix("../")
-    file.write_text(json.dumps(size | lens | {"frames": frames}))
+    content = json.dumps(size | lens | {"frames": frames})
+    (folder / "nerfstudio" / "transforms.json").write_text(content)
 
 
 @pytest.fixture

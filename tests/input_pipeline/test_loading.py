@@ -252,6 +252,22 @@ def test_the_full_width_must_be_a_multiple_of_the_patch(tiny):
         train_batches(config_of(tiny, square_crop=False, patch_size=16), batch_size=1, seed=0)
 
 
+def test_clips_of_any_shape_train_together(tmp_path):
+    upright = {i: tiny_dataset.photograph(1, i, (32, 48)) for i in range(30)}
+    clips = [tiny_dataset.clip_of(0, 30), tiny_dataset.clip_of(1, 30, upright)]
+    tiny_dataset.write_dataset(tmp_path, clips)
+    for fields in ({}, {"aspect_ratios": (0.5, 1.0, 2.0)}, {"smallest_crop": 0.5}):
+        for batch in take(3, train_batches(config_of(tmp_path, **fields), batch_size=2, seed=0)):
+            assert set(batch.scene) == {0, 1}
+            for scene, views in zip(batch.scene, batch.inputs.images, strict=True):
+                red = 20 + 40 * int(scene)
+                np.testing.assert_allclose(views[..., 0].mean(), red, atol=3)
+    # Of full width a batch has one shape.
+    batches = train_batches(config_of(tmp_path, square_crop=False), batch_size=2, seed=0)
+    with pytest.raises(FrameError, match=r"scene clip1, .* 8 pixels wide at height 16, where"):
+        next(batches)
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_bad_frame_stops_the_run_and_is_named(damaged, num_workers):
     batches = train_batches(config_of(damaged, num_workers=num_workers), batch_size=3, seed=0)

@@ -41,6 +41,8 @@ CONFIG_FILES = [
         ("quickstart:LVSMDecoderOnly", "LVSMDecoderOnly", 1.33),
         ("quickstart:LVSMEncoderDecoder", "LVSMEncoderDecoder", 1.35),
         ("worlds_64:shipped", "EfficientLVSM", 2.07),
+        ("own_256", "EfficientLVSM", 199.56),
+        ("own_256:shipped", "EfficientLVSM", 2.07),
         ("copy_head:regressed", "EfficientLVSM", 1.52),
         ("arms", "EfficientLVSM", 1.52),
         ("arms:prope", "EfficientLVSM", 1.48),
