@@ -29,7 +29,7 @@ from lvsm_jax.viewer.worlds import World
 _log = logging.getLogger(__name__)
 
 KEY_FRAMES = "key frames"
-_RATE = 20  # cameras a second that are sent to the browser
+_RATE = 20.0  # cameras a second that are sent to the browser
 _SECONDS = 12.0  # that a path of speed 1 takes
 _A_KEY = 2.5  # seconds from one key frame to the next
 _MOST_KEYS = 100
