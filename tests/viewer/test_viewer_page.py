@@ -139,6 +139,7 @@ def test_photographs_without_cameras_become_a_place_of_their_own(page, viewer, b
         world.session.views  # noqa: B018
 
 
+@pytest.mark.slow
 def test_a_search_that_fails_is_told_and_one_that_is_left_is_stopped(page, viewer, found):
     def refuse(photographs, output):
         raise UserError(f"{photographs}/photograph-002.png overlaps with none")
@@ -159,6 +160,7 @@ def test_a_search_that_fails_is_told_and_one_that_is_left_is_stopped(page, viewe
     shows_its_render(page, viewer)
 
 
+@pytest.mark.slow
 def test_key_frames_are_played_and_downloaded(page, viewer):
     tab(page, "Path")
     client, view = client_of(viewer), viewpoint_of(viewer)
@@ -190,6 +192,7 @@ def test_key_frames_are_played_and_downloaded(page, viewer):
     assert download.value.path().read_bytes()[4:8] == b"ftyp"
 
 
+@pytest.mark.slow
 def test_a_picture_the_field_of_view_and_the_way_back(page, viewer):
     client, view = client_of(viewer), viewpoint_of(viewer)
     start = window_of(client)
@@ -215,6 +218,7 @@ def test_a_picture_the_field_of_view_and_the_way_back(page, viewer):
     np.testing.assert_allclose(2 * window_of(client).c2w[:3, 3], start.c2w[:3, 3], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_photograph_is_laid_over_the_render_from_there(page, viewer):
     tab(page, "Compare")
     press(page, "Next held-out view")
