@@ -29,11 +29,11 @@ from lvsm_jax.viewer.worlds import World
 _log = logging.getLogger(__name__)
 
 KEY_FRAMES = "key frames"
-_RATE = 20  # cameras a second that are sent to the browser
+_RATE = 20.0  # cameras a second that are sent to the browser
 _SECONDS = 12.0  # that a path of speed 1 takes
 _A_KEY = 2.5  # seconds from one key frame to the next
 _MOST_KEYS = 100
-_FPS, _MOST_FRAMES = 30, 1800  # of a video
+_FPS, _MOST_FRAMES = 30.0, 1800  # of a video
 _WATCHED = 512  # pixels of the shorter side of a video that people watch
 _SPEEDS = (0.1, 4.0)
 

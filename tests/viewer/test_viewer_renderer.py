@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 
 import pytest
 
@@ -152,3 +153,38 @@ def test_closing_waits_for_the_render(gate):
     assert not closed.wait(0.05)
     gate.let()
     assert closed.wait(WAIT)
+
+
+def test_a_quick_model_renders_no_coarse_pictures():
+    """As soon as a full render was quick, and until one is not."""
+    seconds, calls, screen = [0.0], [], Screen()
+
+    def render(request, full):
+        calls.append((request, full))
+        time.sleep(seconds[0])
+
+    renderer = Renderer(render, settle=0.05, quick=0.2)
+    renderer.join("a", screen)
+    renderer.ask("a", 1)
+    assert not screen.wait().full  # nothing is known yet
+    assert screen.wait().full
+    seconds[0] = 0.3
+    renderer.ask("a", 2)
+    assert screen.wait().full  # at once, and only once
+    renderer.ask("a", 3)
+    assert not screen.wait().full
+    renderer.close()
+    assert calls[:4] == [(1, False), (1, True), (2, True), (3, False)]
+
+
+def test_only_whom_a_change_concerns_is_rendered_again(gate):
+    renderer, screens = Renderer(gate, settle=0.0), {name: Screen() for name in "ab"}
+    gate.let(100)
+    for name, screen in screens.items():
+        renderer.join(name, screen)
+        renderer.ask(name, name)
+        screen.wait()
+    renderer.refresh(lambda request: request == "b")
+    screens["b"].wait()
+    renderer.close()
+    assert gate.calls == [("a", True), ("b", True), ("b", True)]
