@@ -67,6 +67,11 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
 
     check_address(given.host, given.port)
     about = exports.describe(weights)
+    if about["architecture"] == "GSLRM":
+        raise UserError(
+            f"{weights} is of a GSLRM, which this viewer does not show: lvsm render --ply=FILE "
+            "writes its Gaussians for viewers of splats"
+        )
     print(printable(trained_on(about)))
     height, width = size = scene_options.picture_size(given.size, about)
     dtype = {} if given.cache_dtype is None else {"cache_dtype": given.cache_dtype}
