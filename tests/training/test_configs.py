@@ -43,6 +43,7 @@ CONFIG_FILES = [
         ("quickstart", "EfficientLVSM", 1.61),
         ("quickstart:LVSMDecoderOnly", "LVSMDecoderOnly", 1.33),
         ("quickstart:LVSMEncoderDecoder", "LVSMEncoderDecoder", 1.35),
+        ("quickstart:GSLRM", "GSLRM", 1.35),
         ("worlds_64:shipped", "EfficientLVSM", 2.07),
         ("copy_head:regressed", "EfficientLVSM", 1.52),
         ("arms", "EfficientLVSM", 1.52),
