@@ -32,11 +32,13 @@ NAMES = {
     "EfficientLVSM": "Efficient-LVSM",
     "LVSMDecoderOnly": "LVSM decoder-only",
     "LVSMEncoderDecoder": "LVSM encoder-decoder",
+    "GSLRM": "GS-LRM",
 }
 COLORS = {
     "EfficientLVSM": "#0072B2",
     "LVSMDecoderOnly": "#D55E00",
     "LVSMEncoderDecoder": "#009E73",
+    "GSLRM": "#CC79A7",
 }
 _FILES = ("output", "plot", "read")
 

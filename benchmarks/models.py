@@ -267,10 +267,10 @@ def draw(report: Report) -> Figure:
 
 def _title(report: Report) -> str:
     options = report["options"]
-    # The decoder-only model has one stack of layers, the others two.
+    # Two of the models have one stack of layers, the others two.
     counts = {name: model["config"]["num_layers"] for name, model in report["models"].items()}
     layers = " / ".join(
-        f"{count}" if name == "LVSMDecoderOnly" else f"{count} + {count}"
+        f"{count}" if name in ("LVSMDecoderOnly", "GSLRM") else f"{count} + {count}"
         for name, count in counts.items()
     )
     size = f"{options['size']}×{options['size']} px"

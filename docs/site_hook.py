@@ -19,7 +19,7 @@ from lvsm_jax.programs.config import as_markdown, explain
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#\s]+)([^)\s]*\))")
 FIELDS_MARK = "<!-- fields: on the site, what `lvsm config --markdown` prints -->"
-OTHER_MODELS = ("LVSMDecoderOnly", "LVSMEncoderDecoder")
+OTHER_MODELS = ("LVSMDecoderOnly", "LVSMEncoderDecoder", "GSLRM")
 
 
 def source_of(file: File) -> str:

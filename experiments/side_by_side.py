@@ -32,8 +32,8 @@ from experiments.parallel_runs import Run, train_all
 from experiments.report import common_end, draw_training, over_training
 from lvsm_jax.common.command_line import program
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.models.architectures import CONFIGS
 
+_MODELS = ("EfficientLVSM", "LVSMDecoderOnly", "LVSMEncoderDecoder")
 _MEASURED_STEPS = 20
 
 
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     directory = options.directory = options.directory.resolve()
     if not options.no_train:
-        train(dict.fromkeys(CONFIGS, options.steps), options)
+        train(dict.fromkeys(_MODELS, options.steps), options)
     timing = step_times(directory, options.measure_steps)
     if not options.no_train:
         steps = steps_in_same_time(timing["step_seconds"], options.steps)
@@ -73,7 +73,7 @@ def train(steps: Mapping[str, int], options: argparse.Namespace) -> None:
 def step_times(directory: pathlib.Path, rounds: int | None) -> dict[str, Any]:
     """Seconds of a step, by default those of an earlier call: how long runs train rests on them."""
     runs = {
-        name: [directory / name] for name in CONFIGS if (directory / name / "config.json").exists()
+        name: [directory / name] for name in _MODELS if (directory / name / "config.json").exists()
     }
     if not runs:
         raise UserError(f"no runs in {directory}; without --no-train they are made")

@@ -4,6 +4,8 @@ from .models.base import ViewSynthesisModel as ViewSynthesisModel
 from .models.cameras import Cameras as Cameras
 from .models.efficient_lvsm import EfficientLVSM as EfficientLVSM
 from .models.efficient_lvsm import EfficientLVSMConfig as EfficientLVSMConfig
+from .models.gs_lrm import GSLRM as GSLRM
+from .models.gs_lrm import GSLRMConfig as GSLRMConfig
 from .models.lvsm import LVSMDecoderOnly as LVSMDecoderOnly
 from .models.lvsm import LVSMDecoderOnlyConfig as LVSMDecoderOnlyConfig
 from .models.lvsm import LVSMEncoderDecoder as LVSMEncoderDecoder

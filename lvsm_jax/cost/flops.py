@@ -14,6 +14,8 @@ from lvsm_jax.frozen.dino import DinoConfig
 from lvsm_jax.models.base import ModelConfig
 from lvsm_jax.models.copy_head import CHANNELS, TAPS
 from lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
+from lvsm_jax.models.gs_lrm import CHANNELS as GAUSSIAN_CHANNELS
+from lvsm_jax.models.gs_lrm import GSLRMConfig
 from lvsm_jax.models.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
 
 
@@ -90,6 +92,14 @@ def stages(
     """
     tokens = _patches(height, width, config.patch_size)
     pixels, poses = config.width * config.patch_size**2, config.pose_channels
+    if isinstance(config, GSLRMConfig):  # targets pass through no layer; rasterising is no matmul
+        inputs = views * tokens
+        layer = _self_attention(config, inputs, inputs) + _mlp(config, inputs)
+        return {
+            "input tokens": Macs(inputs * (3 + poses) * pixels),
+            "layers over all inputs": config.num_layers * layer,
+            "head: Gaussians of the inputs' pixels": Macs(inputs * GAUSSIAN_CHANNELS * pixels),
+        }
     return {
         "input tokens": Macs(views * tokens * (3 + poses) * pixels),
         "target tokens": Macs(targets * tokens * poses * pixels),

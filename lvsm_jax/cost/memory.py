@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from lvsm_jax.common.tree import named_leaves
+from lvsm_jax.gaussians import rasterize
 from lvsm_jax.models.architectures import abstract_model
 from lvsm_jax.models.base import ModelConfig
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
+from lvsm_jax.models.gs_lrm import GSLRMConfig
 from lvsm_jax.training.train_state import TrainingConfig, new_state
 
 # In the order in which the images pass through them.
@@ -68,6 +70,20 @@ def kv_cache_bytes(config: ModelConfig, *, height: int, width: int) -> int | Non
         *abstract_views(1, 1, height, width),
     )
     return numbers * jnp.dtype(config.dtype).itemsize + _bytes(kept)
+
+
+def rasterizer_bytes(config: ModelConfig, *, views: int, height: int, width: int) -> int | None:
+    """Bytes with which a target view is rasterised from that many input views; None without."""
+    if not isinstance(config, GSLRMConfig):
+        return None
+    gaussians = views * height * width
+    return rasterize.rasterizer_bytes(
+        gaussians,
+        height=height,
+        width=width,
+        capacity=rasterize.capacity_for(gaussians, config.pairs_per_gaussian),
+        tile=config.tile_size,
+    )
 
 
 def encoded_bytes(config: ModelConfig, *, views: int, height: int, width: int) -> Bytes:

@@ -20,6 +20,10 @@ _WITHOUT_CACHE = {
         "No KV cache: the inputs' tokens attend to the target in every layer, so that nothing but "
         "their tokens before the first layer (what encode returns) serves another target."
     ),
+    "GSLRM": (
+        "No KV cache: targets are rendered from the Gaussians (what encode returns), and pass "
+        "through no layer."
+    ),
     "LVSMEncoderDecoder": (
         "No KV cache: the latents attend to the target in every layer of the decoder, so that only "
         "the latents before it (what encode returns, the same for any number of inputs) serve "
@@ -79,6 +83,7 @@ def count_costs(
             "weights": 4 * sum(parts.values()),
             "training_state": training and memory.training_state_bytes(training),
             "kv_cache_per_input_view": memory.kv_cache_bytes(model, **size),
+            "rasterizer": memory.rasterizer_bytes(model, views=views, **size),
             "encoded": asdict(memory.encoded_bytes(model, views=views, **size)),
             "activations": asdict(memory.activation_bytes(model, **scene)),
             "activations_attention": memory.countable(model, **size).attention,
@@ -137,6 +142,8 @@ def _bytes_table(description: Mapping[str, Any]) -> str:
         rows[f"training state: {held}"] = sum(state.values())
     if cache is not None:
         rows["KV cache, each input view"] = cache
+    if rasterizer := sizes["rasterizer"]:
+        rows["rasteriser, a target view at a time"] = rasterizer
     backward = "kept for the backward pass"
     rows |= {
         f"what encode returns, {views} input views": encoded["scene"],

@@ -146,7 +146,8 @@ class Evaluation:
                 scene, target = bad[0]
                 raise UserError(
                     f"{len(bad)} of {self.is_target.sum()} renders{whose} are not finite; the "
-                    f"first is frame {self.frames[scene, target]} of scene {self.scenes[scene]}"
+                    f"first is frame {self.frames[scene, target]} of scene {self.scenes[scene]} "
+                    "(those of a GSLRM also where model.pairs_per_gaussian is too small)"
                 )
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 NEAR = 0.01  # scene units; what is nearer to the camera is not seen
+SH_DEGREE_0 = 0.28209479177387814  # the spherical harmonic that is the same on all sides
 BLUR = 0.3  # px², added to each covariance: no Gaussian is smaller than a pixel
 # What passes a cut-off of 1/255 lies within √(2 ln 255) = 3.329 σ: nothing that shows is left out.
 EXTENT = 3.33

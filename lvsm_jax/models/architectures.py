@@ -9,13 +9,14 @@ from flax import nnx
 
 from lvsm_jax.common.config import section
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.models import efficient_lvsm, lvsm
+from lvsm_jax.models import efficient_lvsm, gs_lrm, lvsm
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel
 
 _MODELS: dict[type[ModelConfig], type[ViewSynthesisModel]] = {
     efficient_lvsm.EfficientLVSMConfig: efficient_lvsm.EfficientLVSM,
     lvsm.LVSMDecoderOnlyConfig: lvsm.LVSMDecoderOnly,
     lvsm.LVSMEncoderDecoderConfig: lvsm.LVSMEncoderDecoder,
+    gs_lrm.GSLRMConfig: gs_lrm.GSLRM,
 }
 
 CONFIGS = {model.__name__: config for config, model in _MODELS.items()}

@@ -66,6 +66,8 @@ class ModelConfig:
 
     # Whether each input view is encoded by itself, so that devices can have some of them each.
     spreads_views: ClassVar[bool] = False
+    # Whether attention normalises queries and keys.
+    qk_norm: ClassVar[bool] = True
 
     def __post_init__(self):
         for fields, least in ((self.structure, 1), (self.options, 0)):
@@ -137,12 +139,14 @@ class ViewSynthesisModel(nnx.Module):
     head_norm: layers.LayerNorm
     head: layers.Linear
     stacks: ClassVar[tuple[str, ...]] = ()  # names of the stacks of layers
+    has_target_tokens: ClassVar[bool] = True
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         pixels, poses = config.patch_size**2, config.pose_channels
         self.input_tokenizer = self._linear((3 + poses) * pixels, config.width, rngs)
-        self.target_tokenizer = self._linear(poses * pixels, config.width, rngs)
+        if self.has_target_tokens:
+            self.target_tokenizer = self._linear(poses * pixels, config.width, rngs)
 
     def make_head(self, *, scale: bool, rngs: nnx.Rngs) -> tuple[layers.LayerNorm, layers.Linear]:
         """Norm (with a learned scale or without) and linear map from a token to its patch."""

@@ -142,10 +142,11 @@ class DenseKV:
 
 
 class Attention(nnx.Module):
-    """Multi-head attention with RMS-normalised queries and keys; positions are of tokens' views.
+    """Multi-head attention; positions are of tokens' views.
 
-    Keys and values are computed apart from the queries, because those of an input view depend on
-    that view alone and can be kept. `config` is a `lvsm_jax.models.base.ModelConfig`.
+    Queries and keys are RMS-normalised where `config.qk_norm` says so. Keys and values are computed
+    apart from the queries, because those of an input view depend on that view alone and can be
+    kept. `config` is a `lvsm_jax.models.base.ModelConfig`.
     """
 
     def __init__(self, config: Any, *, init: Init, rngs: nnx.Rngs):
@@ -154,8 +155,8 @@ class Attention(nnx.Module):
         self.to_q = Linear(config.width, config.width, **options)
         self.to_kv = Linear(config.width, 2 * config.width, **options)
         self.out = Linear(config.width, config.width, **options)
-        self.q_norm = RMSNorm(config.head_dim)
-        self.k_norm = RMSNorm(config.head_dim)
+        self.q_norm = RMSNorm(config.head_dim) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim) if config.qk_norm else None
 
     def keys_values(
         self, tokens: Float[Array, "*batch s d"], positions: Positions | None = None
@@ -163,7 +164,7 @@ class Attention(nnx.Module):
         """What queries read of the tokens."""
         kv = self.to_kv(tokens)
         k, v = einops.rearrange(kv, "... (two m c) -> two ... m c", two=2, c=self.head_dim)
-        k = self.k_norm(k)
+        k = k if self.k_norm is None else self.k_norm(k)
         if positions is not None:
             k, v = positions.to_keys(k), positions.to_keys(v)
         return DenseKV(k, v, self.implementation)
@@ -171,9 +172,9 @@ class Attention(nnx.Module):
     def queries(
         self, tokens: Float[Array, "*batch t d"], positions: Positions | None = None
     ) -> Float[Array, "*batch t m c"]:
-        """The tokens' queries, normalised."""
+        """The tokens' queries, after their norm."""
         q = einops.rearrange(self.to_q(tokens), "... (m c) -> ... m c", c=self.head_dim)
-        q = self.q_norm(q)
+        q = q if self.q_norm is None else self.q_norm(q)
         return q if positions is None else positions.to_queries(q)
 
     def outputs(
@@ -245,9 +246,18 @@ class Transformer(nnx.Module):
     The last block is outside the stack, because it computes the wanted tokens alone.
     """
 
-    def __init__(self, config: Any, num_layers: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: Any,
+        num_layers: int,
+        *,
+        init_of: Callable[[Array | int], Init] | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """`init_of` gives a layer's initialisation by its number; by default `residual_init`."""
+
         def block(index: Array | int, rngs: nnx.Rngs) -> TransformerBlock:
-            init = residual_init(index)
+            init = (init_of or residual_init)(index)
             return TransformerBlock(config, init=init, norm_scale=True, rngs=rngs)
 
         self.remat, self.unroll = config.remat, config.unroll
@@ -255,10 +265,10 @@ class Transformer(nnx.Module):
         self.last = block(num_layers - 1, rngs)
 
     def __call__(
-        self, wanted: Float[Array, "*batch n d"], others: Float[Array, "*batch s d"]
+        self, wanted: Float[Array, "*batch n d"], others: Float[Array, "*batch s d"] | None = None
     ) -> Float[Array, "*batch n d"]:
         """The wanted tokens after the last block; all tokens attend to all."""
-        tokens = jnp.concatenate([wanted, others], axis=-2)
+        tokens = wanted if others is None else jnp.concatenate([wanted, others], axis=-2)
         if self.blocks is not None:
             tokens, _, _ = scan_layers(
                 lambda tokens, block: (block(tokens), None),

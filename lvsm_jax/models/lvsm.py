@@ -66,7 +66,7 @@ class LVSMDecoderOnly(ViewSynthesisModel):
 
     def encode(self, images: Float[Array, "b v h w 3"], cameras: Cameras) -> Float[Array, "b s d"]:
         """The tokens of the input views, before the first layer."""
-        return self.norm(_all_tokens(self, images, cameras))
+        return self.norm(all_tokens(self, images, cameras))
 
     def decode(
         self, memory: Float[Array, "b s d"], cameras: Cameras, height: int, width: int
@@ -94,7 +94,7 @@ class LVSMEncoderDecoder(ViewSynthesisModel):
 
     def encode(self, images: Float[Array, "b v h w 3"], cameras: Cameras) -> Float[Array, "b k d"]:
         """The latent tokens after the encoder: of one size, however many views there are."""
-        tokens = _all_tokens(self, images, cameras)
+        tokens = all_tokens(self, images, cameras)
         # Cast after it: the gradient sums over the scenes, in float32.
         latents = broadcast_scenes(self.latents[...], tokens).astype(tokens.dtype)
         return self.encoder(latents, tokens)
@@ -109,9 +109,7 @@ class LVSMEncoderDecoder(ViewSynthesisModel):
         return self.pixels(tokens, height, width)
 
 
-def _all_tokens(
-    model: ViewSynthesisModel, images: Array, cameras: Cameras
-) -> Float[Array, "b s d"]:
+def all_tokens(model: ViewSynthesisModel, images: Array, cameras: Cameras) -> Float[Array, "b s d"]:
     """The tokens of all input views; UserError if those of a scene are spread over devices."""
     if axes_of(images)[1] is not None:
         model.config.check_spread(view_devices())

@@ -131,7 +131,8 @@ def _open_export(
         exported.check_spread(mesh.shape["view"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    fields = exported.options.keys() & {"dtype", "attention", "targets_at_once"}
+    chosen = {"dtype", "attention", "targets_at_once", "tile_size", "pairs_per_gaussian"}
+    fields = exported.options.keys() & chosen
     options = {field: config.model[field] for field in sorted(fields) if field in config.model}
     trained_with = _other_pictures(path, about, data)
     return _Export(path, about, exported.patch_size, options, trained_with)

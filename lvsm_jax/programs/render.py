@@ -5,8 +5,9 @@
     lvsm render data/re10k/test:6b658b1d8562dc85 out/ --frames=60
 
 The weights are those that come with lvsm_jax, or with --weights=EXPORT those of a directory that
-`lvsm train`, `convert` or `export` wrote, of an EfficientLVSM. `lvsm render EXPORT SCENE OUT` says
-the same.
+`lvsm train`, `convert` or `export` wrote, of an EfficientLVSM or a GSLRM. `lvsm render EXPORT SCENE
+OUT` says the same. With --ply=FILE a GSLRM's Gaussians are written, in the world of SCENE, as
+viewers of 3D Gaussian splats read them.
 
 SCENE is a folder with cameras.json, with a COLMAP model (text or binary, also in sparse/0; needs
 pip install 'lvsm_jax[colmap]') or with what nerfstudio, Blender, LLFF, Gaussian splatting, Polycam
@@ -33,18 +34,19 @@ rendered. Stop it at any time: the same command goes on where it stopped.
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import json
 import math
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import check_writable
+from lvsm_jax.common.files import check_new_file, check_parent, check_writable
 from lvsm_jax.common.text import printable
 from lvsm_jax.programs.scene_options import (
     INPUTS,
@@ -59,6 +61,8 @@ from lvsm_jax.programs.scene_options import (
 )
 
 if TYPE_CHECKING:
+    from lvsm_jax.rendering.gaussian_scene import GaussianScene
+    from lvsm_jax.rendering.session import Session
     from lvsm_jax.scenes.photograph import Photograph, PosedCamera
 
 _WATCHED = 512  # pixels of the shorter side of a video that people watch
@@ -98,6 +102,11 @@ def main(arguments: list[str]) -> None:
     for name, text in _OPTIONS.items():
         kind = {"action": "store_true", "default": None} if name == "closed" else {"type": float}
         of_paths.add_argument(f"--{name}", help=text, **kind)
+    of_gaussians = parser.add_argument_group("of a GSLRM")
+    of_gaussians.add_argument("--ply", type=path, metavar="FILE", help="to write Gaussians to")
+    of_gaussians.add_argument(
+        "--ply-min-opacity", type=float, metavar="X", help="write those at least as opaque (0: all)"
+    )
     parser.add_argument("--no-video", dest="video", action="store_false", help="write frames alone")
     parser.add_argument(
         "--video-scale",
@@ -132,18 +141,24 @@ def render(given: argparse.Namespace) -> None:
 
     from lvsm_jax.programs import held_out
     from lvsm_jax.rendering import frames
-    from lvsm_jax.rendering.session import Session
     from lvsm_jax.scenes.camera_json import write_camera_path
     from lvsm_jax.weights import exports
     from lvsm_jax.weights.shipped import weights_line
 
     about = exports.describe(weights)
+    if given.ply and about["architecture"] != "GSLRM":
+        raise UserError(f"--ply: {about['architecture']} makes no Gaussians, only GSLRM does")
     height, width = picture_size(given.size, about)
     photographs = [chosen.load() for chosen in inputs]
     targets = [chosen.load() for chosen in kept]
     folder = pathlib.Path(given.out)
     record = _record(given, weights, photographs, cameras, (height, width))
     record |= {"held_out": [chosen.name for chosen in kept]} if kept else {}
+    if given.ply:
+        record |= {"ply": given.ply, "ply_min_opacity": given.ply_min_opacity or 0.0}
+        if not frames.has_record(folder, record):
+            check_new_file(given.ply, given.overwrite)
+        check_parent(given.ply)
     metrics = held_out.metrics() if kept else None
     for note in differences(about, [chosen.camera for chosen in inputs], (height, width)):
         print(f"note: {printable(note)}", file=sys.stderr)
@@ -155,12 +170,10 @@ def render(given: argparse.Namespace) -> None:
     )
     frames.check_folder(folder, record, given.overwrite)
     check_writable("OUT", folder)
-    model, most = exports.load(weights, for_rendering=True), len(inputs)
-    with Session(
-        model, image_height=height, image_width=width, max_views=most, scale=given.scale
-    ) as session:
-        session.add(photographs)
+    with _opened(weights, photographs, (height, width), given.scale) as session:
         frames.take_folder(folder, record, given.overwrite)
+        if given.ply:
+            _write_gaussians(given, session)
         write_camera_path(folder / "path.json", cameras)
         files = {folder / f"frame_{i:05d}.png": camera for i, camera in enumerate(cameras)}
         missing = {file: camera for file, camera in files.items() if not file.exists()}
@@ -180,12 +193,45 @@ def render(given: argparse.Namespace) -> None:
     print(f"{wrote}\nWalk through the scene: lvsm view {given.scene}{named}")
 
 
+@contextlib.contextmanager
+def _opened(
+    weights: str, photographs: "Sequence[Photograph]", size: tuple[int, int], scale: float | None
+) -> "Iterator[Session | GaussianScene]":
+    """What renders the photographs' scene."""
+    from lvsm_jax.models.gs_lrm import GSLRM
+    from lvsm_jax.rendering.gaussian_scene import GaussianScene
+    from lvsm_jax.rendering.session import Session
+    from lvsm_jax.weights import exports
+
+    model = exports.load(weights, for_rendering=True)
+    options = {"image_height": size[0], "image_width": size[1], "scale": scale}
+    if isinstance(model, GSLRM):
+        yield GaussianScene(model, photographs, **options)
+        return
+    with Session(model, max_views=len(photographs), **options) as session:
+        session.add(photographs)
+        yield session
+
+
+def _write_gaussians(given: argparse.Namespace, scene: "GaussianScene") -> None:
+    from lvsm_jax.gaussians.ply import write_ply
+
+    gaussians = scene.gaussians
+    written = write_ply(given.ply, gaussians, min_opacity=given.ply_min_opacity or 0.0)
+    print(f"wrote {written:,} of {len(gaussians.means):,} Gaussians to {given.ply}")
+
+
 def _check_numbers(given: argparse.Namespace) -> None:
     """UserError for options that cannot be, whatever the scene."""
     if not (given.fps > 0 and math.isfinite(given.fps)):
         raise UserError(f"--fps={given.fps}, expected a positive number")
     if given.video_scale is not None and given.video_scale < 1:
         raise UserError(f"--video-scale={given.video_scale}, expected at least 1")
+    if given.ply_min_opacity is not None:
+        if not given.ply:
+            raise UserError("--ply-min-opacity needs --ply=FILE")
+        if not 0 <= given.ply_min_opacity <= 1:
+            raise UserError(f"--ply-min-opacity={given.ply_min_opacity}, expected 0 to 1")
     if given.hold_out < 0:
         raise UserError(f"--hold-out={given.hold_out}, expected a positive number")
     if given.video and importlib.util.find_spec("imageio_ffmpeg") is None:

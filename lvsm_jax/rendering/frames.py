@@ -46,6 +46,11 @@ def take_folder(folder: pathlib.Path, record: Mapping[str, Any], overwrite: bool
     write_text(folder / _RECORD, json.dumps(record, indent=1) + "\n")
 
 
+def has_record(folder: pathlib.Path, record: Mapping[str, Any]) -> bool:
+    """Whether a folder was begun by this very command."""
+    return _read_record(folder) == json.loads(json.dumps(record))
+
+
 def _read_record(folder: pathlib.Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / _RECORD).read_text())

@@ -133,10 +133,10 @@ class Session:
                     return []
                 c2w = np.stack([view.camera.c2w for view in views])
                 frame = state.frame or SceneFrame.fit(c2w, scale=self._scale)
-                cameras = [_cameras(frame, [view.camera], self._size) for view in views]
+                cameras = [model_cameras(frame, [view.camera], self._size) for view in views]
                 cache = self._take_cache()
                 for view, camera in zip(views, cameras, strict=True):  # one program for any number
-                    cache = view_cache.add_views(self._model, cache, _images(view), camera)
+                    cache = view_cache.add_views(self._model, cache, model_images(view), camera)
                 added = state.views | dict(zip(names, views, strict=True))
                 self._put(_State(frame, added, (*state.numbered, *names), next_name), cache)
                 return names
@@ -152,9 +152,11 @@ class Session:
             view = self._view(photograph)
             with self._open() as state:
                 _check_known(state, (name,))
-                camera = _cameras(state.frame, [view.camera], self._size)
+                camera = model_cameras(state.frame, [view.camera], self._size)
                 number, cache = state.numbered.index(name), self._take_cache()
-                cache = view_cache.replace_view(self._model, cache, number, _images(view), camera)
+                cache = view_cache.replace_view(
+                    self._model, cache, number, model_images(view), camera
+                )
                 self._put(dataclasses.replace(state, views=state.views | {name: view}), cache)
 
     def remove(self, *names: str) -> None:
@@ -313,7 +315,7 @@ class Session:
     ) -> UInt8[np.ndarray, "k h w 3"]:
         with self._open() as state:
             _check_some(state)
-            targets = _cameras(state.frame, cameras, size)
+            targets = model_cameras(state.frame, cameras, size)
             renders = view_cache.render(
                 self._model, self._whole_cache(), targets, size, targets_at_once=len(cameras)
             )
@@ -332,8 +334,8 @@ class Session:
             cache = view_cache.init_cache(self._model, 1, self._max_views, self._size)
             for name in self._state.numbered:
                 view = self._state.views[name]
-                camera = _cameras(self._state.frame, [view.camera], self._size)
-                cache = view_cache.add_views(self._model, cache, _images(view), camera)
+                camera = model_cameras(self._state.frame, [view.camera], self._size)
+                cache = view_cache.add_views(self._model, cache, model_images(view), camera)
             self._cache = cache
         return self._cache
 
@@ -347,7 +349,9 @@ class Session:
         self._state, self._cache = state, jax.block_until_ready(cache)
 
 
-def _cameras(frame: SceneFrame, cameras: Sequence[PosedCamera], size: tuple[int, int]) -> Cameras:
+def model_cameras(
+    frame: SceneFrame, cameras: Sequence[PosedCamera], size: tuple[int, int]
+) -> Cameras:
     """The cameras of pictures of a size, `[1, k]`, as the model sees them."""
     c2w = np.stack([camera.c2w for camera in cameras])
     fxfycxcy = np.stack([camera.cropped_to(*size).fxfycxcy for camera in cameras])
@@ -357,7 +361,7 @@ def _cameras(frame: SceneFrame, cameras: Sequence[PosedCamera], size: tuple[int,
     return result
 
 
-def _images(view: View) -> np.ndarray:
+def model_images(view: View) -> np.ndarray:
     """`[1, 1, h, w, 3]`, float in [0, 1]."""
     return view.picture[None, None].astype(np.float32) / 255
 

@@ -76,6 +76,12 @@ class LateMetrics:
             row = {name: value for name, value in means(sums).items() if np.ndim(value) == 0}
             row |= {name: last[name] for name in NO_MEANS}
             self._log.row(step, row | self._clock.lap(step) | {"programs": programs})
+            if row.get("overflow"):
+                logging.warning(
+                    "up to step %d the rasteriser had no room for %.2g of its pairs: renders lack "
+                    "the farthest Gaussians; raise --config.model.pairs_per_gaussian",
+                    *(step, row["overflow"]),
+                )
         if last["skipped_in_a_row"] >= self._run.max_skipped_in_a_row:
             raise UserError(
                 f"{last['skipped_in_a_row']} steps in a row up to step {step} were skipped, as "

@@ -28,6 +28,12 @@ class LossConfig:
         points: distance between the points that a copying head copies from the inputs and those
             that the targets show: it teaches the head where to look. Needs `model.copy_head`, and
             counts on worlds, whose depth is known. See `training.copied_points`.
+        distance: of GSLRM, how far the Gaussians of a view are from lying in a sensible shell about
+            the scene, see `training.distances`. It counts alone, instead of all others, in the
+            first `distance_steps` steps.
+        distance_steps: how many these are.
+        distance_middle: the shell's middle, as distance from the camera in scene units; 0 for
+            the camera's distance from the origin, where an object is.
         perceptual: difference of VGG-19's activations, see `lvsm_jax.frozen.perceptual`.
         perceptual_start: first step, counted from 0, at which it counts.
         lpips: LPIPS with VGG-16, see `lvsm_jax.frozen.lpips`.
@@ -38,6 +44,9 @@ class LossConfig:
 
     mse: float = 1.0
     points: float = 0.0
+    distance: float = 0.0
+    distance_steps: int = 0
+    distance_middle: float = 0.0
     perceptual: float = 0.0
     perceptual_start: int = 0
     lpips: float = 0.0
@@ -46,7 +55,12 @@ class LossConfig:
     lpips_weights: str = ""
 
     def __post_init__(self):
-        check_at_least("loss", self, points=0)
+        check_at_least("loss", self, points=0, distance=0, distance_steps=0, distance_middle=0)
+        if (self.distance > 0) != (self.distance_steps > 0):
+            raise UserError(
+                f"loss.distance is {self.distance} and loss.distance_steps {self.distance_steps}, "
+                "expected both above 0 or none"
+            )
         weights = {"mse": self.mse, "perceptual": self.perceptual, "lpips": self.lpips}
         if not min(weights.values()) >= 0 or max(weights.values()) == 0:
             raise UserError(f"loss weights {weights}: expected none below and one above zero")

@@ -22,10 +22,12 @@ from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.models.architectures import abstract_model, architecture_of, new_model, read_config
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel
+from lvsm_jax.models.gs_lrm import GSLRM, GSLRMConfig
 from lvsm_jax.parallel.mesh import check_batch, device_put, state_shardings
 from lvsm_jax.training import optimizer
 from lvsm_jax.training.copied_points import render_and_compare_points
 from lvsm_jax.training.diagnostics import norms_by_layer
+from lvsm_jax.training.distances import distance_loss
 from lvsm_jax.training.frozen_networks import NO_NETWORKS, Frozen
 from lvsm_jax.training.losses import LossConfig, total_loss, where_due
 from lvsm_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -63,6 +65,10 @@ class TrainingConfig:
     def __post_init__(self):
         check_at_least("run", self, num_steps=1, grad_accumulation=1)
         self.repa.check_fits(self.model)
+        if self.loss.distance and not isinstance(self.model, GSLRMConfig):
+            raise UserError(
+                f"loss.distance is {self.loss.distance}, but only GSLRM has distances of Gaussians"
+            )
         if self.loss.points:
             if not getattr(self.model, "copy_head", False):
                 raise UserError(
@@ -166,6 +172,9 @@ def compiled_step(config: TrainingConfig, mesh: Mesh) -> TrainStep:
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
+_REPORTS = ("overflow",)  # terms that are told and are no loss
+
+
 def train_step(
     config: TrainingConfig, state: TrainState, batch: Batch, frozen: Frozen = NO_NETWORKS
 ) -> tuple[TrainState, Metrics]:
@@ -203,7 +212,7 @@ def train_step(
     at = optimizer.schedule_step(state.opt_state)
     metrics = {
         "loss": loss,
-        **{f"loss/{name}": term for name, term in terms.items()},
+        **{name if name in _REPORTS else f"loss/{name}": term for name, term in terms.items()},
         "psnr": mean_psnr,
         "grad_norm": grad_norm,
         **{f"grad_norm/{stack}": norms for stack, norms in norms.items()},
@@ -224,11 +233,14 @@ def _gradients(config: TrainingConfig, state: TrainState, batch: Batch, frozen: 
 
     def loss(trained: tuple, batch: Batch) -> tuple:
         target, remat = to_unit(batch.targets.images), config.model.remat
-        render, streams, points = _render(config, *trained, batch)
+        render, streams, more = _render(config, *trained, batch)
         total, terms = total_loss(config.loss, frozen, render, target, state.step, remat=remat)
+        terms |= more
         if config.loss.points:
-            terms["points"] = points
-            total += config.loss.points * points
+            total += config.loss.points * terms["points"]
+        if config.loss.distance:
+            alone = state.step < config.loss.distance_steps
+            total = jnp.where(alone, config.loss.distance * terms["distance"], total)
         if streams:
             nets, stop_step = (trained[1], frozen.teacher), config.repa.stop_step
             sizes = {"patch_size": config.model.patch_size, "remat": remat}
@@ -259,20 +271,26 @@ def _gradients(config: TrainingConfig, state: TrainState, batch: Batch, frozen: 
 
 def _render(
     config: TrainingConfig, model: ViewSynthesisModel, projectors: Any, batch: Batch
-) -> tuple[Float[Array, "b t h w 3"], tuple[Stream, ...], Float[Array, ""]]:
-    """The targets as the model sees them, the tokens that REPA aligns, and the loss of points."""
+) -> tuple[Float[Array, "b t h w 3"], tuple[Stream, ...], dict[str, Float[Array, ""]]]:
+    """The targets as the model sees them, the tokens that REPA aligns, and terms of this model."""
     images, cameras = to_unit(batch.inputs.images), (batch.inputs.cameras, batch.targets.cameras)
-    no_points = jnp.zeros(())
+    if isinstance(model, GSLRM):
+        splats, terms = model.render_and_report(images, *cameras), {}
+        if config.loss.distance:
+            middle = config.loss.distance_middle
+            terms["distance"] = distance_loss(splats.distances, batch.inputs.cameras, middle)
+        return splats.images, (), terms | {"overflow": splats.overflow.mean()}
+    terms = {"points": jnp.zeros(())} if config.loss.points else {}
     if config.loss.points and batch.inputs.depth is not None:
-        render, points = render_and_compare_points(model, images, batch)
-        return render, (), points
+        render, terms["points"] = render_and_compare_points(model, images, batch)
+        return render, (), terms
     if projectors is None:
-        return model(images, *cameras), (), no_points
+        return model(images, *cameras), (), terms
     pairs = config.repa.encoder_pairs, config.repa.decoder_pairs
     layers = ([layer for layer, _ in stream] for stream in pairs)
     render, *tokens = model.render_with_features(images, *cameras, *layers)
     shown = images, to_unit(batch.targets.images)
-    return render, tuple(map(Stream, pairs, shown, tokens)), no_points
+    return render, tuple(map(Stream, pairs, shown, tokens)), terms
 
 
 def _microbatches(rows: Array | np.ndarray, count: int) -> Array:

@@ -69,6 +69,11 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     clear_leftovers()
     asks = not is_loopback(given.host) if given.token is None else given.token
     about = exports.describe(weights)
+    if about["architecture"] == "GSLRM":
+        raise UserError(
+            f"{weights} is of a GSLRM, which this viewer does not show: lvsm render --ply=FILE "
+            "writes its Gaussians for viewers of splats"
+        )
     print(printable(weights_line(weights, about)))
     height, width = size = scene_options.picture_size(given.size, about)
     dtype = {} if given.cache_dtype is None else {"cache_dtype": given.cache_dtype}

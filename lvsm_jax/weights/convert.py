@@ -82,6 +82,11 @@ def to_state_dict(model: ViewSynthesisModel) -> dict[str, Shaped[np.ndarray, "..
     Raises UserError for a variant of the model that no published program has.
     """
     config = model.config
+    if (architecture := architecture_of(config)) not in torch_names.ARCHITECTURES:
+        raise UserError(
+            f"no published program has weights of {architecture}, only of "
+            f"{', '.join(torch_names.ARCHITECTURES)}"
+        )
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         is_variant = field.name in config.structure and field.name not in torch_names.SIZES
@@ -90,7 +95,7 @@ def to_state_dict(model: ViewSynthesisModel) -> dict[str, Shaped[np.ndarray, "..
             raise UserError(f"model.{field.name} is {value!r}: {only}")
     leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(model).items()}
     arrays = {}
-    weights = torch_names.weights_of(architecture_of(config), config.num_layers)
+    weights = torch_names.weights_of(architecture, config.num_layers)
     for torch_name, weight in weights.items():
         parts = [leaves[name] for name in weight.names]
         if weight.layer is not None:

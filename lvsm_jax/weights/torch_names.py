@@ -37,6 +37,8 @@ _SINGLE = {
     },
 }
 
+ARCHITECTURES = tuple(_SINGLE)
+
 # Weights of a layer; of two arrays of ours the rows stand one after the other there.
 _ENCODER_LAYER = {
     "attn.to_qkv.weight": "self_attention.to_q.kernel self_attention.to_kv.kernel",

@@ -58,14 +58,14 @@ def options(**changes) -> argparse.Namespace:
 def test_sizes_keep_the_published_proportions():
     at_128 = {name: models.sized_config(name, options(size=128)) for name in CONFIGS}
     assert at_128["LVSMEncoderDecoder"].num_latents == 3072 // 4
-    assert [config.num_layers for config in at_128.values()] == [12, 24, 12]
+    assert [config.num_layers for config in at_128.values()] == [12, 24, 12, 24]
     quarter = [models.sized_config(name, options(layers_fraction=0.25)) for name in CONFIGS]
-    assert [config.num_layers for config in quarter] == [3, 6, 3]
+    assert [config.num_layers for config in quarter] == [3, 6, 3, 6]
 
 
 def test_each_cell_is_measured_once():
     cells = models.plan(options(views=[8, 2], targets=[1, 8], at_once=[8, 8]))
-    assert len(cells) == len(set(cells)) == 2 * 2 * 3 + 2
+    assert len(cells) == len(set(cells)) == 2 * 2 * 4 + 2
     assert [cell.targets_at_once for cell in cells[-2:]] == [0, 0]
     assert models.plan(options(at_once=[0, 0])) == models.plan(options(at_once=[8, 8]))[:-2]
 

@@ -70,6 +70,7 @@ TINY = {"width": 32, "head_dim": 16, "mlp_ratio": 3, "patch_size": 4, "attention
         DECODER_ONLY(num_layers=3, targets_at_once=0, **TINY),
         DECODER_ONLY(num_layers=2, targets_at_once=1, **TINY),
         ENCODER_DECODER(num_layers=3, num_latents=10, targets_at_once=1, **TINY),
+        lvsm_jax.GSLRMConfig(num_layers=3, tile_size=4, **TINY),
     ],
     ids=lambda config: f"{type(config).__name__}-{config.num_layers}",
 )

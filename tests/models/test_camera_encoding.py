@@ -194,7 +194,8 @@ def test_the_temperature_follows_the_number_of_keys(views):
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_scaled_branches(architecture):
     """As if the last maps of all branches had weights that much smaller."""
-    fields = {"num_latents": 8} if architecture == "LVSMEncoderDecoder" else {}
+    of_one = {"LVSMEncoderDecoder": {"num_latents": 8}, "GSLRM": {"far": 4.0}}
+    fields = of_one.get(architecture, {})
     config = CONFIGS[architecture](**SIZES, **fields, residual_scaling=True)
     model = new_model(config, nnx.Rngs(0))
     leaves = named_leaves(model)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import json
@@ -9,6 +10,8 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,6 +19,8 @@ from PIL import Image
 
 import lvsm_jax
 from input_pipeline.clip_scene import open_scene
+from lvsm_jax.gaussians.ply import read_ply
+from lvsm_jax.gaussians.rasterize import rasterize
 from lvsm_jax.programs import render as program
 from lvsm_jax.programs.scene_options import choose_inputs, split_photographs
 from lvsm_jax.rendering.frames import write_video
@@ -33,6 +38,9 @@ def make_export(folder, seed=0, cls=lvsm_jax.EfficientLVSM, **about):
     config = {
         lvsm_jax.EfficientLVSM: lvsm_jax.EfficientLVSMConfig,
         lvsm_jax.LVSMDecoderOnly: lvsm_jax.LVSMDecoderOnlyConfig,
+        lvsm_jax.GSLRM: functools.partial(
+            lvsm_jax.GSLRMConfig, far=20.0, tile_size=8, pairs_per_gaussian=0.5
+        ),
     }[cls](num_layers=1, width=32, head_dim=16)
     model = cls(config, rngs=nnx.Rngs(seed))
     exports.save(model, folder, about={"config": {"data": {"image_height": 16, **about}}})
@@ -364,3 +372,52 @@ def test_real_scenes(export, shared_data, tmp_path):
     clip = f"{tmp_path / 're10k'}/test:663b29720a9005b0"
     render(export, clip, tmp_path / "clip", "--no-video", "--path=spiral")
     assert len(frames_in(tmp_path / "clip")) == 10
+
+
+def test_gaussians_are_rendered_and_taken_away(scene, tmp_path, capsys):
+    """What the file holds, in the world of the photographs, renders as the frames."""
+    export = make_export(tmp_path / "export", cls=lvsm_jax.GSLRM)
+    out, ply = tmp_path / "out", tmp_path / "scene.ply"
+    options = ["--no-video", "--inputs=2", "--frames=3", f"--ply={ply}"]
+    program.main([str(scene), str(out), f"--weights={export}", *options])
+    assert f"wrote 512 of 512 Gaussians to {ply}" in capsys.readouterr().out
+    gaussians = jax.tree.map(jnp.asarray, read_ply(ply))
+
+    @jax.jit
+    def show(c2w, fxfycxcy):
+        size = {"height": 16, "width": 16, "capacity": 9000, "tile": 16}
+        raster = rasterize(gaussians, c2w, fxfycxcy, **size)
+        return jnp.clip(raster.features + 1 - raster.alpha, 0, 1) * 255
+
+    frames = frames_in(out)
+    for frame, camera in zip(frames, camera_json.read_camera_path(out / "path.json"), strict=True):
+        posed = camera.c2w, camera.cropped_to(16, 16).fxfycxcy
+        shown = show(*(jnp.asarray(x, jnp.float32) for x in posed))
+        np.testing.assert_allclose(frame, shown, atol=1.5)
+    assert np.std(frames) > 5
+
+    # The same command goes on; another one overwrites nothing unasked.
+    (out / "frame_00001.png").unlink()
+    program.main([str(scene), str(out), f"--weights={export}", *options])
+    np.testing.assert_array_equal(frames_in(out), frames)
+    other = [str(scene), str(tmp_path / "other"), f"--weights={export}", *options]
+    with pytest.raises(SystemExit, match=f"error: {ply} exists"):
+        program.main(other)
+    some = [*other, "--overwrite", "--ply-min-opacity=0.12"]
+    program.main(some)
+    written = len(read_ply(ply).means)
+    assert written == (np.asarray(gaussians.opacities) >= 0.12).sum() < 512
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ply=x.ply"], "--ply: EfficientLVSM makes no Gaussians, only GSLRM does"),
+        (["--ply-min-opacity=0.5"], "--ply-min-opacity needs --ply=FILE"),
+        (["--ply=x.ply", "--ply-min-opacity=2"], "--ply-min-opacity=2.0, expected 0 to 1"),
+    ],
+)
+def test_files_of_gaussians_that_cannot_be(export, scene, tmp_path, options, message):
+    with pytest.raises(SystemExit, match=message):
+        render(export, scene, tmp_path / "out", "--no-video", *options)
+    assert not (tmp_path / "out").exists()

@@ -37,9 +37,13 @@ CONFIG_FILES = [
         ("worlds_256", "EfficientLVSM", 199.56),
         ("lvsm_decoder_only_256", "LVSMDecoderOnly", 170.80),
         ("lvsm_encoder_decoder_256", "LVSMEncoderDecoder", 173.15),
+        ("gs_lrm_256", "GSLRM", 303.43),
+        ("gs_lrm_256:objects", "GSLRM", 303.43),
+        ("gs_lrm_64", "GSLRM", 1.35),
         ("quickstart", "EfficientLVSM", 1.61),
         ("quickstart:LVSMDecoderOnly", "LVSMDecoderOnly", 1.33),
         ("quickstart:LVSMEncoderDecoder", "LVSMEncoderDecoder", 1.35),
+        ("quickstart:GSLRM", "GSLRM", 1.35),
         ("worlds_64:shipped", "EfficientLVSM", 2.07),
         ("own_256", "EfficientLVSM", 199.56),
         ("own_256:shipped", "EfficientLVSM", 2.07),
@@ -153,7 +157,7 @@ def test_an_architecture_cannot_be_changed_alone():
         )
         with pytest.raises(ValueError, match="chosen by a config file made for it"):
             TrainingConfig.of(config)
-    assert set(CONFIGS) == {"EfficientLVSM", "LVSMDecoderOnly", "LVSMEncoderDecoder"}
+    assert set(CONFIGS) == {"EfficientLVSM", "LVSMDecoderOnly", "LVSMEncoderDecoder", "GSLRM"}
 
 
 def test_a_config_from_before_a_field_of_the_model_takes_its_default():

@@ -225,6 +225,12 @@ def test_variants_that_nobody_published_have_no_names(field, value):
         convert.to_state_dict(model)
 
 
+def test_a_model_without_published_weights_has_no_names():
+    model = new_model(lvsm_jax.GSLRMConfig(num_layers=1, width=16, head_dim=8), nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"has weights of GSLRM, only of EfficientLVSM, LVSM"):
+        convert.to_state_dict(model)
+
+
 def test_command_names_the_export_of_such_a_variant(tmp_path):
     config = lvsm_jax.EfficientLVSMConfig(num_layers=1, width=16, head_dim=8, co_refinement=False)
     lvsm_jax.save(new_model(config, nnx.Rngs(0)), tmp_path / "export")

@@ -1,0 +1,31 @@
+"""A small GS-LRM on worlds made as it trains: Gaussians that one can take away, in minutes.
+
+    lvsm train --config=configs/gs_lrm_64.py --workdir=runs/gs_lrm_64
+    lvsm eval --config=configs/gs_lrm_64.py --checkpoint=runs/gs_lrm_64/export
+    lvsm render SCENE out/ --weights=runs/gs_lrm_64/export --ply=out.ply
+
+As `worlds_64.py`, which has Efficient-LVSM on the same worlds. In the first steps only the
+distances of the Gaussians are trained, to a shell at the worlds' median depth.
+"""
+
+import ml_collections
+
+from configs import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """64 px, width 128, 6 layers, float32."""
+    config = base.get_config("GSLRM")
+    config.model.update(width=128, head_dim=32, num_layers=6, remat="none")
+    config.model.update(distance_bias=-5.3, scale_bias=-3.9, tile_size=8, pairs_per_gaussian=5.0)
+    config.data.update(path="", worlds_share=1.0, image_height=64)
+    config.data.update(num_views=8, input_counts=(2, 4), num_targets=2)
+    config.data.camera_normalization = config.eval.camera_normalization = "input_views"
+    config.worlds.update(boxes=20, ellipsoids=6, cylinders=6, steps_per_world=8, complexity_steps=0)
+    config.loss.update(distance=0.1, distance_steps=30, distance_middle=2.5)
+    config.run.update(num_steps=400, batch_size=8, log_every=25)
+    config.run.update(checkpoint_every=100, image_every=200, eval_every=200, eval_scenes=32)
+    config.optimizer.update(learning_rate=1.5e-3, weight_decay=0.01)
+    config.optimizer.update(warmup_steps=50, skip_after=100)
+    config.eval.update(worlds=64, batch_size=16)
+    return config
