@@ -4,6 +4,7 @@ A small attention from the target's tokens to those of each input view by itself
 values: its result is a place in that view, and its log-sum-exp says how well the view fits. Every
 pixel of the target's patch fetches a colour near that place, on its epipolar line. The fetched
 colours are blended over taps and views by learned weights, and mixed with what the model regresses.
+A view in which the pixel moves less weighs more: a wrong depth does less harm there.
 
 All is float32, whatever the model's dtype. Places do not depend on the world's frame and unit.
 
@@ -83,6 +84,8 @@ class CopyHead(nnx.Module):
         self.to_kv = linear(width, TAPS * (2 * CHANNELS - 2), spread)
         self.to_pixels = linear(width, (3 * TAPS + 1) * pixels, zeros)
         self.from_features = linear(CHANNELS - 2, 3 * pixels, zeros)
+        # At first a view weighs as one over the disparity that it shows.
+        self.disparity_weight = nnx.Param(jnp.ones(()))
 
     def source(
         self,
@@ -136,9 +139,9 @@ class CopyHead(nnx.Module):
             pixels, gate = jnp.split(self.to_pixels(x), [3 * TAPS * patch**2], axis=-1)
             pixels = einops.rearrange(pixels, "b t n (k m i) -> b t n k m i", k=3, m=TAPS)
             copy = functools.partial(_copy, size=size, patch=patch, sharded=by_target is not None)
-            kernel = reshard(self.from_features.kernel[...])
+            shared = self.from_features.kernel[...], self.disparity_weight[...]
             copied = per_device(copy, specs, P(scenes, by_target))(
-                _Targets(q, pixels, cameras), source, kernel
+                _Targets(q, pixels, cameras), source, jax.tree.map(reshard, shared)
             )
         return tuple(layers.unpatchify(x, patch, *size) for x in (jax.nn.sigmoid(gate), copied))
 
@@ -146,7 +149,7 @@ class CopyHead(nnx.Module):
 def _copy(
     targets: _Targets,
     source: CopySource,
-    kernel: Array,
+    shared: tuple[Array, Array],
     *,
     size: tuple[int, int],
     patch: int,
@@ -156,7 +159,7 @@ def _copy(
     targets = jax.tree.map(lambda x: gather_tokens(x, sharded), targets)
     # Of a token's column and row in [-1, 1] and its features, what all pixels of the patch get:
     # column and row in pixels, and a logit.
-    height, width, channels = source.images.shape[2:]
+    (kernel, disparity_weight), (height, width, channels) = shared, source.images.shape[2:]
     unit = np.repeat([width / 2, height / 2, 1], patch**2)
     place = np.repeat(np.eye(2, 3), patch**2, axis=1)
     kernel = jnp.concatenate([place * unit, kernel * np.repeat([patch, patch, 1], patch**2)])
@@ -165,7 +168,7 @@ def _copy(
     targets = dataclasses.replace(targets, pixels=targets.pixels * scale + middle)
     rays = rays_of_patches(targets.cameras, *size, patch)
     # Nothing of the pixels is kept for the backward pass: that is faster on CPUs, too.
-    fetch = jax.checkpoint(functools.partial(_fetch, targets, rays, kernel), prevent_cse=False)
+    fetch = jax.checkpoint(functools.partial(_fetch, targets, rays, (kernel, disparity_weight)), prevent_cse=False)
     b, t, n, _, _, i = targets.pixels.shape
     nothing = jnp.zeros((b, t, n * i, channels)), jnp.full((b, t, n * i), -jnp.inf)
     views = dataclasses.replace(source, num_views=None)
@@ -199,10 +202,13 @@ def _copy_from_slots(
 
 
 def _fetch(
-    targets: _Targets, rays: tuple[Array, Array], kernel: Array, view: CopySource
+    targets: _Targets,
+    rays: tuple[Array, Array],
+    shared: tuple[Array, Array],
+    view: CopySource,
 ) -> Partial:
     """Colours `[b, t, n·i, ch]` that the pixels find in a view, and the log of their weight."""
-    height, width = view.images.shape[1:3]
+    (kernel, disparity_weight), (height, width) = shared, view.images.shape[1:3]
     q = einops.rearrange(targets.q, "b t n m c -> b (t n) m c")
     found, score = attention_with_lse(q, view.k, view.v, implementation="blocked")
     b, t, n, _, m, _ = targets.pixels.shape
@@ -217,6 +223,9 @@ def _fetch(
     along = line_x * (p_x - start_x) + line_y * (p_y - start_y)
     along = jnp.clip(along / (line_x**2 + line_y**2 + 1e-12), 0, 1)
     p_x, p_y = start_x + along * line_x, start_y + along * line_y
+    # In pixels; nearly zero without a baseline, where the square root has no gradient.
+    disparity = along * jnp.sqrt(line_x**2 + line_y**2 + 1e-12)
+    logits -= disparity_weight * jnp.log1p(disparity)
     shown = in_front & (p_x >= 0) & (p_x <= width) & (p_y >= 0) & (p_y <= height)
     logits += score.reshape(b, t, n, m, 1) + jnp.where(shown, 0.0, _HIDDEN)
     colors = sample(view.images, p_x, p_y)

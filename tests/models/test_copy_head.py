@@ -73,6 +73,7 @@ def naive(model, images, inputs, targets):
     q, own = (np.asarray(f(head.norm(tokens)), np.float64) for f in (head.to_q, head.to_pixels))
     kv = np.asarray(head.to_kv(head.norm(memory.tokens[-1])), np.float64)
     kernel = np.asarray(head.from_features.kernel[...], np.float64)
+    disparity_weight = float(head.disparity_weight[...])
     rng, found_at, out = np.random.default_rng(0), [], []
     columns = SIZE[1] // PATCH
     middles = [
@@ -96,9 +97,10 @@ def naive(model, images, inputs, targets):
                 place = found[:2] + PATCH * (mine[[m, taps + m]] + read[:2])
                 place += in_patch * f_v[:2] / f_t[:2]
                 point = np.array([column, row]) + 0.5
-                place, shown = nearest(place, point, (inputs, targets), (b, v, t))
+                place, shown, moved = nearest(place, point, (inputs, targets), (b, v, t))
                 colors.append(bilinear(images[b, v], place))
-                logits.append(mine[2 * taps + m] + read[2] + lse - 100 * (not shown))
+                own_weight = mine[2 * taps + m] + read[2] - disparity_weight * np.log1p(moved)
+                logits.append(own_weight + lse - 100 * (not shown))
         weights = np.exp(np.array(logits) - np.logaddexp.reduce(logits))
         gate = 1 / (1 + np.exp(-mine[-1]))
         copied = weights @ np.array(colors)
@@ -108,7 +110,7 @@ def naive(model, images, inputs, targets):
 
 
 def nearest(place, pixel, cameras, index):
-    """By trying all depths."""
+    """By trying all depths: where, whether the view shows it, and how far from the line's start."""
     (inputs, targets), (b, v, t) = cameras, index
     f_v, f_t = inputs.fxfycxcy[b, v], targets.fxfycxcy[b, t]
     view, target = inputs.c2w[b, v].astype(np.float64), targets.c2w[b, t].astype(np.float64)
@@ -118,10 +120,11 @@ def nearest(place, pixel, cameras, index):
     points = ray + inverse_depths[:, None] * offset / np.linalg.norm(offset)
     points = points[points[:, 2] >= 0.05]
     if not len(points):
-        return place, False
+        return place, False, 0.0
     places = points[:, :2] / points[:, 2:] * f_v[:2] + f_v[2:]
     best = places[np.linalg.norm(places - place, axis=1).argmin()]
-    return best, bool(((best >= 0) & (best <= [SIZE[1], SIZE[0]])).all())
+    shown = bool(((best >= 0) & (best <= [SIZE[1], SIZE[0]])).all())
+    return best, shown, np.linalg.norm(best - places[0])
 
 
 def bilinear(image, place):
