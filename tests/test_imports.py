@@ -71,6 +71,7 @@ ALLOWED = {
         "input_pipeline",
         "models",
         "parallel",
+        "poses",
         "rendering",
         "scenes",
         "training",

@@ -5,7 +5,6 @@ is doubtful is refused: a small reprojection error proves nothing.
 """
 
 from lvsm_jax.poses.find import PosesFound, find_poses, output_of
-from lvsm_jax.poses.pictures import has_photographs
 from lvsm_jax.poses.process import PosesRefused, Progress
 
 __all__ = [
@@ -13,6 +12,5 @@ __all__ = [
     "PosesRefused",
     "Progress",
     "find_poses",
-    "has_photographs",
     "output_of",
 ]

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.poses.match_posed import MATCHES, read_matches
 from lvsm_jax.poses.page import write_page
-from lvsm_jax.poses.process import LOG, Told, check_installed, run_worker
+from lvsm_jax.poses.pairs import load_pairs
+from lvsm_jax.poses.process import LOG, MATCHES, Told, check_installed, run_worker
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera
 from lvsm_jax.scenes.readers import Scene, ScenePhotograph
 
@@ -72,7 +72,7 @@ def check_scene(
             title=f"Cameras of {'/'.join(pathlib.Path(scene.source).parts[-2:])}",
             pictures=paths,
             cameras=cameras,
-            pairs=read_matches(work / MATCHES),
+            pairs=load_pairs(work / MATCHES),
             notes=[*notes, *scene.notes],
         )
     return SceneCheck(page, kind, sentence)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from lvsm_jax.poses.pairs import Pair, Places
 from lvsm_jax.scenes.photograph import PosedCamera
 
 FEWEST_MATCHES = 15  # of a pair that says something
@@ -17,16 +18,6 @@ FEWEST_MATCHES = 15  # of a pair that says something
 RIGHT, WRONG = 0.002, 0.006
 _AHEAD = 0.9  # of the matches must be ahead of both cameras
 _SAME_PLACE = 1e-6  # distance of cameras over the largest there is
-
-Places = Float64[np.ndarray, "n 2"]  # pixels; the centre of the first is at (0.5, 0.5)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """Two photographs with points that were matched by their looks alone."""
-
-    names: tuple[str, str]
-    places: tuple[Places, Places]
 
 
 @dataclasses.dataclass(frozen=True)

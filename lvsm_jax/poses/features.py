@@ -4,7 +4,6 @@ Cameras and images are written first, so that features can be extracted, and pai
 a time: progress is told in between.
 """
 
-import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -16,9 +15,6 @@ SEED = 0
 LENS = "SIMPLE_RADIAL"  # f, cx, cy, k
 
 MOST_FEATURES = 8192  # of a photograph
-_ALL_PAIRS = 60  # photographs up to which each is matched with each
-_NEIGHBOURS = 8  # frames after each that it is matched with, and then every 2nd power
-_LOOP_FRAMES = 24  # so many, evenly spaced, are matched with each other: places seen again
 _AT_A_TIME = 4  # photographs
 _PAIRS_AT_A_TIME = 24
 
@@ -83,21 +79,6 @@ def extract_features(
         some = names[first : first + _AT_A_TIME]
         pycolmap.extract_features(path, folder, some, extraction_options=options)
         told(first + len(some), len(names))
-
-
-def pairs_to_match(count: int, *, in_order: bool) -> list[tuple[int, int]]:
-    """Pairs of photographs 0 to `count`: all, or of many, or frames in order, a choice of them.
-
-    Of these are neighbours, those some powers of two apart, and some of all parts with each other,
-    for places to which the camera came back.
-    """
-    if count <= _NEIGHBOURS + 1 or (count <= _ALL_PAIRS and not in_order):
-        return list(itertools.combinations(range(count), 2))
-    steps = [*range(1, _NEIGHBOURS + 1), 16, 32]
-    near = {(i, i + step) for i in range(count) for step in steps if i + step < count}
-    spread = min(_LOOP_FRAMES, count)
-    some = sorted({round(i * (count - 1) / (spread - 1)) for i in range(spread)})
-    return sorted(near | set(itertools.combinations(some, 2)))
 
 
 def match_pairs(

@@ -9,7 +9,7 @@ from typing import Any
 from lvsm_jax.common import files
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.poses import pictures
-from lvsm_jax.poses.process import LOG, Progress, Told, check_installed, run_worker
+from lvsm_jax.poses.process import LOG, PosesRefused, Progress, Told, check_installed, run_worker
 from lvsm_jax.scenes.pictures import Colour
 from lvsm_jax.scenes.video import VIDEO_SUFFIXES, count_frames, extract_frames
 
@@ -86,7 +86,7 @@ def find_poses(
     if target.exists() and not (target / RECORD).is_file():
         raise FileExistsError(f"{target} exists and holds no poses: it is not overwritten")
     check_installed()
-    files.check_writable("OUTPUT", target.parent)
+    _check_writable(target, source, named=output is not None)
     target.parent.mkdir(parents=True, exist_ok=True)
     files.clear_unfinished(target.parent, target.name)
     work = pathlib.Path(files.temporary_name(target))
@@ -104,9 +104,24 @@ def find_poses(
         found = run_worker(job, work, kept, progress)
         (work / LOG).rename(work / "result" / LOG)
         _replace(target, work / "result")
+    except PosesRefused as refused:
+        if not job["frames"]:
+            raise
+        more = f"{refused}; or take more than {len(of)} frames of it (--frames)"
+        raise PosesRefused(more, refused.left_out) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return PosesFound(target, found["registered"], found["left_out"], found["notes"], False)
+
+
+def _check_writable(target: pathlib.Path, source: pathlib.Path, *, named: bool) -> None:
+    try:
+        files.check_writable("OUTPUT", target.parent)
+    except UserError as error:
+        if named:
+            raise
+        elsewhere = f"keep them elsewhere, lvsm poses {source} FOLDER, and name FOLDER as the scene"
+        raise UserError(f"{error}; {elsewhere}") from error
 
 
 def _sources(source: pathlib.Path) -> list[pathlib.Path]:

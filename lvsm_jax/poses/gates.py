@@ -19,7 +19,7 @@ LARGEST_K = 0.3
 EXIF_RATIO = 1.3  # of a focal length to that of EXIF, or the reverse
 # How far two maps may differ at a photograph that both have.
 ROTATION, POSITION = 2.0, 0.02  # degrees; share of the cameras' extent
-FEW_POINTS = 200  # seen by a photograph in the mean, below which a map is fragile
+FEW_POINTS = 200  # seen by a photograph in the mean, below which a map is not sure
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,8 @@ def choose(
     if not sound:
         return None, _refusal(maps, names, doubts)
     best, *others = sound
+    if not others and _mean_points(best) < gates.FEW_POINTS:
+        return None, _fragile(best, names)
     others, by = (others, "two ways of mapping") if others else (again(best), "two more seeds")
     joined = set(best.held)
     for other in others:
@@ -46,11 +48,24 @@ def _is_most(joined: Iterable[str], names: Sequence[str]) -> bool:
     return len(set(joined)) >= gates.SHARE * len(names) - 1e-9
 
 
+def _mean_points(one: Map) -> float:
+    return float(np.mean([one.points[name] for name in one.held]))
+
+
+def _fragile(best: Map, names: Sequence[str]) -> Verdict:
+    refused = (
+        f"the cameras are not believed: {best.method} mapping alone found them, and "
+        f"{_mean_points(best):.0f} points a photograph are few, expected {gates.FEW_POINTS}: "
+        f"{ADVICE}"
+    )
+    return Verdict([], _why_left_out(best, set(best.held), names), [], refused)
+
+
 def _acceptance(
     best: Map, joined: set[str], names: Sequence[str], by: str, maps: Sequence[Map]
 ) -> Verdict:
     lens = best.lenses[next(iter(best.lenses))]
-    count = round(np.mean([best.points[name] for name in joined]))
+    count = round(_mean_points(best))
     agreed = "agree" if by == "two ways of mapping" else "agree with the first"
     notes = [
         f"{len(joined)} of {len(names)} photographs joined by {best.method} mapping, and {by} "

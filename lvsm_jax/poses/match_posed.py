@@ -8,10 +8,11 @@ import numpy as np
 import pycolmap
 
 from lvsm_jax.poses import features
-from lvsm_jax.poses.epipolar import FEWEST_MATCHES, Pair
+from lvsm_jax.poses.epipolar import FEWEST_MATCHES
+from lvsm_jax.poses.pairs import Pair, pairs_to_match, save_pairs
 from lvsm_jax.poses.pictures import Upright
+from lvsm_jax.poses.process import MATCHES
 
-MATCHES = "matches.npz"
 _FEATURES = 4096  # of a photograph: for a check fewer are enough
 
 
@@ -29,29 +30,14 @@ def match_posed(
     folder, database = work / "photographs", work / "database.db"
     pycolmap.set_random_seed(features.SEED)
     features.write_database(database, photographs).close()
-    count, lens = len(photographs), {"most": _FEATURES}
     features.extract_features(
-        database, folder, photographs, lambda *n: told("features", *n), **lens
+        database, folder, photographs, lambda *n: told("features", *n), most=_FEATURES
     )
-    pairs = features.pairs_to_match(count, in_order=False)
+    pairs = pairs_to_match(len(photographs), in_order=False)
     features.match_pairs(database, photographs, pairs, lambda *n: told("matching", *n))
     found = read_pairs(database, photographs)
-    arrays = {}
-    for i, pair in enumerate(found):
-        arrays[f"names_{i}"] = np.array(pair.names)
-        arrays[f"places_{i}"] = np.stack(pair.places)
-    np.savez(work / MATCHES, **arrays)
+    save_pairs(work / MATCHES, found)
     return {"pairs": len(found)}
-
-
-def read_matches(file: pathlib.Path) -> list[Pair]:
-    """The pairs that `match_posed` wrote."""
-    with np.load(file) as arrays:
-        count = sum(name.startswith("names_") for name in arrays)
-        return [
-            Pair(tuple(arrays[f"names_{i}"].tolist()), tuple(arrays[f"places_{i}"]))
-            for i in range(count)
-        ]
 
 
 def read_pairs(

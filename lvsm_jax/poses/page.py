@@ -16,13 +16,13 @@ from lvsm_jax.poses.epipolar import (
     FEWEST_MATCHES,
     RIGHT,
     WRONG,
-    Pair,
     PairCheck,
     are_apart,
     check_pair,
     lines_of,
     verdict_on,
 )
+from lvsm_jax.poses.pairs import Pair
 from lvsm_jax.poses.plan import draw_plan
 from lvsm_jax.scenes.photograph import PosedCamera
 

@@ -41,11 +41,6 @@ def is_video(path: pathlib.Path) -> bool:
     return path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def has_photographs(path: pathlib.Path) -> bool:
-    """Whether this is a folder of photographs, or a video, whose poses can be looked for."""
-    return is_video(path) or (path.is_dir() and bool(_pictures_in(path)))
-
-
 def list_photographs(folder: pathlib.Path) -> list[pathlib.Path]:
     """The photographs of a folder, or of the folder `images` in one that has none itself.
 

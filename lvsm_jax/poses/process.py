@@ -18,7 +18,8 @@ from typing import Any
 
 from lvsm_jax.common.errors import UserError
 
-LOG = "colmap.log"
+LOG = "colmap.log"  # in the folder where the worker works
+MATCHES = "matches.npz"  # in the same, where it was to match
 
 _PYCOLMAP = 4  # the first with global mapping
 _INSTALL = "pip install 'lvsm_jax[poses]'"

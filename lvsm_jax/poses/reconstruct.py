@@ -22,6 +22,7 @@ from lvsm_jax.poses import (
 )
 from lvsm_jax.poses.find import PAGE, RECORD
 from lvsm_jax.poses.gates import Verdict
+from lvsm_jax.poses.pairs import pairs_to_match
 from lvsm_jax.poses.pictures import Upright
 from lvsm_jax.poses.process import PosesRefused
 from lvsm_jax.scenes.readers.scene import some_of
@@ -49,7 +50,7 @@ def reconstruct(job: dict[str, Any], work: pathlib.Path, told: Told) -> dict[str
             "matched: take photographs of things with detail, sharp and well lit",
             dict.fromkeys(plain, "too little texture"),
         )
-    pairs = features.pairs_to_match(len(photographs), in_order=job["frames"] is not None)
+    pairs = pairs_to_match(len(photographs), in_order=job["frames"] is not None)
     features.match_pairs(database, photographs, pairs, lambda *n: told("matching", *n))
     if len(photographs) == 2:
         found, verdict = _of_two(database, folder, photographs)
@@ -60,26 +61,25 @@ def reconstruct(job: dict[str, Any], work: pathlib.Path, told: Told) -> dict[str
     left_out = {name: why for name, why in left_out.items() if why}
     if verdict.refused:
         raise PosesRefused(verdict.refused, left_out)
-    told("pictures", 0, len(verdict.joined))
+    told("writing", 0, len(verdict.joined))
     written = result.write_scene(work / "result", found, folder, photographs, verdict.joined)
-    summary = {"registered": verdict.joined, "left_out": left_out, "notes": verdict.notes}
-    made_by = {"lvsm_jax": lvsm_jax.__version__, "pycolmap": pycolmap.__version__}
-    record = job["record"] | summary | {"made_by": made_by}
-    files.write_text(work / "result" / RECORD, json.dumps(record, indent=1, ensure_ascii=False))
-    shown = [
-        pair
-        for pair in match_posed.read_pairs(database, photographs, written.straighten)
-        if written.cameras.keys() >= set(pair.names)
-    ]
-    page.write_page(
+    pairs = match_posed.read_pairs(database, photographs, written.straighten)
+    kind, sentence = page.write_page(
         work / "result" / PAGE,
         title=f"Poses of {job['title']}",
         pictures={name: work / "result" / result.IMAGES / name for name in written.cameras},
         cameras=written.cameras,
-        pairs=shown,
+        pairs=[pair for pair in pairs if written.cameras.keys() >= set(pair.names)],
         notes=verdict.notes,
         left_out=left_out,
     )
+    if kind == "wrong":
+        raise PosesRefused(f"the cameras are not believed: {sentence}: {judge.ADVICE}", left_out)
+    notes = [*verdict.notes, *([sentence] if kind == "doubtful" else [])]
+    summary = {"registered": verdict.joined, "left_out": left_out, "notes": notes}
+    made_by = {"lvsm_jax": lvsm_jax.__version__, "pycolmap": pycolmap.__version__}
+    record = job["record"] | summary | {"made_by": made_by}
+    files.write_text(work / "result" / RECORD, json.dumps(record, indent=1, ensure_ascii=False))
     return summary
 
 
@@ -87,7 +87,7 @@ def _of_two(
     database: pathlib.Path, folder: pathlib.Path, photographs: Sequence[Upright]
 ) -> tuple[pycolmap.Reconstruction | None, Verdict]:
     two, names = two_views.map_two(database, folder, photographs), [p.name for p in photographs]
-    if two.found is None:
+    if two.matches < two_views.FEWEST_MATCHES:
         refused = (
             f"{two.matches} points match in {names[0]} and {names[1]}, expected at least "
             f"{two_views.FEWEST_MATCHES}: take them from places nearer to each other"

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from lvsm_jax.poses import epipolar
-from lvsm_jax.poses.epipolar import Pair, check_pair, lines_of, verdict_on
+from lvsm_jax.poses.epipolar import check_pair, lines_of, verdict_on
 from lvsm_jax.poses.page import write_page
+from lvsm_jax.poses.pairs import Pair, load_pairs, save_pairs
 from lvsm_jax.poses.plan import SIZE, draw_plan
 from lvsm_jax.scenes.photograph import PosedCamera
 from tests.helpers.photographed_room import cameras as cameras_of_room
@@ -78,6 +79,16 @@ def test_one_camera_that_is_wrong_is_doubtful_and_nothing_unknown():
     cameras["7.jpg"] = PosedCamera(turned, camera.fxfycxcy, camera.width, camera.height)
     assert verdict_on(checks_of(pairs, cameras))[0] == "doubtful"
     assert verdict_on([])[0] == "unknown"
+
+
+def test_pairs_are_read_as_they_were_written(tmp_path):
+    pairs, _ = pairs_of()
+    save_pairs(tmp_path / "pairs.npz", pairs)
+    for pair, same in zip(pairs, load_pairs(tmp_path / "pairs.npz"), strict=True):
+        assert pair.names == same.names
+        np.testing.assert_array_equal(pair.places, same.places)
+    save_pairs(tmp_path / "none.npz", [])
+    assert load_pairs(tmp_path / "none.npz") == []
 
 
 def test_cameras_at_one_place_have_no_lines():

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.poses import pose_errors
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.poses import PosesRefused, find_poses, has_photographs, output_of
+from lvsm_jax.poses import PosesRefused, find_poses, output_of
 from lvsm_jax.poses.check import check_scene
 from lvsm_jax.poses.process import run_worker
 from lvsm_jax.programs import check as check_program
 from lvsm_jax.programs import poses as program
 from lvsm_jax.scenes.readers import NoCamerasError, read_scene
 from tests.helpers import photographed_room
-from tests.helpers.pose_errors import pose_errors
 
 pytest.importorskip("pycolmap", reason="finding poses needs pycolmap")
 
@@ -126,7 +126,6 @@ def test_what_are_no_photographs_is_refused_before_anything_starts(tmp_path, mon
     empty.mkdir()
     with pytest.raises(UserError, match="has none"):
         find_poses(empty)
-    assert not has_photographs(empty)
     Image.new("RGB", (9, 9)).save(empty / "a.png")
     with pytest.raises(UserError, match=r"has only a.png"):
         find_poses(empty)
@@ -179,8 +178,38 @@ def test_without_pycolmap_a_line_says_what_to_install(tmp_path, monkeypatch):
         program.main([str(tmp_path)])
 
 
+def test_photographs_beside_which_nothing_can_be_written(room, tmp_path, monkeypatch):
+    folder = tmp_path / "room"
+    shutil.copytree(room[0], folder, ignore=shutil.ignore_patterns("lvsm_poses"))
+
+    def refuse(name, directory):
+        raise UserError(f"{name}={directory} cannot be written: Read-only file system")
+
+    monkeypatch.setattr("lvsm_jax.poses.find.files.check_writable", refuse)
+    with pytest.raises(UserError, match=r"Read-only file system; keep them elsewhere, lvsm poses"):
+        find_poses(folder)
+
+
 def test_readers_say_what_to_type(room):
     folder = room[0]
     with pytest.raises(NoCamerasError, match=r"lvsm poses .*my room finds them") as nothing:
         read_scene(folder)
     assert nothing.value.photographs == folder
+
+
+@pytest.mark.slow
+def test_frames_of_a_video(tmp_path):
+    imageio = pytest.importorskip("imageio.v2", reason="a video needs imageio-ffmpeg")
+    video = tmp_path / "walk.mp4"
+    frames = [photographed_room.photograph(c) for c in photographed_room.cameras(5)]
+    options = {"fps": 10, "quality": 9, "macro_block_size": 8}
+    imageio.mimwrite(video, [frame[:352] for frame in frames], **options)
+    found = find_poses(video, frames=3)
+    assert found.folder == tmp_path / "walk_lvsm_poses"
+    assert found.registered == ["frame_00000.jpg", "frame_00002.jpg", "frame_00004.jpg"]
+    assert find_poses(video, frames=3).reused
+    with pytest.raises(UserError, match="frames 3"):
+        find_poses(video, frames=4)
+    shutil.rmtree(found.folder)
+    short = find_poses(video)  # of which there are fewer than are taken by default
+    assert len(short.registered) == 5

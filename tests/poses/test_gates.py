@@ -93,6 +93,11 @@ def test_a_focal_length_far_from_exif_is_refused():
     assert best is None and "0.67 times that of EXIF" in verdict.refused
 
 
+def test_one_way_alone_with_few_points_is_refused():
+    best, verdict = judge.choose([some_map("global", points=150)], NAMES, NO_EXIF, no_more)
+    assert best is None and "global mapping alone found them, and 150 points" in verdict.refused
+
+
 def test_one_way_alone_needs_two_more_seeds_that_agree():
     maps = [some_map(names=NAMES[:3], seed=1), some_map("global", seed=2)]
     again = [some_map("global", seed=3), some_map("global", seed=4)]

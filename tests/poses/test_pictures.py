@@ -5,7 +5,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.poses import features, pictures
+from lvsm_jax.poses import pictures
+from lvsm_jax.poses.pairs import pairs_to_match
 from lvsm_jax.scenes.pictures import read_upright
 
 
@@ -86,8 +87,8 @@ def test_what_changed_is_named():
 
 
 def test_pairs_of_many_photographs_are_a_choice_with_places_seen_again():
-    assert len(features.pairs_to_match(20, in_order=False)) == 190
-    pairs = features.pairs_to_match(200, in_order=True)
+    assert len(pairs_to_match(20, in_order=False)) == 190
+    pairs = pairs_to_match(200, in_order=True)
     assert len(pairs) == len(set(pairs)) < 2500
     assert all((i, i + step) in pairs for i in range(190) for step in (1, 2, 8))
     assert (0, 199) in pairs

@@ -5,10 +5,10 @@ import shutil
 import numpy as np
 import pytest
 
+from benchmarks.poses import pose_errors
 from lvsm_jax.poses import PosesRefused, find_poses
 from lvsm_jax.poses.check import check_scene
 from lvsm_jax.scenes.readers import read_scene
-from tests.helpers.pose_errors import pose_errors
 
 pytest.importorskip("pycolmap", reason="finding poses needs pycolmap")
 pytestmark = pytest.mark.slow
