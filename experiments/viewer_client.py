@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import socket
 import threading
 import time
 import uuid
@@ -22,6 +23,13 @@ from lvsm_jax.common.errors import UserError
 
 _PART = 2**19  # bytes of a file in one message, as browsers send them
 _WINDOW = (600, 400)  # width and height in pixels
+# Messages by which the server moves a visitor: their field, and that of the camera.
+_MOVES = {
+    "SetCameraPositionMessage": ("position", "position"),
+    "SetCameraLookAtMessage": ("look_at", "look_at"),
+    "SetCameraUpDirectionMessage": ("position", "up_direction"),
+    "SetCameraFovMessage": ("fov", "fov"),
+}
 
 
 class ViewerClient:
@@ -43,7 +51,8 @@ class ViewerClient:
         self.notifications: list[str] = []
         self.jpeg: bytes | None = None  # of the picture behind the scene
         self.pictures = 0  # how many were shown
-        self.cameras: list[dict[str, Any]] = []  # where the server put the visitor
+        self.moved = 0  # how often the server moved the visitor, as on a path
+        self._camera: dict[str, Any] | None = None  # that the page reported last
         self.closed = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -52,6 +61,11 @@ class ViewerClient:
         """Leaves the page."""
         self._connection.close()
         self._reader.join()
+
+    def vanish(self) -> None:
+        """Leaves without a word, as when a computer is closed."""
+        with contextlib.suppress(OSError):
+            self._connection.socket.shutdown(socket.SHUT_RDWR)
 
     def send(self, kind: str, **fields: Any) -> None:
         """Sends any message, also one that no page would send."""
@@ -63,14 +77,7 @@ class ViewerClient:
 
     def stand(self, position: Sequence[float], look_at: Sequence[float] = (0.0, 0.0, 0.0)) -> None:
         """Goes to a place on the page, whose up is z, and looks at another."""
-        ahead = np.subtract(look_at, position) / np.linalg.norm(np.subtract(look_at, position))
-        right = np.cross(ahead, (0.0, 0.0, 1.0))
-        right /= np.linalg.norm(right)
-        rotation = np.stack([right, np.cross(ahead, right), ahead], axis=1)
-        self.send(
-            "ViewerCameraMessage",
-            **camera_fields(_quaternion(rotation), [float(x) for x in position]),
-        )
+        self._report(position=[*map(float, position)], look_at=[*map(float, look_at)])
 
     def elements(self, kind: str = "", option: str | None = None) -> list[dict[str, Any]]:
         """The panel's elements, of a kind of viser's and with an option or a label."""
@@ -135,15 +142,29 @@ class ViewerClient:
         with contextlib.suppress(ConnectionClosed):
             while True:
                 raw = self._connection.recv()
+                moved: dict[str, Any] = {}
                 with self._changed:
                     for message in _messages(raw):
-                        self._take(message)
+                        self._take(message, moved)
+                    self.moved += bool(moved)
                     self._changed.notify_all()
+                if moved and self._camera:  # a browser says that it has gone there
+                    self._report(**moved)
         with self._changed:
             self.closed = True
             self._changed.notify_all()
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _report(self, **moved: Any) -> None:
+        self._camera = (self._camera or camera_fields()) | moved
+        ahead = np.subtract(self._camera["look_at"], self._camera["position"])
+        ahead /= np.linalg.norm(ahead)
+        right = np.cross(ahead, self._camera["up_direction"])
+        right /= np.linalg.norm(right)
+        rotation = Rotation.from_matrix(np.stack([right, np.cross(ahead, right), ahead], axis=1))
+        wxyz = np.roll(rotation.as_quat(), 1).tolist()
+        self.send("ViewerCameraMessage", **self._camera, wxyz=wxyz)
+
+    def _take(self, message: dict[str, Any], moved: dict[str, Any]) -> None:
         kind = message["type"]
         if kind == "GuiUpdateMessage":
             element = self._elements.get(message["uuid"], {"props": {}})
@@ -158,21 +179,16 @@ class ViewerClient:
             self.notifications.append(f"{props['title']}: {props['body']}")
         elif kind == "BackgroundImageMessage":
             self.jpeg, self.pictures = message["rgb_data"], self.pictures + 1
-        elif kind.startswith("SetCamera"):
-            self.cameras.append(message)
+        elif kind in _MOVES and not message.get("initial"):
+            theirs, ours = _MOVES[kind]
+            moved[ours] = message[theirs]
 
 
-def camera_fields(wxyz: Sequence[float], position: Sequence[float]) -> dict[str, Any]:
-    """The fields of the message by which a page says where it is."""
+def camera_fields() -> dict[str, Any]:
+    """What a page says of its camera, but for where it looks from."""
     width, height = _WINDOW
     size = {"image_height": height, "image_width": width, "fov": math.radians(60)}
-    around = {"near": 0.01, "far": 1000.0, "look_at": [0.0] * 3, "up_direction": [0.0, 0.0, 1.0]}
-    return {"wxyz": list(wxyz), "position": list(position), **size, **around}
-
-
-def _quaternion(rotation: np.ndarray) -> list[float]:
-    """Of a rotation, w first."""
-    return np.roll(Rotation.from_matrix(rotation).as_quat(), 1).tolist()
+    return {"near": 0.01, "far": 1000.0, "up_direction": [0.0, 0.0, 1.0], **size}
 
 
 def _messages(raw: bytes | str) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from etils import epath
 
 from lvsm_jax.common.errors import UserError
 
-_HOST = re.sub(r"\W", "_", socket.gethostname())[:40]
+HOST = re.sub(r"\W", "_", socket.gethostname())[:40]  # as names of files say it
 _WRITER = re.compile(r"\.(?P<host>\w+)-(?P<pid>[0-9]{1,9})-[0-9a-f]{8}\.(tmp|old)$")
 _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -59,7 +59,7 @@ def atomic_write(path: epath.PathLike) -> Iterator[str]:
 def temporary_name(path: epath.PathLike) -> epath.Path:
     """A name beside `path` for what becomes it; it says which process writes."""
     path = expand(path)
-    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    return path.with_name(f".{path.name}.{HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
 
 
 def clear_unfinished(folder: epath.PathLike, name: str | None = None) -> None:
@@ -75,9 +75,9 @@ def clear_unfinished(folder: epath.PathLike, name: str | None = None) -> None:
     for path in sorted((*folder.glob(f".{names}.tmp"), *folder.glob(f".{names}.old"))):
         if not (writer := _WRITER.search(path.name)):
             logging.warning("%s was perhaps left by a process that was killed", path)
-        elif writer["host"] != _HOST:
+        elif writer["host"] != HOST:
             logging.warning("%s is written, or was left, on %s", path, writer["host"])
-        elif not _is_alive(int(writer["pid"])):
+        elif not is_alive(int(writer["pid"])):
             final = path.with_name(path.name[1 : writer.start()])
             if path.suffix == ".old" and not final.exists():
                 path.rename(final)
@@ -87,7 +87,8 @@ def clear_unfinished(folder: epath.PathLike, name: str | None = None) -> None:
                 logging.warning("removed %s, left by a process that was killed", path)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of this number on this host."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

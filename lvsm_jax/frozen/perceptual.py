@@ -1,7 +1,7 @@
 """The perceptual loss of the LVSM papers: VGG-19 with average pooling.
 
-The weights are those of MatConvNet's `imagenet-vgg-verydeep-19.mat`, read by SciPy as data: a file
-of MATLAB arrays holds no code that could run.
+The weights are those of MatConvNet's `imagenet-vgg-verydeep-19.mat`, read as data: a file of
+MATLAB arrays holds no code that could run.
 """
 
 import dataclasses
@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.io
 from etils import epath
 from jaxtyping import Array, Float
 
 from lvsm_jax.common.errors import MissingWeightsError, UserError
 from lvsm_jax.frozen import vgg
+from lvsm_jax.frozen.matfile import read_variable
 
 # Where the convolutions are among the file's layers; those after relu5_2 are not read.
 _CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30)
@@ -68,10 +68,10 @@ def load_perceptual(path: epath.PathLike) -> Perceptual:
     """Reads the weights of `find_vgg19`, as float32 NumPy arrays; UserError if they are others."""
     with find_vgg19(path).open("rb") as file:
         try:
-            layers = scipy.io.loadmat(file, variable_names=["layers"])["layers"][0]
+            layers = read_variable(file, "layers")
             # A layer is a struct in a cell; its third field is the cell of kernel and bias.
-            cells = [layers[i][0, 0][2][0] for i in _CONVOLUTIONS]
-            arrays = [[np.asarray(x, np.float32) for x in cell] for cell in cells]
+            cells = [list(layers[i][0].values())[2] for i in _CONVOLUTIONS]
+            arrays = [[np.array(x, np.float32, order="C") for x in cell] for cell in cells]
             convolutions = [{"kernel": kernel, "bias": bias.ravel()} for kernel, bias in arrays]
             weights = vgg.from_layers(PLAN, convolutions, "VGG-19")
         except Exception as error:  # a broken file can fail in any way

@@ -13,7 +13,6 @@ import os
 import pathlib
 import re
 import shutil
-import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from lvsm_jax.scenes.camera_json import camera_of, frames_of
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera
 from lvsm_jax.scenes.pictures import PICTURE_ERRORS
 from lvsm_jax.scenes.readers import ScenePhotograph
+from lvsm_jax.viewer.leftovers import make_folder
 
 _MAX_POSES_BYTES = 4 * 2**20
 _MAX_POSES = 10_000  # of one visitor
@@ -209,7 +209,7 @@ class Uploads:
 
     def _root(self) -> pathlib.Path:
         if self._folder is None:
-            self._folder = pathlib.Path(tempfile.mkdtemp(prefix="lvsm-viewer-"))
+            self._folder = make_folder()
         return self._folder
 
     def _new_folder(self) -> pathlib.Path:

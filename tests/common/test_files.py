@@ -20,7 +20,7 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path):
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.csv")])
     assert done.returncode == 9
     (left,) = tmp_path.iterdir()
-    (tmp_path / left.name.replace(files._HOST, "elsewhere")).touch()
+    (tmp_path / left.name.replace(files.HOST, "elsewhere")).touch()
     (tmp_path / ".b.12345678.tmp").touch()  # of another program
     with files.atomic_write(tmp_path / "now") as local:
         open(local, "w").close()
@@ -36,7 +36,7 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path):
 def test_what_was_to_be_replaced_gets_its_name_again(tmp_path, there):
     dead = subprocess.Popen(["true"])
     dead.wait()
-    old = tmp_path / f".export.{files._HOST}-{dead.pid}-12345678.old"
+    old = tmp_path / f".export.{files.HOST}-{dead.pid}-12345678.old"
     old.mkdir()
     (old / "config.json").touch()
     if there:

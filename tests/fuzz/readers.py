@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import safetensors.numpy
@@ -19,7 +20,12 @@ from input_pipeline.bucket_records import BucketRecords
 from input_pipeline.re10k import pixelsplat
 from input_pipeline.sampling import read_index
 from input_pipeline.storage import SplitReader
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import read_json
+from lvsm_jax.common.tree import named_leaves
+from lvsm_jax.frozen import dino_weights as dino_files
+from lvsm_jax.frozen import perceptual
+from lvsm_jax.frozen.dino import DinoConfig
 from lvsm_jax.frozen.lpips import read_tree
 from lvsm_jax.scenes.camera_json import read_camera_path
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera
@@ -28,6 +34,7 @@ from lvsm_jax.viewer.uploads import Limits, Uploads
 from lvsm_jax.weights.fingerprints import fingerprint_all
 from lvsm_jax.weights.state_dict import CHECKSUM, read_checkpoint
 from tests.helpers import tiny_dataset, torch_zip
+from tests.helpers.frozen_networks import narrow, save_matconvnet
 from tests.helpers.tiny_export import save_tiny_export
 
 SIZE = (48, 32)  # width and height of pictures
@@ -113,9 +120,41 @@ def read_weights(folder: pathlib.Path) -> Any:
 
 def read_export(folder: pathlib.Path) -> Any:
     import lvsm_jax
-    from lvsm_jax.common.tree import named_leaves
 
     return {name: np.asarray(x) for name, x in named_leaves(lvsm_jax.load(folder / "e")).items()}
+
+
+PLAN = ((4, 4), (4, 4), (4, 4, 4, 4), (4, 4, 4, 4), (4, 4))  # of a narrow VGG-19
+
+
+def write_vgg(folder: pathlib.Path, *, compressed: bool) -> None:
+    layers = [layer for block in narrow((2, 2, 4, 4, 2), seed=3) for layer in block]
+    save_matconvnet(folder / "vgg.mat", layers, do_compression=compressed)
+
+
+def read_vgg(folder: pathlib.Path) -> Any:
+    with mock.patch.object(perceptual, "PLAN", PLAN):
+        weights = perceptual.load_perceptual(folder / "vgg.mat").vgg
+    return [[[layer["kernel"], layer["bias"]] for layer in block] for block in weights]
+
+
+TEACHER = "dinov2_vits14"
+DINO = DinoConfig(num_layers=1, width=8, head_dim=4, patch_size=2, num_special=1, position_grid=2)
+
+
+def dino_weights() -> dict[str, np.ndarray]:
+    rng, shapes = np.random.default_rng(4), dino_files._shapes(DINO)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def read_dino(folder: pathlib.Path) -> Any:
+    [file] = folder.iterdir()
+    with mock.patch.dict(dino_files.TEACHERS, {TEACHER: DINO}):
+        try:
+            teacher = dino_files.load_teacher(file, TEACHER)
+        except UserError as error:  # which lists what is wrong, one below the other
+            raise UserError(str(error).replace("\n  ", " ")) from error
+    return {name: np.asarray(x) for name, x in named_leaves(teacher).items()}
 
 
 def write_tree(folder: pathlib.Path) -> None:
@@ -285,6 +324,30 @@ READERS = (
         sums=True,
         quick=0,  # tests/weights/test_exports.py has some
         slow=60,
+    ),
+    Reader(
+        *("vgg", lambda folder: write_vgg(folder, compressed=False), read_vgg),
+        ends=False,  # after the last convolution there is nothing that is read
+        quick=30,
+        slow=300,
+    ),
+    Reader(
+        *("vgg_compressed", lambda folder: write_vgg(folder, compressed=True), read_vgg),
+        quick=30,
+        slow=300,
+    ),
+    Reader(
+        *("dino", lambda f: torch_zip.save(f / "w.pth", dino_weights()), read_dino),
+        sums=True,
+        quick=30,
+        slow=300,
+    ),
+    Reader(
+        "dino_safetensors",
+        lambda f: safetensors.numpy.save_file(dino_weights(), f / "w.safetensors"),
+        read_dino,
+        quick=30,
+        slow=300,
     ),
     Reader("lpips", write_tree, lambda folder: read_tree(folder / "tree")),
     Reader("dataset", write_dataset, read_dataset, sums=True, quick=40, slow=900),

@@ -17,6 +17,7 @@ from input_pipeline.sampling import read_index
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import expand, read_json
 from lvsm_jax.frozen.lpips import read_tree
+from lvsm_jax.frozen.perceptual import load_perceptual
 from lvsm_jax.scenes.photograph import Photograph
 from lvsm_jax.weights import torch_file
 from lvsm_jax.weights.state_dict import read_checkpoint
@@ -243,6 +244,67 @@ def png(width: int, height: int, rows: bytes) -> bytes:
 def test_pictures_that_swell(tmp_path, size):
     (tmp_path / "x.png").write_bytes(png(*size, bytes(10 * 2**20 if size[0] > 48 else 7)))
     assert "x.png" in refused(Photograph.open, tmp_path / "x.png", camera())
+
+
+# MAT files of MATLAB, which hold VGG-19.
+
+
+def element(kind: int, data: bytes) -> bytes:
+    return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+
+def matrix(kind: int, shape: tuple[int, ...], body: bytes, name: bytes = b"layers") -> bytes:
+    size = struct.pack(f"<{len(shape)}i", *shape)
+    flags = element(6, struct.pack("<II", kind, 0))
+    return element(14, flags + element(5, size) + element(1, name) + body)
+
+
+def nested_cells(depth: int) -> bytes:
+    flags = element(6, struct.pack("<II", 1, 0)) + element(5, struct.pack("<2i", 1, 1))
+    inner, size = [], 0
+    for level in range(depth):
+        inner.append(flags + element(1, b"layers" if level + 1 == depth else b""))
+        size += 8 + len(inner[-1])
+        inner.append(struct.pack("<II", 14, size - 8))
+    return b"".join(reversed(inner))
+
+
+def compressed(data: bytes) -> bytes:
+    packed = zlib.compress(data, 9)
+    return struct.pack("<II", 15, len(packed)) + packed
+
+
+FIELDS = element(5, struct.pack("<i", 8)) + element(1, b"weights\0")
+MATS = {
+    "cells in one another": nested_cells(100_000),
+    "the same, compressed": compressed(nested_cells(100_000)),
+    "zeros": compressed(matrix(6, (1, 4 * 10**7), element(9, bytes(32 * 10**7)))),
+    "empty cells": compressed(matrix(1, (10**6, 1), struct.pack("<II", 14, 0) * 10**6)),
+    "many cells that are not there": matrix(1, (2**31 - 1, 1), b""),
+    "more than there are numbers for": matrix(1, (2**31 - 1,) * 30, b""),
+    "a negative number of them": matrix(1, (-1, -1), b""),
+    "many structs": matrix(2, (2**30, 1), FIELDS),
+    "structs of no elements": matrix(2, (2**31 - 1, 0), FIELDS),
+    "a struct without names": matrix(2, (1, 1), element(5, bytes(4)) + element(1, b"")),
+    "a sparse matrix": matrix(5, (2**31 - 1, 2**31 - 1), element(5, b"") * 2),
+    "an object": matrix(3, (1, 1), element(1, b"os") + FIELDS),
+    "opaque data": matrix(17, (1, 1), b""),
+    "numbers of an unknown kind": matrix(6, (1, 1), element(99, bytes(8))),
+    "a size that is no number": element(14, element(6, bytes(8)) + element(9, bytes(16))),
+    "another variable": matrix(6, (1, 1), element(9, bytes(8)), b"meta"),
+    "another kind of element": element(9, bytes(800)),
+    "a size beyond the file": struct.pack("<II", 14, 2**32 - 1) + bytes(80),
+    "a compressed one of it": struct.pack("<II", 15, 2**32 - 1) + b"x\x9c" + bytes(80),
+}
+
+
+@pytest.mark.parametrize("body", MATS.values(), ids=MATS)
+def test_mat_files(tmp_path, body):
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
+    (tmp_path / "vgg.mat").write_bytes(header + body)
+    assert "vgg.mat does not hold MatConvNet's VGG-19" in refused(
+        load_perceptual, tmp_path / "vgg.mat"
+    )
 
 
 def test_safetensors_of_other_sizes(tmp_path):

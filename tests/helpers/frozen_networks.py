@@ -44,7 +44,9 @@ def seeded_vgg19() -> list[dict[str, np.ndarray]]:
     return layers
 
 
-def save_matconvnet(path: pathlib.Path, layers: list[dict[str, np.ndarray]]) -> None:
+def save_matconvnet(
+    path: pathlib.Path, layers: list[dict[str, np.ndarray]], *, do_compression: bool = False
+) -> None:
     """Writes convolutions, with the other layers between them, as MatConvNet's file has them."""
     places = [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34]
     fields = [(name, object) for name in ("name", "type", "weights", "stride")]
@@ -56,4 +58,5 @@ def save_matconvnet(path: pathlib.Path, layers: list[dict[str, np.ndarray]]) -> 
             layer = layers[places.index(i)]
             weights[0] = layer["kernel"], layer["bias"][None]
         cells[0, i] = np.array([[(f"layer{i}", "conv", weights, np.ones((1, 2)))]], fields)
-    scipy.io.savemat(path, {"layers": cells, "meta": "left unread"})
+    content = {"meta": "left unread", "layers": cells}
+    scipy.io.savemat(path, content, do_compression=do_compression)

@@ -294,14 +294,20 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(tmp_path):
     out = tmp_path / "out"
     program = [sys.executable, "-m", "input_pipeline.re10k", str(source), str(out)]
     kept = []
-    for finished in (1, 3):
-        run = subprocess.Popen([*program, "--workers", "2"], stderr=subprocess.DEVNULL)
+    for finished, number in ((1, signal.SIGKILL), (2, signal.SIGINT), (3, signal.SIGKILL)):
+        run = subprocess.Popen(
+            [*program, "--workers", "2"], stderr=subprocess.DEVNULL, start_new_session=True
+        )
         while len(list((out / ".import").glob("*.json"))) < finished:
             assert run.poll() is None
             time.sleep(0.005)
         workers = worker_ids(run.pid)
-        run.send_signal(signal.SIGKILL)
-        run.wait()
+        if number == signal.SIGINT:  # as Ctrl-C, to all
+            os.killpg(run.pid, number)
+            assert run.wait(20) == 130
+        else:
+            run.send_signal(number)
+            run.wait()
         assert not (out / "dataset_info.json").exists()
         until = time.monotonic() + 20
         while any(os.path.exists(f"/proc/{worker}/fd/0") for worker in workers):
