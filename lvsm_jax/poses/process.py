@@ -3,15 +3,18 @@
 It prints to stderr from C++, may end its process, and cannot be stopped otherwise.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import os
 import pathlib
+import queue
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +24,7 @@ from lvsm_jax.common.errors import UserError
 LOG = "colmap.log"  # in the folder where the worker works
 MATCHES = "matches.npz"  # in the same, where it was to match
 
+_AGAIN = 1.0  # seconds after which the last message is told again
 _PYCOLMAP = 4  # the first with global mapping
 _INSTALL = "pip install 'lvsm_jax[poses]'"
 
@@ -101,9 +105,29 @@ def run_worker(
 
 
 def _messages(worker: subprocess.Popen) -> Iterator[dict[str, Any]]:
-    """What the worker tells, with the seconds that a stage still takes."""
-    stage, started = None, 0.0
-    for line in worker.stdout:
+    """What the worker tells, with the seconds that a stage still takes.
+
+    While it tells nothing, its last message comes again each second: who is told may want to stop.
+    """
+    stage, started, message = None, 0.0, {}
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        with contextlib.suppress(ValueError):  # it is closed when nobody listens any more
+            for line in worker.stdout:
+                lines.put(line)
+        lines.put(b"")
+
+    threading.Thread(target=read, name="poses", daemon=True).start()
+    while True:
+        try:
+            line = lines.get(timeout=_AGAIN)
+        except queue.Empty:
+            if message:
+                yield dict(message)
+            continue
+        if not line:
+            return
         message = json.loads(line)
         if "stage" in message:
             if message["stage"] != stage:

@@ -10,10 +10,11 @@ render`. The weights are those that come with lvsm_jax, or with --weights=EXPORT
 directory that `lvsm train` or `lvsm export` wrote, of an EfficientLVSM; `lvsm view EXPORT SCENE` is
 the same. Needs pip install 'lvsm_jax[viewer]'.
 
-The page shows the photographs as frustums, those in use in orange, and behind them the render:
-coarse while you move, full when you stand still. A list adds and removes photographs, also new ones
-that you upload with their cameras.json. Paths can be played, and the nearest photograph is shown
-beside the render. Several visitors see the same photographs, each from where they are. Ctrl-C ends.
+The page shows the render from where you stand, in full while you move if that is quick. A list adds
+and removes photographs. Photographs that you drop on the page join the scene if they come with
+their cameras.json; of others the cameras are found, and they become a place of their own. Paths,
+also of your own key frames, are played and downloaded as a video; a slider lays a photograph over
+the render. Several visitors see the same photographs, each from where they are. Ctrl-C ends.
 
 Only this computer can open the page unless --host says otherwise: then the link that is printed
 carries a token, and whoever has the link comes in; with --no-token, whoever reaches the port. From

@@ -53,8 +53,10 @@ class Drops:
         else:
             added, used = world.gallery.upload(self._key, photographs)
             rest = "" if added == used else f", {added - used} not: there is no more room"
-            alone = " Do they show another place? Then press “Mine alone”, beside their list."
-            self._tell("Photographs", f"{used} are in use now{rest}.{alone}", colour="green")
+            text = f"{used} are in use now{rest}."
+            if world is self._page.scene:
+                text += " Do they show another place? Then press “Mine alone”, below their list."
+            self._tell("Photographs", text, colour="green")
 
     def open_alone(self) -> None:
         """Takes the visitor's photographs out of the scene, into a place of their own."""

@@ -7,8 +7,7 @@ A path is played in the visitor's window, and downloaded as a video or as the ca
 import importlib.util
 import json
 import logging
-import pathlib
-import tempfile
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.trajectories import PATHS, interpolate, make_path
 from lvsm_jax.viewer import geometry
 from lvsm_jax.viewer.jobs import Job, Report
+from lvsm_jax.viewer.leftovers import make_folder
 from lvsm_jax.viewer.viewpoint import Viewpoint
 from lvsm_jax.viewer.worlds import World
 
@@ -182,8 +182,8 @@ class Paths:
 
     def _render(self, world: World, cameras: list[PosedCamera], report: Report) -> None:
         height, width = self._size
-        with tempfile.TemporaryDirectory(prefix="lvsm-viewer-") as name:
-            folder = pathlib.Path(name)
+        folder = make_folder()
+        try:
             for i, camera in enumerate(cameras):
                 report(i / len(cameras), f"Video: frame {i + 1} of {len(cameras)}")
                 picture = world.session.render(camera, height=height, width=width)
@@ -191,3 +191,5 @@ class Paths:
             report(None, "Video: is put together")
             video = write_video(folder, len(cameras), _FPS, -(-_WATCHED // min(height, width)))
             self._send("path.mp4", video.read_bytes())
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

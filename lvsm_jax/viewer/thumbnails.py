@@ -11,7 +11,7 @@ from PIL import Image
 
 from lvsm_jax.viewer.gallery import Gallery, Listed
 
-_SIDE = 56  # pixels, of the longer side
+_SIDE = 48  # pixels, of the longer side
 _MOST = 48  # beyond, the list is the better way
 _COLOURS = {True: "#ff8c00", False: "#00beff"}  # of the scene's, and of uploaded ones
 
