@@ -90,8 +90,8 @@ def find_scenes(source: epath.Path, pattern: str) -> list[SceneFolder]:
 
     In the order of their names; hidden ones are none. UserError where nothing is matched.
     """
-    if not source.is_dir():
-        raise UserError(f"there is no folder of scenes {source}")
+    if "://" in os.fspath(source) or not source.is_dir():
+        raise UserError(f"there is no folder of scenes {source} on this machine")
     try:
         matches = sorted(source.glob(pattern))
     except (ValueError, NotImplementedError) as error:

@@ -64,11 +64,14 @@ def jpeg_as_it_is(photograph: ScenePhotograph) -> bytes | None:
 
     It is decoded, so that damage is found: UserError.
     """
-    source = photograph.source
-    data = source.read_bytes() if isinstance(source, pathlib.Path) else source
-    if photograph.lens is not None or not data.startswith(b"\xff\xd8"):
+    if photograph.lens is not None:
         return None
-    camera = photograph.camera
+    camera, source = photograph.camera, photograph.source
+    with open(source, "rb") if isinstance(source, pathlib.Path) else io.BytesIO(source) as file:
+        data = file.read(2)
+        if data != b"\xff\xd8":
+            return None
+        data += file.read()
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             stored, mode, turn = image.size, image.mode, turn_by_exif(image)

@@ -16,9 +16,12 @@ import pytest
 from PIL import Image
 
 import lvsm_jax
+from input_pipeline import make_index
+from input_pipeline.own_scenes import __main__ as import_scenes
 from lvsm_jax.common.tree import named_leaves
 from lvsm_jax.programs import convert, export
 from lvsm_jax.weights.exports import describe
+from tests.helpers.own_scenes import write_scene
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -186,6 +189,30 @@ def test_steps_with_other_numbers_of_inputs_resume_bit_identical(rooms, tmp_path
     output = finish(start(rooms, tmp_path / "resumed", **changes))
     assert "resuming from step 4" in output
     assert "resuming with" not in output  # the recorded config is the given one
+    ours, expected = (
+        named_leaves(lvsm_jax.load(tmp_path / name / "export")) for name in ("resumed", "straight")
+    )
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_scenes_of_ones_own_mixed_with_others_resume_bit_identical(rooms, tmp_path):
+    """From folders of photographs to an evaluation by an index, and killed between."""
+    for i in range(4):
+        write_scene(tmp_path / "captures" / f"scene-{i}", 9, suffix="png" if i % 2 else "jpg")
+    import_scenes.run(tmp_path / "captures", tmp_path / "own", test_scenes=["scene-3"])
+    make_index.main([str(tmp_path / "own"), "--inputs=2", "--targets=3"])
+    changes = {"data.path": tmp_path / "own", "data.mix": rooms, "data.mix_weights": "2,1"}
+    changes |= {"run.num_steps": 8, "run.checkpoint_every": 4, "run.eval_every": 8}
+    changes |= {"run.image_every": 0, "run.log_every": 4, "run.cpu_devices": 1}
+    finish(start(rooms, tmp_path / "straight", **changes))
+    assert describe(tmp_path / "straight" / "export")["config"]["data"]["mix"] == [str(rooms)]
+    shutil.copytree(tmp_path / "straight", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "8")
+    shutil.rmtree(tmp_path / "resumed" / "export")
+    output = finish(start(rooms, tmp_path / "resumed", **changes))
+    assert "resuming from step 4" in output and "resuming with" not in output
     ours, expected = (
         named_leaves(lvsm_jax.load(tmp_path / name / "export")) for name in ("resumed", "straight")
     )
