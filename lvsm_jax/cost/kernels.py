@@ -61,17 +61,18 @@ class Total:
 
 
 def kernels(text: str) -> list[Kernel]:
-    """The kernels of a program, from its optimised HLO; collectives are none.
+    """The kernels of a program, from its optimised HLO.
 
-    Loops whose turns cannot be read count as one turn.
+    Collectives are none, nor copies that the program starts and goes on. Loops whose turns cannot
+    be read count as one turn.
     """
     computations = hlo.parse(text)
     return [
         _kernel(instruction, times or 1, computations)
         for times, instruction in hlo.executed(text, inside_fusions=False)
         if hlo.does_work(instruction)
-        # What is inside of an asynchronous operation is looked at itself.
-        and instruction.opcode.removesuffix("-start") not in (*hlo.KINDS, "async")
+        and instruction.opcode not in hlo.KINDS
+        and not instruction.opcode.endswith("-start")
     ]
 
 
@@ -123,18 +124,19 @@ def _kernel(instruction: Instruction, times: int, computations: Computations) ->
 def _attention(name: str, operands: Sequence[str]) -> tuple[str, float, int] | None:
     """Kind, FLOPs and channels of a head of a fused attention kernel; None for another.
 
-    cuDNN's operands are `[b, t, m, c]`, those of the TPU's kernel `[b, m, t, c]`. Forward it has
-    two matmuls, backward five.
+    cuDNN's operands are `[b, t, m, c]`, those of the TPU's kernel `[*b, m, c, t]` as
+    `models.attention` lays them. Forward it has two matmuls, backward five.
     """
     cudnn = "fmha" in name
-    if not (cudnn or "splash" in name or "flash" in name):
+    if not (cudnn or "splash" in name):
         return None
-    shapes = [_sizes(shape) for shape in operands]
-    queries, keys = [shape for shape in shapes if len(shape) == 4][:2]
-    flops = 4 * math.prod(queries) * keys[1 if cudnn else 2]
-    if "Backward" in name or "dkv" in name or "dq" in name:
-        return "attention backward", 2.5 * flops, queries[-1]
-    return "attention", float(flops), queries[-1]
+    floats = (shape for shape in operands if shape.startswith(("bf16", "f16", "f32")))
+    queries, keys = [sizes for sizes in map(_sizes, floats) if len(sizes) > 2][:2]
+    channels, tokens = (queries[-1], keys[1]) if cudnn else (queries[-2], keys[-1])
+    flops = 4.0 * math.prod(queries) * tokens
+    if "Backward" in name or "dkv" in name:
+        return "attention backward", 2.5 * flops, channels
+    return "attention", flops, channels
 
 
 def _products(
@@ -165,13 +167,15 @@ def _products(
             output, kernel = operands[1], result
         labels = instruction.attribute(r"dim_labels=\w+_\w+->(\w+)") or ""
         channels = output[labels.index("f")] if "f" in labels else 1
-        # Of the TPU's convolutions a batched matmul dilates one side: its window adds nothing.
-        dilated = re.search(r"window=\{[^}]*lhs_dilate=", instruction.rest)
+        # TPUs have convolutions for matmuls: without a window, and batched ones dilate one side,
+        # whose window adds nothing.
+        window = instruction.attribute(r"window=\{([^}]*)\}") or ""
+        is_matmul = not target and (not window or "lhs_dilate=" in window)
         depth = math.prod(kernel) / channels
-        if dilated and not target:
-            sizes = instruction.attribute(r"window=\{size=([\dx]+)") or "1"
-            depth /= math.prod(map(int, sizes.split("x")))
-        yield "convolution", 2.0 * math.prod(output) * depth, _dtype(instruction, computations)
+        if is_matmul and (sizes := re.search(r"size=([\dx]+)", window)):
+            depth /= math.prod(map(int, sizes[1].split("x")))
+        kind = "matmul" if is_matmul else "convolution"
+        yield kind, 2.0 * math.prod(output) * depth, _dtype(instruction, computations)
 
 
 def _dtype(instruction: Instruction, computations: Computations) -> str:

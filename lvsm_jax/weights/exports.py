@@ -251,13 +251,15 @@ def load(
     Packed weights become float32 again. `verify` compares all that is read with its checksums,
     which exports from before format 1 do not have. Options change fields of the model's
     configuration that say how to compute: `dtype`, `residual_dtype`, `attention`, `remat`,
-    `unroll`, `targets_at_once`, `cache_dtype`. `for_rendering` is `in_compute_dtype`: a model that
+    `unroll` (False unless asked for: what pays in a long run makes a first picture wait),
+    `targets_at_once`, `cache_dtype`. `for_rendering` is `in_compute_dtype`: a model that
     computes in bfloat16 takes half the memory. Raises FileNotFoundError for no export; UserError,
     which names export and array, for an unknown architecture or format, weights that do not fit, or
     damage.
     """
     path = absolute(path)
     description = describe(path, verify=verify)
+    options = {"unroll": False} | options
     template = abstract_model(model_config(path, verify=verify, **options))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = {

@@ -76,6 +76,28 @@ def test_flops_and_bytes_of_each_kernel():
     }
 
 
+@pytest.mark.parametrize("batch", ["2,", ""])
+def test_attention_of_tpus(batch):
+    """Tokens last; a single scene has no dimension."""
+    scenes = 2 if batch else 1
+    text = f"""HloModule m
+
+ENTRY %main (q: bf16[{batch}3,16,8], k: bf16[{batch}3,16,4]) -> f32[3] {{
+  %mask = s8[1,1,1]{{2,1,0}} constant({{...}})
+  %q = bf16[{batch}3,16,8]{{2,1,0}} parameter(0)
+  %k = bf16[{batch}3,16,4]{{2,1,0}} parameter(1)
+  %splash_mha_fwd_residuals.1 = (bf16[{batch}3,8,16]{{2,1,0}}, f32[3]{{0}}) custom-call(%mask, %q, \
+%k, %k), custom_call_target="tpu_custom_call"
+  %splash_mha_dkv_no_residuals.2 = f32[3]{{0}} custom-call(%mask, %q, %k, %k), \
+custom_call_target="tpu_custom_call"
+}}
+"""
+    ahead, back = kernels(text)
+    assert ahead.flops == 4 * scenes * 3 * 8 * 4 * 16 and back.flops == 2.5 * ahead.flops
+    assert (ahead.kind, back.kind) == ("attention", "attention backward")
+    assert ahead.head_dim == 16
+
+
 def test_a_kernel_takes_the_longer_of_memory_and_arithmetic():
     chip = GPUS["h100"]
     fast = Kernel("x", "matmul", 2, 0.0, chip.peak * SHARES["matmul"], "bf16")

@@ -204,3 +204,10 @@ def test_a_head_that_copies_stays_in_float32():
     narrow = exports.in_compute_dtype(lvsm_jax.EfficientLVSM(config, rngs=nnx.Rngs(0)))
     wide = {name for name, leaf in named_leaves(narrow).items() if leaf.dtype == jnp.float32}
     assert {name.split(".")[0] for name in wide if name.endswith("kernel")} == {"copy_head"}
+
+
+def test_a_run_that_unrolls_its_layers_leaves_an_export_that_does_not(tmp_path):
+    config = lvsm_jax.EfficientLVSMConfig(num_layers=1, width=32, head_dim=16, unroll=True)
+    lvsm_jax.save(lvsm_jax.EfficientLVSM(config, rngs=nnx.Rngs(0)), tmp_path / "export")
+    assert not lvsm_jax.load(tmp_path / "export").config.unroll
+    assert lvsm_jax.load(tmp_path / "export", unroll=True).config.unroll
