@@ -9,7 +9,8 @@
     lvsm train --config=configs/worlds_64.py:closer --workdir=runs/closer \
         --config.init_from=runs/shipped/export
 
-a layer deeper and trained for longer, in the end on paths as short as those of videos. Scores are of held-out worlds; on a dataset:
+a layer deeper and trained for longer, in the end on paths as short as those of videos. Scores are
+of held-out worlds; on a dataset:
 
     lvsm eval --config=configs/worlds_64.py --checkpoint=runs/worlds_64/export \
         --config.eval.worlds=0 --config.data.path=data/re10k

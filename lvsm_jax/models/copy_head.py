@@ -159,7 +159,8 @@ def _copy(
     targets = jax.tree.map(lambda x: gather_tokens(x, sharded), targets)
     # Of a token's column and row in [-1, 1] and its features, what all pixels of the patch get:
     # column and row in pixels, and a logit.
-    (kernel, disparity_weight), (height, width, channels) = shared, source.images.shape[2:]
+    kernel, disparity_weight = shared
+    height, width, channels = source.images.shape[2:]
     unit = np.repeat([width / 2, height / 2, 1], patch**2)
     place = np.repeat(np.eye(2, 3), patch**2, axis=1)
     kernel = jnp.concatenate([place * unit, kernel * np.repeat([patch, patch, 1], patch**2)])
@@ -168,7 +169,8 @@ def _copy(
     targets = dataclasses.replace(targets, pixels=targets.pixels * scale + middle)
     rays = rays_of_patches(targets.cameras, *size, patch)
     # Nothing of the pixels is kept for the backward pass: that is faster on CPUs, too.
-    fetch = jax.checkpoint(functools.partial(_fetch, targets, rays, (kernel, disparity_weight)), prevent_cse=False)
+    shared = kernel, disparity_weight
+    fetch = jax.checkpoint(functools.partial(_fetch, targets, rays, shared), prevent_cse=False)
     b, t, n, _, _, i = targets.pixels.shape
     nothing = jnp.zeros((b, t, n * i, channels)), jnp.full((b, t, n * i), -jnp.inf)
     views = dataclasses.replace(source, num_views=None)
