@@ -53,9 +53,7 @@ def measure(options: argparse.Namespace) -> Report:
         rounds = [visitors.compare()]
         samples = [_look(process.pid, temporary)]
         threads = [
-            threading.Thread(
-                target=visitors.visit_again_and_again, args=(options.seed + i,), daemon=True
-            )
+            threading.Thread(target=visitors.come_and_go, args=(options.seed + i,), daemon=True)
             for i in range(options.visitors)
         ]
         for thread in threads:
