@@ -35,7 +35,7 @@ from lvsm_jax.common.errors import UserError
 
 _SAMPLES = 5.0  # seconds between looks at the process
 _STALE = 1.0  # grey levels, of 255, by which a picture may differ: the order of views rounds
-_WAIT = 60.0
+_WAIT = 180.0
 
 
 @program
@@ -53,9 +53,7 @@ def measure(options: argparse.Namespace) -> Report:
         rounds = [visitors.compare()]
         samples = [_look(process.pid, temporary)]
         threads = [
-            threading.Thread(
-                target=visitors.visit_again_and_again, args=(options.seed + i,), daemon=True
-            )
+            threading.Thread(target=visitors.come_and_go, args=(options.seed + i,), daemon=True)
             for i in range(options.visitors)
         ]
         for thread in threads:
@@ -85,7 +83,7 @@ def measure(options: argparse.Namespace) -> Report:
         "files_left": left,
         "status": process.returncode,
         "tracebacks": tracebacks,
-        "log": lines[-20:],
+        "log": lines[-200:],
     }
 
 

@@ -1,5 +1,6 @@
 """A real viewer among strangers: handshakes, messages and jobs, without a browser."""
 
+import asyncio
 import http.client
 import logging
 import socket
@@ -148,6 +149,15 @@ def test_messages_that_are_none_are_dropped_and_then_the_visitor(viewer, visit, 
     client.send("RunJavascriptMessage", source="alert(1)")
     client.send("ViewerCameraMessage", wxyz=[float("nan")] * 4)
     client.send("GuiUpdateMessage", uuid="nothing", updates={"value": 1})
+    for owner in ("", "nobody", str(min(viewer._visitors))):
+        at = {"ray_origin": [0, 0, 0], "ray_direction": [0, 0, 1], "screen_pos": [0.5, 0.5]}
+        rest = {"instance_index": None, "modifier": None, "owner": owner}
+        client.send("SceneNodeClickMessage", name="/nothing", **at, **rest)
+    parts = {"source_component_uuid": "nothing", "transfer_uuid": "x"}
+    about = {"filename": "../x", "mime_type": "", "part_count": 2, "size_bytes": 9}
+    client.send("FileTransferPart", **parts, part_index=2**53, content=b"x")
+    client.send("FileTransferStartUpload", **parts, **about)
+    client.send("FileTransferPart", **parts, part_index=1, content=b"x")
     shown = client.pictures
     client.stand((0.1, -1.0, 0.2))
     client.wait_for(lambda: client.pictures > shown, "the picture after them")
@@ -255,6 +265,44 @@ def test_a_flood_of_messages_waits_its_turn(viewer, visit, monkeypatch):
     assert time.monotonic() - begin > 1.0
 
 
+def test_any_thread_may_send_messages():
+    """Waiting for messages begins and ends in the loop's thread alone."""
+    loop, woken = asyncio.new_event_loop(), []
+
+    async def wait():
+        event, here = guard._Event(loop), threading.get_ident()
+
+        class Waiter(asyncio.Future):
+            def set_result(self, result):
+                woken.append(threading.get_ident() == here)
+                super().set_result(result)
+
+        event._waiters.append(waiter := Waiter())
+        other = threading.Thread(target=event.set)
+        other.start()
+        other.join(WAIT)
+        assert not event.is_set() and not woken
+        await asyncio.wait_for(waiter, WAIT)
+        assert event.is_set()
+        event.clear()
+        event.set()  # here it is set at once
+        assert event.is_set()
+        return event
+
+    event = loop.run_until_complete(wait())
+    assert woken == [True]
+    loop.close()
+    event.set()  # nobody is there any more
+
+
+def test_the_events_of_all_connections_are_those(viewer, visit):
+    visit()
+    server = viewer._server._websock_server
+    [state] = server._client_state_from_id.values()
+    for buffer in (server.get_message_buffer(), state.message_buffer):
+        assert isinstance(buffer.message_event, guard._Event)
+
+
 def test_jobs_of_one_visitor_leave_room_for_others():
     told, done, gate = [], [], threading.Event()
     running = threading.Semaphore(0)
@@ -272,7 +320,7 @@ def test_jobs_of_one_visitor_leave_room_for_others():
         assert executor.submit(lambda: "another's").result(WAIT)
         assert not running.acquire(timeout=0.1) and not done
         gate.set()
-    assert sorted(done) == list(range(len(done))) and len(done) + len(told) == 200
+    assert len(set(done)) == len(done) == 200 - len(told)
     assert 0 <= len(done) - guard._MOST_WAITING <= guard._MOST_THREADS
     assert all(future.done() for future in futures)
     with ThreadPoolExecutor(1) as executor, pytest.raises(ZeroDivisionError):
