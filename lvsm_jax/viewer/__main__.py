@@ -35,6 +35,7 @@ from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.text import printable
 from lvsm_jax.programs import scene_options
+from lvsm_jax.viewer.access import is_loopback, make_token
 
 _DATASET = "data/worlds"
 
@@ -58,7 +59,6 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     inputs = scene_options.choose_inputs(scene, given.inputs)
 
     from lvsm_jax.rendering.session import Session
-    from lvsm_jax.viewer.access import is_loopback, make_token
     from lvsm_jax.viewer.gallery import Gallery, prepare
     from lvsm_jax.viewer.geometry import coarse_size
     from lvsm_jax.viewer.leftovers import clear_leftovers
@@ -68,7 +68,6 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
 
     check_address(given.host, given.port)
     clear_leftovers()
-    asks = not is_loopback(given.host) if given.token is None else given.token
     about = exports.describe(weights)
     print(printable(trained_on(about)))
     height, width = size = scene_options.picture_size(given.size, about)
@@ -87,7 +86,7 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
             start=inputs[len(inputs) // 2].camera,
             host=given.host,
             port=given.port,
-            token=make_token() if asks else None,
+            token=_token(given),
             max_visitors=given.max_visitors,
             limits=Limits(bytes=given.max_upload_mb * 2**20),
         )
@@ -95,6 +94,12 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
             chosen = f"{len(inputs)} of {len(scene.photographs)} photographs of {scene.source}"
             print(f"{chosen}, {width}×{height} pixels")
             yield viewer.url
+
+
+def _token(given: argparse.Namespace) -> str | None:
+    """What the page asks for: beyond this computer, unless the command line says otherwise."""
+    asks = not is_loopback(given.host) if given.token is None else given.token
+    return make_token() if asks else None
 
 
 def _first_world() -> str:
@@ -119,6 +124,8 @@ def main(arguments: list[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     # Of viser, when a visitor leaves while something is sent to them.
     warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")
+    # Of a file that is smaller than was announced: visitors could fill the log.
+    warnings.filterwarnings("ignore", message=r"\[viser\] Dropping upload")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with contextlib.suppress(KeyboardInterrupt), serve(given) as url:

@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from typing import Any
-from unittest import mock
 
 import websockets.asyncio.server
 from viser import _messages as messages
@@ -76,8 +75,11 @@ def guarding(access: Access, max_visitors: int) -> Iterator[None]:
         options |= {"max_size": MAX_PART + 2**16, "max_queue": 4, "logger": _connections_log()}
         return start(*where, process_request=answer, create_connection=_Connection, **options)
 
-    with mock.patch.object(websockets.asyncio.server, "serve", serve):
+    websockets.asyncio.server.serve = serve
+    try:
         yield
+    finally:
+        websockets.asyncio.server.serve = start
 
 
 def _plain(request: Request) -> dict[str, str]:

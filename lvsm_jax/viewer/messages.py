@@ -26,7 +26,7 @@ MAX_PART = 4 * 2**20  # bytes; browsers send files in parts of half a MiB
 _Id = Annotated[str, msgspec.Meta(max_length=100)]
 _Text = Annotated[str, msgspec.Meta(max_length=1000)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # as far as a browser counts
-_Pixels = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
+_Pixels = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 _Pair = tuple[float, float]
 _Vector = tuple[float, float, float]
 _Part = Annotated[bytes, msgspec.Meta(max_length=MAX_PART)]
@@ -53,6 +53,8 @@ class _Camera(_Message, tag="ViewerCameraMessage"):
         numbers = (*self.wxyz, *self.position, *self.look_at, *self.up_direction)
         if not all(map(math.isfinite, (*numbers, self.fov, self.near, self.far))):
             raise ValueError("the browser's camera is not finite")
+        if not 1e-3 < math.hypot(*self.wxyz) < 1e3:
+            raise ValueError("the browser's camera has no direction")
 
 
 class _Update(_Message, tag="GuiUpdateMessage"):
@@ -62,11 +64,11 @@ class _Update(_Message, tag="GuiUpdateMessage"):
 
 class _Click(_Message, tag="SceneNodeClickMessage"):
     name: Annotated[str, msgspec.Meta(max_length=10_000)]
-    instance_index: _Count | None = None
-    ray_origin: _Vector = (0.0, 0.0, 0.0)
-    ray_direction: _Vector = (0.0, 0.0, 1.0)
-    screen_pos: _Pair = (0.0, 0.0)
-    modifier: _Id | None = None
+    instance_index: _Count | None
+    ray_origin: _Vector
+    ray_direction: _Vector
+    screen_pos: _Pair
+    modifier: _Id | None
     owner: _Id = ""
 
 
@@ -80,10 +82,10 @@ class _Start(_Message, tag="FileTransferStartUpload"):
 
 
 class _FilePart(_Message, tag="FileTransferPart"):
+    source_component_uuid: _Id | None
     transfer_uuid: _Id
     part_index: _Count
     content: _Part
-    source_component_uuid: _Id | None = None
 
 
 _decoder = msgspec.msgpack.Decoder(_Camera | _Update | _Click | _Start | _FilePart)

@@ -332,6 +332,20 @@ def test_serving(export, scene, capsys):
         pass
 
 
+def test_a_token_is_asked_for_beyond_this_computer():
+    for arguments, asks in (
+        ([], False),
+        (["--host=::1"], False),
+        (["--token"], True),
+        (["--host=0.0.0.0"], True),
+        (["--host=box.lan"], True),
+        (["--host=0.0.0.0", "--no-token"], False),
+    ):
+        tokens = [program._token(parse(*arguments)) for _ in range(2)]
+        assert [token is not None for token in tokens] == [asks] * 2, arguments
+        assert not asks or tokens[0] != tokens[1]
+
+
 @needs_viser
 def test_one_argument_without_a_name_is_the_scene(export, scene, monkeypatch):
     served = []

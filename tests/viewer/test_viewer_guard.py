@@ -148,6 +148,15 @@ def test_messages_that_are_none_are_dropped_and_then_the_visitor(viewer, visit, 
     client.send("RunJavascriptMessage", source="alert(1)")
     client.send("ViewerCameraMessage", wxyz=[float("nan")] * 4)
     client.send("GuiUpdateMessage", uuid="nothing", updates={"value": 1})
+    for owner in ("", "nobody", str(min(viewer._visitors))):
+        at = {"ray_origin": [0, 0, 0], "ray_direction": [0, 0, 1], "screen_pos": [0.5, 0.5]}
+        rest = {"instance_index": None, "modifier": None, "owner": owner}
+        client.send("SceneNodeClickMessage", name="/nothing", **at, **rest)
+    parts = {"source_component_uuid": "nothing", "transfer_uuid": "x"}
+    about = {"filename": "../x", "mime_type": "", "part_count": 2, "size_bytes": 9}
+    client.send("FileTransferPart", **parts, part_index=2**53, content=b"x")
+    client.send("FileTransferStartUpload", **parts, **about)
+    client.send("FileTransferPart", **parts, part_index=1, content=b"x")
     shown = client.pictures
     client.stand((0.1, -1.0, 0.2))
     client.wait_for(lambda: client.pictures > shown, "the picture after them")
@@ -272,7 +281,7 @@ def test_jobs_of_one_visitor_leave_room_for_others():
         assert executor.submit(lambda: "another's").result(WAIT)
         assert not running.acquire(timeout=0.1) and not done
         gate.set()
-    assert sorted(done) == list(range(len(done))) and len(done) + len(told) == 200
+    assert len(set(done)) == len(done) == 200 - len(told)
     assert 0 <= len(done) - guard._MOST_WAITING <= guard._MOST_THREADS
     assert all(future.done() for future in futures)
     with ThreadPoolExecutor(1) as executor, pytest.raises(ZeroDivisionError):

@@ -67,6 +67,17 @@ def test_what_the_page_sends_is_what_viser_reads(kind):
     assert type(theirs.Message.deserialize(raw)).__name__ == kind
 
 
+@pytest.mark.parametrize("kind", SOUND)
+def test_what_viser_needs_is_there(kind):
+    for field in SOUND[kind]:
+        raw = packed(kind, {name: value for name, value in SOUND[kind].items() if name != field})
+        if field == "owner":
+            check_message(raw)
+            assert theirs.Message.deserialize(raw).owner == ""
+        else:
+            assert f"missing required field `{field}`" in refusal(raw)
+
+
 def test_no_other_message_of_viser_is_let_through():
     """Neither what it would act on, nor what only its server sends."""
     kinds = {kind.__name__ for kind in theirs.Message.get_subclasses()}
@@ -105,7 +116,10 @@ def test_cameras_are_finite():
     for field in ("wxyz", "position", "look_at", "up_direction"):
         value = [float("nan"), *camera[field][1:]]
         assert "not finite" in refusal(packed("ViewerCameraMessage", camera | {field: value}))
-    refusal(packed("ViewerCameraMessage", camera | {"image_width": 10**6}))
+    for size in (0, 10**6):
+        refusal(packed("ViewerCameraMessage", camera | {"image_width": size}))
+    for wxyz in ([0.0] * 4, [1e300, 0.0, 0.0, 1e300], [1e-300] * 4):
+        assert "no direction" in refusal(packed("ViewerCameraMessage", camera | {"wxyz": wxyz}))
 
 
 def test_parts_have_a_size():
