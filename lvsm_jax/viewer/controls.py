@@ -1,5 +1,6 @@
 """The controls of a visitor's view, and of the list of photographs."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from lvsm_jax.viewer.viewpoint import WALKING, Viewpoint
 
 _FOVS = (10.0, 120.0)  # degrees
 _SPEEDS = (0.1, 2.0)  # extents of the scene a second
+_A_WHILE = 1.5  # seconds
 _USED_MARK = "● "
 
 Safely = Callable[[Callable[[Any], None]], Callable[[Any], None]]
@@ -37,6 +39,7 @@ class ViewControls:
         hint = "of W A S D, in extents of the cameras a second"
         speed = gui.add_slider("Walking speed", *_SPEEDS, 0.1, WALKING, hint=hint)
         self._cameras = gui.add_checkbox("Cameras in 3D", False)
+        self._zoomed = -_A_WHILE
 
         def walk(event: Any) -> None:
             viewpoint.walk_at(geometry.bounded(event.target.value, *_SPEEDS))
@@ -44,6 +47,7 @@ class ViewControls:
 
         def zoom(event: Any) -> None:
             if event.client is not None:  # by the visitor, not by `show`
+                self._zoomed = time.monotonic()
                 viewpoint.set_fov(geometry.bounded(event.target.value, *_FOVS))
 
         reset.on_click(safely(lambda _: viewpoint.go_to_start()))
@@ -58,7 +62,9 @@ class ViewControls:
         return bool(self._cameras.value)
 
     def show(self) -> None:
-        """Sets the field of view to what it is, unless the slider has it already."""
+        """Sets the slider to the field of view that there is, but not while it is moved."""
+        if time.monotonic() - self._zoomed < _A_WHILE:  # renders are behind
+            return
         if (fov := self._viewpoint.fov) is not None:
             fov = float(round(min(_FOVS[1], max(_FOVS[0], fov))))
             if abs(fov - self._fov.value) > 1:

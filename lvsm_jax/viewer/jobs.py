@@ -85,9 +85,9 @@ class Job:
                 _log.exception("%s failed", title)
                 self._say(title, f"{type(error).__name__} at the server, whose log says more")
         finally:
+            self._show(False)
             with self._lock:
                 self._stop = None
-            self._show(False)
 
     def _say(self, title: str, message: str) -> None:
         if not self._gone:

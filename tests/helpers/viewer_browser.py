@@ -29,8 +29,9 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 WINDOW = {"width": 900, "height": 500}
-WAIT = 30  # seconds that nothing should take
+WAIT = 60  # seconds that nothing should take, also where other programs run
 expect = playwright.expect
+expect.set_options(timeout=1000 * WAIT)
 READY, NOTHING = "Ready.", "Nothing to render from"
 
 
