@@ -65,13 +65,14 @@ class Sizes:
     matmul: int
     worlds: Mapping[str, Any]  # changes of the worlds of `worlds_256`
     seconds: float = 3.0  # that a row's calls take, about
+    loss_networks: bool = True  # which have their full size, too large for a rehearsal
 
 
 FULL = Sizes({}, 256, 512, 8, (1, 4, 16, 64), 8192, {})
 SMALL = Sizes(
     {"num_layers": 2, "width": 64, "head_dim": 32, "dtype": "float32"},
     32, 64, 1, (1, 4), 512,
-    {"boxes": 8, "ellipsoids": 8, "cylinders": 8, "scenes_at_once": 1}, 0.1,
+    {"boxes": 8, "ellipsoids": 8, "cylinders": 8, "scenes_at_once": 1}, 0.1, False,
 )  # fmt: skip
 
 
@@ -135,7 +136,8 @@ def rows(sizes: Sizes) -> Iterator[Row]:
     yield Row("train", "MSE, as configured", functools.partial(step, plain, scenes), True)
     yield Row("render", f"{scenes} scenes", functools.partial(_render, plain, scenes, sizes.image))
     yield Row("render", "1 scene", functools.partial(_render, plain, 1, sizes.image))
-    yield Row("train", "all losses", functools.partial(step, complete, scenes), True)
+    if sizes.loss_networks:
+        yield Row("train", "all losses", functools.partial(step, complete, scenes), True)
     for backward in (False, True):
         name = "attention" + " and its gradient" * backward
         yield Row("peak", name, functools.partial(_attention, plain, sizes, backward))

@@ -119,7 +119,8 @@ def text(result: Mapping[str, Any]) -> str:
         f"  launches         {sum(kind['runs'] for kind in result['by_kind'].values()):9}",
         "",
         format_table(("kernels", "runs", "TFLOP", "GB", "ms"), kinds),
-        "of these " + ", ".join(f"{name} {n}" for name, n in result["kernels"].items()),
+        "libraries' kernels: "
+        + (", ".join(f"{name} {n}" for name, n in result["kernels"].items()) or "none"),
         "",
         format_table(("collectives", "dtype", "group", "times", "operations", "MB sent"), rows),
         f"sent {work['sent_bytes'] / 1e6:.1f} MB, at least "
