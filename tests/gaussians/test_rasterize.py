@@ -152,3 +152,13 @@ def test_memory_follows_its_formula():
     compiled = jax.jit(lambda g: rasterize(g, *scene()[1], **size)).lower(many).compile()
     measured = compiled.memory_analysis().temp_size_in_bytes
     assert 0.75 < measured / rasterizer_bytes(n, **size) < 1.25
+
+
+def test_it_lowers_for_every_platform():
+    """No operation is a CPU's alone, forward or backward; nothing is compiled."""
+
+    def loss(gaussians, camera):
+        return rasterize(gaussians, *camera, **SIZE, capacity=500, tile=16).features.sum()
+
+    export = jax.export.export(jax.jit(jax.grad(loss)), platforms=("cpu", "cuda", "tpu"))
+    assert export(*scene()).platforms == ("cpu", "cuda", "tpu")

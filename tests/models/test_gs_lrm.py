@@ -217,3 +217,28 @@ def test_steps_are_the_same_on_several_devices_and_begin_with_distances():
     for row in rows[2:]:
         assert row["loss"] == pytest.approx(row["loss/mse"])
     assert rows[0]["overflow"] == 0
+
+
+@pytest.mark.slow
+def test_it_learns_a_batch():
+    """Flat pictures of one colour a scene: distances first, then colours and opacities."""
+    batch = a_batch()
+    flat = np.random.default_rng(2).integers(0, 255, (4, 1, 1, 1, 3), np.uint8)
+    filled = [
+        dataclasses.replace(views, images=np.broadcast_to(flat, views.images.shape).copy())
+        for views in (batch.inputs, batch.targets)
+    ]
+    batch = dataclasses.replace(batch, inputs=filled[0], targets=filled[1])
+    config = dataclasses.replace(
+        training_config(distance=0.1, distance_steps=5, distance_middle=2.5),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5, schedule="constant"),
+        num_steps=100,
+    )
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        state, placed = init_state(config, mesh, 0), shard_batch(mesh, batch)
+        step, scores = compiled_step(config, mesh), []
+        for _ in range(100):
+            state, metrics = step(state, placed, NO_NETWORKS)
+            scores.append(float(metrics["psnr"]))
+    assert scores[-1] > scores[0] + 8
