@@ -183,8 +183,8 @@ def _parser() -> argparse.ArgumentParser:
     add("scene", type=path, metavar="SCENE", help="as lvsm view takes it")
     add("--visitors", type=int, default=10, help="at a time (10)")
     add("--minutes", type=float, default=10.0, help="that they come and go (10)")
-    add("--compare-every", type=float, default=60.0, metavar="S",
-        help="seconds between comparisons of pictures (60)")  # fmt: skip
+    add("--compare-every", type=float, default=120.0, metavar="S",
+        help="seconds between comparisons of pictures (120)")  # fmt: skip
     add("--seed", type=int, default=0, help="of what they do (0)")
     add("--view-flags", nargs=argparse.REMAINDER, default=[], metavar="FLAG",
         help="passed to lvsm view, last: --view-flags --weights=...")  # fmt: skip
