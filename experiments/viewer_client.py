@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import math
 import socket
 import threading
@@ -21,6 +22,8 @@ from websockets.sync.client import connect
 
 from lvsm_jax.common.errors import UserError
 
+_quiet = logging.getLogger(f"{__name__}.connection")  # of one that is cut without a word
+_quiet.setLevel(logging.CRITICAL)
 _PART = 2**19  # bytes of a file in one message, as browsers send them
 _WINDOW = (600, 400)  # width and height in pixels
 # Messages by which the server moves a visitor: their field, and that of the camera.
@@ -44,7 +47,12 @@ class ViewerClient:
         address = f"{page.replace('http', 'ws', 1)}/{'?' if query else ''}{query}"
         protocol = f"viser-v{viser.__version__}"
         self._connection = connect(
-            address, subprotocols=[protocol], origin=origin, max_size=None, open_timeout=wait
+            address,
+            subprotocols=[protocol],
+            origin=origin,
+            max_size=None,
+            open_timeout=wait,
+            logger=_quiet,
         )
         self._changed = threading.Condition()  # of what follows
         self._elements: dict[str, dict[str, Any]] = {}

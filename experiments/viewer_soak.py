@@ -35,7 +35,7 @@ from lvsm_jax.common.errors import UserError
 
 _SAMPLES = 5.0  # seconds between looks at the process
 _STALE = 1.0  # grey levels, of 255, by which a picture may differ: the order of views rounds
-_WAIT = 60.0
+_WAIT = 180.0
 
 
 @program
@@ -83,7 +83,7 @@ def measure(options: argparse.Namespace) -> Report:
         "files_left": left,
         "status": process.returncode,
         "tracebacks": tracebacks,
-        "log": lines[-20:],
+        "log": lines[-200:],
     }
 
 

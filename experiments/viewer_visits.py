@@ -20,7 +20,8 @@ from lvsm_jax.scenes.trajectories import PATHS
 _STAY = 10.0, 60.0  # seconds of a visit
 _PAUSE = 0.2, 2.0  # seconds between what a visitor does
 _PLACE = (0.1, -0.9, 0.1)  # where all stand still
-_WAIT = 60.0
+_WAIT = 180.0  # seconds, where the machine does much else
+_SETTLED = 5.0  # seconds without a new picture
 _USED_MARK = "● "
 
 
@@ -75,7 +76,7 @@ class Visitors:
                     with contextlib.suppress(OSError):
                         client.stand(_PLACE)
                 for client in clients:
-                    client.wait_until_settled(wait=_WAIT)
+                    client.wait_until_settled(_SETTLED, wait=_WAIT)
                 picture = new.picture()
                 others = [c.picture() for c in clients if not c.closed and c is not new]
                 if at_end:
@@ -101,7 +102,10 @@ class Visitors:
         client = ViewerClient(self._url, wait=_WAIT)
         try:
             client.stand(_PLACE)
-            client.wait_for(lambda: client.jpeg or client.closed, "the first picture", _WAIT)
+            try:
+                client.wait_for(lambda: client.jpeg or client.closed, "the first picture", _WAIT)
+            except TimeoutError:
+                raise UserError(f"no picture in {_WAIT:g} s: {client.texts()[:80]!r}") from None
             with self._lock:
                 self.slowest = max(self.slowest, time.monotonic() - start)
                 self._here.add(client)

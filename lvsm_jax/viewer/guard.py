@@ -53,8 +53,11 @@ def note(text: str) -> None:
 
 @contextlib.contextmanager
 def guarding(access: Access, max_visitors: int) -> Iterator[None]:
-    """Servers that start in the block let in whom `access` does, while there is room."""
-    start, doors = websockets.asyncio.server.serve, Pace(*_DOORS)
+    """Servers that start in the block let in whom `access` does, while there is room.
+
+    Nobody is let in before the block is left.
+    """
+    start, doors, ready = websockets.asyncio.server.serve, Pace(*_DOORS), threading.Event()
 
     def serve(*where: Any, process_request: Callable[..., Any], **options: Any) -> Any:
         def answer(connection: ServerConnection, request: Request) -> Response | None:
@@ -64,7 +67,11 @@ def guarding(access: Access, max_visitors: int) -> Iterator[None]:
                 refusal = access.answer(request.path, _plain(request), socket=page is None)
             except (OSError, ValueError, LookupError) as error:  # paths and headers that are none
                 refusal = Answer(http.HTTPStatus.BAD_REQUEST, f"no request of the page: {error}")
-            if refusal is None and page is None and (full or not doors.allows()):
+            if (
+                refusal is None
+                and page is None
+                and (full or not ready.is_set() or not doors.allows())
+            ):
                 refusal = Answer(http.HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
             if refusal is not None:
                 return _respond(connection, refusal)
@@ -78,6 +85,7 @@ def guarding(access: Access, max_visitors: int) -> Iterator[None]:
     websockets.asyncio.server.serve = serve
     try:
         yield
+        ready.set()
     finally:
         websockets.asyncio.server.serve = start
 
@@ -143,8 +151,41 @@ class _Connection(ServerConnection):
                 self._closing = asyncio.create_task(closing)
 
 
-def watch(client: Any) -> None:
-    """Checks what one of viser's clients does to its panel and scene.
+def mend_events(server: Any) -> None:
+    """Lets any thread send messages by a server of viser's.
+
+    viser wakes who waits for them from the thread that sends, which asyncio's events do not bear:
+    now and then it raised an error, and a message was lost.
+    """
+
+    def mend(buffer: Any) -> None:
+        buffer.message_event = _Event(buffer.event_loop)
+
+    mend(server.get_message_buffer())  # to all
+    server.on_client_connect(lambda connection: mend(connection.get_message_buffer()))
+
+
+class _Event(asyncio.Event):
+    """An event that is set in the thread of its loop alone."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        super().__init__()
+        self._of = loop
+
+    def set(self) -> None:
+        """Sets it now, or soon if this is another thread."""
+        try:
+            inside = asyncio.get_running_loop() is self._of
+        except RuntimeError:
+            inside = False
+        if inside:
+            return super().set()
+        with contextlib.suppress(RuntimeError):  # of a loop that has ended
+            self._of.call_soon_threadsafe(super().set)
+
+
+def watch(client: Any, executor: Executor) -> None:
+    """Checks what one of viser's clients does to panel and scene, and has it done by `executor`.
 
     An element of the panel takes no value that it cannot have. Buttons go at a pace, and of the
     jobs of one visitor only some are done at a time, so that others have their turn.
@@ -155,7 +196,7 @@ def watch(client: Any) -> None:
     def tell(text: str) -> None:
         client.add_notification("Not so fast", text, color="red", auto_close_seconds=5.0)
 
-    gui._thread_executor = scene._thread_executor = _Jobs(gui._thread_executor, tell)
+    gui._thread_executor = scene._thread_executor = _Jobs(executor, tell)
     update = gui._handle_gui_updates
 
     async def checked_update(client_id: Any, message: Any) -> None:

@@ -26,6 +26,7 @@ from lvsm_jax.viewer.viewpoint import WALKING, frame_at
 from lvsm_jax.viewer.visitor import Visitor
 from lvsm_jax.viewer.worlds import Page, Places, World
 
+_JOBS = 16  # that are done at a time, for all visitors
 _EVERYWHERE = ("", "0.0.0.0", "::")
 _PAGE = pathlib.Path(__file__).with_name("page.js")
 _PANEL = 340  # pixels
@@ -76,6 +77,9 @@ class Viewer:
         # viser prints a banner.
         with contextlib.redirect_stdout(io.StringIO()), guard.guarding(access, max_visitors):
             self._server = _Server(host, port, label="lvsm_jax", verbose=False)
+            guard.mend_events(self._server._websock_server)
+            # Apart from viser's threads, which let visitors in and out.
+            self._jobs = ThreadPoolExecutor(_JOBS, "jobs of visitors")
         theme = {"dark_mode": True, "show_logo": False, "show_share_button": False}
         self._server.gui.configure_theme(**theme)
         panel = self._server.gui.main_panel
@@ -97,6 +101,7 @@ class Viewer:
         """Stops serving and rendering, and deletes uploads."""
         self._server.stop()
         # Callbacks that are running use session and gallery.
+        self._jobs.shutdown()
         self._server._thread_executor.shutdown()
         with self._lock:
             visitors, self._visitors = self._visitors, {}
@@ -115,7 +120,7 @@ class Viewer:
             rest = "and there is room for no more. Reload the page later."
             client.gui.add_markdown(f"{here}, {rest}")
             return
-        guard.watch(client)
+        guard.watch(client, self._jobs)
         _limit_uploads(client, self._limits.bytes)
         _run_javascript(client, _PAGE.read_text("utf-8"))
         visitor = Visitor(client, self._page, Uploads(self._limits))

@@ -1,5 +1,6 @@
 """A real viewer among strangers: handshakes, messages and jobs, without a browser."""
 
+import asyncio
 import http.client
 import logging
 import socket
@@ -262,6 +263,44 @@ def test_a_flood_of_messages_waits_its_turn(viewer, visit, monkeypatch):
             client.send_raw(data)
     client.wait_for(lambda: client.closed, "the end")
     assert time.monotonic() - begin > 1.0
+
+
+def test_any_thread_may_send_messages():
+    """Waiting for messages begins and ends in the loop's thread alone."""
+    loop, woken = asyncio.new_event_loop(), []
+
+    async def wait():
+        event, here = guard._Event(loop), threading.get_ident()
+
+        class Waiter(asyncio.Future):
+            def set_result(self, result):
+                woken.append(threading.get_ident() == here)
+                super().set_result(result)
+
+        event._waiters.append(waiter := Waiter())
+        other = threading.Thread(target=event.set)
+        other.start()
+        other.join(WAIT)
+        assert not event.is_set() and not woken
+        await asyncio.wait_for(waiter, WAIT)
+        assert event.is_set()
+        event.clear()
+        event.set()  # here it is set at once
+        assert event.is_set()
+        return event
+
+    event = loop.run_until_complete(wait())
+    assert woken == [True]
+    loop.close()
+    event.set()  # nobody is there any more
+
+
+def test_the_events_of_all_connections_are_those(viewer, visit):
+    visit()
+    server = viewer._server._websock_server
+    [state] = server._client_state_from_id.values()
+    for buffer in (server.get_message_buffer(), state.message_buffer):
+        assert isinstance(buffer.message_event, guard._Event)
 
 
 def test_jobs_of_one_visitor_leave_room_for_others():
