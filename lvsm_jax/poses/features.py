@@ -4,6 +4,7 @@ Cameras and images are written first, so that features can be extracted, and pai
 a time: progress is told in between.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -99,6 +100,23 @@ def match_pairs(
         pairing.match_list_path.write_text("".join(lines), encoding="utf-8")
         pycolmap.match_image_pairs(path, pairing_options=pairing, verification_options=geometry)
         told(first + len(some), len(pairs))
+
+
+def separate_cameras(
+    path: pathlib.Path, target: pathlib.Path, photographs: Sequence[Upright]
+) -> None:
+    """Writes a database with a camera for each photograph, and the features and matches of `path`.
+
+    Without EXIF, photographs of one size may still be of several zooms.
+    """
+    alone = [dataclasses.replace(photograph, group=photograph.file) for photograph in photographs]
+    before, after = pycolmap.Database.open(path), write_database(target, alone)
+    for i in range(1, len(photographs) + 1):
+        after.write_keypoints(i, before.read_keypoints(i))
+    for pair, geometry in zip(*before.read_two_view_geometries(), strict=True):
+        after.write_two_view_geometry(*pycolmap.pair_id_to_image_pair(pair), geometry)
+    before.close()
+    after.close()
 
 
 def two_view_options() -> pycolmap.TwoViewGeometryOptions:

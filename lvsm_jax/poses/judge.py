@@ -13,6 +13,8 @@ ADVICE = (
     "its neighbour shows"
 )
 
+DISBELIEF = "the cameras are not believed: "
+
 Again = Callable[[Map], Sequence[Map]]  # maps by the same method, with other seeds
 
 
@@ -54,7 +56,7 @@ def _mean_points(one: Map) -> float:
 
 def _fragile(best: Map, names: Sequence[str]) -> Verdict:
     refused = (
-        f"the cameras are not believed: {best.method} mapping alone found them, and "
+        f"{DISBELIEF}{best.method} mapping alone found them, and "
         f"{_mean_points(best):.0f} points a photograph are few, expected {gates.FEW_POINTS}: "
         f"{ADVICE}"
     )
@@ -64,12 +66,13 @@ def _fragile(best: Map, names: Sequence[str]) -> Verdict:
 def _acceptance(
     best: Map, joined: set[str], names: Sequence[str], by: str, maps: Sequence[Map]
 ) -> Verdict:
-    lens = best.lenses[next(iter(best.lenses))]
+    views = [round(best.lenses[name].field_of_view) for name in joined]
+    spread = f"{min(views)}°" if min(views) == max(views) else f"{min(views)}° to {max(views)}°"
     count = round(_mean_points(best))
     agreed = "agree" if by == "two ways of mapping" else "agree with the first"
     notes = [
         f"{len(joined)} of {len(names)} photographs joined by {best.method} mapping, and {by} "
-        f"{agreed}: fields of view of {lens.field_of_view:.0f}°, {count} points a photograph, "
+        f"{agreed}: fields of view of {spread}, {count} points a photograph, "
         f"mean reprojection error {best.reprojection:.2f} pixels"
     ]
     if by != "two ways of mapping":
@@ -100,10 +103,7 @@ def _refusal(
             f"without a place: {some_of(left_out)}: {ADVICE}"
         )
     else:
-        refused = (
-            f"the cameras are not believed: they have {some_of(doubts[best.method])}: {ADVICE}, or "
-            "put photographs of another zoom or camera into another folder"
-        )
+        refused = f"{DISBELIEF}they have {some_of(doubts[best.method])}: {ADVICE}"
     return Verdict([], left_out, [], refused)
 
 
@@ -113,7 +113,7 @@ def _disagreement(best: Map, joined: set[str], names: Sequence[str], by: str) ->
         [],
         left_out,
         [],
-        f"the cameras are not believed: {by} agree on {len(joined)} of {len(names)} photographs, "
+        f"{DISBELIEF}{by} agree on {len(joined)} of {len(names)} photographs, "
         f"expected {gates.SHARE:.0%}; doubtful are {some_of(left_out)}: {ADVICE}",
     )
 

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pycolmap
@@ -11,9 +11,8 @@ import lvsm_jax
 from lvsm_jax.common import files
 from lvsm_jax.poses import (
     features,
-    gates,
     judge,
-    mapping,
+    many_views,
     match_posed,
     page,
     pictures,
@@ -22,12 +21,11 @@ from lvsm_jax.poses import (
 )
 from lvsm_jax.poses.find import PAGE, RECORD
 from lvsm_jax.poses.gates import Verdict
+from lvsm_jax.poses.many_views import Told
 from lvsm_jax.poses.pairs import pairs_to_match
 from lvsm_jax.poses.pictures import Upright
 from lvsm_jax.poses.process import PosesRefused
 from lvsm_jax.scenes.readers.scene import some_of
-
-Told = Callable[[str, int, int], None]  # the stage, how many are done, and of how many
 
 _FEWEST_FEATURES = 50  # of a photograph that can be matched
 
@@ -55,7 +53,10 @@ def reconstruct(job: dict[str, Any], work: pathlib.Path, told: Told) -> dict[str
     if len(photographs) == 2:
         found, verdict = _of_two(database, folder, photographs)
     else:
-        found, verdict = _of_many(database, folder, photographs, told)
+        one_camera = job["frames"] is not None
+        found, verdict = many_views.map_many(
+            database, folder, photographs, told, one_camera=one_camera
+        )
     left_out = {one.name: verdict.left_out.get(one.name) for one in photographs}
     left_out |= dict.fromkeys(plain, "too little texture to be matched")
     left_out = {name: why for name, why in left_out.items() if why}
@@ -74,7 +75,7 @@ def reconstruct(job: dict[str, Any], work: pathlib.Path, told: Told) -> dict[str
         left_out=left_out,
     )
     if kind == "wrong":
-        raise PosesRefused(f"the cameras are not believed: {sentence}: {judge.ADVICE}", left_out)
+        raise PosesRefused(f"{judge.DISBELIEF}{sentence}: {judge.ADVICE}", left_out)
     notes = [*verdict.notes, *([sentence] if kind == "doubtful" else [])]
     summary = {"registered": verdict.joined, "left_out": left_out, "notes": notes}
     made_by = {"lvsm_jax": lvsm_jax.__version__, "pycolmap": pycolmap.__version__}
@@ -112,39 +113,6 @@ def _of_two(
             notes.append("a third photograph would tell the focal length: look at the page")
         return two.found, Verdict(names, {}, notes)
     return None, Verdict([], dict.fromkeys(names, "no pose"), [], refused)
-
-
-def _of_many(
-    database: pathlib.Path, folder: pathlib.Path, photographs: Sequence[Upright], told: Told
-) -> tuple[pycolmap.Reconstruction | None, Verdict]:
-    count, names = len(photographs), [photograph.name for photograph in photographs]
-    found: dict[str, pycolmap.Reconstruction] = {}
-    joined = 2
-
-    def on_next() -> None:
-        nonlocal joined
-        joined = min(joined + 1, count)
-        told("mapping", joined, count)
-
-    def described(method: str, made: pycolmap.Reconstruction | None) -> list[gates.Map]:
-        return [] if made is None else [mapping.describe(made, method, photographs)]
-
-    def again(best: gates.Map) -> list[gates.Map]:
-        maps = []
-        for seed in mapping.OTHER_SEEDS:
-            told("mapping again", 0, 0)
-            made = mapping.METHODS[best.method](database, folder, seed)
-            maps += described(best.method, made)
-        return maps if len(maps) == len(mapping.OTHER_SEEDS) else []
-
-    told("mapping", 0, count)
-    found[mapping.INCREMENTAL] = mapping.map_incrementally(database, folder, told=on_next)
-    told("mapping at once", 0, 0)
-    found[mapping.GLOBAL] = mapping.map_globally(database, folder)
-    maps = [one for method, made in found.items() for one in described(method, made)]
-    focal_by_exif = {photograph.name: photograph.focal for photograph in photographs}
-    best, verdict = judge.choose(maps, names, focal_by_exif, again)
-    return (None if best is None else found[best.method]), verdict
 
 
 def _write_uprights(job: dict[str, Any], folder: pathlib.Path, told: Told) -> list[Upright]:

@@ -34,7 +34,8 @@ def cameras(count: int) -> list[PosedCamera]:
 def photograph(camera: PosedCamera) -> np.ndarray:
     """What a camera sees, uint8 [h, w, 3]."""
     columns, rows = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
-    rays = np.stack([(columns - WIDTH / 2) / FOCAL, (rows - HEIGHT / 2) / FOCAL], axis=-1)
+    fx, fy, cx, cy = camera.fxfycxcy
+    rays = np.stack([(columns - cx) / fx, (rows - cy) / fy], axis=-1)
     rays = np.concatenate([rays, np.ones((HEIGHT, WIDTH, 1))], axis=-1) @ camera.c2w[:3, :3].T
     centre, nearest = camera.c2w[:3, 3], np.full((HEIGHT, WIDTH), np.inf)
     picture = np.zeros((HEIGHT, WIDTH, 3))

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.poses import pose_errors
 from lvsm_jax.poses import PosesRefused, find_poses
@@ -45,6 +46,29 @@ def test_neighbouring_photographs(shared_data, tmp_path, scene, first, count):
     assert len(found.registered) == count
     errors = errors_of(found, true)
     assert np.median(errors.rotation) <= 0.6 and np.median(errors.position) <= 0.004
+
+
+@pytest.mark.parametrize("every", [2, 4])
+def test_two_zooms_that_exif_does_not_tell_apart(shared_data, tmp_path, every):
+    """Of some photographs the middle, enlarged to the size of the others."""
+    scene = read_scene(shared_data / "strecha" / "fountain-P11")
+    true = some_of(scene, range(1, 8), tmp_path / "photographs")
+    zoomed = list(true)[::every]
+    for name in zoomed:
+        file = tmp_path / "photographs" / name
+        with Image.open(file) as image:
+            (width, height), off = image.size, 0.5 - 0.5 / 1.4
+            box = (width * off, height * off, width * (1 - off), height * (1 - off))
+            closer = image.resize(image.size, Image.LANCZOS, box=box)
+        file.unlink()
+        closer.save(file, quality=95)
+    found = find_poses(tmp_path / "photographs")
+    assert "a camera of its own" in found.notes[-1] and len(found.registered) == 7
+    errors = errors_of(found, true)
+    assert np.median(errors.rotation) <= 0.6 and errors.position.max() <= 0.01
+    for one in read_scene(found.folder).photographs:
+        zoom = one.camera.fxfycxcy[0] / true[one.source.name].fxfycxcy[0]
+        assert abs(zoom / (1.4 if one.source.name in zoomed else 1) - 1) < 0.02
 
 
 @pytest.mark.parametrize(
