@@ -14,7 +14,8 @@ It starts from `runs/worlds_256/export`, or another, whose model and size of pic
 Each step has 2 to 4 inputs, and 4 targets that are none of them. Steps are few, and the learning
 rate is a quarter of the published: with a few scenes a model soon knows them by heart. The more
 others it sees beside, the longer it can learn: `--config.data.mix=data/re10k`, or
-`--config.data.worlds_share=0.5`.
+`--config.data.worlds_share=0.5`. docs/data.md has a short run on a few real scenes, which did not
+help: compare before and after on scenes that are held out.
 
 Hardware: one GPU of 24 GB or more for the published size; `lvsm describe` counts it.
 """
