@@ -72,7 +72,7 @@ FULL = Sizes({}, 256, 512, 8, (1, 4, 16, 64), 8192, {})
 SMALL = Sizes(
     {"num_layers": 2, "width": 64, "head_dim": 32, "dtype": "float32"},
     32, 64, 1, (1, 4), 512,
-    {"boxes": 8, "ellipsoids": 8, "cylinders": 8, "scenes_at_once": 1}, 0.1, False,
+    {"boxes": 12, "ellipsoids": 8, "cylinders": 8, "scenes_at_once": 1}, 0.1, False,
 )  # fmt: skip
 
 

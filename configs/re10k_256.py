@@ -10,7 +10,8 @@ published model had; `re10k_512.py` is the second stage.
 Hardware: one process with all its devices. The published batch of 512 scenes wants 64 A100s; on
 one, `--config.run.batch_size=8`, or the whole batch with `--config.run.grad_accumulation=64`.
 199 M parameters in float32 with AdamW take 3.2 GB. 8 scenes take 21 GB in all
-(docs/developers/gpus.md), and 8 GB with `--config.model.remat=full --config.model.unroll=False`.
+(docs/developers/gpus.md), and 8 GB with `--config.model.remat=full --config.model.unroll=False`,
+which TPUs want too: their compiler takes long for unrolled layers.
 Cost: 3.7 PFLOP a step (`cost/flops.py`), 34 A100-days for 100 k steps at 40 % of 312 TFLOP/s,
 and what the perceptual loss takes (docs/training.md).
 Expected score, as published with REPA: PSNR 28.93, SSIM 0.895, LPIPS 0.102 with 2 inputs.

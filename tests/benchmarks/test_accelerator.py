@@ -67,3 +67,8 @@ def test_other_errors_are_not_hidden(tmp_path, monkeypatch):
     monkeypatch.setattr(accelerator, "rows", lambda sizes: iter([Row("peak", "x", broken)]))
     with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
         measure(options(tmp_path))
+
+
+def test_what_is_measured_in_small_can_be_made():
+    prepared = {row.group: row.prepare() for row in rows(SMALL) if row.group in ("cache", "worlds")}
+    assert all(callable(function) for function, _, _ in prepared.values())
