@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     """64 px, width 128, 6 layers, float32."""
     config = base.get_config("GSLRM")
     config.model.update(width=128, head_dim=32, num_layers=6, remat="none")
-    config.model.update(distance_bias=-5.3, scale_bias=-3.9, tile_size=8, pairs_per_gaussian=5.0)
+    config.model.update(distance_bias=-5.3, scale_bias=-3.9, tile_size=8, pairs_per_gaussian=8.0)
     config.data.update(path="", worlds_share=1.0, image_height=64)
     config.data.update(num_views=8, input_counts=(2, 4), num_targets=2)
     config.data.camera_normalization = config.eval.camera_normalization = "input_views"

@@ -24,7 +24,7 @@ _LAYERS = {  # a quarter of the published
         "distance_bias": -5.3,
         "scale_bias": -3.9,
         "tile_size": 8,
-        "pairs_per_gaussian": 5.0,
+        "pairs_per_gaussian": 8.0,
     },
 }
 
