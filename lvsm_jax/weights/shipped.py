@@ -26,14 +26,15 @@ def introduce(description: Mapping[str, Any], unnamed: str = "weights without a 
     parts = [description["architecture"]]
     if arrays := description.get("arrays"):
         told = [said for name, said in arrays.items() if not name.endswith(SCALES)]
-        shapes = [re.search(r"\[(.*)\]", said)[1].split(",") for said in told]
+        shapes = [re.findall(r"\d+", re.search(r"\[(.*)\]", said)[1]) for said in told]
         parts.append(f"{sum(math.prod(map(int, s)) for s in shapes) / 1e6:.1f} M parameters")
     if data := training_data(description):
         counts = input_counts(data) or ["unknown"]
         inputs = counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         trained = f"trained{_trained_on(data)} at {data.get('image_height')} px"
         step = description.get("step")
-        steps = "" if step is None else f" for {step:,} steps"
+        more = "more steps" if description["config"].get("init_from") else "steps"
+        steps = "" if step is None else f" for {step:,} {more}"
         parts.append(f"{trained} with {inputs} inputs{steps}")
     return f"{description.get('name', unnamed)} ({', '.join(parts)})"
 

@@ -46,6 +46,7 @@ def test_one_line_says_which_weights():
     assert other == "weights: runs/x (EfficientLVSM); it does not say what it was trained on"
     assert f"{said['config']['data']['image_height']} px" in line and "inputs" in line
     arrays = {"head.kernel": "int8[1000,2000] 0", "head.kernel_scales": "float32[1,2000] 0"}
+    arrays["head.weight"] = "float32[] 0"
     other = {"name": "rooms", "architecture": "EfficientLVSM", "arrays": arrays}
     data = {"image_height": 32, "input_counts": [8, 1, 1, 4]}
     told = "rooms (EfficientLVSM, 2.0 M parameters, trained at 32 px with 1 to 8 inputs)"
@@ -54,6 +55,8 @@ def test_one_line_says_which_weights():
     trained = {**other, "step": 1200, "config": {"data": data}}
     assert "trained on worlds and re10k at 32 px" in introduce(trained)
     assert introduce(trained).endswith("with 1 to 8 inputs for 1,200 steps)")
+    tuned = trained | {"config": {"data": data, "init_from": "runs/worlds/export"}}
+    assert introduce(tuned).endswith("for 1,200 more steps)")
     assert introduce({"architecture": "EfficientLVSM"}, "runs/x") == "runs/x (EfficientLVSM)"
 
 
