@@ -169,7 +169,7 @@ def _rows(workdir: pathlib.Path) -> list[dict[str, str]]:
 
 
 def _is_time(name: str) -> bool:
-    return any(word in name for word in ("second", "time", "memory", "mfu", "flop"))
+    return any(word in name for word in ("second", "time", "wait", "memory", "mfu", "flop"))
 
 
 def _left(workdir: pathlib.Path) -> list[str]:

@@ -17,8 +17,8 @@ def write_run(folder, losses=(0.5, 0.25), seconds=1.0):
     save_tiny_export(folder / "export")
     with (folder / "metrics.csv").open("w") as file:
         rows = csv.writer(file)
-        rows.writerow(("step", "loss", "seconds_per_step"))
-        rows.writerows((i, loss, seconds) for i, loss in enumerate(losses))
+        rows.writerow(("step", "loss", "seconds_per_step", "data_wait_share"))
+        rows.writerows((i, loss, seconds, seconds / 9) for i, loss in enumerate(losses))
     return folder
 
 
