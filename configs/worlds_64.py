@@ -45,9 +45,11 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     config.worlds.update(boxes=20, ellipsoids=6, cylinders=6, steps_per_world=8)
     if variant == "shipped":
         config.worlds.complexity_steps = 800
+    else:
+        # Paths down to those of a second of video, on which real clips are decided.
+        config.worlds.update(baseline=(0.04, 1.0), path_weights=(0.5, 0.2, 0.15, 0.15))
+        config.worlds.kind_weights = (0.5, 0.3, 0.2)
     if variant == "closer":
-        config.worlds.update(baseline=(0.04, 1.0), kind_weights=(0.5, 0.3, 0.2))
-        config.worlds.path_weights = (0.5, 0.2, 0.15, 0.15)
         config.data.scale_jitter = 1.25
         config.run.seed = 1  # other worlds than before
     config.loss.points = 0.5

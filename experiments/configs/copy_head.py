@@ -29,6 +29,8 @@ def get_config(arm: str = "guided") -> ml_collections.ConfigDict:
     chosen = _ARMS[arm]
     config = worlds_64.get_config()
     config.model.copy_head = chosen["copy_head"]
+    config.worlds.update(baseline=(0.35, 1.3), path_weights=(0.4, 0.25, 0.2, 0.15))
+    config.worlds.kind_weights = (0.45, 0.3, 0.25)
     config.loss.points = chosen["points"]
     config.data.update(image_height=32, scale_jitter=1.0)
     config.run.update(num_steps=300 * chosen["longer"], cpu_devices=1)
