@@ -36,7 +36,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = re10k_256.get_config()
     config.model.camera_encoding = "plucker_prope"
     config.model.attention_temperature = "log_views"
-    config.model.update(remat="full", unroll=False)
     config.data.input_counts = (1, 2, 4, 8)
     config.data.num_views = 16
     return config

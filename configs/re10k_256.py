@@ -9,9 +9,9 @@ published model had; `re10k_512.py` is the second stage.
 
 Hardware: one process with all its devices. The published batch of 512 scenes wants 64 A100s; on
 one, `--config.run.batch_size=8`, or the whole batch with `--config.run.grad_accumulation=64`.
-199 M parameters in float32 with AdamW take 3.2 GB. 8 scenes take 21 GB in all
-(docs/developers/gpus.md), and 8 GB with `--config.model.remat=full --config.model.unroll=False`,
-which TPUs want too: their compiler takes long for unrolled layers.
+199 M parameters in float32 with AdamW take 3.2 GB, and 8 scenes 8 GB in all, which fits a v5e.
+GPUs of 24 GB and more are faster with `configs/re10k_256.py:gpu`, which keeps more and unrolls the
+layers: 21 GB for 8 scenes (docs/developers/gpus.md).
 Cost: 3.7 PFLOP a step (`cost/flops.py`), 34 A100-days for 100 k steps at 40 % of 312 TFLOP/s,
 and what the perceptual loss takes (docs/training.md).
 Expected score, as published with REPA: PSNR 28.93, SSIM 0.895, LPIPS 0.102 with 2 inputs.
@@ -22,10 +22,18 @@ import ml_collections
 from configs import base
 
 
-def get_config() -> ml_collections.ConfigDict:
+# What the backward pass recomputes, and whether layers are unrolled: that fits any device, or that
+# is fast on GPUs. The compilers of TPUs take long for unrolled layers.
+_DEVICES = {"any": ("full", False), "gpu": ("dots", True)}
+
+
+def get_config(device: str = "any") -> ml_collections.ConfigDict:
     """The 256 px stage."""
+    if device not in _DEVICES:
+        raise ValueError(f"device is {device!r}, expected one of {tuple(_DEVICES)}")
     config = base.get_config()
-    config.model.update(dtype="bfloat16", remat="dots", unroll=True)
+    remat, unroll = _DEVICES[device]
+    config.model.update(dtype="bfloat16", remat=remat, unroll=unroll)
     config.data.num_workers = 8
     config.optimizer.update(schedule="constant", clip_norm=5.0)
     config.optimizer.update(skip_factor=10.0, skip_after=0, schedule_counts_skipped=True)

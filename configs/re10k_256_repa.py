@@ -16,8 +16,8 @@ import ml_collections
 from configs import re10k_256
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(device: str = "any") -> ml_collections.ConfigDict:
     """The 256 px stage, with REPA."""
-    config = re10k_256.get_config()
+    config = re10k_256.get_config(device)
     config.repa.weight = 0.5
     return config

@@ -17,9 +17,9 @@ import ml_collections
 from configs import re10k_256
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(device: str = "any") -> ml_collections.ConfigDict:
     """The 512 px stage."""
-    config = re10k_256.get_config()
+    config = re10k_256.get_config(device)
     config.init_from = "runs/re10k_256/export"
     config.data.image_height = 512
     config.run.update(batch_size=128, num_steps=20_000)

@@ -15,9 +15,9 @@ import ml_collections
 from configs import re10k_512
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(device: str = "any") -> ml_collections.ConfigDict:
     """The 512 px stage, with REPA."""
-    config = re10k_512.get_config()
+    config = re10k_512.get_config(device)
     config.init_from = "runs/re10k_256_repa/export"
     config.repa.weight = 0.5
     return config

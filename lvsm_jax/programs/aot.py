@@ -1,20 +1,19 @@
-r"""Compiles the training step for TPUs or GPUs that are not here, and says what the compiler says.
+"""Compiles the training step for TPUs or GPUs that are not here, and says what the compiler says.
 
     pip install 'lvsm_jax[tpu]'                     # brings the compiler; no TPU is needed
     pip install 'lvsm_jax[cuda]'                    # the one for GPUs, 3 GB; no GPU is needed
-    lvsm aot --config=configs/re10k_256.py --topology=v5e:8x8 --config.model.remat=full \
-        --config.model.unroll=False
+    lvsm aot --config=configs/re10k_256.py --topology=v5e:8x8
     lvsm aot --config=configs/re10k_256.py --topology=v4:4x4x4 --mesh=16,4,1
     lvsm aot --config=configs/re10k_512.py --topology=v5e:16x16 --batch=256 --output=aot.json
     lvsm aot --config=configs/re10k_256.py --topology=v6e:8x8 --render --batch=64
-    lvsm aot --config=configs/re10k_256_repa.py --topology=h100:1x8 --batch=64
-    lvsm aot --config=configs/re10k_256.py --topology=a100:8x8
+    lvsm aot --config=configs/re10k_256_repa.py:gpu --topology=h100:1x8 --batch=64
+    lvsm aot --config=configs/re10k_256.py:gpu --topology=a100:8x8
 
 TPU topologies are those of Google Cloud: v4:4x4x4 is a cube of 64 chips, v5e:16x16 a pod of 256.
 Those of GPUs are hosts x GPUs of each: a100:8x8 is 64 A100s of 80 GB in 8 machines, h100:1x1 one
 H100. The step is the one that lvsm train runs, with the attention kernel of that platform, the
 config's model and batch and, unless --mesh gives data,fsdp,view, its mesh. Compiling takes one to
-four minutes on two cores, and more with model.unroll, as the published configs have it for GPUs.
+four minutes on two cores, and more with model.unroll, as the variants for GPUs (:gpu) have it.
 
 Printed are, for one chip: memory, FLOPs, kernels, the collectives of the optimised program with
 their bytes beside the least that the mesh needs (lvsm_jax.cost.topology.least_sent), and the time

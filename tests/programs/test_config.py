@@ -41,7 +41,7 @@ def test_forms_for_programs(capsys):
     program.main([str(FOLDER / "re10k_256.py"), "--markdown"])
     told = capsys.readouterr().out
     assert "## `run`" in told and "| `num_steps` | `100000` | steps of the run. |" in told
-    assert "| `remat` | `'dots'`, default `'none'` |" in told
+    assert "| `remat` | `'full'`, default `'none'` |" in told
 
 
 def test_errors_are_one_line():
