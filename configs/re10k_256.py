@@ -21,7 +21,6 @@ import ml_collections
 
 from configs import base
 
-
 # What the backward pass recomputes, and whether layers are unrolled: that fits any device, or that
 # is fast on GPUs. The compilers of TPUs take long for unrolled layers.
 _DEVICES = {"any": ("full", False), "gpu": ("dots", True)}
