@@ -1,4 +1,4 @@
-"""A small GS-LRM on worlds made as it trains: Gaussians that one can take away, in minutes.
+"""A small GS-LRM on worlds made as it trains: Gaussians that one can take away.
 
     lvsm train --config=configs/gs_lrm_64.py --workdir=runs/gs_lrm_64
     lvsm eval --config=configs/gs_lrm_64.py --checkpoint=runs/gs_lrm_64/export
