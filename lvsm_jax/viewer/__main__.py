@@ -11,10 +11,11 @@ directory that `lvsm train` or `lvsm export` wrote, of an EfficientLVSM; `lvsm v
 the same. Needs pip install 'lvsm_jax[viewer]'.
 
 The page shows the render from where you stand, in full while you move if that is quick. A list adds
-and removes photographs. Photographs that you drop on the page join the scene if they come with
-their cameras.json; of others the cameras are found, and they become a place of their own. Paths,
-also of your own key frames, are played and downloaded as a video; a slider lays a photograph over
-the render. Several visitors see the same photographs, each from where they are. Ctrl-C ends.
+and removes photographs. Photographs that you drop on the page join the scene if they come with a
+file of their cameras, such as cameras.json or transforms.json; of others the cameras are found, and
+they become a place of their own. Paths, also of your own key frames, are played and downloaded as a
+video; a slider lays a photograph over the render. Several visitors see the same photographs, each
+from where they are. Ctrl-C ends.
 
 Only this computer can open the page unless --host says otherwise: then the link that is printed
 carries a token, and whoever has the link comes in; with --no-token, whoever reaches the port. From
