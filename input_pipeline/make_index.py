@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> None:
     output = expand(given.output or expand(given.dataset) / "evaluation_index.json")
     if output.exists() and not given.overwrite:
         raise already_there(output)
+    check_writable("--output", output.parent)
     by = given.by or ("overlap" if table_path(given.dataset, given.split).exists() else "span")
     counts = tuple(given.inputs or _INPUTS[by])
     _check(by, counts, given.targets, given.seed)
@@ -54,7 +55,6 @@ def main(arguments: list[str]) -> None:
     else:
         targets = given.targets or _TARGETS
         entries = make_overlap_index(given.dataset, given.split, counts[0], targets)
-    check_writable("--output", output.parent)
     write_text(output, json.dumps(entries, indent=1) + "\n")
     made = [entry for entry in entries.values() if entry]
     print(f"wrote {output}: {len(made)} clips")

@@ -35,6 +35,7 @@ from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import check_writable, expand, read_json, write_text
 from lvsm_jax.scenes.pictures import colour_of
+from lvsm_jax.scenes.readers import read_scene
 
 SETTINGS_FILE = "scenes.json"
 _SHARE = 0.1
@@ -74,10 +75,11 @@ def run(
     }
     every_job = [job for members in jobs.values() for job in members]
     results, was_left = import_scenes.import_all(every_job, workers)
-    return _finish(output, jobs, results, was_left, strict)
+    return _finish(source, output, jobs, results, was_left, strict)
 
 
 def _finish(
+    source: epath.Path,
     output: epath.Path,
     jobs: dict[str, list[Job]],
     results: dict[Job, Result],
@@ -94,7 +96,8 @@ def _finish(
         raise UserError(f"--strict: {refused} refused, see {output / 'refused.json'}")
     full = {s: members for s, members in shards.items() if any(shard.keys for shard in members)}
     if import_scenes.TRAIN not in full:
-        raise UserError(f"no scene to train on could be read, see {output / 'refused.json'}")
+        told = f"no scene to train on could be read, see {output / 'refused.json'}"
+        raise UserError(told + _hint(source))
     if not was_left and (output / "dataset_info.json").exists():
         print(f"{output} was complete already: nothing to do.")
         return findings
@@ -104,6 +107,16 @@ def _finish(
     storage.finalize(output, import_scenes.NAME, full)
     print(f"{output} is complete.")
     return findings
+
+
+def _hint(source: epath.Path) -> str:
+    """What to do where FOLDER is no folder of scenes, but one of them."""
+    try:
+        read_scene(source)
+    except (UserError, OSError):
+        return ""
+    name = source.resolve().name
+    return f"; {source} is a scene itself: name the folder above it, with --scenes={name!r}"
 
 
 def _prepare(output: epath.Path, settings: dict, overwrite: bool) -> None:

@@ -50,8 +50,8 @@ def find_poses(
     output: str | os.PathLike | None = None,
     *,
     progress: Told | None = None,
-    max_size: int = MAX_SIZE,
-    frames: int = FRAMES,
+    max_size: int | None = None,
+    frames: int | None = None,
     background: Colour | None = None,
     overwrite: bool = False,
 ) -> PosesFound:
@@ -60,29 +60,32 @@ def find_poses(
     `output`, by default `output_of` the photographs, gets `cameras.json` and `images/` (upright and
     undistorted, their longer side at most `max_size` pixels), the same as a COLMAP model in
     `sparse/0`, `check.html` and `poses.json`; it appears whole or not at all. Where it is there, of
-    the same photographs, nothing is done. Of a video so many `frames` are taken, evenly spaced.
-    Transparent pixels are put on the `background`. The same photographs give the same cameras.
+    the same photographs, nothing is done, whatever it was found with of what is None here. Of a
+    video so many `frames` are taken, evenly spaced. Transparent pixels are put on the `background`.
+    By default 1600 pixels, 40 frames and no background. The same photographs give the same cameras.
 
     `progress` is called in this thread, again and again; what it raises stops the work.
     PosesRefused where poses are not found or not believed; UserError for photographs that cannot be
-    read, for poses of other photographs in `output` unless `overwrite`, and without pycolmap;
+    read, `frames` of no video, poses of other photographs in `output` unless `overwrite`, and
+    without pycolmap;
     FileExistsError where `output` is something else.
     """
     source = pathlib.Path(photographs).expanduser()
     target = output_of(source) if output is None else pathlib.Path(output).expanduser()
-    if not _SMALLEST <= max_size <= _LARGEST:
+    if max_size is not None and not _SMALLEST <= max_size <= _LARGEST:
         raise UserError(f"max_size={max_size}, expected {_SMALLEST} to {_LARGEST} pixels")
-    if frames < 2:
+    if frames is not None and frames < 2:
         raise UserError(f"frames={frames}, expected at least 2")
     of = _sources(source)
-    job = {
-        "max_size": max_size,
-        "background": None if background is None else list(background),
-        "frames": frames if pictures.is_video(source) else None,
-    }
+    if frames is not None and not pictures.is_video(source):
+        raise UserError(f"frames={frames}, but {source} is no video: all its photographs are taken")
+    colour = None if background is None else list(background)
+    asked = {"max_size": max_size, "background": colour, "frames": frames}
+    usual = {"max_size": MAX_SIZE, "frames": FRAMES if pictures.is_video(source) else None}
+    job = {name: usual.get(name) if value is None else value for name, value in asked.items()}
     record = {"format": _FORMAT, "photographs": pictures.fingerprint(of), "options": dict(job)}
     if target.exists() and not overwrite:
-        return _reuse(target, source, record)
+        return _reuse(target, source, record, asked)
     if target.exists() and not (target / RECORD).is_file():
         raise FileExistsError(f"{target} exists and holds no poses: it is not overwritten")
     check_installed()
@@ -93,7 +96,7 @@ def find_poses(
     work.mkdir()
     try:
         if job["frames"]:
-            of = _take_frames(source, work / "frames", frames, progress)
+            of = _take_frames(source, work / "frames", job["frames"], progress)
         job |= {
             "photographs": [os.fspath(file.absolute()) for file in of],
             "record": record,
@@ -105,9 +108,10 @@ def find_poses(
         (work / LOG).rename(work / "result" / LOG)
         _replace(target, work / "result")
     except PosesRefused as refused:
-        if not job["frames"]:
+        if len(of) != job["frames"]:  # no video, or all that it has
             raise
-        more = f"{refused}; or take more than {len(of)} frames of it (--frames)"
+        often = f"lvsm poses {source} --frames={2 * len(of)}"
+        more = f"{refused}; or take more than {len(of)} frames of it: {often}"
         raise PosesRefused(more, refused.left_out) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -135,8 +139,10 @@ def _sources(source: pathlib.Path) -> list[pathlib.Path]:
     return [source]
 
 
-def _reuse(target: pathlib.Path, source: pathlib.Path, record: dict[str, Any]) -> PosesFound:
-    """What is in the target, if it is of these photographs, as they are."""
+def _reuse(
+    target: pathlib.Path, source: pathlib.Path, record: dict[str, Any], asked: dict[str, Any]
+) -> PosesFound:
+    """What is in the target, if it is of these photographs, as they are, and of what is asked."""
     if not (target / RECORD).is_file():
         raise FileExistsError(f"{target} exists and holds no poses: choose another folder")
     there = files.read_json(target / RECORD)
@@ -147,12 +153,9 @@ def _reuse(target: pathlib.Path, source: pathlib.Path, record: dict[str, Any]) -
         if changes := pictures.what_changed(there["photographs"], record["photographs"]):
             changed = ", ".join(changes)
             raise UserError(f"{target} has poses of other photographs: {changed}; {again}")
-        if there["options"] != record["options"]:
-            was, now = there["options"], record["options"]
-            which = ", ".join(
-                f"{name} {was.get(name)}" for name in now if was.get(name) != now[name]
-            )
-            raise UserError(f"{target} has poses found with {which}: {again}")
+        was, now = there["options"], {k: v for k, v in asked.items() if v is not None}
+        if others := [f"{name} {was.get(name)}" for name in now if was.get(name) != now[name]]:
+            raise UserError(f"{target} has poses found with {', '.join(others)}: {again}")
         lists = there["registered"], there["left_out"], there["notes"]
         return PosesFound(target, *lists, reused=True)
     except (KeyError, TypeError, AttributeError) as error:

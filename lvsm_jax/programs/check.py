@@ -17,7 +17,7 @@ import sys
 
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import check_new_file, check_parent
+from lvsm_jax.common.files import check_new_file, check_parent, check_writable
 from lvsm_jax.common.text import printable
 from lvsm_jax.programs.scene_options import add_background_option, background_of
 
@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> None:
     background, page = background_of(given), _page_of(given.scene, given.page)
     check_parent(page)
     check_new_file(page, given.overwrite)
+    check_writable("PAGE", page.parent)
     # Imports of what follows take seconds, which --help and the checks above do without.
     from input_pipeline.clip_scene import open_scene
     from lvsm_jax.poses.check import check_scene
@@ -59,7 +60,10 @@ def _page_of(scene: str, page: str | None) -> pathlib.Path:
         return pathlib.Path(page)
     there = pathlib.Path(scene)
     if not there.exists():
-        raise UserError(f"{scene} is no file or folder beside which a page can lie: name one too")
+        raise UserError(
+            f"no scene {scene}: no such file or folder; for a clip, DATASET/SPLIT:KEY, name the "
+            "PAGE to write too"
+        )
     return there / _PAGE if there.is_dir() else there.with_name(_PAGE)
 
 

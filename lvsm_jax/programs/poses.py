@@ -33,11 +33,10 @@ def main(arguments: list[str]) -> None:
     add = parser.add_argument
     add("photographs", metavar="PHOTOGRAPHS", type=path, help="folder of pictures, or a video")
     add("output", metavar="OUTPUT", nargs="?", type=path, help="(PHOTOGRAPHS/lvsm_poses)")
-    add("--frames", type=int, default=find.FRAMES, help=f"of a video ({find.FRAMES})")
+    add("--frames", type=int, help=f"of a video ({find.FRAMES})")
     add(
         "--max-size",
         type=int,
-        default=find.MAX_SIZE,
         metavar="PIXELS",
         help=f"of the longer side, to which pictures are reduced ({find.MAX_SIZE})",
     )

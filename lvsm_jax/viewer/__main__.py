@@ -11,10 +11,11 @@ directory that `lvsm train` or `lvsm export` wrote, of an EfficientLVSM; `lvsm v
 the same. Needs pip install 'lvsm_jax[viewer]'.
 
 The page shows the render from where you stand, in full while you move if that is quick. A list adds
-and removes photographs. Photographs that you drop on the page join the scene if they come with
-their cameras.json; of others the cameras are found, and they become a place of their own. Paths,
-also of your own key frames, are played and downloaded as a video; a slider lays a photograph over
-the render. Several visitors see the same photographs, each from where they are. Ctrl-C ends.
+and removes photographs. Photographs that you drop on the page join the scene if they come with a
+file of their cameras, such as cameras.json or transforms.json; of others the cameras are found, and
+they become a place of their own. Paths, also of your own key frames, are played and downloaded as a
+video; a slider lays a photograph over the render. Several visitors see the same photographs, each
+from where they are. Ctrl-C ends.
 
 Only this computer can open the page unless --host says otherwise: then the link that is printed
 carries a token, and whoever has the link comes in; with --no-token, whoever reaches the port. From
@@ -27,6 +28,7 @@ import importlib.util
 import logging
 import pathlib
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -57,6 +59,7 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     scene = scene_options.open_posed(given, background)
     inputs = scene_options.choose_inputs(scene, given.inputs)
 
+    from lvsm_jax.programs.scene_differences import differences
     from lvsm_jax.rendering.session import Session
     from lvsm_jax.viewer.gallery import Gallery, prepare
     from lvsm_jax.viewer.geometry import coarse_size
@@ -76,6 +79,8 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
         )
     print(printable(weights_line(weights, about)))
     height, width = size = scene_options.picture_size(given.size, about)
+    for note in differences(about, [chosen.camera for chosen in inputs], size):
+        print(f"note: {printable(note)}", file=sys.stderr)
     dtype = {} if given.cache_dtype is None else {"cache_dtype": given.cache_dtype}
     model = exports.load(weights, for_rendering=True, **dtype)
     max_views = max(given.max_views, len(inputs))

@@ -93,7 +93,7 @@ class Drops:
             found = find_poses(unposed.folder, folder, progress=progress)
         except UserError as error:
             # They name files as we keep them, which the visitor does not know.
-            raise UserError(with_names(str(error), unposed, folder)) from error
+            raise UserError(unposed.in_their_words(str(error), folder)) from error
         # Those that were found are files of another format.
         named = {pathlib.Path(ours).stem: theirs for ours, theirs in unposed.names.items()}
         photographs = [
@@ -105,12 +105,3 @@ class Drops:
             names = ", ".join(unposed.names.get(name, name) for name in found.left_out)
             why += f", but not those of {names}"
         self._open(photographs, why)
-
-
-def with_names(text: str, unposed: Unposed, folder: pathlib.Path) -> str:
-    """A message with the visitor's names of files, and without those of our folders."""
-    for ours in (folder, unposed.folder):
-        text = text.replace(f"{ours}/", "").replace(str(ours), "the photographs")
-    for ours, theirs in unposed.names.items():
-        text = text.replace(ours, theirs).replace(ours.rpartition(".")[0], theirs)
-    return text

@@ -1,7 +1,8 @@
 """Photographs that visitors upload, with a pose file. Nothing of them is trusted.
 
-A visitor sends `cameras.json` and then its pictures one by one, or all in one zip archive; or an
-archive of pictures alone, whose cameras are to be found. Names in them choose a pose and label a
+A visitor sends `cameras.json` and then its pictures one by one, or all in one zip archive, there
+also with a file of cameras of another program; or an archive of pictures alone, whose cameras are
+to be found. Names in them choose a pose and label a
 photograph, never a file: on the disk uploads have names of ours, in a folder that is deleted when
 the visitor leaves. Each picture is decoded once, as a check.
 """
@@ -15,7 +16,7 @@ import re
 import shutil
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from PIL import Image
 
@@ -24,7 +25,8 @@ from lvsm_jax.common.files import parse_json
 from lvsm_jax.scenes.camera_json import camera_of, frames_of
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera
 from lvsm_jax.scenes.pictures import PICTURE_ERRORS
-from lvsm_jax.scenes.readers import ScenePhotograph
+from lvsm_jax.scenes.readers import ScenePhotograph, read_scene
+from lvsm_jax.viewer.camera_files import CameraFile, find_camera_file
 from lvsm_jax.viewer.leftovers import make_folder
 
 _MAX_POSES_BYTES = 4 * 2**20
@@ -34,6 +36,7 @@ _MEMBER = b"PK\x01\x02"  # begins each file's entry in an archive's directory
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others may take gigabytes to unpack
 # Pictures of which cameras are found, by Pillow's names of their formats.
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp"}
+_CAMERA_FILE = "camera-file.json"  # ours, of other programs' cameras
 _ODD = re.compile(r"[^\w ./()+,=@-]")
 _decoding = threading.Lock()  # one picture at a time, since each may take much memory
 
@@ -57,6 +60,14 @@ class Unposed:
 
     folder: pathlib.Path
     names: dict[str, str]  # what the visitor calls each file of the folder
+
+    def in_their_words(self, text: str, *folders: pathlib.Path) -> str:
+        """A message with the visitor's names of files, and without those of our folders."""
+        for ours in (*folders, self.folder):
+            text = text.replace(f"{ours}/", "").replace(str(ours), "the photographs")
+        for ours, theirs in self.names.items():
+            text = text.replace(ours, theirs).replace(ours.rpartition(".")[0], theirs)
+        return text
 
 
 class Uploads:
@@ -87,6 +98,8 @@ class Uploads:
             photographs: list[ScenePhotograph] = []
             try:
                 members = list(self._members(name, content))
+                if (cameras := find_camera_file(members, _MAX_POSES_BYTES)) is not None:
+                    return self._of_other_program(cameras, members)
                 members.sort(key=lambda member: not _is_poses(member[0]))  # poses come first
                 if len(members) > 1 and not any(self._has_pose(member) for member, _ in members):
                     raise NoPosesError(f"{name} has no cameras.json, nor pictures of one")
@@ -184,6 +197,44 @@ class Uploads:
             raise UserError(str(error).replace(os.fspath(file), name)) from None
         return ScenePhotograph(frame, self._poses[frame], file)
 
+    def _of_other_program(
+        self, cameras: CameraFile, members: list[tuple[str, bytes]]
+    ) -> list[ScenePhotograph]:
+        """The photographs of an archive with another program's cameras: all, or a UserError."""
+        if len(frames := cameras.content["frames"]) > _MAX_POSES:
+            raise UserError(f"{cameras.name} has more than {_MAX_POSES} poses")
+        if len(members) == 1:
+            raise UserError(f"{cameras.name}: drop it together with its pictures, at once")
+        numbers = {_plain(cameras.picture(i)): i for i in range(len(frames))}
+        if len(numbers) < len(frames):
+            raise UserError(f"{cameras.name} has several poses of one picture")
+        folder = self._new_folder()
+        names, ours = {_CAMERA_FILE: cameras.name}, {}
+        told = Unposed(folder, names)
+        try:
+            for member, data in members:
+                if member == cameras.name:
+                    continue
+                frame = _frame_of(member, numbers)
+                self._count_in(len(data))
+                file = f"photograph-{len(names):03d}{self._suffix(member, data)}"
+                if (number := numbers[frame]) in ours:
+                    raise UserError(f"{member} and {names[ours[number]]} are both of {frame}")
+                (folder / file).write_bytes(data)
+                names[file], ours[number] = member, file
+            (folder / _CAMERA_FILE).write_bytes(cameras.named(ours))
+            result = []
+            for photograph in read_scene(folder / _CAMERA_FILE, images=folder).photographs:
+                with _decoding:
+                    Photograph.open(photograph.source, photograph.camera)
+                result.append(dataclasses.replace(photograph, name=names[photograph.name]))
+            return result
+        except BaseException as error:
+            shutil.rmtree(folder)
+            if isinstance(error, UserError):
+                raise UserError(told.in_their_words(str(error))) from None
+            raise
+
     def _suffix(self, name: str, data: bytes) -> str:
         """The suffix of a picture's file; UserError for what is none, or has too many pixels."""
         try:
@@ -227,17 +278,27 @@ class Uploads:
         if not self._poses:
             several = "several photographs at once, to have their cameras found"
             raise UserError(f"{name} has no pose: upload its cameras.json first, or {several}")
-        found = [frame for frame in self._poses if f"/{name}".endswith(f"/{frame}")]
-        if found:
-            return max(found, key=len)
-        base = "/" + name.rpartition("/")[2]
-        found = [frame for frame in self._poses if f"/{frame}".endswith(base)]
-        if len(found) != 1:
-            raise UserError(
-                f"{name} has {len(found) or 'no'} poses among the {len(self._poses)} uploaded, "
-                "expected one whose 'file' has its name"
-            )
-        return found[0]
+        return _frame_of(name, self._poses)
+
+
+def _frame_of(name: str, frames: Collection[str]) -> str:
+    """The one frame that has a picture's name: the whole of it, else the last part.
+
+    Frames may lack the suffix. UserError where none has, or several have.
+    """
+    stem = name[: -len(suffix)] if (suffix := pathlib.PurePath(name).suffix) else name
+    ends = [f"/{name}", f"/{stem}"]
+    found = [frame for frame in frames if any(end.endswith(f"/{frame}") for end in ends)]
+    if found:
+        return max(found, key=len)
+    bases = tuple("/" + end.rpartition("/")[2] for end in ends)
+    found = [frame for frame in frames if f"/{frame}".endswith(bases)]
+    if len(found) != 1:
+        raise UserError(
+            f"{name} has {len(found) or 'no'} poses among the {len(frames)} uploaded, "
+            "expected one whose file has its name"
+        )
+    return found[0]
 
 
 def _read_poses(name: str, data: bytes) -> dict[str, PosedCamera]:

@@ -25,7 +25,7 @@ from lvsm_jax.viewer.worlds import Page, Request, World
 _log = logging.getLogger(__name__)
 
 _READY = "**Ready.** Drag to turn, scroll or pinch to come nearer, W A S D to walk."
-_DROP = "Or drop them on the page, with `cameras.json` or without: then cameras are found."
+_DROP = "Or drop them on the page, with a file of cameras or without: then these are found."
 
 
 class Visitor:

@@ -290,10 +290,30 @@ def write_upload(folder: pathlib.Path) -> None:
         archive.writestr("a.png", picture("PNG"))
 
 
+def write_upload_of_another_program(folder: pathlib.Path) -> None:
+    size = {"w": SIZE[0], "h": SIZE[1], "fl_x": F[0], "cx": F[2], "cy": F[3], "k1": 0.01}
+    frame = {"file_path": "a.png", "transform_matrix": np.eye(4).tolist()}
+    (folder / "transforms.json").write_text(json.dumps(size | {"frames": [frame]}))
+    (folder / "a.png").write_bytes(picture("PNG"))
+
+
+def read_upload_of_another_program(folder: pathlib.Path) -> Any:
+    """The archive is made of damaged files: else its sums would find the damage."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("transforms.json", "a.png"):
+            archive.write(folder / name, name)
+    return take_upload(file.getvalue())
+
+
 def read_upload(folder: pathlib.Path) -> Any:
+    return take_upload((folder / "up.zip").read_bytes())
+
+
+def take_upload(content: bytes) -> Any:
     uploads = Uploads(Limits(bytes=2**20, photographs=4, pixels=10**6))
     try:
-        taken = uploads.receive("up.zip", (folder / "up.zip").read_bytes())
+        taken = uploads.receive("up.zip", content)
         return [one.load().pixels for one in taken]
     finally:
         uploads.close()
@@ -386,6 +406,13 @@ READERS = (
     ),
     Reader(
         "upload", write_upload, read_upload, sums=True, runs=("os.remove", "os.rmdir", "shutil")
+    ),
+    Reader(
+        "upload_of_another_program",
+        write_upload_of_another_program,
+        read_upload_of_another_program,
+        damage=("transforms.json",),
+        runs=("os.remove", "os.rmdir", "shutil"),
     ),
 )
 

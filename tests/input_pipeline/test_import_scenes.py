@@ -160,6 +160,8 @@ def test_mistakes_are_told_in_a_line(scenes, tmp_path):
     shutil.rmtree(tmp_path / "in" / "plain")
     only = ("--scenes=[dp]*s", "--test-share=0")  # photographs
     fails("no scene to train on could be read", *only, out="empty")
+    hint = "could be read, .*png is a scene itself: name the folder above it, with --scenes='png'"
+    fails(hint, out="one", source=scenes / "png")
 
 
 def test_given_again_it_does_what_is_left(scenes, tmp_path, capsys):

@@ -65,12 +65,19 @@ def test_found_once_and_again_after_changes(room, tmp_path):
     assert again.reused and again.registered == found.registered and again.notes == found.notes
     other = tmp_path / "other"
     shutil.copytree(folder, other)
+    record = other / "lvsm_poses" / "poses.json"
+    record.write_text(record.read_text().replace("1600", "900"))
+    assert find_poses(other).reused  # nobody said how large, as render and view do not
+    with pytest.raises(UserError, match=r"found with max_size 900: .* --overwrite"):
+        find_poses(other, max_size=1600)
+    with pytest.raises(UserError, match=r"frames=9, but .*other is no video"):
+        find_poses(other, frames=9)
     (other / "2.png").rename(other / "3.png")
     with pytest.raises(UserError, match=r"1 new \(3.png\), 1 gone \(2.png\); .* --overwrite"):
         find_poses(other)
     with pytest.raises(UserError, match="max_size 1600"):
         find_poses(folder, max_size=800)
-    (other / "lvsm_poses" / "poses.json").unlink()
+    record.unlink()
     with pytest.raises(FileExistsError, match="holds no poses"):
         find_poses(other)
     with pytest.raises(FileExistsError, match="not overwritten"):
@@ -95,6 +102,10 @@ def test_check_tells_right_cameras_from_wrong_ones(room, tmp_path, capsys):
             for frame in content["frames"]:
                 frame["c2w"] = (np.array(frame["c2w"]) @ np.diag([1, -1, -1, 1])).tolist()
         (folder / "cameras.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=r"no scene .*none: no such file or folder"):
+        check_program.main([str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match="PAGE=/proc cannot be written"):
+        check_program.main([str(tmp_path / "right"), "/proc/page.html"])
     checked = check_scene(read_scene(tmp_path / "wrong"), tmp_path / "wrong.html")
     assert checked.kind == "wrong" and ">Wrong<" in checked.page.read_text()
     check_program.main([str(tmp_path / "right")])
@@ -210,6 +221,7 @@ def test_frames_of_a_video(tmp_path):
     assert find_poses(video, frames=3).reused
     with pytest.raises(UserError, match="frames 3"):
         find_poses(video, frames=4)
+    assert find_poses(video).reused  # as render and view ask, which have no such option
     shutil.rmtree(found.folder)
     short = find_poses(video)  # of which there are fewer than are taken by default
     assert len(short.registered) == 5

@@ -308,7 +308,8 @@ def test_the_photograph_that_is_wanted_is_decoded_elsewhere():
 @pytest.fixture(scope="module")
 def export(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "export"
-    exports.save(model, folder, about={"config": {"data": {"image_height": SIZE[0]}}})
+    data = {"path": "data/rooms", "image_height": SIZE[0], "num_inputs": 3}
+    exports.save(model, folder, about={"step": 9, "config": {"data": data}})
     return folder
 
 
@@ -327,7 +328,9 @@ def test_serving(export, scene, capsys):
         with pytest.raises(OSError, match=f"cannot listen at 127.0.0.1, port {port}"):
             with program.serve(parse(export, scene, f"--port={port}")):
                 pass
-    assert "2 of 6 photographs" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "2 of 6 photographs" in told.out
+    assert "note: 2 inputs, and the model was trained with 3" in told.err
     with socket.create_server(("127.0.0.1", port)):  # is free again
         pass
 

@@ -143,11 +143,10 @@ def test_bad_photographs_without_cameras_leave_nothing(members, message):
 
 
 def test_messages_name_files_as_the_visitor_does(tmp_path):
-    from lvsm_jax.viewer.drops import with_names
 
     unposed = Unposed(tmp_path / "7", {"photograph-001.jpg": "IMG 1.jpg"})
     text = f"{tmp_path}/7/photograph-001.jpg did not join; see {tmp_path}/7-posed.log"
-    shown = with_names(text, unposed, tmp_path / "7-posed")
+    shown = unposed.in_their_words(text, tmp_path / "7-posed")
     assert shown.startswith("IMG 1.jpg did not join") and str(tmp_path) not in shown
 
 

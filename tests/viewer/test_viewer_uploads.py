@@ -52,6 +52,70 @@ def test_an_archive_of_a_folder():
     uploads.close()
 
 
+def transforms(names: dict[str, int], **fields) -> bytes:
+    """As nerfstudio writes it, with a lens."""
+    axes = np.diag([1, -1, -1, 1])  # OpenGL's
+    size = {"w": WIDTH, "h": HEIGHT, "fl_x": 50.0, "fl_y": 50.0, "cx": WIDTH / 2, "cy": HEIGHT / 2}
+    frames = [
+        {"file_path": name, "transform_matrix": (pose(number) @ axes).tolist()}
+        for name, number in names.items()
+    ]
+    return json.dumps({"k1": 0.02, **size, "frames": frames, **fields}).encode()
+
+
+def test_an_archive_with_the_cameras_of_another_program():
+    """Names choose cameras here too, and lead to no file: not even those of other uploads."""
+    frames = {"./images/a.png": 0, "../../b": 1, "/etc/passwd": 2, "c.png": 3}
+    members = {"walk/images/a.png": picture(0), "walk/b.png": picture(1)}
+    uploads = Uploads(Limits())
+    uploads.receive("cameras.json", poses_json({"c.png": 4}))
+    [other] = uploads.receive("c.png", picture(4))
+    content = archive({"walk/transforms.json": transforms(frames), **members})
+    first, second = uploads.receive("walk.zip", content)
+    assert [first.name, second.name] == ["walk/images/a.png", "walk/b.png"]
+    for number, photograph in enumerate((first, second)):
+        np.testing.assert_allclose(photograph.camera.c2w, pose(number), atol=1e-12)
+        assert photograph.lens is not None and photograph.load().pixels.shape == (HEIGHT, WIDTH, 3)
+        assert other.source.parent in photograph.source.parents
+    uploads.close()
+    assert not other.source.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"transforms.json": transforms({"a.png": 0})}, "drop it together with its pictures"),
+        ({"transforms.json": transforms({"a.png": 0}), "b.png": picture(0)}, "b.png has no poses"),
+        ({"transforms.json": transforms({"a.png": 0}), "a.png": b"GIF89a"}, "a.png: not a picture"),
+        ({"t.json": transforms({"a.png": 0}, k1="x"), "a.png": picture(0)}, "t.json: .*'k1' is"),
+        (
+            {"t.json": transforms({"a.png": 0}, w=59), "a.png": picture(0)},
+            "t.json: .* 'w' and 'h' are 59×40, but a.png has 60×40",
+        ),
+        (
+            {"t.json": transforms({"a.png": 0}), "a.png": picture(0), "x/a.png": picture(1)},
+            "x/a.png and a.png are both of a.png",
+        ),
+        (
+            {name: transforms({"a.png": 0}) for name in ("b.json", "c.json")},
+            r"2 files of cameras \(b.json, c.json\)",
+        ),
+        ({"sparse/0/images.bin": b"", "a.png": picture(0)}, "is of a COLMAP model"),
+        ({"t.json": transforms({"a.png": 0}) + b"]", "a.png": picture(0)}, "t.json is not JSON"),
+    ],
+)
+def test_cameras_of_other_programs_that_cannot_be_used_leave_nothing(members, message):
+    uploads = Uploads(LIMITS)
+    uploads.receive("cameras.json", POSES)
+    [kept] = uploads.receive("d.png", picture(3))
+    with pytest.raises(ValueError, match=message) as error:
+        uploads.receive("walk.zip", archive(members))
+    assert "lvsm-viewer-" not in str(error.value) and "photograph-" not in str(error.value)
+    assert list(kept.source.parent.iterdir()) == [kept.source]
+    assert len(uploads.receive("c.png", picture(2))) == 1
+    uploads.close()
+
+
 def broken_zip() -> bytes:
     content = bytearray(archive({"cameras.json": poses_json({"a.png": 0}) * 50}))
     content[60:70] = b"\xff" * 10
