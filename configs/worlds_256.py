@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.update(path="", worlds_share=1.0, image_height=256)
     config.data.update(num_views=16, input_counts=(1, 2, 4, 8), num_targets=6)
     config.worlds.update(boxes=80, ellipsoids=24, cylinders=24, scenes_at_once=8)
-    config.worlds.rays_at_once = 262_144
+    config.worlds.update(rays_at_once=262_144, solids_at_once=128)
     config.worlds.update(baseline=(0.04, 1.0), path_weights=(0.5, 0.2, 0.15, 0.15))
     config.worlds.complexity_steps = 10_000
     config.run.update(num_steps=100_000, batch_size=64)

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.cost.groups import first_group
@@ -161,9 +161,17 @@ def parse(text: str) -> Computations:
 
 
 def executed(
-    text: str, *, inside_fusions: bool, name: str = "", times: int | None = 1
+    text: str,
+    *,
+    inside_fusions: bool,
+    turns: Callable[[Instruction], int | None] = lambda loop: None,
+    name: str = "",
+    times: int | None = 1,
 ) -> Iterator[tuple[int | None, Instruction]]:
-    """Each instruction that a step runs, and how often; None in a loop of unknown length."""
+    """Each instruction that a step runs, and how often; None in a loop of unknown length.
+
+    `turns` may know the length of a loop that the program does not tell.
+    """
     computations = parse(text)
     for instruction in computations.get(name, {}).values():
         yield times, instruction
@@ -171,12 +179,14 @@ def executed(
             continue
         inner = times
         if instruction.opcode == "while":
-            turns = _turns(instruction, computations)
-            inner = None if turns is None or times is None else times * turns
+            known = _turns(instruction, computations)
+            known = turns(instruction) if known is None else known
+            inner = None if known is None or times is None else times * known
         called = _CALLS.findall(instruction.rest)
         branches = instruction.attribute(r"branch_computations=\{([^}]*)\}") or ""
         for callee in [*called, *re.findall(r"%?([\w.\-]+)", branches)]:
-            yield from executed(text, inside_fusions=inside_fusions, name=callee, times=inner)
+            how = {"inside_fusions": inside_fusions, "turns": turns}
+            yield from executed(text, **how, name=callee, times=inner)
 
 
 def _turns(loop: Instruction, computations: Computations) -> int | None:

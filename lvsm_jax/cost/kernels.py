@@ -8,7 +8,7 @@ where it gives them.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from lvsm_jax.cost import hlo
 from lvsm_jax.cost.chips import Chip
@@ -60,16 +60,18 @@ class Total:
     seconds: float
 
 
-def kernels(text: str) -> list[Kernel]:
+def kernels(
+    text: str, turns: Callable[[Instruction], int | None] = lambda loop: None
+) -> list[Kernel]:
     """The kernels of a program, from its optimised HLO.
 
     Collectives are none, nor copies that the program starts and goes on. Loops whose turns cannot
-    be read count as one turn.
+    be read, and of which `turns` knows none, count as one turn.
     """
     computations = hlo.parse(text)
     return [
         _kernel(instruction, times or 1, computations)
-        for times, instruction in hlo.executed(text, inside_fusions=False)
+        for times, instruction in hlo.executed(text, inside_fusions=False, turns=turns)
         if hlo.does_work(instruction)
         and instruction.opcode not in hlo.KINDS
         and not instruction.opcode.endswith("-start")

@@ -39,6 +39,8 @@ class WorldsConfig:
         mirrors: whether mirrors and panes show a reflection, by one bounce.
         scenes_at_once: scenes that are rendered together; more than one pays on accelerators.
         rays_at_once: rays of a scene that are followed together; they should fit the cache.
+        solids_at_once: solids of a form that a ray is compared with at once: a few on a CPU, all
+            on accelerators, whose memory each turn over some of them reads and writes.
         input_weights: in training, how often the inputs of a scene are spread over its path,
             neighbours on it, or any of its views.
         steps_per_world: consecutive steps on the same worlds, each with other inputs and targets;
@@ -69,6 +71,7 @@ class WorldsConfig:
     mirrors: bool = True
     scenes_at_once: int = 1
     rays_at_once: int = 8192
+    solids_at_once: int = 4
     input_weights: tuple[float, ...] = (2.0, 1.0, 1.0)
     steps_per_world: int = 1
     complexity_steps: int = 0
@@ -76,7 +79,7 @@ class WorldsConfig:
     def __post_init__(self):
         check_at_least(
             "worlds", self, boxes=12, ellipsoids=4, cylinders=4, bulbs=1, path_tries=1, samples=1,
-            scenes_at_once=1, rays_at_once=1, clearance=0,
+            scenes_at_once=1, rays_at_once=1, solids_at_once=1, clearance=0,
         )  # fmt: skip
         check_at_least("worlds", self, steps_per_world=1, complexity_steps=0)
         weighted = {"kind_weights": KINDS, "path_weights": PATHS, "input_weights": INPUTS}

@@ -155,7 +155,7 @@ def judge(
     scene: Scene, stage: Stage, poses, fxfycxcy, config: WorldsConfig, height: int, width: int
 ) -> Float[Array, " k"]:
     """How good candidates are: clear of everything above all, then with something to see."""
-    geometry = scene.geometry()
+    geometry = scene.geometry(config.solids_at_once)
     tries, views = poses.shape[:2]
     position = poses[..., :3, 3]
     flat = position.reshape(-1, 3).T

@@ -23,7 +23,7 @@ def render(
     config: WorldsConfig,
 ) -> tuple[Float[Array, "n h w 3"], Float[Array, "n h w"]]:
     """Linear radiance of each pixel, and depth along z at its centre, infinite for the sky."""
-    geometry = scene.geometry()
+    geometry = scene.geometry(config.solids_at_once)
     table = jnp.concatenate(
         [surface.surface_rows(geometry), scene.surface_materials(geometry)], axis=1
     ).T

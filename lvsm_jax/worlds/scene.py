@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lvsm_jax.worlds.solids import Geometry, Solids, pack
+from lvsm_jax.worlds.solids import UNROLLED, Geometry, Solids, pack
 
 WINDOWS = 3  # that a shell has room for
 PANES = 2
@@ -74,11 +74,11 @@ class Scene:
     materials: Any
     light: Light
 
-    def geometry(self) -> Geometry:
-        """What rays can meet."""
+    def geometry(self, at_once: int = UNROLLED) -> Geometry:
+        """What rays can meet, compared with so many solids of a form at once."""
         forms = self.boxes, self.ellipsoids, self.cylinders
         counts = jnp.stack([solids.count for solids in forms])
-        return Geometry(*(pack(solids) for solids in forms), counts, self.shell)
+        return Geometry(*(pack(solids) for solids in forms), counts, self.shell, at_once)
 
     def surface_materials(self, geometry: Geometry) -> Float[Array, "surfaces width"]:
         """Rows of materials by the indices that `cast` gives."""

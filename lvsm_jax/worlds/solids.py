@@ -2,10 +2,14 @@
 
 All solids are convex. Brought into the axes where it is the unit shape, a solid is entered by a ray
 at one distance and left at another. One loop over the solids of each form keeps a running minimum
-for a block of rays, which stay in the cache. The shell is a box seen from inside.
+for a block of rays. On a CPU these stay in the cache, and a few solids a turn are best. On
+accelerators each turn reads and writes all rays, so that one turn should take all solids. The shell
+is a box seen from inside.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +22,7 @@ FORMS = ("boxes", "ellipsoids", "cylinders")
 FAR = 1e4  # distance of what is open: the sky
 NEAR = 1e-3  # closer, a ray has not left the surface that it starts from
 _INDEX = 0xFF  # the bits of a packed distance that say what was met
-_UNROLL = 4  # solids of a step of the loop: rays are loaded and stored once for all of them
+UNROLLED = 4  # solids of a turn that are written out one after the other
 
 
 @jax.tree_util.register_dataclass
@@ -49,11 +53,12 @@ class Geometry:
     """Everything that rays can meet, as rows of numbers.
 
     Attributes:
-        boxes: rows of `pack`, a multiple of the unrolled steps.
+        boxes: rows of `pack`, a multiple of `UNROLLED`.
         ellipsoids: the same.
         cylinders: the same.
         counts: `[3]`, how many of each are there.
         shell: `[2, 3]` least and greatest coordinates of the shell around everything.
+        at_once: solids that rays are compared with in a turn, at most (`worlds.solids_at_once`).
     """
 
     boxes: Any
@@ -61,6 +66,7 @@ class Geometry:
     cylinders: Any
     counts: Any
     shell: Any
+    at_once: int = dataclasses.field(default=UNROLLED, metadata={"static": True})
 
     @property
     def starts(self) -> tuple[int, int, int, int]:
@@ -72,7 +78,7 @@ class Geometry:
 def pack(solids: Solids) -> Float[Array, "p 16"]:
     """Rows of world to unit axes (9), offset (3), half sizes (3), ratio; missing ones far."""
     number = solids.half.shape[0]
-    padding = -number % _UNROLL
+    padding = -number % UNROLLED
     there = (jnp.arange(number) < solids.count)[:, None]
     center = jnp.where(there, solids.center, 1e6)
     half = jnp.where(there, solids.half, 1e-3)
@@ -145,20 +151,56 @@ def _enter_cylinder(origin, direction, row):
 _ENTER = (_enter_box, _enter_ellipsoid, _enter_cylinder)
 
 
-def _over_solids(geometry: Geometry, step, carry):
-    """Calls `step(form, row, index, carry)` for the solids that are there, one after the other."""
-    for number, (form, start) in enumerate(zip(FORMS, geometry.starts[:3], strict=True)):
+# Of a form, the rows of one or several solids and their indices: a number for each ray.
+Step = Callable[[int, Any, Any], Array]
+
+
+def _over_solids(geometry: Geometry, step: Step, join: jnp.ufunc, start: Array) -> Array:
+    """`start`, joined with `step(form, row, index)` of all solids that are there.
+
+    Joining is exact and in any order the same, as a minimum is: so are the results of any number
+    of solids a turn, but for how their own arithmetic is rounded.
+    """
+    joined = start
+    for number, (form, first) in enumerate(zip(FORMS, geometry.starts[:3], strict=True)):
         rows = getattr(geometry, form)
+        turn = _turn(step, join, number)
+        size = solids_a_turn(len(rows), geometry.at_once)
+        if UNROLLED < size == len(rows):
+            joined = turn(rows, first, joined)  # no loop: its end would have to be waited for
+            continue
 
-        def body(i, carry, rows=rows, number=number, start=start):
-            group = jax.lax.dynamic_slice_in_dim(rows, i * _UNROLL, _UNROLL)
-            for k in range(_UNROLL):
-                carry = step(number, group[k], start + i * _UNROLL + k, carry)
-            return carry
+        def body(i, joined, rows=rows, first=first, turn=turn, size=size):
+            some = jax.lax.dynamic_slice_in_dim(rows, i * size, size)
+            return turn(some, first + i * size, joined)
 
-        steps = (geometry.counts[number] + _UNROLL - 1) // _UNROLL
-        carry = jax.lax.fori_loop(0, steps, body, carry)
-    return carry
+        turns = (geometry.counts[number] + size - 1) // size
+        joined = jax.lax.fori_loop(0, turns, body, joined)
+    return joined
+
+
+def _turn(step: Step, join: jnp.ufunc, form: int) -> Callable[[Array, Any, Array], Array]:
+    """Joins some solids of a form, by their rows and the index of the first, to a number a ray."""
+
+    def written_out(rows, first):
+        return [step(form, rows[k], first + k) for k in range(UNROLLED)]
+
+    def turn(rows, first, joined):
+        if len(rows) == UNROLLED:
+            return functools.reduce(join, written_out(rows, first), joined)
+        # One kernel, in which each ray's numbers stay in registers: a loop inside of a reduction.
+        groups = rows.reshape(-1, UNROLLED, rows.shape[1])
+        firsts = first + UNROLLED * jnp.arange(len(groups))
+        each = jax.vmap(lambda *group: functools.reduce(join, written_out(*group)))
+        return join(joined, join.reduce(each(groups, firsts), axis=0))
+
+    return turn
+
+
+def solids_a_turn(number: int, most: int) -> int:
+    """The most that divide a number of rows, a multiple of `UNROLLED`, but at least so many."""
+    groups, wanted = number // UNROLLED, max(1, most // UNROLLED)
+    return UNROLLED * max(n for n in range(1, wanted + 1) if groups % n == 0)
 
 
 def meet(form, row, origins, directions):
@@ -182,14 +224,13 @@ def cast(
         bits = jax.lax.bitcast_convert_type(distance, jnp.int32)
         return (bits & ~_INDEX) | index
 
-    def step(form, row, index, nearest):
-        distance = meet(form, row, origins, directions)
-        return jnp.minimum(nearest, packed(distance, index))
+    def step(form, row, index):
+        return packed(meet(form, row, origins, directions), index)
 
     there = (geometry.shell[0] < geometry.shell[1]).all()
     distance, face = when(there, leave_shell, geometry.shell, origins, directions)
     nearest = packed(distance, geometry.starts[3] + face)
-    nearest = _over_solids(geometry, step, nearest)
+    nearest = _over_solids(geometry, step, jnp.minimum, nearest)
     distance = jax.lax.bitcast_convert_type(nearest & ~_INDEX, jnp.float32)
     return distance, nearest & _INDEX
 
@@ -214,17 +255,17 @@ def is_blocked(
 ) -> Bool[Array, " r"]:
     """Whether a solid is on the ray before `limit`, in lengths of the directions."""
 
-    def step(form, row, index, blocked):
+    def step(form, row, index):
         del index
-        return blocked | (meet(form, row, origins, directions) < limit)
+        return meet(form, row, origins, directions) < limit
 
-    return _over_solids(geometry, step, jnp.zeros(limit.shape, bool))
+    return _over_solids(geometry, step, jnp.logical_or, jnp.zeros(limit.shape, bool))
 
 
 def distance_to_solids(geometry: Geometry, points: Float[Array, "3 r"]) -> Float[Array, " r"]:
     """About how far the nearest solid is from each point; 0 inside one."""
 
-    def step(form, row, index, nearest):
+    def step(form, row, index):
         del index
         x, y, z = unit = to_unit(row, points)
         half = row[12:15]
@@ -240,6 +281,6 @@ def distance_to_solids(geometry: Geometry, points: Float[Array, "3 r"]) -> Float
             across = jnp.maximum(jnp.sqrt(x * x + z * z) - wide, 0) * half[0]
             along = jnp.maximum(jnp.abs(y) - 1, 0) * half[1]
             distance = jnp.sqrt(across * across + along * along)
-        return jnp.minimum(nearest, distance)
+        return distance
 
-    return _over_solids(geometry, step, jnp.full(points.shape[1], FAR))
+    return _over_solids(geometry, step, jnp.minimum, jnp.full(points.shape[1], FAR))

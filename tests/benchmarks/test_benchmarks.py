@@ -11,11 +11,14 @@ import pytest
 from matplotlib.figure import Figure
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import incremental, losses, models, worlds
+from benchmarks import incremental, losses, models, worlds, worlds_compiled
 from benchmarks.common import label_lines, measure_call, random_batch
 from input_pipeline.clip_scene import open_scene
 from input_pipeline.storage import SplitReader
+from lvsm_jax.common.errors import UserError
+from lvsm_jax.cost.hlo import Instruction
 from lvsm_jax.models.architectures import CONFIGS
+from lvsm_jax.worlds.config import WorldsConfig
 from tests.helpers.plain_worlds import use_plain_worlds
 from tests.helpers.tiny_export import save_tiny_export
 
@@ -213,6 +216,20 @@ def test_operations_are_counted_by_the_turns_of_loops():
     assert worlds.count_flops(over_rows, x, jnp.int32(3)) > 4 * 5
     branches = [lambda x: x, lambda x: x * x * x]
     assert worlds.count_flops(lambda x: jax.lax.switch(1, branches, x), x) - 40 in range(5)
+
+
+def test_loops_over_legs_and_groups_of_worlds_have_the_turns_assumed():
+    """Read from where they come from; of loops over solids nobody knows them."""
+    with pytest.raises(UserError, match=r"solids_at_once is 4, expected at least the 32 solids"):
+        worlds_compiled.check_solids(WorldsConfig())
+    worlds_compiled.check_solids(WorldsConfig(solids_at_once=32))
+
+    def loop(where):
+        return Instruction("while.1", "()", "while", f'metadata={{op_name="{where}"}}', "main")
+
+    groups, legs = "jit(render_block)/while", "jit(render_block)/while/body/while/body/while"
+    assert worlds_compiled.turns(3, loop(groups)) == 3
+    assert worlds_compiled.turns(3, loop(legs)) == 2
 
 
 def test_the_stream_of_worlds_is_measured(monkeypatch, tmp_path, capsys):

@@ -99,6 +99,9 @@ def test_a_loop_that_cannot_be_read():
         hlo.collectives(unknown)
     known = unknown.replace("body=%body", 'body=%body, c={"known_trip_count":{"n":"5"}}')
     assert {c.times for c in hlo.collectives(known)} == {1, 5}
+    for program, counts in ((unknown, {1, 4}), (known, {1, 5})):  # the program knows better
+        ran = hlo.executed(program, inside_fusions=False, turns=lambda loop: 4)
+        assert {times for times, _ in ran} == counts
 
 
 def test_group_of_one_is_no_collective():

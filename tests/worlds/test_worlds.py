@@ -88,18 +88,21 @@ def test_a_scene_does_not_depend_on_its_neighbours(make):
 
 
 @pytest.mark.slow
-def test_scenes_are_the_same_alone_and_on_any_number_of_devices(make):
+@pytest.mark.parametrize("solids_at_once", [CONFIG.solids_at_once, 128])
+def test_scenes_are_the_same_alone_and_on_any_number_of_devices(solids_at_once):
     """Eight devices with a scene each make what one makes of all eight, bit by bit."""
     size = {"views": VIEWS, "height": HEIGHT, "width": WIDTH}
+    config = dataclasses.replace(CONFIG, solids_at_once=solids_at_once)
     mesh = Mesh(np.array(jax.devices()), ("data",))
     scenes = PartitionSpec("data")
 
     @jax.jit
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=scenes, out_specs=scenes, check_vma=False)
     def sharded(keys):
-        return make_worlds(keys, CONFIG, **size)
+        return make_worlds(keys, config, **size)
 
-    ours, theirs = sharded(keys(3)), make(keys(3), complexity=FULL)
+    together = jax.jit(functools.partial(make_worlds, config=config, **size))
+    ours, theirs = sharded(keys(3)), together(keys(3), complexity=FULL)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
