@@ -14,7 +14,6 @@ from concurrent import futures
 from typing import Any, TypeVar
 
 import tqdm
-from etils import epath
 
 from lvsm_jax.common.errors import UserError
 
@@ -120,9 +119,3 @@ def _written(
     finally:
         if pool is not None:
             pool.shutdown()
-
-
-def remove_unfinished(folder: epath.Path) -> None:
-    """Removes the files that a killed run was writing."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink()

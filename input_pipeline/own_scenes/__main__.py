@@ -30,10 +30,9 @@ from input_pipeline.import_report import Finding, report
 from input_pipeline.jpeg import QUALITY
 from input_pipeline.own_scenes import import_scenes
 from input_pipeline.own_scenes.import_scenes import Job, Options, Result
-from input_pipeline.workers import remove_unfinished
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import check_writable, expand, read_json, write_text
+from lvsm_jax.common.files import check_writable, clear_unfinished, expand, read_json, write_text
 from lvsm_jax.scenes.pictures import colour_of
 from lvsm_jax.scenes.readers import read_scene
 
@@ -139,7 +138,7 @@ def _prepare(output: epath.Path, settings: dict, overwrite: bool) -> None:
         )
     for folder in (output, output / import_scenes.STATE):
         folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(folder)
+        clear_unfinished(folder)
     write_text(path, json.dumps(wanted, indent=1))
 
 

@@ -23,10 +23,9 @@ from input_pipeline import storage
 from input_pipeline.import_report import Finding, report
 from input_pipeline.re10k import import_chunks
 from input_pipeline.re10k.import_chunks import Chunk, ImportFailure, Result
-from input_pipeline.workers import remove_unfinished
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import expand, read_json, write_text
+from lvsm_jax.common.files import clear_unfinished, expand, read_json, write_text
 
 
 def drop_duplicates(results: Mapping[Chunk, Result], *, verify: bool) -> list[Result]:
@@ -95,7 +94,7 @@ def run(
     chunks = import_chunks.find_chunks(source, output, splits)
     for folder in (output, output / ".import"):
         folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(folder)
+        clear_unfinished(folder)
     was_complete = (output / "dataset_info.json").exists()
     every_chunk = [chunk for members in chunks.values() for chunk in members]
     imported = import_chunks.import_all(every_chunk, verify=verify, workers=workers)

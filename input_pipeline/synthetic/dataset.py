@@ -16,8 +16,8 @@ from etils import epath
 from input_pipeline import storage
 from input_pipeline.jpeg import encode_jpeg
 from input_pipeline.synthetic.settings import NUM_TARGETS, SPLITS, Settings
-from input_pipeline.workers import remove_unfinished, run_jobs
-from lvsm_jax.common.files import expand, read_json, write_text
+from input_pipeline.workers import run_jobs
+from lvsm_jax.common.files import clear_unfinished, expand, read_json, write_text
 from lvsm_jax.parallel.mesh import make_mesh
 from lvsm_jax.worlds.generate import Worlds
 from lvsm_jax.worlds.stream import Block, render
@@ -157,7 +157,7 @@ def _tidy(folder: epath.Path) -> None:
     """Removes what only an unfinished set needs, and what killed runs left."""
     if (folder / PROGRESS_FOLDER).exists():
         (folder / PROGRESS_FOLDER).rmtree()
-    remove_unfinished(folder)
+    clear_unfinished(folder)
 
 
 def _tasks(folder: epath.Path, settings: Settings, split: str) -> list[Task]:

@@ -88,14 +88,22 @@ def clear_unfinished(folder: epath.PathLike, name: str | None = None) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is a process of this number on this host."""
+    """Whether a process of this number runs on this host.
+
+    One that has ended, but that nobody waited for, as happens in containers, does not.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass
-    return True
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):  # where there is no /proc, or it is gone meanwhile
+        return True
+    return state not in ("Z", "X")
 
 
 def check_new_file(path: epath.PathLike, overwrite: bool) -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -61,3 +62,14 @@ def test_a_file_in_the_place_of_a_folder_cannot_be_written_to(tmp_path):
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match=r"OUT=.*file/out cannot be written"):
         files.check_writable("OUT", tmp_path / "file" / "out")
+
+
+def test_a_process_that_ended_is_not_alive_even_if_nobody_waits_for_it():
+    assert files.is_alive(os.getpid())
+    ended = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert ended.stdout.read() == b""  # until its end
+    until = time.monotonic() + 20
+    while files.is_alive(ended.pid):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert ended.wait() == 0
