@@ -7,7 +7,8 @@ A block of worlds is rendered once for as many steps as `worlds.steps_per_world`
 drawn from it for each; then comes a whole optimizer step. Each is measured alone, on one device,
 median of --repeats, with the most inputs that a step may have. FLOPs of rendering are counted from
 the traced program, at most: an operation on an element is one, data that moves none, and a scene
-has all the solids that it has room for.
+has all the solids that it has room for. Loops over a part of the solids of several worlds at once
+(worlds.solids_at_once, worlds.scenes_at_once) are counted too low.
 Those of a step are counted from the sizes. With --count nothing is measured or compiled.
 """
 
@@ -84,8 +85,10 @@ def measure(config: ml_collections.ConfigDict, options: argparse.Namespace) -> R
     macs = forward_macs(
         training.model, views=inputs, targets=data.num_targets, height=size, width=size
     )
+    groups = -(-options.batch // worlds.scenes_at_once)
     flops = {
-        "render": count_flops(render, scenes),
+        # The loop over groups of worlds walks along an array with room for one more than there are.
+        "render": count_flops(render, scenes) * groups // (groups + 1),
         "draw": count_flops(take, jax.eval_shape(render, scenes), scenes),
         "step": options.batch * training_flops(macs),
     }
