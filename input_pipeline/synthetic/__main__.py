@@ -13,6 +13,7 @@ More scenes teach more than more frames: a training sample takes a few frames of
 """
 
 import argparse
+import sys
 
 from input_pipeline.synthetic.settings import SPLITS, Settings
 from lvsm_jax.common.command_line import argument_parser, path, program
@@ -42,6 +43,8 @@ _OF_WORLDS = {
 def main(arguments: list[str]) -> None:
     """The command line."""
     given = _parser().parse_args(arguments)
+    if given.workers is not None:
+        print("note: --workers plays no part: the devices make the worlds", file=sys.stderr)
     worlds = WorldsConfig(**{name: _given(given, name) for name in _OF_WORLDS})
     settings = Settings(**{name: getattr(given, name) for name in _SIZES}, worlds=worlds)
 
@@ -85,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
         )
     text = "CPU only: simulated devices; 0 is one for each core. The files do not depend on it"
     parser.add_argument("--cpu-devices", type=int, default=0, metavar="N", help=text)
+    # Of version 0.1.0, so that its command lines still work.
+    parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
     text = "replace worlds that were made with other settings (otherwise an error)"
     parser.add_argument("--overwrite", action="store_true", help=text)
     return parser

@@ -131,7 +131,7 @@ def render(given: argparse.Namespace) -> None:
     _check_numbers(given)
     background, weights = background_of(given), choose_weights(given)
     # What takes seconds to import comes after what takes none to refuse.
-    from lvsm_jax.programs.scene_differences import differences
+    from lvsm_jax.programs.scene_differences import differences, lacks_scale
     from lvsm_jax.scenes.trajectories import make_path
 
     scene = open_posed(given, background)
@@ -160,7 +160,8 @@ def render(given: argparse.Namespace) -> None:
             check_new_file(given.ply, given.overwrite)
         check_parent(given.ply)
     metrics = held_out.metrics() if kept else None
-    for note in differences(about, [chosen.camera for chosen in inputs], (height, width)):
+    views = [chosen.camera for chosen in inputs]
+    for note in (*differences(about, views, (height, width)), *lacks_scale(views, given.scale)):
         print(f"note: {printable(note)}", file=sys.stderr)
     print(
         f"{printable(weights_line(weights, about))}\n"

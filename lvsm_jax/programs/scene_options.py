@@ -165,6 +165,9 @@ def split_photographs(
     taken = {photograph.name for photograph in chosen}
     there = [photograph for photograph in scene.photographs if photograph.name not in taken]
     most = len(there) if named else len(there) - 1
+    if most < 1:
+        found = f"{scene.source} has {len(scene.photographs)} photographs"
+        raise UserError(f"--hold-out={count}, but {found}, and all of them are inputs")
     if not 1 <= count <= most:
         raise UserError(
             f"--hold-out={count}, expected 1 to {most}: {scene.source} has "

@@ -59,7 +59,7 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     scene = scene_options.open_posed(given, background)
     inputs = scene_options.choose_inputs(scene, given.inputs)
 
-    from lvsm_jax.programs.scene_differences import differences
+    from lvsm_jax.programs.scene_differences import differences, lacks_scale
     from lvsm_jax.rendering.session import Session
     from lvsm_jax.viewer.gallery import Gallery, prepare
     from lvsm_jax.viewer.geometry import coarse_size
@@ -79,7 +79,8 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
         )
     print(printable(weights_line(weights, about)))
     height, width = size = scene_options.picture_size(given.size, about)
-    for note in differences(about, [chosen.camera for chosen in inputs], size):
+    views = [chosen.camera for chosen in inputs]
+    for note in (*differences(about, views, size), *lacks_scale(views, given.scale)):
         print(f"note: {printable(note)}", file=sys.stderr)
     dtype = {} if given.cache_dtype is None else {"cache_dtype": given.cache_dtype}
     model = exports.load(weights, for_rendering=True, **dtype)

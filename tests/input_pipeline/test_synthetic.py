@@ -64,6 +64,9 @@ def test_repeating_is_a_no_op_and_other_settings_are_an_error(small, capsys):
     before = contents(small)
     program.main([str(small), *FLAGS, "--width=24"])
     assert "already complete" in capsys.readouterr().out
+    program.main([str(small), *FLAGS, "--width=24", "--workers=1"])  # as version 0.1.0 had it
+    told = capsys.readouterr()
+    assert "already complete" in told.out and "--workers plays no part" in told.err
     with pytest.raises(SystemExit) as ended:
         program.main([str(small), *FLAGS, "--width=32"])
     error = ended.value.code

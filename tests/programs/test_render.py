@@ -261,6 +261,9 @@ def test_what_is_held_out_is_no_input(scene, inputs, count, chosen, held_out):
 def test_more_than_can_be_held_out(scene, inputs, count, most):
     with pytest.raises(ValueError, match=f"--hold-out={count}, expected 1 to {most}"):
         split_photographs(open_scene(scene), inputs, count)
+    every = ",".join(photograph.name for photograph in open_scene(scene).photographs)
+    with pytest.raises(ValueError, match="6 photographs, and all of them are inputs"):
+        split_photographs(open_scene(scene), every, count)
 
 
 def test_video_of_odd_size(tmp_path):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lvsm_jax.programs.scene_differences import differences
+from lvsm_jax.programs.scene_differences import differences, lacks_scale
 from lvsm_jax.scenes.photograph import PosedCamera
 
 
@@ -26,3 +26,16 @@ def test_differences():
     assert shown == "of some photographs only the middle 56% are seen: try --size"
     tall = differences(about(num_inputs=2, square_crop=False), cameras(2), (256, 448))
     assert tall == []
+    [several] = differences(about(input_counts=[1, 2, 4]), cameras(3, 400, 300), (256, 256))
+    assert several == "3 inputs, and the model was trained with 1, 2 or 4"
+
+
+def test_inputs_that_tell_no_length():
+    assert "one input tells no length: --scale=X" in lacks_scale(cameras(1), None)[0]
+    assert "all inputs stand in one place" in lacks_scale(cameras(3), None)[0]
+    assert lacks_scale(cameras(3), 0.5) == []
+    aside = np.eye(4)
+    aside[0, 3] = 0.01
+    assert (
+        lacks_scale([*cameras(2), PosedCamera(aside, [500, 500, 320, 180], 640, 360)], None) == []
+    )
