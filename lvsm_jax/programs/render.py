@@ -5,9 +5,9 @@
     lvsm render data/re10k/test:6b658b1d8562dc85 out/ --frames=60
 
 The weights are those that come with lvsm_jax, or with --weights=EXPORT those of a directory that
-`lvsm train`, `convert` or `export` wrote, of an EfficientLVSM or a GSLRM. `lvsm render EXPORT SCENE
-OUT` says the same. With --ply=FILE a GSLRM's Gaussians are written, in the world of SCENE, as
-viewers of 3D Gaussian splats read them.
+`lvsm train`, `convert` or `export` wrote, of an EfficientLVSM or a GSLRM;
+`lvsm render EXPORT SCENE OUT` says the same. With --ply=FILE a GSLRM's Gaussians are written, in
+the world of SCENE, as viewers of 3D Gaussian splats read them.
 
 SCENE is a folder with cameras.json, with a COLMAP model (text or binary, also in sparse/0; needs
 pip install 'lvsm_jax[colmap]') or with what nerfstudio, Blender, LLFF, Gaussian splatting, Polycam

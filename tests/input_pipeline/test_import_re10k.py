@@ -298,7 +298,8 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(tmp_path):
         run = subprocess.Popen(
             [*program, "--workers", "2"], stderr=subprocess.DEVNULL, start_new_session=True
         )
-        while len(list((out / ".import").glob("*.json"))) < finished:
+        # Before there are workers, a signal meets nothing but imports.
+        while len(list((out / ".import").glob("*.json"))) < finished or not worker_ids(run.pid):
             assert run.poll() is None
             time.sleep(0.005)
         workers = worker_ids(run.pid)

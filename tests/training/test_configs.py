@@ -123,7 +123,8 @@ def test_long_gradients_are_skipped_as_published(name, factor):
     ("file", "overrides", "message"),
     [
         ("quickstart.py:NeRF", [], "NeRF"),
-        ("re10k_256.py:EfficientLVSM", [], "get_config"),
+        ("beyond_256.py:EfficientLVSM", [], "get_config"),
+        ("re10k_256.py:tpu", [], "device is 'tpu', expected one of"),
         ("quickstart.py", ["--config.model.targets_at_once=0"], "targets_at_once"),
         ("quickstart.py", ["--config.model.width=wide"], "wide"),
     ],
