@@ -232,6 +232,7 @@ def test_loops_over_legs_and_groups_of_worlds_have_the_turns_assumed():
     assert worlds_compiled.turns(3, loop(legs)) == 2
 
 
+@pytest.mark.slow
 def test_the_stream_of_worlds_is_measured(monkeypatch, tmp_path, capsys):
     use_plain_worlds(monkeypatch)
     output = tmp_path / "worlds.json"

@@ -81,6 +81,7 @@ def test_pixels_by_inputs_that_see_them():
     ]
 
 
+@pytest.mark.slow
 def test_card(data, tmp_path, capsys):
     full, small, out = tmp_path / "full", tmp_path / "small", tmp_path / "card"
     save_tiny_export(full)

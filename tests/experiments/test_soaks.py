@@ -22,6 +22,7 @@ def write_run(folder, losses=(0.5, 0.25), seconds=1.0):
     return folder
 
 
+@pytest.mark.slow
 def test_runs_that_differ_are_noticed(tmp_path):
     one = write_run(tmp_path / "one")
     assert training_soak.compare(one, write_run(tmp_path / "same", seconds=9.0)) == []

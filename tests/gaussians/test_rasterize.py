@@ -114,6 +114,7 @@ def test_tiles_are_the_dense_picture(tile):
         assert np.linalg.norm(ours - theirs) < 5e-5 * np.linalg.norm(theirs)
 
 
+@pytest.mark.slow
 def test_an_overflow_is_reported_and_keeps_the_nearest():
     gaussians, camera = scene()
     order = jnp.argsort(project(gaussians, *camera, *SIZE.values()).depths)

@@ -47,6 +47,7 @@ def scene():
     )
 
 
+@pytest.mark.slow
 def test_last_layer_features(scene):
     """Every layer of the decoder reads what the encoder's last layer returned."""
     images, inputs, targets = scene

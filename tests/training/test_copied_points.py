@@ -83,6 +83,7 @@ def test_points_are_copied_as_colours_are(batch, mesh):
         np.testing.assert_allclose(loss, 0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_steps_bring_the_points_nearer(batch, mesh):
     with jax.set_mesh(mesh):
         how = OptimizerConfig(learning_rate=3e-3, warmup_steps=1)
@@ -96,6 +97,7 @@ def test_steps_bring_the_points_nearer(batch, mesh):
         assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.slow
 def test_batches_without_depth_have_the_same_metrics(batch, mesh):
     def bare(views):
         return dataclasses.replace(views, depth=None)

@@ -43,6 +43,7 @@ def test_entropy(dtype):
     np.testing.assert_allclose(alike, np.log(7), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [
@@ -97,6 +98,7 @@ def test_entropies_are_those_of_the_weights_that_a_render_has(decoder_attention,
     assert ours.min() < 0.9
 
 
+@pytest.mark.slow
 def test_a_higher_temperature_is_a_higher_entropy():
     """With one view the temperature that follows the views is above the usual one; with 5 below."""
     for views, is_higher in ((1, True), (5, False)):

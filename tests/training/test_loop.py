@@ -31,6 +31,7 @@ def rows_of(workdir):
     return {int(row.pop("step")): {k: v for k, v in row.items() if v} for row in rows}
 
 
+@pytest.mark.slow
 def test_rows_are_means_and_those_of_a_resumed_run(config, tmp_path, capsys):
     config.run.update(log_every=1, layers_every=1)
     train(config, tmp_path / "each")
@@ -56,6 +57,7 @@ def test_rows_are_means_and_those_of_a_resumed_run(config, tmp_path, capsys):
         assert row == again
 
 
+@pytest.mark.slow
 def test_a_run_whose_steps_are_all_skipped_ends_in_a_line(config, tmp_path):
     config.optimizer.update(clip_norm=1e-12, skip_factor=1.0, skip_after=0)
     config.run.max_skipped_in_a_row = 2

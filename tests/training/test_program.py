@@ -101,6 +101,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_it_trains_without_tensorflow(rooms, tmp_path):
     done = run([sys.executable, "-c", WITHOUT_TENSORFLOW, *arguments(rooms, tmp_path)])
     assert done.returncode == 0, done.stderr

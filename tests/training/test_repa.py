@@ -50,6 +50,7 @@ def step(frozen):
     return lambda config, state, batch: compiled(config, state, batch, frozen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{}, {"co_refinement": False}, {"shared_streams": True, "remat": "full"}]
 )
@@ -98,6 +99,7 @@ def test_distances(name):
     assert np.isfinite(jax.grad(lambda x: distance(x, zero))(zero)).all()
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_all_views_of_projected_tokens(frozen):
     config = repa_config(decoder="2:3,1:2")
     projectors = new_projectors(config, TINY, nnx.Rngs(0))

@@ -51,6 +51,7 @@ def test_a_drag_changes_the_render_and_a_reload_survives(page, viewer):
     assert difference(again, first) < 3
 
 
+@pytest.mark.slow
 def test_what_is_in_3d_stands_where_the_render_has_it(page, viewer):
     """A ball in the scene appears where the render's camera sees its place."""
     client, frame = client_of(viewer), frame_of(viewer)
@@ -81,6 +82,7 @@ def test_what_is_in_3d_stands_where_the_render_has_it(page, viewer):
         ball.remove()
 
 
+@pytest.mark.slow
 def test_photographs_come_and_go(page, viewer):
     with_three = shows_its_render(page, viewer)
     choose(page, "5.png")
