@@ -56,9 +56,8 @@ def read_info(directory: epath.Path) -> tuple[str, dict[str, list[int]]]:
             raise DatasetError("names must be letters, digits and _")
         return name, lengths
     except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(
-            f"{path} is damaged: {type(error).__name__} {shortened(error)}"
-        ) from error
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__} "
+        raise DatasetError(f"{path} is damaged: {kind}{shortened(error)}") from error
 
 
 def _lengths(values: Any) -> list[int]:
