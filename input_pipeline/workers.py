@@ -99,6 +99,7 @@ def _written(
 ) -> Iterator[tuple[Job, Result]]:
     others = set(multiprocessing.active_children())
     pool = worker_pool(workers, on_interrupt=signal.SIG_DFL) if workers > 1 else None
+    own = set(multiprocessing.active_children()) - others
     try:
         if pool is None:
             yield from ((job, write(job)) for job in jobs)
@@ -107,14 +108,19 @@ def _written(
             for future in futures.as_completed(pending):
                 yield pending[future], future.result()
     except BaseException as error:
+        broken = isinstance(error, futures.process.BrokenProcessPool)
+        # Ctrl-C goes to the workers too, whose end may be seen before it is here.
+        by_interrupt = broken and any(worker.exitcode == -signal.SIGINT for worker in own)
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
-            for worker in set(multiprocessing.active_children()) - others:
+            for worker in own:
                 worker.terminate()
-        if isinstance(error, futures.process.BrokenProcessPool):
+        if broken and not by_interrupt:
             raise WorkerError(f"a worker process was killed (out of memory?); {_AGAIN}") from error
-        if isinstance(error, KeyboardInterrupt):
+        if by_interrupt or isinstance(error, KeyboardInterrupt):
             print(f"\ninterrupted; {_AGAIN}", file=sys.stderr)
+        if by_interrupt:
+            raise KeyboardInterrupt from error
         raise
     finally:
         if pool is not None:
