@@ -139,6 +139,7 @@ def of_one_layer(config):
     return tuple(b - a for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_activations_of_a_layer_with_full_remat():
     """Each layer's input; Efficient-LVSM's decoder also keeps what it reads of the encoder."""
     v, t = SCENE["views"], SCENE["targets"]

@@ -326,6 +326,7 @@ def collectives(hlo):
     return sorted(part[:2] for part in found if not part[2].startswith("{{0},"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", [4, 3], ids=["spread", "whole"])
 def test_a_head_that_copies(targets):
     """Renders and gradients, of targets that are spread and that all devices have; and a cache."""

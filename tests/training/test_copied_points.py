@@ -60,6 +60,7 @@ def test_points_of_all_views_are_those_of_one_scene(batch):
         assert spread[2] < 1e-4 * spread[1]
 
 
+@pytest.mark.slow
 def test_points_are_copied_as_colours_are(batch, mesh):
     with jax.set_mesh(mesh):
         model = new_model(MODEL, nnx.Rngs(0))

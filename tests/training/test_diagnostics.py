@@ -115,6 +115,7 @@ def test_a_higher_temperature_is_a_higher_entropy():
         assert bool((entropies[0] > entropies[1]).all()) == is_higher
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_norms_add_up(architecture, num_layers):

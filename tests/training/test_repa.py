@@ -130,6 +130,7 @@ def test_the_loss_is_the_mean_over_all_views_of_projected_tokens(frozen):
     np.testing.assert_allclose(loss(projectors, frozen.teacher), np.mean(errors), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_trains_the_projectors_and_stops_and_resumes(step, tmp_path):
     config, batch = with_repa(stop_step=10), random_batch()
     state = new_state(config, 0)

@@ -177,6 +177,7 @@ def test_clicking_a_frustum_goes_there(page, viewer):
     assert len(hidden()) < 6
 
 
+@pytest.mark.slow
 def test_visitors_see_each_others_photographs_until_they_leave(page, viewer, browser, tmp_path):
     tab(page, "Photos")
     show_details(page)

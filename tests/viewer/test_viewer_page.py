@@ -102,6 +102,7 @@ def test_several_files_at_once(page, viewer, tmp_path):
     until(lambda: np.allclose(window_of(client_of(viewer)).c2w, frame.to_page(goal), atol=1e-3), "")
 
 
+@pytest.mark.slow
 def test_photographs_without_cameras_become_a_place_of_their_own(page, viewer, browser, found):
     files = {f"IMG {i}.png": picture(50 + i) for i in range(5)}
     found.work = write_found

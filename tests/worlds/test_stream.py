@@ -46,6 +46,7 @@ def batches(count, scenes=DATA, worlds=FULL, devices=1, start_step=0, **sizes):
         return jax.device_get(list(found))
 
 
+@pytest.mark.slow
 def test_a_batch_is_the_same_on_any_mesh_and_from_any_step():
     data = dataclasses.replace(DATA, scale_jitter=1.5, frame_turn=30.0)
     worlds = WorldsConfig(steps_per_world=2)
