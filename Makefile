@@ -1,6 +1,7 @@
 # make demo      everything from nothing: environment, training, evaluation, a page to look at
 # make test      what a change is likely to break, in minutes
-# make test-all  every test
+# make test-all  all tests but the longest
+# make test-long  the longest: real photographs, soaks, whole experiments
 # make lint      formatting and lint
 # make docs      the site, into site/
 # All are safe to interrupt and to repeat: what is done is kept.
@@ -14,7 +15,7 @@ JOBS ?= 2
 PYTEST := $(PY) -m pytest --numprocesses=$(JOBS) --dist=worksteal
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all test-slow lint docs install clean
+.PHONY: help demo test test-all test-slow test-long lint docs install clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -53,7 +54,11 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	@echo "==> the slow tests"
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not long"
+
+test-long: $(INSTALLED)
+	@echo "==> the longest: real photographs, soaks, whole experiments"
+	$(PYTEST) -m long
 
 test-all: test test-slow
 

@@ -71,6 +71,7 @@ TINY_RUN = {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_experiments_are_trained_and_reported(rooms, tmp_path, capsys):
     fields = {"data.path": rooms, **TINY_RUN}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]

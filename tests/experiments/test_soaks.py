@@ -23,6 +23,7 @@ def write_run(folder, losses=(0.5, 0.25), seconds=1.0):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_runs_that_differ_are_noticed(tmp_path):
     one = write_run(tmp_path / "one")
     assert training_soak.compare(one, write_run(tmp_path / "same", seconds=9.0)) == []
@@ -62,6 +63,7 @@ def test_pictures_are_compared():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_visitors_for_seconds(tmp_path, monkeypatch):
     pytest.importorskip("viser")
     scene = write_scene(tmp_path)
@@ -78,6 +80,7 @@ def test_visitors_for_seconds(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_training_that_is_killed_twice(tmp_path):
     worlds = tmp_path / "worlds"
     write_worlds([str(worlds), "--train-scenes=8", "--test-scenes=2", "--height=16"])

@@ -169,6 +169,7 @@ def test_impossible_settings_are_named(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_program_writes_worlds_and_the_files_do_not_depend_on_devices(tmp_path):
     """The generator itself; and worlds are those that a training run would see."""
     sizes = ["--train-scenes=3", "--test-scenes=2", "--frames=5", "--height=16", "--width=16"]

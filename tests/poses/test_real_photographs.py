@@ -12,7 +12,7 @@ from lvsm_jax.poses.check import check_scene
 from lvsm_jax.scenes.readers import read_scene
 
 pytest.importorskip("pycolmap", reason="finding poses needs pycolmap")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def some_of(scene, places, folder):

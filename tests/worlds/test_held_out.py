@@ -208,6 +208,7 @@ def test_a_dataset_that_is_needed_is_named(config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_a_run_on_worlds_resumes_bit_identical(config, rooms, tmp_path, share, capsys):
     config.data.update(worlds_share=share, path=str(rooms) if share < 1 else "")

@@ -88,6 +88,7 @@ def test_a_scene_does_not_depend_on_its_neighbours(make):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("solids_at_once", [CONFIG.solids_at_once, 128])
 def test_scenes_are_the_same_alone_and_on_any_number_of_devices(solids_at_once):
     """Eight devices with a scene each make what one makes of all eight, bit by bit."""
@@ -300,6 +301,7 @@ def test_wrong_fields_are_named(field, value):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_cameras_keep_clear_of_solids(kind):
     """In most views of each kind; where nothing fits, the best of the candidates is taken."""
