@@ -35,6 +35,7 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import check_writable, clear_unfinished, expand, read_json, write_text
 from lvsm_jax.scenes.pictures import colour_of
 from lvsm_jax.scenes.readers import read_scene
+from lvsm_jax.scenes.readers.scene import naming
 
 SETTINGS_FILE = "scenes.json"
 _SHARE = 0.1
@@ -59,7 +60,8 @@ def run(
     UserError says why it could not be done; with `strict`, also that a scene was refused.
     """
     source, output = expand(source), expand(output)
-    options = Options(quality, images, None if background is None else _colour(background))
+    with naming("--background"):
+        options = Options(quality, images, None if background is None else colour_of(background))
     if _is_inside(output, source):
         raise UserError(f"OUTPUT {output} lies inside of {source}: choose another place")
     check_writable("OUTPUT", output)
@@ -159,13 +161,6 @@ def _is_inside(output: epath.Path, source: epath.Path) -> bool:
         return False
     inner, outer = (os.path.realpath(place) for place in (output, source))
     return os.path.commonpath([inner, outer]) == outer
-
-
-def _colour(background: str) -> tuple[int, int, int]:
-    try:
-        return colour_of(background)
-    except UserError as error:
-        raise UserError(f"--background: {error}") from None
 
 
 @program

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes import pictures
 from lvsm_jax.scenes.pictures import Colour
-from lvsm_jax.scenes.readers.scene import natural_order, some_of
+from lvsm_jax.scenes.readers.scene import natural_order, pictures_in, some_of
 from lvsm_jax.scenes.video import VIDEO_SUFFIXES
 
 # Focal length over the longer side where EXIF says nothing: phones' main cameras have 0.72 to 0.85.
@@ -55,9 +55,7 @@ def list_photographs(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _pictures_in(folder: pathlib.Path) -> list[pathlib.Path]:
     for place in (folder, folder / "images"):
-        files = place.iterdir() if place.is_dir() else ()
-        named = (file for file in files if file.suffix.lower() in pictures.SUFFIXES)
-        if found := [f for f in named if f.is_file() and not f.name.startswith(".")]:
+        if place.is_dir() and (found := pictures_in(place)):
             return sorted(found, key=lambda file: natural_order(file.name))
     return []
 

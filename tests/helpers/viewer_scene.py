@@ -1,5 +1,6 @@
 """A tiny scene and a tiny model for tests of the viewer."""
 
+import contextlib
 import io
 import json
 import pathlib
@@ -85,6 +86,24 @@ def open_gallery(model, folder: pathlib.Path) -> tuple[Session, Gallery]:
     session = Session(model, image_height=SIZE[0], max_views=MAX_VIEWS)
     session.add([photograph.load() for photograph in photographs[:INPUTS]])
     return session, Gallery(session, photographs, SIZE, MAX_VIEWS)
+
+
+@contextlib.contextmanager
+def open_viewer(folder: pathlib.Path, **options):
+    """A viewer of the scene, written there; its session and gallery are for tests to see."""
+    from lvsm_jax.viewer import geometry
+    from lvsm_jax.viewer.server import Viewer  # needs viser
+    from lvsm_jax.viewer.uploads import Limits
+
+    session, gallery = open_gallery(make_model(), write_scene(folder))
+    sizes, limits = (geometry.coarse_size(SIZE, 8), SIZE), Limits(bytes=2**20)
+    with session:
+        start = gallery.listing()[1].camera
+        options |= {"sizes": sizes, "start": start, "port": 0, "limits": limits}
+        viewer = Viewer(session, gallery, **options)
+        viewer.session, viewer.gallery = session, gallery
+        yield viewer
+        viewer.close()
 
 
 def camera(number: int) -> PosedCamera:

@@ -4,31 +4,13 @@ import contextlib
 
 import pytest
 
-from tests.helpers.viewer_scene import SIZE, make_model, open_gallery, write_scene
+from tests.helpers.viewer_scene import open_viewer
 
 
 @pytest.fixture(scope="module")
 def viewer(tmp_path_factory):
-    from lvsm_jax.viewer import geometry
-    from lvsm_jax.viewer.server import Viewer
-    from lvsm_jax.viewer.uploads import Limits
-
-    session, gallery = open_gallery(make_model(), write_scene(tmp_path_factory.mktemp("scene")))
-    sizes = geometry.coarse_size(SIZE, 8), SIZE
-    with session:
-        start = gallery.listing()[1].camera
-        viewer = Viewer(
-            session,
-            gallery,
-            sizes=sizes,
-            start=start,
-            port=0,
-            max_visitors=2,
-            limits=Limits(bytes=2**20),
-        )
-        viewer.session, viewer.gallery = session, gallery  # for tests to look at
+    with open_viewer(tmp_path_factory.mktemp("scene"), max_visitors=2) as viewer:
         yield viewer
-        viewer.close()
 
 
 @pytest.fixture(scope="module")

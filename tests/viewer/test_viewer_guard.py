@@ -18,43 +18,19 @@ pytest.importorskip("viser")
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from experiments.viewer_client import ViewerClient
-from lvsm_jax.viewer import geometry, guard
-from lvsm_jax.viewer.server import Viewer
-from lvsm_jax.viewer.uploads import Limits
-from tests.helpers.viewer_scene import (
-    SIZE,
-    archive,
-    make_model,
-    open_gallery,
-    picture,
-    poses_json,
-    write_scene,
-)
+from lvsm_jax.viewer import guard
+from tests.helpers.viewer_scene import archive, open_viewer, picture, poses_json
 
 TOKEN, WAIT, VISITORS = "a-token", 30.0, 3
 
 
 @pytest.fixture(scope="module")
 def viewer(tmp_path_factory):
-    session, gallery = open_gallery(make_model(), write_scene(tmp_path_factory.mktemp("scene")))
-    sizes = geometry.coarse_size(SIZE, 8), SIZE
-    with session:
-        start = gallery.listing()[1].camera
-        viewer = Viewer(
-            session,
-            gallery,
-            sizes=sizes,
-            start=start,
-            port=0,
-            token=TOKEN,
-            max_visitors=VISITORS,
-            limits=Limits(bytes=2**20),
-        )
-        viewer.gallery, viewer.renders = gallery, []
-        render = session.render
-        session.render = lambda *a, **k: viewer.renders.append(0) or render(*a, **k)
+    folder = tmp_path_factory.mktemp("scene")
+    with open_viewer(folder, token=TOKEN, max_visitors=VISITORS) as viewer:
+        viewer.renders, render = [], viewer.session.render
+        viewer.session.render = lambda *a, **k: viewer.renders.append(0) or render(*a, **k)
         yield viewer
-        viewer.close()
 
 
 @pytest.fixture

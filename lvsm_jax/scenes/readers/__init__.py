@@ -8,7 +8,6 @@ function and add it to `READERS`.
 import os
 import pathlib
 
-from lvsm_jax.scenes import pictures
 from lvsm_jax.scenes.pictures import Colour
 from lvsm_jax.scenes.readers.colmap import read_colmap
 from lvsm_jax.scenes.readers.llff import read_llff
@@ -19,6 +18,7 @@ from lvsm_jax.scenes.readers.scene import (
     Scene,
     SceneError,
     ScenePhotograph,
+    pictures_in,
     some_of,
 )
 from lvsm_jax.scenes.readers.scene_json import read_scene_json
@@ -84,8 +84,7 @@ def _nothing_in(path: pathlib.Path) -> SceneError:
         message = f"{path} is a dataset: name a clip as {path}/SPLIT:KEY, with SPLIT of {splits}"
         return SceneError(message)
     for folder in (path, path / "images"):
-        files = folder.iterdir() if folder.is_dir() else ()
-        if count := sum(file.suffix.lower() in pictures.SUFFIXES for file in files):
+        if count := len(pictures_in(folder)) if folder.is_dir() else 0:
             message = f"{folder} has {count} photographs, but no cameras: {find}"
             return NoCamerasError(message, path)
     files = [*sorted(path.glob("*/cameras.json")), *sorted(path.glob("*/transforms.json"))]

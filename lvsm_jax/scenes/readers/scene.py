@@ -202,6 +202,13 @@ def make_scene(
     return Scene(os.fspath(source), photographs, notes)
 
 
+def pictures_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a folder that are pictures by their suffix, hidden ones aside, by name."""
+    files = (file for file in folder.iterdir() if not file.name.startswith("."))
+    there = [file for file in files if file.suffix.lower() in pictures.SUFFIXES and file.is_file()]
+    return sorted(there, key=lambda file: file.name)
+
+
 def natural_order(name: str) -> list[tuple[int, int, str]]:
     """Sort key that puts r_2 before r_10."""
     return [
