@@ -111,8 +111,8 @@ def measure_traffic(config: DataConfig, num_samples: int) -> dict[str, float] | 
     read = bytes_read() - before
     views = decoded = 0
     for row, sample in samples:
-        views += sum(len(frame.jpeg) for frame in _frames(reader, row, sample.all_views))
-        decoded += sum(len(frame.jpeg) for frame in _decoded(reader, row, sample))
+        views += sum(len(frame.image) for frame in _frames(reader, row, sample.all_views))
+        decoded += sum(len(frame.image) for frame in _decoded(reader, row, sample))
     return {
         "read": read / num_samples,
         "views": views / num_samples,
@@ -153,7 +153,7 @@ def _draw(batches: Iterator[Batch], count: int) -> None:
 
 def _prepare_all(prepare: Callable, frames: Sequence[Frame], config: DataConfig) -> None:
     def one(frame: Frame) -> None:
-        prepare(frame.jpeg, frame.normalized_fxfycxcy, config.image_height, config.square_crop)
+        prepare(frame.image, frame.normalized_fxfycxcy, config.image_height, config.square_crop)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(one, frames))

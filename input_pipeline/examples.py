@@ -10,13 +10,16 @@ from absl import logging
 from jaxtyping import Int64
 
 from input_pipeline import preprocess, sampling
+from input_pipeline.alpha import alpha_of
 from input_pipeline.camera_table import CameraTable
+from input_pipeline.orbit import sample_structured
 from input_pipeline.overlap import sample_by_overlap
 from input_pipeline.preprocess import Crop, FrameError, ImageAndIntrinsics
 from input_pipeline.sampling import ViewSample
 from input_pipeline.storage import DatasetError, Frame, SplitReader
 from lvsm_jax.common.config import DataConfig
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.scenes.pictures import Alpha
 from lvsm_jax.scenes.scene_frame import SceneFrame
 
 Rows = Int64[np.ndarray, " n"]
@@ -34,6 +37,8 @@ class ExampleLoader:
     image_shape: tuple[int, int]
     cameras: CameraTable | None = None  # of all frames, where views are drawn by overlap
     first_scene: int = 0  # number of the first clip, where there are other datasets before
+    alpha: Alpha | None = None  # how transparent pictures are read, where somebody says
+    masked: bool = False  # whether targets have the mask of their object beside them
 
     @classmethod
     def open(cls, reader: SplitReader, config: DataConfig, row: int) -> "ExampleLoader":
@@ -42,14 +47,14 @@ class ExampleLoader:
         FrameError where none of its frames can be decoded, UserError where the width is not a
         multiple of the patch.
         """
-        height = config.image_height
-        width = height if config.square_crop else _width_in_clip(reader, config, row)
+        height, alpha = config.image_height, alpha_of(config.path, config.background)
+        width = height if config.square_crop else _width_in_clip(reader, config, row, alpha)
         if width % config.patch_size:
             raise UserError(
                 f"images of {config.path} are {width} pixels wide at height {height}: not a "
                 f"multiple of patch_size {config.patch_size}"
             )
-        return cls(reader, config, (height, width))
+        return cls(reader, config, (height, width), alpha=alpha)
 
     def load(
         self,
@@ -68,8 +73,8 @@ class ExampleLoader:
         alone: they are not decoded, and not even read where the inputs define the scene frame.
         FrameError, which names dataset, shard, scene and frame, for one that cannot be used.
         """
-        published = self.config.camera_normalization == "all_views"
-        fitted = views.all_views if published else views.inputs
+        fitted = {"all_views": views.all_views, "input_views": views.inputs, "none": []}
+        fitted = np.array(fitted[self.config.camera_normalization], np.int64)
         shown = np.union1d(views.inputs, views.targets)
         positions = np.union1d(shown, fitted)
         indices = (self.reader.scenes.first_frame[row] + positions).tolist()
@@ -77,12 +82,17 @@ class ExampleLoader:
         fxfycxcy = np.empty((len(positions), 4), np.float32)
         image_shape = (crop.height, crop.width) if crop else self.image_shape
         images = np.empty((len(positions), *image_shape, 3), np.uint8)
+        masks = np.ones((len(positions), *image_shape), bool)
         for slot, frame in enumerate(self._read(indices)):
             with _naming_the_frame(self.reader, indices[slot]):
                 c2w[slot] = preprocess.camera_to_world(frame.w2c)
                 if positions[slot] in shown:
                     images[slot], fxfycxcy[slot] = self._photograph(frame, crop)
-        scene_frame = SceneFrame.fit(c2w[np.searchsorted(positions, fitted)])
+                if self.masked and positions[slot] in views.targets:
+                    masks[slot] = preprocess.crop_mask(frame.image, crop or Crop(*image_shape))
+        scene_frame = SceneFrame(np.eye(4), 1.0)
+        if len(fitted):
+            scene_frame = SceneFrame.fit(c2w[np.searchsorted(positions, fitted)])
         if reframing:
             scene_frame = reframing.apply(scene_frame)
         arrays = {"images": images, "c2w": scene_frame.apply(c2w), "fxfycxcy": fxfycxcy}
@@ -93,6 +103,8 @@ class ExampleLoader:
             return {name: array[slots] for name, array in arrays.items()}
 
         example = {"inputs": select(views.inputs), "targets": select(views.targets)}
+        if self.masked:
+            example["mask"] = masks[np.searchsorted(positions, views.targets)]
         scene = np.int32(self.first_scene + row)
         valid, replaced = np.bool_(valid), np.int32(replaced)
         return example | {"scene": scene, "valid": valid, "replaced": replaced}
@@ -107,12 +119,12 @@ class ExampleLoader:
             raise
 
     def _photograph(self, frame: Frame, crop: Crop | None) -> ImageAndIntrinsics:
-        stored = frame.jpeg, frame.normalized_fxfycxcy
+        stored = frame.image, frame.normalized_fxfycxcy
         if crop:
-            return preprocess.crop_frame(*stored, crop)
+            return preprocess.crop_frame(*stored, crop, self.alpha)
         config = self.config
         image, fxfycxcy = preprocess.preprocess_frame(
-            *stored, config.image_height, config.square_crop
+            *stored, config.image_height, config.square_crop, self.alpha
         )
         if image.shape[:2] != self.image_shape:
             raise FrameError(
@@ -130,13 +142,17 @@ class Source:
     rows: Rows
 
     def draw_views(self, row: int, num_inputs: int, rng: np.random.Generator) -> ViewSample:
-        """Draws a sample's views of the clip in a row, by span or by overlap."""
+        """Draws a sample's views of the clip in a row, as `data.sampling` says."""
         loader = self.loader
         scenes = loader.reader.scenes
         count = int(scenes.num_frames[row])
+        if loader.config.sampling == "random":
+            return sampling.sample_random(count, loader.config, num_inputs, rng)
         if loader.cameras is None:
             return sampling.sample_views(count, loader.config, num_inputs, rng)
         cameras = loader.cameras.some(int(scenes.first_frame[row]), count)
+        if loader.config.sampling == "structured":
+            return sample_structured(cameras, loader.config, num_inputs, rng)
         return sample_by_overlap(cameras, loader.config, num_inputs, rng)
 
 
@@ -187,7 +203,8 @@ def evaluation_example(
     chosen = np.minimum(np.arange(most), count - 1)
     targets = {name: array[chosen] for name, array in example["targets"].items()}
     targets["frame"][count:] = NO_FRAME
-    return example | {"targets": targets}
+    mask = {"mask": example["mask"][chosen]} if "mask" in example else {}
+    return example | {"targets": targets} | mask
 
 
 @contextlib.contextmanager
@@ -198,15 +215,15 @@ def _naming_the_frame(reader: SplitReader, index: int) -> Iterator[None]:
         raise FrameError(f"{reader.describe(index)}: {error}") from error
 
 
-def _width_in_clip(reader: SplitReader, config: DataConfig, row: int) -> int:
+def _width_in_clip(reader: SplitReader, config: DataConfig, row: int, alpha: Alpha | None) -> int:
     """Width of the prepared frames of a clip, by the first that can be decoded."""
     first, count = int(reader.scenes.first_frame[row]), int(reader.scenes.num_frames[row])
     for index in range(first, first + count):
         try:
             with _naming_the_frame(reader, index):
                 [frame] = reader.frames([index])
-                stored = frame.jpeg, frame.normalized_fxfycxcy
-                image, _ = preprocess.preprocess_frame(*stored, config.image_height, False)
+                stored = frame.image, frame.normalized_fxfycxcy
+                image, _ = preprocess.preprocess_frame(*stored, config.image_height, False, alpha)
                 return image.shape[1]
         except FrameError as error:
             reason = error

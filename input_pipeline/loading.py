@@ -26,6 +26,7 @@ from etils import epath
 from jaxtyping import Int64
 
 from input_pipeline import examples, sampling
+from input_pipeline.alpha import read_alpha
 from input_pipeline.camera_table import read_camera_table
 from input_pipeline.preprocess import Crop
 from input_pipeline.storage import SceneTable, SplitReader
@@ -99,16 +100,18 @@ def open_sources(config: DataConfig) -> tuple[examples.Source, ...]:
 def _open_source(config: DataConfig) -> examples.Source:
     reader = SplitReader(config.path, config.split)
     cameras = None
-    if config.sampling != "span":
+    if config.sampling in ("auto", "overlap", "structured"):
         cameras = read_camera_table(config.path, config.split, len(reader))
-        if cameras is None and config.sampling == "overlap":
+        if cameras is None and config.sampling != "auto":
             raise UserError(
                 f"{config.path} has no table of cameras, cameras-{config.split}.npz, by which "
-                "views are drawn (data.sampling=overlap): lvsm import-scenes makes one"
+                f"views are drawn (data.sampling={config.sampling}): lvsm import-scenes and "
+                "import-objects make one"
             )
-    if cameras is not None:
+    in_order = cameras is None and config.sampling != "random"
+    if not in_order:
         config.check_apart("photographs")
-    rows = _usable_rows(reader.scenes, config, by_overlap=cameras is not None)
+    rows = _usable_rows(reader.scenes, config, in_order=in_order)
     loader = examples.ExampleLoader.open(reader, config, int(rows[0]))
     return examples.Source(dataclasses.replace(loader, cameras=cameras), rows)
 
@@ -172,6 +175,8 @@ class EvalSet:
     def __iter__(self) -> Iterator[Batch]:
         reader = SplitReader(self.config.path, self.config.split)
         loader = examples.ExampleLoader.open(reader, self.config, int(self.rows[0]))
+        stated = read_alpha(self.config.path)
+        loader = dataclasses.replace(loader, masked=stated is not None and stated.transparent)
         crop = Crop(*loader.image_shape, self.evaluation.crop_share, self.evaluation.crop_place)
         if crop == Crop(*loader.image_shape):
             crop = None  # the published preprocessing
@@ -203,7 +208,9 @@ def open_eval_set(
     """
     _rows_per_process(evaluation.batch_size, process_index, process_count)
     differing = ("split", "num_inputs", "camera_normalization")
-    config = dataclasses.replace(data, **{name: getattr(evaluation, name) for name in differing})
+    changes = {name: getattr(evaluation, name) for name in differing}
+    changes["background"] = evaluation.background or data.background
+    config = dataclasses.replace(data, **changes)
     index = evaluation_index(evaluation, data.path)
     if not index.exists():
         raise UserError(
@@ -259,9 +266,9 @@ def _rows_per_process(batch_size: int, process_index: int, process_count: int) -
 
 
 def _usable_rows(
-    scenes: SceneTable, config: DataConfig, *, by_overlap: bool
+    scenes: SceneTable, config: DataConfig, *, in_order: bool
 ) -> Int64[np.ndarray, " n"]:
-    if by_overlap:
+    if not in_order:
         usable = scenes.num_frames >= config.num_views
         needed, hint = f"{config.num_views} photographs for as many views", "data.num_views"
     else:

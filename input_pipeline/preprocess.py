@@ -13,16 +13,26 @@ import dataclasses
 import io
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
 from PIL import Image
 
+from input_pipeline.alpha import default_alpha
 from lvsm_jax.common.camera_limits import check_positions, check_shares
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes.photograph import ResizeCrop, resized_side
-from lvsm_jax.scenes.pictures import MAX_PIXELS, PICTURE_ERRORS
+from lvsm_jax.scenes.pictures import (
+    MAX_PIXELS,
+    PICTURE_ERRORS,
+    Alpha,
+    colours_of,
+    is_transparent,
+)
 
 Intrinsics = Float[np.ndarray, "4"]
 ImageAndIntrinsics = tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "4"]]
+
+
+FORMATS = ("JPEG", "PNG")  # of stored pictures
 
 
 class FrameError(UserError):
@@ -40,15 +50,19 @@ class Crop:
 
 
 def preprocess_frame(
-    jpeg: bytes, normalized_fxfycxcy: Intrinsics, image_height: int, square_crop: bool
+    image: bytes,
+    normalized_fxfycxcy: Intrinsics,
+    image_height: int,
+    square_crop: bool,
+    alpha: Alpha | None = None,
 ) -> ImageAndIntrinsics:
-    """The published preprocessing: pixels, and intrinsics in those pixels, of a stored JPEG.
+    """The published preprocessing: pixels, and intrinsics in those pixels, of a stored picture.
 
-    The size that counts is that of the JPEG itself. Of an upright frame, which the published set
-    has none of, the middle square is as wide as the frame. FrameError where it cannot be decoded,
-    or full width is none.
+    `alpha` says what a transparent one is put on. The size that counts is the picture's own. Of an
+    upright frame, which the published set has none of, the middle square is as wide as the frame.
+    FrameError where it cannot be decoded, or full width is none.
     """
-    picture = _decode(jpeg)
+    picture = _decode(image, alpha)
     width, height = picture.size
     kept = image_height if square_crop else resized_side(width, height, image_height)
     if kept == 0:
@@ -58,9 +72,23 @@ def preprocess_frame(
     return _cut(picture, normalized_fxfycxcy, Crop(image_height, kept))
 
 
-def crop_frame(jpeg: bytes, normalized_fxfycxcy: Intrinsics, crop: Crop) -> ImageAndIntrinsics:
-    """The same of any part of the frame; FrameError where the JPEG cannot be decoded."""
-    return _cut(_decode(jpeg), normalized_fxfycxcy, crop)
+def crop_frame(
+    image: bytes, normalized_fxfycxcy: Intrinsics, crop: Crop, alpha: Alpha | None = None
+) -> ImageAndIntrinsics:
+    """The same of any part of the frame; FrameError where the picture cannot be decoded."""
+    return _cut(_decode(image, alpha), normalized_fxfycxcy, crop)
+
+
+def crop_mask(image: bytes, crop: Crop) -> Bool[np.ndarray, "h w"]:
+    """Pixels of what `crop_frame` shows that are of the object: at least half opaque.
+
+    All of them, where the picture is not transparent.
+    """
+    picture = _open(image)
+    if not is_transparent(picture):
+        return np.ones((crop.height, crop.width), bool)
+    opacity = picture.convert("RGBA").getchannel("A")
+    return ResizeCrop.cover(picture.size, **vars(crop)).pixels(opacity) >= 128
 
 
 def _cut(picture: Image.Image, shares: Intrinsics, crop: Crop) -> ImageAndIntrinsics:
@@ -89,13 +117,28 @@ def camera_to_world(w2c: Float[np.ndarray, "3 4"]) -> Float64[np.ndarray, "4 4"]
         raise FrameError("its world-to-camera matrix has no inverse") from None
 
 
-def _decode(jpeg: bytes) -> Image.Image:
+def _decode(image: bytes, alpha: Alpha | None) -> Image.Image:
+    """The picture in colours, on its background where it is transparent in places."""
+    picture = _open(image)
+    if picture.format == "JPEG":
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
+    if is_transparent(picture) and alpha is None:
+        alpha = default_alpha()
     try:
-        image = Image.open(io.BytesIO(jpeg), formats=("JPEG",))
-        if image.size[0] * image.size[1] > MAX_PIXELS:
-            raise ValueError("{}×{} pixels are more than {}".format(*image.size, MAX_PIXELS))
-        image.load()
+        return Image.fromarray(colours_of(picture, alpha))
+    except UserError as error:
+        raise FrameError(f"cannot be decoded: {error}") from None
+
+
+def _open(image: bytes) -> Image.Image:
+    """The decoded picture as it is stored; FrameError where it is none, or damaged."""
+    try:
+        picture = Image.open(io.BytesIO(image), formats=FORMATS)
+        if picture.size[0] * picture.size[1] > MAX_PIXELS:
+            raise ValueError("{}×{} pixels are more than {}".format(*picture.size, MAX_PIXELS))
+        picture.load()
     except PICTURE_ERRORS as error:
-        reason = "not a JPEG" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise FrameError(f"cannot be decoded ({len(jpeg)} bytes): {reason}") from error
-    return image if image.mode == "RGB" else image.convert("RGB")
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = f"not a {' or '.join(FORMATS)}" if unknown else error
+        raise FrameError(f"cannot be decoded ({len(image)} bytes): {reason}") from error
+    return picture

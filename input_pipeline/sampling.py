@@ -102,6 +102,17 @@ def sample_views(
     return ViewSample(views[:num_inputs], views[targets], views)
 
 
+def sample_random(
+    num_views: int, config: DataConfig, num_inputs: int, rng: Generator
+) -> ViewSample:
+    """Draws any `config.num_views` of a clip's views: inputs, then targets, which are none of them.
+
+    The others lend their cameras to the scene frame, where one is fitted to all views.
+    """
+    views = rng.choice(num_views, config.num_views, replace=False)
+    return ViewSample(views[:num_inputs], views[num_inputs:][: config.num_targets], views)
+
+
 def sample_crop(
     image_shape: tuple[int, int], config: DataConfig, aspect_ratio: float | None, rng: Generator
 ) -> Crop | None:

@@ -3,8 +3,9 @@
     dataset_info.json  features.json                  the schema and the splits, as TFDS writes them
     <name>-<split>.array_record-XXXXX-of-XXXXX        the frames, clip after clip, in clip order
     scenes-<split>.npz                                the scene table: key, url, first frame, count
+    cameras-<split>.npz, alpha.json                   where there are: `camera_table`, `alpha`
 
-A frame is a `tf.Example` with the features `image` (the JPEG's bytes, never decoded here),
+A frame is a `tf.Example` with the features `image` (bytes of a JPEG or PNG, never decoded here),
 `fxfycxcy` (float32[4], fx and cx divided by the image's width, fy and cy by its height), `w2c`
 (float32[3, 4], OpenCV world-to-camera) and `timestamp` (int64, microseconds). Any program can read
 the directory with `tfds.builder_from_directory(directory).as_data_source(split)`; `SplitReader`
@@ -36,7 +37,7 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import atomic_write, expand, write_text
 from lvsm_jax.common.text import shortened
 
-# A group is what one read costs, and JPEGs do not compress.
+# A group is what one read costs, and pictures do not compress.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 # Nothing is read ahead; an index is read with the block it lies in, not with a megabyte before it.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:0"
@@ -46,9 +47,9 @@ _OTHER_OPEN_FILES = 256  # left to the rest of the process when shards are kept 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """One photograph with its camera: intrinsics in shares of the image's sides, OpenCV axes."""
+    """One picture with its camera: intrinsics in shares of the image's sides, OpenCV axes."""
 
-    jpeg: bytes
+    image: bytes  # a JPEG or PNG
     normalized_fxfycxcy: Float32[np.ndarray, "4"]
     w2c: Float32[np.ndarray, "3 4"]
     timestamp: int  # microseconds
@@ -160,7 +161,7 @@ def _write_metadata(directory: epath.Path, name: str, splits: Splits) -> None:
     info = tfds.core.DatasetInfo(
         builder=tfds.core.dataset_info.DatasetIdentity(name, version, place, module_name=""),
         features=tfds.features.FeaturesDict(features),
-        description="Clips of static scenes: one record is one JPEG frame with its camera.",
+        description="Clips of static scenes: one record is one picture with its camera.",
     )
     info.set_file_format("array_record")
     template = tfds.core.ShardedFileTemplate(
@@ -184,7 +185,7 @@ def _encode(frame: Frame) -> bytes:
     """The frame as a serialised `tf.Example`, the same bytes every time."""
     example = Example()
     feature = example.features.feature
-    feature["image"].bytes_list.value.append(frame.jpeg)
+    feature["image"].bytes_list.value.append(frame.image)
     feature["fxfycxcy"].float_list.value.extend(frame.normalized_fxfycxcy.tolist())
     feature["w2c"].float_list.value.extend(frame.w2c.ravel().tolist())
     feature["timestamp"].int64_list.value.append(frame.timestamp)
@@ -194,7 +195,7 @@ def _encode(frame: Frame) -> bytes:
 def _decode(record: bytes) -> Frame:
     feature = Example.FromString(record).features.feature
     return Frame(
-        jpeg=feature["image"].bytes_list.value[0],
+        image=feature["image"].bytes_list.value[0],
         normalized_fxfycxcy=np.array(feature["fxfycxcy"].float_list.value, np.float32).reshape(4),
         w2c=np.array(feature["w2c"].float_list.value, np.float32).reshape(3, 4),
         timestamp=feature["timestamp"].int64_list.value[0],

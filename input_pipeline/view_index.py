@@ -1,19 +1,20 @@
 """Evaluation indexes by rule: inputs far apart, targets between them, and no target is an input.
 
-Two rules. In a clip of frames in order, two contexts lie at least four fifths of it apart, and the
-targets, drawn by a seed, are none of the inputs for any of the numbers of inputs that are asked
+In a clip of frames in order, two contexts lie at least four fifths of it apart, and the targets, drawn by a seed, are none of the inputs for any of the numbers of inputs that are asked
 for. Of photographs without an order, the inputs are those that have most in common with a
-neighbourhood, and the targets are others of it; nothing is drawn.
+neighbourhood, and the targets are others of it; nothing is drawn. Around an object, four inputs
+stand at given places, and targets are drawn by a seed from the other views.
 """
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float64
 
 from input_pipeline.camera_table import CameraTable, read_camera_table
+from input_pipeline.orbit import gso_views
 from input_pipeline.overlap import nearest_views, overlaps
 from input_pipeline.sampling import IndexEntry, evaluation_views
 from input_pipeline.storage import SplitReader
@@ -69,6 +70,40 @@ def make_overlap_index(
 
     None stands for a clip with too few photographs; UserError where all have, or there is no table.
     """
+    entries, most = {}, 0
+    for key, cameras in cameras_of_clips(dataset, split):
+        enough = len(cameras) >= num_inputs + 1
+        views = spread_views(cameras, num_inputs, num_targets) if enough else None
+        entries[key], most = views and dataclasses.asdict(views), max(most, len(cameras))
+    if not any(entries.values()):
+        raise UserError(
+            f"no clip of split {split!r} of {dataset} has {num_inputs} inputs and a target: the "
+            f"largest has {most} photographs"
+        )
+    return entries
+
+
+def make_gso_index(
+    dataset: str | os.PathLike, split: str, num_targets: int, seed: int
+) -> tuple[dict[str, dict | None], dict[str, str]]:
+    """The index of all clips of a split of objects, see `gso_views`, and why some have none.
+
+    None stands for a clip without views at those places; UserError where all have none.
+    """
+    entries, reasons = {}, {}
+    for key, cameras in cameras_of_clips(dataset, split):
+        try:
+            entries[key] = dataclasses.asdict(gso_views(cameras, key, num_targets, seed))
+        except UserError as error:
+            entries[key], reasons[key] = None, str(error)
+    if not any(entries.values()):
+        first = next((f"{key} has {why}" for key, why in reasons.items()), "it has no clips")
+        raise UserError(f"no clip of split {split!r} of {dataset} has views by this rule: {first}")
+    return entries, reasons
+
+
+def cameras_of_clips(dataset: str | os.PathLike, split: str) -> Iterator[tuple[str, CameraTable]]:
+    """Key and cameras of each clip of a split; UserError where it has no table of cameras."""
     reader = SplitReader(dataset, split)
     table = read_camera_table(dataset, split, len(reader))
     if table is None:
@@ -76,19 +111,10 @@ def make_overlap_index(
             f"{dataset} has no table of cameras, cameras-{split}.npz, by which views are chosen: "
             "its clips are frames in order (--by=span)"
         )
-    scenes, entries = reader.scenes, {}
+    scenes = reader.scenes
     ranges = zip(scenes.first_frame.tolist(), scenes.num_frames.tolist(), strict=True)
     for key, (first, count) in zip(scenes.key.tolist(), ranges, strict=True):
-        enough = count >= num_inputs + 1
-        views = spread_views(table.some(first, count), num_inputs, num_targets) if enough else None
-        entries[key] = None if views is None else dataclasses.asdict(views)
-    if not any(entries.values()):
-        most = max(scenes.num_frames.tolist(), default=0)
-        raise UserError(
-            f"no clip of split {split!r} of {dataset} has {num_inputs} inputs and a target: the "
-            f"largest has {most} photographs"
-        )
-    return entries
+        yield key, table.some(first, count)
 
 
 def spread_views(cameras: CameraTable, num_inputs: int, num_targets: int) -> IndexEntry:

@@ -43,6 +43,8 @@ class Batch:
     # Where it is known, int8 `[b, t, h, w]`: how many inputs see the point of a target's pixel, -1
     # where there is none.
     seen: Any = None
+    # Where it is known, bool `[b, t, h, w]`: whether a target's pixel is of the object.
+    mask: Any = None
 
 
 def first_scene(batch: Batch) -> Batch:
@@ -78,7 +80,7 @@ def batch_shardings(mesh: Mesh, batch: Any) -> Any:
     divides = batch.targets.images.shape[1] % mesh.shape["view"] == 0
     cut = {"inputs": batch.inputs}
     if divides:
-        cut |= {"targets": batch.targets, "seen": batch.seen}
+        cut |= {"targets": batch.targets, "seen": batch.seen, "mask": batch.mask}
     return dataclasses.replace(shardings, **jax.tree.map(lambda _: by_view, cut))
 
 

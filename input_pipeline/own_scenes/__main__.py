@@ -30,10 +30,10 @@ from input_pipeline.import_report import Finding, report
 from input_pipeline.jpeg import QUALITY
 from input_pipeline.own_scenes import import_scenes
 from input_pipeline.own_scenes.import_scenes import Job, Options, Result
+from lvsm_jax.common.colours import colour_of
 from lvsm_jax.common.command_line import argument_parser, path, program
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import check_writable, clear_unfinished, expand, read_json, write_text
-from lvsm_jax.scenes.pictures import colour_of
 from lvsm_jax.scenes.readers import read_scene
 from lvsm_jax.scenes.readers.scene import naming
 

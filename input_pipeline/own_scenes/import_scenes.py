@@ -19,9 +19,9 @@ from input_pipeline.camera_table import CameraTable
 from input_pipeline.import_report import Finding
 from input_pipeline.own_scenes.scene_clip import clip_of_scene
 from input_pipeline.workers import run_jobs
+from lvsm_jax.common.colours import Colour
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import expand, read_json, write_text
-from lvsm_jax.scenes.pictures import Colour
 from lvsm_jax.scenes.readers import read_scene
 from lvsm_jax.scenes.readers.scene import some_of
 

@@ -14,10 +14,13 @@ from typing import Any, TypeVar
 import ml_collections
 
 from lvsm_jax.common.checks import check_at_least, check_choice, check_field
+from lvsm_jax.common.colours import colour_of
 from lvsm_jax.common.errors import UserError
 
 T = TypeVar("T")
 
+NORMALIZATIONS = ("all_views", "input_views", "none")
+SAMPLINGS = ("auto", "span", "overlap", "random", "structured")
 WORLD_TARGETS = 3  # of a held-out world, as many as a clip of the published index has
 
 
@@ -97,8 +100,12 @@ class DataConfig:
         input_counts: in training, instead of `num_inputs`, the numbers of inputs of which each
             step draws one for all its scenes; one that is listed twice comes twice as often.
         num_targets: views to be rendered in training, drawn from all views, inputs included.
+        background: colour that transparent pictures are put on: white, black, grey, #rrggbb or
+            r,g,b; empty for that which the dataset states, and white where it states none.
         sampling: in training, views are drawn from a "span" of frames of a clip, in order, or from
-            photographs without an order by their "overlap", then no target is an input. "auto" is
+            photographs without an order by their "overlap", "random" ones of all, or "structured":
+            inputs around an object at one height, evenly spaced as far as there are such views,
+            targets random ones of the others. Except by span no target is an input. "auto" is
             overlap for datasets with a table of cameras, as those of `lvsm import-scenes`, and span
             for others.
         min_overlap: smallest share of its picture that a view must have in common with the view
@@ -107,7 +114,8 @@ class DataConfig:
         max_span: largest distance.
         camera_normalization: cameras that define the scene frame in training, as the field of
             `eval` does in evaluation: "all_views" of the sample, as in the published protocol, or
-            the "input_views" alone, as when targets come later.
+            the "input_views" alone, as when targets come later; or "none", which leaves cameras in
+            the dataset's own frame and unit: that of an object.
         num_workers: processes that prepare batches; 0 for threads of this process.
         prefetch: batches kept ready, for each worker process.
         on_bad_frame: in training, a frame that cannot be decoded is an "error", or the sample is
@@ -133,6 +141,7 @@ class DataConfig:
     num_inputs: int = 2
     input_counts: tuple[int, ...] = ()
     num_targets: int = 6
+    background: str = ""
     sampling: str = "auto"
     min_overlap: float = 0.25
     min_span: int = 25
@@ -146,10 +155,10 @@ class DataConfig:
     def __post_init__(self):
         ones = ("image_height", "patch_size", "num_inputs", "num_targets", "min_span", "prefetch")
         check_at_least("data", self, **dict.fromkeys(ones, 1), num_views=2, num_workers=0)
-        normalizations = ("all_views", "input_views")
-        check_choice("data.camera_normalization", self.camera_normalization, normalizations)
+        check_choice("data.camera_normalization", self.camera_normalization, NORMALIZATIONS)
+        check_colour("data.background", self.background)
         check_choice("data.on_bad_frame", self.on_bad_frame, ("error", "replace"))
-        check_choice("data.sampling", self.sampling, ("auto", "span", "overlap"))
+        check_choice("data.sampling", self.sampling, SAMPLINGS)
         check_field("data", self, "min_overlap", 0 <= self.min_overlap <= 1, "0 to 1")
         self._check_mix()
         height, patch = self.image_height, self.patch_size
@@ -189,7 +198,7 @@ class DataConfig:
             self._check_worlds()
         if self.worlds_share == 1:
             return
-        if self.sampling == "overlap":
+        if self.sampling in ("overlap", "random", "structured"):
             self.check_apart("photographs")
             return
         counts = {field: max(self.possible_inputs), "num_targets": self.num_targets}
@@ -252,7 +261,10 @@ class EvalConfig:
         batch_size: scenes at a time.
         num_inputs: input views, any number.
         camera_normalization: `all_views` (the published protocol: the targets' cameras help to
-            define the scene's frame) or `input_views` (what a user gets).
+            define the scene's frame), `input_views` (what a user gets) or `none` (the dataset's own
+            frame, as of objects).
+        background: colour that transparent pictures are put on, as `data.background` has them;
+            empty for that which the model was trained on, else that of `data`.
         allow_missing: count, instead of refusing, scenes of the index that the dataset lacks.
         max_scenes: evaluate the first ones only; 0 for all.
         crop_share: of each frame a window is shown, with sides this share of the largest that fits;
@@ -274,6 +286,7 @@ class EvalConfig:
     batch_size: int = 8
     num_inputs: int = 2
     camera_normalization: str = "all_views"
+    background: str = ""
     allow_missing: bool = False
     max_scenes: int = 0
     crop_share: float = 1.0
@@ -286,6 +299,8 @@ class EvalConfig:
 
     def __post_init__(self):
         check_at_least("eval", self, batch_size=1, num_inputs=1, max_scenes=0, worlds=0)
+        check_choice("eval.camera_normalization", self.camera_normalization, NORMALIZATIONS)
+        check_colour("eval.background", self.background)
         check_choice("eval.world_inputs", self.world_inputs, ("spread", "contiguous"))
         targets, views = WORLD_TARGETS, self.world_views
         check_at_least("eval", self, world_views=targets + 1)
@@ -297,6 +312,15 @@ class EvalConfig:
         check_field("eval", self, "crop_share", 0 < self.crop_share <= 1, "above 0, at most 1")
         place = len(self.crop_place) == 2 and all(0 <= at <= 1 for at in self.crop_place)
         check_field("eval", self, "crop_place", place, "two of 0 to 1")
+
+
+def check_colour(name: str, text: str) -> None:
+    """Raises UserError, with the full name of the field, unless it is empty or a colour."""
+    try:
+        if text:
+            colour_of(text)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def default_section(defaults: Any) -> ml_collections.ConfigDict:

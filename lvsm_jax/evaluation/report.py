@@ -25,6 +25,7 @@ from lvsm_jax.evaluation.scoring import (
 
 _METHODS = {MODEL: "model", COPY_NEAREST: "copy nearest input", MEAN_COLOR: "mean colour"}
 _METRICS = {"psnr": ("PSNR", "↑", 2), "ssim": ("SSIM", "↑", 3), "lpips": ("LPIPS", "↓", 3)}
+_METRICS[scoring.OBJECT] = ("PSNR of the object", "↑", 2)
 _TARGETS_SHOWN = 3  # of a scene
 _LARGEST_ERROR = 0.3  # where the colours of error maps end; fixed, so that pages compare
 _CRISP_BELOW = 160  # images of fewer rows are enlarged without smoothing, and stored as PNG
@@ -132,7 +133,11 @@ def _card(evaluation: Evaluation, s: int, images: SceneImages) -> dict[str, Any]
         return {
             "frame": int(evaluation.frames[s, t]),
             "is_context": bool(evaluation.is_context[s, t]),
-            "scores": {metric: float(x[s, t]) for metric, x in scores[MODEL].items()},
+            "scores": {
+                metric: float(x[s, t])
+                for metric, x in scores[MODEL].items()
+                if evaluation.has(metric)[s, t]
+            },
             "nearest_psnr": psnr_of(COPY_NEAREST, t),
             "beside_psnr": psnr_of(BESIDE, t),
             "target": _data_uri(images.targets[t]),
@@ -166,7 +171,7 @@ def _data_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
 
 
 def _number(value: float | None, metric: str) -> str:
-    if value is None:
+    if value is None or np.isnan(value):
         return "–"
     return "∞" if np.isinf(value) else f"{value:.{_METRICS[metric][2]}f}".replace("-", "−")
 

@@ -14,16 +14,20 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int, Int8, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from tqdm import tqdm
 
 from lvsm_jax.batch import Batch, Views
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.evaluation.metrics import psnr, ssim
+from lvsm_jax.evaluation.pixel_scores import (
+    errors_by_seen,
+    psnr_of_object,
+    score,
+    unit_range,
+)
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.parallel import processes
-from lvsm_jax.parallel.mesh import axes_of, per_device
 
 # The baselines are what any model must beat.
 MODEL, BESIDE, COPY_NEAREST, MEAN_COLOR = "model", "beside", "copy_nearest", "mean_color"
@@ -38,6 +42,9 @@ SEEN_BY = ("none", "one", "several")
 
 Metrics = Mapping[str, Callable[..., Array]]
 METRICS: Metrics = {"psnr": psnr, "ssim": ssim}
+
+# The PSNR over the pixels of the object alone, where the batches say which these are.
+OBJECT = "psnr_object"
 
 
 @runtime_checkable
@@ -87,6 +94,8 @@ class Evaluation:
     is_context: Bool[np.ndarray, "s t"]  # whether the target is also an input view
     scores: dict[str, dict[str, Float[np.ndarray, "s t"]]]  # by method, then by metric
     seen: Seen | None = None  # where the batches say how many inputs see a pixel
+    # Where the batches say which pixels are of the object: whether any is.
+    with_object: Bool[np.ndarray, "s t"] | None = None
 
     @property
     def is_target(self) -> Bool[np.ndarray, "s t"]:
@@ -94,12 +103,21 @@ class Evaluation:
         return self.frames >= 0
 
     def scene_means(self, metric: str, method: str = MODEL) -> Float[np.ndarray, "s"]:
-        """Mean over the targets of each scene."""
-        return self._counted(metric, method).mean(axis=1, where=self.is_target)
+        """Mean over the targets of each scene; NaN where none has such a score."""
+        scores, counted = self._counted(metric, method), self.has(metric)
+        sums = np.where(counted, scores, 0).sum(axis=1)
+        return np.where(counted.any(axis=1), sums, np.nan) / np.maximum(counted.sum(axis=1), 1)
+
+    def has(self, metric: str) -> Bool[np.ndarray, "s t"]:
+        """Targets that have a score; of the object's none where no pixel is of it."""
+        if metric != OBJECT or self.with_object is None:
+            return self.is_target
+        return self.is_target & self.with_object
 
     def _counted(self, metric: str, method: str) -> Float[np.ndarray, "s t"]:
         scores = self.scores[method][metric].astype(np.float64)
-        return np.where(np.isinf(scores), EXACT_PSNR, scores) if metric == "psnr" else scores
+        is_psnr = metric in ("psnr", OBJECT)
+        return np.where(np.isinf(scores), EXACT_PSNR, scores) if is_psnr else scores
 
     def mean(self, metric: str, method: str = MODEL, *, context: bool = True) -> float | None:
         """Mean over the targets of a scene, then over scenes.
@@ -107,7 +125,7 @@ class Evaluation:
         Without `context`, targets that are also input views do not count, nor do scenes where none
         is left; None if no scene is left.
         """
-        counted = self.is_target if context else self.is_target & ~self.is_context
+        counted = self.has(metric) if context else self.has(metric) & ~self.is_context
         some = counted.any(axis=1)
         if not some.any():
             return None
@@ -157,7 +175,9 @@ class Evaluation:
             row = {"scene": self.scenes[s], "target_frame": frame, "is_context": is_context}
             for method, metrics in self.scores.items():
                 prefix = "" if method == MODEL else f"{method}_"
-                row |= {prefix + name: round(float(x[s, t]), 6) for name, x in metrics.items()}
+                for name, x in metrics.items():
+                    there = self.has(name)[s, t]
+                    row[prefix + name] = round(float(x[s, t]), 6) if there else None
             yield row
 
 
@@ -207,8 +227,9 @@ def evaluate(
             "scene": placed.scene,
             "frames": placed.targets.frame,
             "input_frames": placed.inputs.frame,
-            "scores": _score(metrics, placed.targets.images, predictions),
-            "seen": _errors_by_seen(placed.seen, placed.targets.images, predictions),
+            "scores": score(metrics, placed.targets.images, predictions),
+            "object": psnr_of_object(placed.mask, placed.targets.images, predictions),
+            "seen": errors_by_seen(placed.seen, placed.targets.images, predictions),
         }
 
     parts, total = [], eval_set.num_scenes
@@ -227,6 +248,9 @@ def evaluate(
     position = {row: i for i, row in enumerate(np.asarray(eval_set.rows).tolist())}
     order = np.argsort([position[row] for row in joined["scene"].tolist()], kind="stable")
     joined = jax.tree.map(operator.itemgetter(order), joined)
+    of_object = joined["object"]
+    if of_object:
+        joined["scores"][OBJECT] = of_object["psnr"]
     seen = joined["seen"] and Seen(
         joined["seen"]["pixels"],
         {method: joined["seen"]["errors"][:, k] for k, method in enumerate(methods)},
@@ -237,10 +261,11 @@ def evaluate(
         frames=joined["frames"],
         is_context=is_context.any(axis=-1),
         scores={
-            method: {metric: joined["scores"][metric][:, k] for metric in metrics}
+            method: {metric: scores[:, k] for metric, scores in joined["scores"].items()}
             for k, method in enumerate(methods)
         },
         seen=seen,
+        with_object=of_object and of_object["there"],
     )
 
 
@@ -291,67 +316,7 @@ def nearest_input(
 @jax.jit
 def render_views(model: Any, inputs: Views, cameras: Cameras) -> Float[Array, "b t h w 3"]:
     """What the model shows at these cameras, in float32."""
-    return model(_unit_range(inputs.images), inputs.cameras, cameras).astype(jnp.float32)
-
-
-@jax.jit
-def _score(
-    metrics: dict[str, Any], targets: UInt8[Array, "b t h w 3"], predictions: list[Array]
-) -> dict[str, Float[Array, "b k t"]]:
-    """Scores every prediction by every metric; dimensions of size 1 are broadcast."""
-    # Images are scored where they are; baselines are moved to the targets.
-    scenes, views = axes_of(targets)[:2]
-    specs = [P(scenes, views if p.shape[1] > 1 else None) for p in predictions]
-    if scenes or views:
-        predictions = jax.tree.map(jax.reshard, predictions, specs)
-    score = per_device(_score_locally, (P(), P(scenes, views), specs), P(scenes, None, views))
-    return score(metrics, targets, predictions)
-
-
-def _score_locally(
-    metrics: dict[str, Any], targets: Array, predictions: list[Array]
-) -> dict[str, Array]:
-    def one_target(images: tuple[Array, list[Array]]) -> dict[str, Array]:
-        target, predictions = images
-        target, stacked = _unit_range(target), jnp.stack([_unit_range(p) for p in predictions])
-        # The target is not mapped over: what a metric computes from it alone is computed once.
-        return {k: jax.vmap(metric, (None, 0))(target, stacked) for k, metric in metrics.items()}
-
-    predictions = [jnp.broadcast_to(p, targets.shape) for p in predictions]
-    # One target of each scene at a time bounds the memory that LPIPS takes.
-    targets, predictions = jax.tree.map(lambda x: x.swapaxes(0, 1), (targets, predictions))
-    scores = jax.lax.map(one_target, (targets, predictions))
-    return {k: x.transpose(2, 1, 0) for k, x in scores.items()}
-
-
-@jax.jit
-def _errors_by_seen(
-    seen: Int8[Array, "b t h w"] | None,
-    targets: UInt8[Array, "b t h w 3"],
-    predictions: list[Array],
-) -> dict[str, Array] | None:
-    """Pixels of each group of `SEEN_BY` `[b, t, g]`, and summed squared errors `[b, k, t, g]`.
-
-    The error of a pixel is the mean over its colours, of values clipped to [0, 1].
-    """
-    if seen is None:
-        return None
-    scenes, views = axes_of(targets)[:2]
-    specs = [P(scenes, views if p.shape[1] > 1 else None) for p in predictions]
-    if scenes or views:
-        predictions = jax.tree.map(jax.reshard, predictions, specs)
-
-    def locally(seen: Array, targets: Array, predictions: list[Array]) -> dict[str, Array]:
-        inside = jnp.stack([seen == 0, seen == 1, seen > 1])  # [g, b, t, h, w]
-        target = _unit_range(targets)
-        errors = [jnp.square(target - jnp.clip(_unit_range(p), 0, 1)).mean(-1) for p in predictions]
-        sums = jnp.stack([jnp.where(inside, error, 0.0).sum((-2, -1)) for error in errors])
-        pixels = inside.sum((-2, -1), dtype=jnp.int32)
-        return {"pixels": pixels.transpose(1, 2, 0), "errors": sums.transpose(2, 0, 3, 1)}
-
-    to = {"pixels": P(scenes, views), "errors": P(scenes, None, views)}
-    function = per_device(locally, (P(scenes, views), P(scenes, views), specs), to)
-    return function(seen, targets, predictions)
+    return model(unit_range(inputs.images), inputs.cameras, cameras).astype(jnp.float32)
 
 
 def _models(
@@ -360,10 +325,6 @@ def _models(
     """The models by method, as arguments of `render_views`."""
     others = {} if beside is None else {BESIDE: _as_pytree(beside)}
     return {MODEL: _as_pytree(model), **others}
-
-
-def _unit_range(images: Array) -> Array:
-    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
 def _as_pytree(function: Callable[..., Array]) -> Any:

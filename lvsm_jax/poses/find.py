@@ -7,10 +7,10 @@ import shutil
 from typing import Any
 
 from lvsm_jax.common import files
+from lvsm_jax.common.colours import Colour
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.poses import pictures
 from lvsm_jax.poses.process import LOG, PosesRefused, Progress, Told, check_installed, run_worker
-from lvsm_jax.scenes.pictures import Colour
 from lvsm_jax.scenes.video import VIDEO_SUFFIXES, count_frames, extract_frames
 
 FOLDER = "lvsm_poses"  # in that of the photographs, by default

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 from PIL import ExifTags, Image
 
+from lvsm_jax.common.colours import Colour
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes import pictures
-from lvsm_jax.scenes.pictures import Colour
 from lvsm_jax.scenes.readers.scene import natural_order, pictures_in, some_of
 from lvsm_jax.scenes.video import VIDEO_SUFFIXES
 

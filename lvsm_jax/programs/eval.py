@@ -9,7 +9,8 @@ With --beside=EXPORT a second model sees the same inputs and is asked for the sa
 alone takes the weights that come with lvsm_jax. The page has its renders next to the model's.
 
 The protocol is RealEstate10K's published one: the targets of an evaluation index, PSNR, SSIM and
-LPIPS in float32, every image counted. With `eval.worlds` it is so many held-out worlds instead,
+LPIPS in float32, every image counted. Of transparent pictures it is the whole picture, on its
+background, and besides the PSNR of the object's pixels alone. With `eval.worlds` it is so many held-out worlds instead,
 and the PSNR is told by how many inputs see a pixel. Of the config are used `data`, `eval`, `mesh`,
 `processes`, `worlds`, and of `model` how to compute: `dtype`, `attention` and `targets_at_once`.
 Any field can be set with --config.SECTION.FIELD=VALUE; `lvsm config` explains each. The output
@@ -78,12 +79,13 @@ def table(summary: dict[str, Any]) -> str:
     beside, baselines = summary["beside"], summary["baselines"]
     methods = [("model", summary), *([(beside["label"], beside)] if beside else [])]
     methods += [(method.replace("_", " "), scores) for method, scores in baselines.items()]
-    decimals = {"psnr": 2, "ssim": 3, "lpips": 3}
-    metrics = [metric for metric in decimals if summary[metric] is not None]
+    decimals = {"psnr": 2, "psnr_object": 2, "ssim": 3, "lpips": 3}
+    metrics = [metric for metric in decimals if summary.get(metric) is not None]
+    names = [metric.upper().replace("_", " OF ") for metric in metrics]
 
     def means(title: str, methods: list[tuple[str, dict[str, float]]]) -> str:
         rows = ([name, *(f"{of[m]:.{decimals[m]}f}" for m in metrics)] for name, of in methods)
-        return format_table([title, *map(str.upper, metrics)], rows)
+        return format_table([title, *names], rows)
 
     tables = [means(f"{summary['num_images']:,} targets", methods)]
     context = summary["num_context_targets"]

@@ -15,8 +15,10 @@ from etils import epath
 from jax.sharding import Mesh
 
 import lvsm_jax
+from input_pipeline.alpha import stated_background
 from input_pipeline.loading import EvalSet, evaluation_index
 from lvsm_jax.batch import shard_batch
+from lvsm_jax.common.colours import colour_of
 from lvsm_jax.common.config import DataConfig, EvalConfig, section
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import clear_unfinished, write_text
@@ -86,6 +88,7 @@ def evaluate_export(
         # Wide pictures, whose width is known as they are read, are to suit both.
         patches = [opened.patch_size for opened in (export, other) if opened]
         data = dataclasses.replace(data, patch_size=math.lcm(*patches))
+        settings = _with_background(settings, data, export, other)
         worlds = section(config, "worlds", WorldsConfig) if "worlds" in config else WorldsConfig()
         eval_set = open_evaluation(data, worlds, settings, mesh)
     start = time.monotonic()
@@ -138,6 +141,25 @@ def _open_export(
     return _Export(path, about, exported.patch_size, options, trained_with)
 
 
+def _with_background(
+    settings: EvalConfig, data: DataConfig, export: _Export, beside: _Export | None
+) -> EvalConfig:
+    """The settings with the background that a model was trained on, where none is asked for.
+
+    A warning names each model that was trained on another.
+    """
+    trained = {one.path: one.about.get("background") for one in (export, beside) if one}
+    asked = settings.background or data.background or trained[export.path] or ""
+    if settings.worlds or not os.fspath(data.path):
+        return settings
+    used = stated_background(data.path, asked)
+    for path, background in trained.items():
+        if used and background and colour_of(background) != colour_of(used):
+            told = "%s was trained on the background %s, and is evaluated on %s"
+            logging.warning(told, path, background, used)
+    return dataclasses.replace(settings, background=asked)
+
+
 def _other_pictures(path: epath.Path, about: dict[str, Any], data: DataConfig) -> dict[str, Any]:
     """What a model was trained with, where `data` makes other images than those."""
     trained = about.get("config", {}).get("data", {})
@@ -170,6 +192,7 @@ def _evaluated_on(settings: EvalConfig, eval_set: EvalSet | HeldOutWorlds) -> di
         "worlds": None,
         "split": settings.split,
         "index": os.fspath(evaluation_index(settings, dataset)),
+        "background": stated_background(dataset, eval_set.config.background),
     }
 
 

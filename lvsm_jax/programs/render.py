@@ -55,6 +55,7 @@ from lvsm_jax.programs.scene_options import (
     add_weights_options,
     background_of,
     choose_weights,
+    frame_of,
     open_posed,
     picture_size,
     split_photographs,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from lvsm_jax.rendering.gaussian_scene import GaussianScene
     from lvsm_jax.rendering.session import Session
     from lvsm_jax.scenes.photograph import Photograph, PosedCamera
+    from lvsm_jax.scenes.scene_frame import SceneFrame
 
 _WATCHED = 512  # pixels of the shorter side of a video that people watch
 
@@ -160,8 +162,9 @@ def render(given: argparse.Namespace) -> None:
             check_new_file(given.ply, given.overwrite)
         check_parent(given.ply)
     metrics = held_out.metrics() if kept else None
-    views = [chosen.camera for chosen in inputs]
-    for note in (*differences(about, views, (height, width)), *lacks_scale(views, given.scale)):
+    views, frame = [chosen.camera for chosen in inputs], frame_of(about, given.scale)
+    scale = given.scale if frame is None else frame.scale
+    for note in (*differences(about, views, (height, width)), *lacks_scale(views, scale)):
         print(f"note: {printable(note)}", file=sys.stderr)
     print(
         f"{printable(weights_line(weights, about))}\n"
@@ -171,7 +174,7 @@ def render(given: argparse.Namespace) -> None:
     )
     frames.check_folder(folder, record, given.overwrite)
     check_writable("OUT", folder)
-    with _opened(weights, photographs, (height, width), given.scale) as session:
+    with _opened(weights, photographs, (height, width), given.scale, frame) as session:
         frames.take_folder(folder, record, given.overwrite)
         if given.ply:
             _write_gaussians(given, session)
@@ -196,7 +199,11 @@ def render(given: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _opened(
-    weights: str, photographs: "Sequence[Photograph]", size: tuple[int, int], scale: float | None
+    weights: str,
+    photographs: "Sequence[Photograph]",
+    size: tuple[int, int],
+    scale: float | None,
+    frame: "SceneFrame | None",
 ) -> "Iterator[Session | GaussianScene]":
     """What renders the photographs' scene."""
     from lvsm_jax.models.gs_lrm import GSLRM
@@ -209,6 +216,8 @@ def _opened(
     if isinstance(model, GSLRM):
         yield GaussianScene(model, photographs, **options)
         return
+    if frame is not None:
+        options |= {"scale": None, "frame": frame}
     with Session(model, max_views=len(photographs), **options) as session:
         session.add(photographs)
         yield session

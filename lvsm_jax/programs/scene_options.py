@@ -12,8 +12,9 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.text import printable
 
 if TYPE_CHECKING:
-    from lvsm_jax.scenes.pictures import Colour
+    from lvsm_jax.common.colours import Colour
     from lvsm_jax.scenes.readers import Scene, ScenePhotograph
+    from lvsm_jax.scenes.scene_frame import SceneFrame
 
 INPUTS = 4  # where nobody says how many
 
@@ -65,6 +66,22 @@ def add_scene_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def frame_of(description: Mapping[str, Any], scale: float | None) -> "SceneFrame | None":
+    """The world itself, in `scale` units of the model, for an export trained in an object's frame.
+
+    None for others, whose frame the inputs define.
+    """
+    from lvsm_jax.weights.shipped import training_data
+
+    if training_data(description).get("camera_normalization") != "none":
+        return None
+    import numpy as np
+
+    from lvsm_jax.scenes.scene_frame import SceneFrame
+
+    return SceneFrame(np.eye(4), 1.0 if scale is None else scale)
+
+
 def add_background_option(parser: argparse.ArgumentParser) -> None:
     """Adds `--background`, which `background_of` reads."""
     parser.add_argument(
@@ -76,7 +93,7 @@ def add_background_option(parser: argparse.ArgumentParser) -> None:
 
 def background_of(given: argparse.Namespace) -> "Colour | None":
     """The colour of `--background`; UserError for what is none."""
-    from lvsm_jax.scenes.pictures import colour_of
+    from lvsm_jax.common.colours import colour_of
 
     try:
         return None if given.background is None else colour_of(given.background)

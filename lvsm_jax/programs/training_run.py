@@ -10,6 +10,7 @@ from absl import logging
 from etils import epath
 
 import lvsm_jax
+from input_pipeline.alpha import stated_background
 from lvsm_jax.parallel import processes
 from lvsm_jax.parallel.mesh import make_mesh
 from lvsm_jax.programs.data_sources import open_evaluation, training_batches
@@ -66,5 +67,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
             say(f"stopped at step {step}; the same command goes on from there")
             return
         about = {"step": step, "config": config.to_dict()}
+        if settings.data.worlds_share < 1:
+            background = stated_background(settings.data.path, settings.data.background)
+            about |= {"background": background} if background else {}
         lvsm_jax.save(state.best_weights, workdir / "export", about=about, overwrite=True)
         say(f"exported the weights to {workdir / 'export'}")

@@ -103,7 +103,7 @@ class Session:
             pixels = f"{self._size[1]}×{self._size[0]} pixels"
             raise UserError(f"pictures of {pixels} have more than max_pixels {max_pixels}")
         self._max_views, self._max_pixels = max_views, max_pixels
-        self._targets_at_once, self._scale = targets_at_once, scale
+        self._targets_at_once, self._scale, self._frame = targets_at_once, scale, frame
         self._lock = threading.Lock()
         self._closed = False
         self._timings: dict[str, float] = {}
@@ -233,7 +233,9 @@ class Session:
             return dict(self._timings)
 
     def empty_copy(self) -> "Session":
-        """Another session of the same model, sizes and room: without photographs, frame or scale.
+        """Another session of the same model, sizes and room: without photographs, or their frame.
+
+        A frame that this one was given it has too.
 
         It takes memory of its own, and its programs are compiled already where these were.
         """
@@ -245,6 +247,7 @@ class Session:
                 max_views=self._max_views,
                 max_pixels=self._max_pixels,
                 targets_at_once=self._targets_at_once,
+                frame=self._frame,
             )
 
     def close(self) -> None:

@@ -15,8 +15,9 @@ from jaxtyping import Float64, UInt8
 from PIL import Image
 
 from lvsm_jax.common.camera_limits import check_pixels, check_positions
+from lvsm_jax.common.colours import Colour
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.scenes.pictures import FORMATS, MAX_PIXELS, PICTURE_ERRORS, Colour, read_pixels
+from lvsm_jax.scenes.pictures import FORMATS, MAX_PIXELS, PICTURE_ERRORS, Alpha, read_pixels
 
 # Largest difference of RᵀR from the identity: that of a matrix written with three decimals.
 ROTATION_TOLERANCE = 2e-3
@@ -104,7 +105,7 @@ class Photograph:
         camera: PosedCamera,
         name: str | None = None,
         *,
-        background: Colour | None = None,
+        background: Colour | Alpha | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> "Photograph":
         """Reads a picture file: JPEG, PNG, WebP, TIFF, BMP or PPM; HEIC with pillow-heif.
@@ -121,7 +122,12 @@ class Photograph:
 
     @classmethod
     def decode(
-        cls, data: bytes, camera: PosedCamera, name: str, *, background: Colour | None = None
+        cls,
+        data: bytes,
+        camera: PosedCamera,
+        name: str,
+        *,
+        background: Colour | Alpha | None = None,
     ) -> "Photograph":
         """As `open`, from the bytes of a picture file; errors name `name`."""
         return cls._decode(io.BytesIO(data), name, camera, name, background, MAX_PIXELS)

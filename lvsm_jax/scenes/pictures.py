@@ -4,15 +4,17 @@ Nothing is guessed: which way up a picture is, is told by the size that its came
 transparent pixels need a background that somebody chose.
 """
 
+import dataclasses
 import importlib.util
 import io
 import re
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import ExifTags, Image, ImageOps
 
+from lvsm_jax.common.colours import Colour
 from lvsm_jax.common.errors import UserError
 
 MAX_PIXELS = 64_000_000
@@ -28,20 +30,37 @@ _COLOUR_MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
 _ALPHA_MODES = ("LA", "PA", "RGBA")
 _16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
-Colour = tuple[int, int, int]
-_COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
+_GAMMA = 2.2  # of colours that were put on a background in linear light
 
 
-def colour_of(text: str) -> Colour:
-    """The colour of `white`, `black`, `grey`, `#rrggbb` or `r,g,b` of 255; UserError otherwise."""
-    if text in _COLOURS:
-        return _COLOURS[text]
-    if hexadecimal := re.fullmatch("#?([0-9a-fA-F]{6})", text):
-        return tuple(bytes.fromhex(hexadecimal[1]))
-    parts = text.split(",")
-    if len(parts) == 3 and all(p.isdecimal() and p.isascii() and int(p) <= 255 for p in parts):
-        return tuple(map(int, parts))
-    raise UserError(f"{text!r} is no colour: expected {', '.join(_COLOURS)}, #rrggbb or r,g,b")
+@dataclasses.dataclass(frozen=True)
+class Alpha:
+    """What transparent pictures are put on, and what their colours lie on already."""
+
+    background: Colour
+    # Colours of renders may have been put on this one already, in linear light; None: straight
+    # ones, as PNG has them.
+    composited: Colour | None = None
+
+    def put(self, pixels: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 3"]:
+        """The pixels on the background, to 8 bits.
+
+        Straight colours are blended in the stored gamma. Those that lie on this background are
+        taken as they are; those on another are moved to it in linear light, as they were put there.
+        """
+        colours, alpha = pixels[..., :3], pixels[..., 3:].astype(np.float32) / 255
+        if self.composited == self.background:
+            return colours.copy()
+        if self.composited is None:
+            blended = colours * alpha + np.float32(self.background) * (1 - alpha)
+            return np.rint(blended).astype(np.uint8)
+        before, after = (_linear(np.uint8(x)) for x in (self.composited, self.background))
+        moved = _linear(colours) + (1 - alpha) * (after - before)
+        return np.rint(255 * np.clip(moved, 0, 1) ** (1 / _GAMMA)).astype(np.uint8)
+
+
+def _linear(colours: UInt8[np.ndarray, "*n 3"]) -> Float32[np.ndarray, "*n 3"]:
+    return (colours.astype(np.float32) / 255) ** np.float32(_GAMMA)
 
 
 def open_picture(file: io.BufferedIOBase) -> Image.Image:
@@ -76,7 +95,7 @@ def read_pixels(
     file: io.BufferedIOBase,
     size: tuple[int, int] | None = None,
     *,
-    background: Colour | None = None,
+    background: Colour | Alpha | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of a picture file, 8 bits a colour.
@@ -84,7 +103,8 @@ def read_pixels(
     Grey, CMYK and palettes become colours, 16 bits are rounded to 8. A picture that EXIF turns by a
     quarter is turned where the camera's `size`, width and height, is that of the turned one, and
     left as it is stored where it is that. Transparent pixels are put on the `background`, in the
-    stored gamma; a picture whose transparent pixels all have its colour already lies on it.
+    stored gamma; a picture whose transparent pixels all have its colour already lies on it, unless
+    an Alpha says what it lies on.
     UserError for more than `max_pixels` pixels, which are not decoded; a turn of which the size
     does not tell whether the camera is of before or after; transparency without a background.
     PICTURE_ERRORS for what is damaged or no picture.
@@ -102,7 +122,7 @@ def read_pixels(
             )
         if size == sizes[1]:
             image = _turned(image, orientation)
-    return _colours(image, background)
+    return colours_of(image, background)
 
 
 def read_upright(
@@ -121,7 +141,7 @@ def read_upright(
         tags = dict(exif) | dict(exif.get_ifd(ExifTags.IFD.Exif))
     except PICTURE_ERRORS:
         tags = {}
-    return _colours(ImageOps.exif_transpose(image), background), tags
+    return colours_of(ImageOps.exif_transpose(image), background), tags
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
@@ -129,13 +149,14 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(Image.Transpose[methods[orientation]])
 
 
-def _colours(image: Image.Image, background: Colour | None) -> UInt8[np.ndarray, "h w 3"]:
+def colours_of(image: Image.Image, background: Colour | Alpha | None) -> UInt8[np.ndarray, "h w 3"]:
+    """The colours of a picture that stands as it is stored; errors are those of `read_pixels`."""
     if image.mode in _16_BIT_MODES:
         return _from_16_bits(image)
     if image.mode not in _COLOUR_MODES + _ALPHA_MODES:
         raise UserError(f"pixels of type {image.mode}, expected 8 or 16 bits a colour")
     image.load()
-    if image.mode not in _ALPHA_MODES and "transparency" not in image.info:
+    if not is_transparent(image):
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     pixels = np.asarray(image.convert("RGBA"))
     alpha = pixels[..., 3:]
@@ -146,15 +167,17 @@ def _colours(image: Image.Image, background: Colour | None) -> UInt8[np.ndarray,
             "the picture is transparent in places: put it on a background first, or say on which "
             "(--background=white)"
         )
+    if isinstance(background, Alpha):
+        return background.put(pixels)
     clear = pixels[..., :3][alpha[..., 0] == 0]
     if len(clear) and (clear == background).all():
         return pixels[..., :3].copy()
-    return _composite(pixels[..., :3], alpha, background)
+    return Alpha(background).put(pixels)
 
 
-def _composite(colours: Any, alpha: Any, background: Colour) -> UInt8[np.ndarray, "h w 3"]:
-    share = alpha.astype(np.float32) / 255
-    return np.rint(colours * share + np.float32(background) * (1 - share)).astype(np.uint8)
+def is_transparent(image: Image.Image) -> bool:
+    """Whether a picture may be transparent in places, by its mode."""
+    return image.mode in _ALPHA_MODES or "transparency" in image.info
 
 
 def _from_16_bits(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:

@@ -80,13 +80,16 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     print(printable(weights_line(weights, about)))
     height, width = size = scene_options.picture_size(given.size, about)
     views = [chosen.camera for chosen in inputs]
-    for note in (*differences(about, views, size), *lacks_scale(views, given.scale)):
+    frame = scene_options.frame_of(about, given.scale)
+    scale = given.scale if frame is None else frame.scale
+    for note in (*differences(about, views, size), *lacks_scale(views, scale)):
         print(f"note: {printable(note)}", file=sys.stderr)
     dtype = {} if given.cache_dtype is None else {"cache_dtype": given.cache_dtype}
     model = exports.load(weights, for_rendering=True, **dtype)
     max_views = max(given.max_views, len(inputs))
+    placed = {"scale": given.scale} if frame is None else {"frame": frame}
     with Session(
-        model, image_height=height, image_width=width, max_views=max_views, scale=given.scale
+        model, image_height=height, image_width=width, max_views=max_views, **placed
     ) as session:
         sizes = coarse_size(size, model.config.patch_size), size
         prepare(session, inputs, sizes)

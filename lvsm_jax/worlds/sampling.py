@@ -15,7 +15,7 @@ from lvsm_jax.batch import Batch, Views
 from lvsm_jax.common.config import DataConfig
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.worlds.config import INPUTS
-from lvsm_jax.worlds.scene_frame import multiply, normalize_cameras
+from lvsm_jax.worlds.scene_frame import multiply, normalize_cameras, place_cameras
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,12 +112,19 @@ def sample_at(
 ) -> Batch:
     """The sample of these inputs and targets; see `draw_sample`.
 
-    With `all_views` the scene frame is that of the cameras of inputs and targets.
+    With `all_views` the scene frame is that of the cameras of inputs and targets, with `none` the
+    world's own.
     """
+    if camera_normalization == "none":
+        c2w, scale = place_cameras(cameras.c2w, *reframing)
+        return _sample(images, c2w, scale, cameras, scene, inputs, targets, depth)
     of_frame = [inputs, targets] if camera_normalization == "all_views" else [inputs]
     fitted = cameras.c2w[jnp.concatenate(of_frame)]
     c2w, scale = normalize_cameras(fitted, cameras.c2w, *reframing)
+    return _sample(images, c2w, scale, cameras, scene, inputs, targets, depth)
 
+
+def _sample(images, c2w, scale, cameras, scene, inputs, targets, depth) -> Batch:
     def select(chosen: Int32[Array, " m"]) -> Views:
         shown = Cameras(c2w[chosen], cameras.fxfycxcy[chosen])
         own_depth = None if depth is None else depth[chosen] * scale

@@ -28,10 +28,23 @@ def normalize_cameras(
         one_place, 1.0, 1.0 / (POSITION_SCALE * jnp.where(one_place, 1.0, extent))
     )
     back = axes.T if turn is None else multiply(turn, axes.T)
+    return _moved(shown, origin, scale, back), scale
+
+
+def place_cameras(
+    shown: Float[Array, "n 4 4"],
+    scale: Float[Array, ""] | float = 1.0,
+    turn: Float[Array, "3 3"] | None = None,
+) -> tuple[Float[Array, "n 4 4"], Float[Array, ""] | float]:
+    """The same in the world's own frame, which is scaled and turned alone."""
+    return _moved(shown, jnp.zeros(3), scale, jnp.eye(3) if turn is None else turn), scale
+
+
+def _moved(shown, origin, scale, back) -> Float[Array, "n 4 4"]:
     rotation = multiply(back, shown[:, :3, :3])
     position = multiply(back, (shown[:, :3, 3] - origin)[..., None]) * scale
     last = jnp.broadcast_to(jnp.array([0.0, 0.0, 0.0, 1.0]), (len(shown), 1, 4))
-    return jnp.concatenate([jnp.concatenate([rotation, position], -1), last], -2), scale
+    return jnp.concatenate([jnp.concatenate([rotation, position], -1), last], -2)
 
 
 def multiply(a: Float[Array, "*a i j"], b: Float[Array, "*b j k"]) -> Float[Array, "*c i k"]:

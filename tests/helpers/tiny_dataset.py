@@ -47,7 +47,7 @@ def clip_of(number: int, num_frames: int, replaced_jpegs: Mapping[int, bytes] = 
     """Clip `number`, with the photographs at some positions replaced by other bytes."""
     frames = [
         Frame(
-            jpeg=replaced_jpegs.get(position, photograph(number, position)),
+            image=replaced_jpegs.get(position, photograph(number, position)),
             normalized_fxfycxcy=np.array([0.75, 1.125, 0.5, 0.5], np.float32),
             w2c=camera(number, position),
             timestamp=position * 33_333,

@@ -81,7 +81,7 @@ def test_scenes_become_clips_and_what_cannot_is_told(scenes, tmp_path, capsys):
     for key in ("plain", "upright"):  # bit for bit
         first = int(reader.scenes.first_frame[reader.scenes.key.tolist().index(key)])
         files = [scenes / key / "images" / f"{i}.jpg" for i in range(4)]
-        assert [f.jpeg for f in frames[first : first + 4]] == [f.read_bytes() for f in files]
+        assert [f.image for f in frames[first : first + 4]] == [f.read_bytes() for f in files]
     for key, split in (
         ("plain", "train"),
         ("png", "test"),
@@ -117,10 +117,10 @@ def test_pictures_that_need_a_change_are_encoded(tmp_path):
     write_scene(folder / "grey", mode="L", seed=9)
     import_scenes.run(folder, tmp_path / "out", test_share=0.0, background="white")
     reader = storage.SplitReader(tmp_path / "out", "train")
-    pictures = [Image.open(io.BytesIO(f.jpeg)) for f in reader.frames([1, 5, 9])]
+    pictures = [Image.open(io.BytesIO(f.image)) for f in reader.frames([1, 5, 9])]
     assert [p.size for p in pictures] == [SIZE, SIZE, SIZE[::-1]]
     grey = (folder / "grey" / "images" / "1.jpg").read_bytes()
-    assert reader.frames([1])[0].jpeg == grey
+    assert reader.frames([1])[0].image == grey
     turned = np.rot90(np.asarray(stored), 3).astype(int)
     assert np.abs(np.asarray(pictures[2]) - turned).mean() < 3
     assert not pictures[2].getexif()
@@ -240,5 +240,5 @@ def test_real_scenes(shared_data, tmp_path):
     reader = storage.SplitReader(tmp_path / "out", "test")
     scene = read_scene(source / "fountain-P11")
     jpegs = [photograph.source.read_bytes() for photograph in scene.photographs]
-    assert [frame.jpeg for frame in reader.frames(range(11))] == jpegs
+    assert [frame.image for frame in reader.frames(range(11))] == jpegs
     assert os.listdir(tmp_path / "out" / ".import")

@@ -306,7 +306,7 @@ def test_a_record_damaged_on_disk_is_named(tmp_path):
     tiny_dataset.write_dataset(tmp_path, [clip], num_shards=1)
     [shard] = epath.Path(tmp_path).glob("*.array_record-*")
     content = bytearray(shard.read_bytes())
-    at = content.find(clip.frames[26].jpeg[-200:])
+    at = content.find(clip.frames[26].image[-200:])
     content[at : at + 100] = bytes(100)
     shard.write_bytes(bytes(content))
     # Every sample of the clip ends with its frame 26 or 25, so a few draws meet the damage.
@@ -328,7 +328,9 @@ def test_real_photographs(shared_data, tmp_path):
             assert np.abs(views.cameras.c2w[scene, :, :3, 3]).max() <= 1 / 1.35 + 1e-5
             first = reader.scenes.first_frame[batch.scene[scene]]
             for view, frame in enumerate(reader.frames((first + views.frame[scene]).tolist())):
-                image, fxfycxcy = preprocess_frame(frame.jpeg, frame.normalized_fxfycxcy, 64, False)
+                image, fxfycxcy = preprocess_frame(
+                    frame.image, frame.normalized_fxfycxcy, 64, False
+                )
                 np.testing.assert_array_equal(views.images[scene, view], image)
                 np.testing.assert_array_equal(views.cameras.fxfycxcy[scene, view], fxfycxcy)
 

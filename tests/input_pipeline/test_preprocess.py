@@ -164,8 +164,8 @@ def test_the_size_is_the_images_own_and_colour_is_made_of_grey():
 @pytest.mark.parametrize(
     ("jpeg", "reason"),
     [
-        (b"", "not a JPEG"),
-        (b"GIF89a no photograph at all", "not a JPEG"),
+        (b"", "not a JPEG or PNG"),
+        (b"GIF89a no photograph at all", "not a JPEG or PNG"),
         (encoded(noise(64, 64))[:1500], "truncated"),
         (encoded(noise(64, 64))[:100], "cannot be decoded"),
     ],

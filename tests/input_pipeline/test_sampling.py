@@ -116,8 +116,8 @@ def test_impossible_numbers_of_views_are_refused(fields, message):
         ({"num_views": 1}, "num_views is 1, expected at least 2"),
         ({"num_workers": -1}, "num_workers is -1"),
         (
-            {"camera_normalization": "none"},
-            r"'none', expected one of \('all_views', 'input_views'\)",
+            {"camera_normalization": "nobody"},
+            r"'nobody', expected one of \('all_views', 'input_views', 'none'\)",
         ),
         ({"on_bad_frame": "skip"}, r"'skip', expected one of \('error', 'replace'\)"),
         ({"input_counts": (2, 0)}, r"input_counts is \(2, 0\), expected at least 1 each"),

@@ -29,7 +29,7 @@ def make_clip(key: str, frames: int, rng: random.Random) -> storage.Clip:
         url=f"https://example.com/{key}",
         frames=[
             storage.Frame(
-                jpeg=rng.randbytes(rng.randint(20_000, 60_000)) + b"\0\0",
+                image=rng.randbytes(rng.randint(20_000, 60_000)) + b"\0\0",
                 normalized_fxfycxcy=np.array([rng.random() for _ in range(4)], np.float32),
                 w2c=np.array([[rng.random() for _ in range(4)] for _ in range(3)], np.float32),
                 timestamp=(1 << 40) + i,
@@ -71,7 +71,7 @@ def frames():
 
 
 def assert_same(frame: storage.Frame, expected: storage.Frame) -> None:
-    assert frame.jpeg == expected.jpeg
+    assert frame.image == expected.image
     np.testing.assert_array_equal(frame.normalized_fxfycxcy, expected.normalized_fxfycxcy)
     np.testing.assert_array_equal(frame.w2c, expected.w2c)
     assert frame.w2c.dtype == frame.normalized_fxfycxcy.dtype == np.float32
@@ -117,7 +117,7 @@ def test_tfds_reads_the_directory_without_tensorflow(dataset, frames):
     """
     lines = subprocess.check_output([sys.executable, "-c", program, str(dataset)], text=True)
     assert lines.splitlines() == [
-        f"{hashlib.sha256(f.jpeg).hexdigest()} {f.timestamp} {f.w2c.tobytes().hex()}"
+        f"{hashlib.sha256(f.image).hexdigest()} {f.timestamp} {f.w2c.tobytes().hex()}"
         f" {f.normalized_fxfycxcy.tobytes().hex()}"
         for f in frames
     ]
@@ -148,7 +148,7 @@ def test_eight_frames_cost_their_bytes_and_little_more(tmp_path):
         before = bytes_read()
         frames = reader.frames([int(reader.scenes.first_frame[scene]) + p for p in positions])
         cost = bytes_read() - before - counting
-        assert cost <= 1.02 * sum(len(frame.jpeg) for frame in frames)
+        assert cost <= 1.02 * sum(len(frame.image) for frame in frames)
 
 
 def read_in_worker(reader: storage.SplitReader, index: int) -> storage.Frame:
@@ -282,7 +282,7 @@ frames = [f for part in test_storage.make_splits()["train"] for c in part for f 
 for index, frame in enumerate(reader.frames(range(29))):
     test_storage.assert_same(frame, frames[index])
 before = Bucket.transferred
-used = sum(len(frame.jpeg) for frame in reader.frames([20, 3, 4, 27, 11, 9]))
+used = sum(len(frame.image) for frame in reader.frames([20, 3, 4, 27, 11, 9]))
 print((Bucket.transferred - before) / used)
 assert not [path for path in Bucket.store if path.endswith(".tmp")], list(Bucket.store)
 assert "tensorflow" not in sys.modules

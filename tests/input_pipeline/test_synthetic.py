@@ -128,11 +128,11 @@ def test_records_are_readable_by_tfds_and_hold_what_was_rendered(small):
     worlds = jax.device_get(render(block, "test", SMALL.seed, np.array([1], np.int32)))
     for position, frame in enumerate(clip.frames):
         record = source[6 + position]
-        assert record["image"] == frame.jpeg
+        assert record["image"] == frame.image
         np.testing.assert_array_equal(record["w2c"], frame.w2c)
         np.testing.assert_array_equal(record["fxfycxcy"], frame.normalized_fxfycxcy)
         assert record["timestamp"] == frame.timestamp == position * 100_000
-        shown = np.asarray(Image.open(io.BytesIO(frame.jpeg)), np.float32)
+        shown = np.asarray(Image.open(io.BytesIO(frame.image)), np.float32)
         assert np.abs(shown - worlds.images[0, position]).mean() < 4  # losses of JPEG
         c2w = worlds.cameras.c2w[0, position]
         np.testing.assert_allclose(frame.w2c @ c2w, np.eye(4)[:3], atol=1e-6)
@@ -140,9 +140,9 @@ def test_records_are_readable_by_tfds_and_hold_what_was_rendered(small):
         np.testing.assert_allclose(pixels, worlds.cameras.fxfycxcy[0, position], rtol=1e-6)
     reader = storage.SplitReader(small, "test")
     assert reader.scenes.key[1] == clip.key == "world-test-000001"
-    assert reader.frames([7])[0].jpeg == clip.frames[1].jpeg
+    assert reader.frames([7])[0].image == clip.frames[1].image
     train = storage.SplitReader(small, "train").frames(range(120))
-    assert not {f.jpeg for f in train} & {f.jpeg for f in reader.frames(range(18))}
+    assert not {f.image for f in train} & {f.image for f in reader.frames(range(18))}
 
 
 def test_evaluation_index_lies_within_the_test_clips(small):
@@ -184,5 +184,5 @@ def test_the_program_writes_worlds_and_the_files_do_not_depend_on_devices(tmp_pa
     worlds = WorldsConfig(boxes=12, ellipsoids=4, cylinders=4)
     made = render(Block(worlds, 5, 16, 16), "train", 0, np.arange(2, dtype=np.int32))
     frames = storage.SplitReader(tmp_path / "1", "train").frames([5])
-    shown = np.asarray(Image.open(io.BytesIO(frames[0].jpeg)), np.float32)
+    shown = np.asarray(Image.open(io.BytesIO(frames[0].image)), np.float32)
     assert np.abs(shown - np.asarray(made.images)[1, 0]).mean() < 6

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lvsm_jax.scenes.pictures import colour_of, read_pixels
+from lvsm_jax.common.colours import colour_of
+from lvsm_jax.scenes.pictures import read_pixels
 
 GRADIENT = np.stack(np.meshgrid(np.linspace(20, 220, 48), np.linspace(40, 180, 32)), -1)
 PIXELS = np.rint(np.concatenate([GRADIENT, GRADIENT.mean(-1, keepdims=True)], -1)).astype(np.uint8)

@@ -8,7 +8,7 @@ function and add it to `READERS`.
 import os
 import pathlib
 
-from lvsm_jax.scenes.pictures import Colour
+from lvsm_jax.common.colours import Colour
 from lvsm_jax.scenes.readers.colmap import read_colmap
 from lvsm_jax.scenes.readers.llff import read_llff
 from lvsm_jax.scenes.readers.polycam import read_polycam

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from lvsm_jax.common.colours import Colour
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.scenes import pictures
 from lvsm_jax.scenes.lens import Distortion, Lens
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera
-from lvsm_jax.scenes.pictures import Colour
 
 # Models of lenses whose pictures a pinhole camera can show.
 LENSES = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
@@ -53,7 +53,7 @@ class ScenePhotograph:
     camera: PosedCamera  # that takes what `load` returns
     source: pathlib.Path | bytes  # the image file, or the JPEG itself
     lens: Lens | None = None  # that took the file's picture, where that is no pinhole
-    background: Colour | None = None  # for transparent pixels
+    background: Colour | pictures.Alpha | None = None  # for transparent pixels
 
     def load(self) -> Photograph:
         """Decodes it, and undoes what its lens distorts; UserError when that cannot be done."""
@@ -82,7 +82,7 @@ class Scene:
             raise SceneError(f"{self.source} has no photograph {name!r}; it has {some_of(by_name)}")
         return by_name[name]
 
-    def on(self, background: Colour | None) -> "Scene":
+    def on(self, background: Colour | pictures.Alpha | None) -> "Scene":
         """The same with transparent pixels put on a colour; None refuses them."""
         photographs = [dataclasses.replace(p, background=background) for p in self.photographs]
         return dataclasses.replace(self, photographs=photographs)
