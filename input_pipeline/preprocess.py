@@ -87,8 +87,8 @@ def crop_mask(image: bytes, crop: Crop) -> Bool[np.ndarray, "h w"]:
     picture = _open(image)
     if not is_transparent(picture):
         return np.ones((crop.height, crop.width), bool)
-    opacity = picture.convert("RGBA").getchannel("A")
-    return ResizeCrop.cover(picture.size, **vars(crop)).pixels(opacity) >= 128
+    opacity = picture.convert("RGBA").getchannel("A").convert("RGB")
+    return ResizeCrop.cover(picture.size, **vars(crop)).pixels(opacity)[..., 0] >= 128
 
 
 def _cut(picture: Image.Image, shares: Intrinsics, crop: Crop) -> ImageAndIntrinsics:

@@ -1,9 +1,10 @@
 """Evaluation indexes by rule: inputs far apart, targets between them, and no target is an input.
 
-In a clip of frames in order, two contexts lie at least four fifths of it apart, and the targets, drawn by a seed, are none of the inputs for any of the numbers of inputs that are asked
-for. Of photographs without an order, the inputs are those that have most in common with a
-neighbourhood, and the targets are others of it; nothing is drawn. Around an object, four inputs
-stand at given places, and targets are drawn by a seed from the other views.
+In a clip of frames in order, two contexts lie at least four fifths of it apart, and the targets,
+drawn by a seed, are none of the inputs for any of the numbers of inputs that are asked for. Of
+photographs without an order, the inputs are those that have most in common with a neighbourhood,
+and the targets are others of it; nothing is drawn. Around an object, four inputs stand at given
+places, and targets are drawn by a seed from the other views.
 """
 
 import dataclasses

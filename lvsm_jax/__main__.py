@@ -24,6 +24,7 @@ COMMANDS = {
     "config": ("lvsm_jax.programs.config", "every field of a config: value, default, meaning"),
     "import-re10k": ("input_pipeline.re10k.__main__", "make a dataset of RealEstate10K's chunks"),
     "import-scenes": ("input_pipeline.own_scenes.__main__", "make a dataset of a folder of scenes"),
+    "import-objects": ("input_pipeline.objects.__main__", "make a dataset of renders of objects"),
     "make-index": (
         "input_pipeline.make_index",
         "choose the views to evaluate a dataset on",

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,27 +17,15 @@ from etils import epath
 from input_pipeline import storage
 from input_pipeline.camera_table import CameraTable
 from input_pipeline.import_report import Finding
-from input_pipeline.own_scenes.scene_clip import clip_of_scene
 from input_pipeline.workers import run_jobs
-from lvsm_jax.common.colours import Colour
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.common.files import expand, read_json, write_text
-from lvsm_jax.scenes.readers import read_scene
+from lvsm_jax.common.files import read_json, write_text
+from lvsm_jax.scenes.pictures import is_transparent_file
 from lvsm_jax.scenes.readers.scene import some_of
 
-NAME = "scenes"
 TRAIN, TEST = "train", "test"
 STATE = ".import"  # inside OUTPUT
 _MOST_SHARDS = 256  # of a split; up to so many scenes each has one of its own
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How scenes are read and stored."""
-
-    quality: int  # of pictures that are no JPEGs yet, or must be changed
-    images: str | None  # folder of the images inside each scene, where its reader finds none
-    background: Colour | None  # of transparent pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +44,11 @@ class SceneFolder:
         return [self.name, self.files, self.size, self.modified]
 
 
+# How a scene is read and stored: its clip, and notes on what was changed. Hashable, and sent to
+# worker processes. UserError, OSError or MemoryError where the scene is refused.
+ClipReader = Callable[[SceneFolder], tuple[storage.Clip, list[str]]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """One shard to be written."""
@@ -63,7 +56,7 @@ class Job:
     split: str
     scenes: tuple[SceneFolder, ...]
     shard: epath.Path
-    options: Options
+    read: ClipReader
 
     @property
     def size(self) -> int:
@@ -83,9 +76,10 @@ class Result:
     shard: storage.Shard
     findings: tuple[Finding, ...]
     cameras: CameraTable
+    transparent: bool  # whether any picture is
 
 
-def find_scenes(source: epath.Path, pattern: str) -> list[SceneFolder]:
+def find_scenes(source: epath.Path, pattern: str, option: str = "--scenes") -> list[SceneFolder]:
     """What the pattern matches in a folder: folders, or where it matches none of them files.
 
     In the order of their names; hidden ones are none. UserError where nothing is matched.
@@ -95,14 +89,14 @@ def find_scenes(source: epath.Path, pattern: str) -> list[SceneFolder]:
     try:
         matches = sorted(source.glob(pattern))
     except (ValueError, NotImplementedError) as error:
-        raise UserError(f"--scenes={pattern} is no pattern of folders: {error}") from None
+        raise UserError(f"{option}={pattern} is no pattern of folders: {error}") from None
     there = {path.relative_to(source).as_posix(): path for path in matches}
     there = {name: path for name, path in there.items() if not _is_hidden(name)}
     folders = {name: path for name, path in there.items() if path.is_dir()}
     chosen = folders or there
     if not chosen:
         raise UserError(
-            f"nothing in {source} matches --scenes={pattern}: expected a folder for each scene"
+            f"nothing in {source} matches {option}={pattern}: expected a folder for each scene"
         )
     return [_scene_folder(name, path) for name, path in chosen.items()]
 
@@ -132,29 +126,29 @@ def is_of_test(name: str, share: float) -> bool:
 
 
 def split_scenes(
-    scenes: Sequence[SceneFolder], share: float, named: Collection[str]
+    scenes: Sequence[SceneFolder], share: float, named: Collection[str], one: str = "scene"
 ) -> dict[str, list[SceneFolder]]:
     """The scenes to train on and, where there are any, those of the test split.
 
     These are those `named`, or a `share` of all. UserError for a name that no scene has, or where
-    none is left to train on.
+    none is left to train on, unless the share is 1.
     """
     names = [scene.name for scene in scenes]
     if unknown := sorted(set(named) - set(names)):
         raise UserError(
-            f"--test-scenes: there is no scene {some_of(unknown)}; there are {some_of(names)}"
+            f"--test-{one}s: there is no {one} {some_of(unknown)}; there are {some_of(names)}"
         )
     splits = {TRAIN: [], TEST: []}
     for scene in scenes:
         held_out = scene.name in named if named else is_of_test(scene.name, share)
         splits[TEST if held_out else TRAIN].append(scene)
-    if not splits[TRAIN]:
-        raise UserError(f"all {len(scenes)} scenes are of the test split, none is left to train on")
+    if not splits[TRAIN] and (named or share < 1):
+        raise UserError(f"all {len(scenes)} {one}s are of the test split, none is left to train on")
     return {split: members for split, members in splits.items() if members}
 
 
 def make_jobs(
-    output: epath.Path, split: str, scenes: Sequence[SceneFolder], options: Options
+    output: epath.Path, name: str, split: str, scenes: Sequence[SceneFolder], read: ClipReader
 ) -> list[Job]:
     """The shards of a split: one a scene, or 256 of about as many scenes each."""
     count = min(len(scenes), _MOST_SHARDS)
@@ -163,8 +157,8 @@ def make_jobs(
         Job(
             split,
             tuple(scenes[borders[i] : borders[i + 1]]),
-            storage.shard_path(output, NAME, split, i, count),
-            options,
+            storage.shard_path(output, name, split, i, count),
+            read,
         )
         for i in range(count)
     ]
@@ -172,18 +166,20 @@ def make_jobs(
 
 def import_job(job: Job) -> Result:
     """Writes the scenes that can be read to the shard, then the note."""
-    findings, cameras = [], []
+    findings, cameras, transparent = [], [], False
 
     def clips() -> Iterator[storage.Clip]:
+        nonlocal transparent
         for scene in job.scenes:
             try:
-                clip, notes = _read_clip(scene, job.options)
+                clip, notes = job.read(scene)
             except (UserError, OSError, MemoryError) as error:
                 reason = str(error) or type(error).__name__
                 findings.append(Finding(job.split, scene.name, None, reason))
                 continue
             findings.extend(Finding(job.split, scene.name, None, note, False) for note in notes)
             for frame in clip.frames:
+                transparent = transparent or is_transparent_file(frame.image)
                 cameras.append([*frame.w2c.ravel().tolist(), *frame.normalized_fxfycxcy.tolist()])
             yield clip
 
@@ -194,18 +190,10 @@ def import_job(job: Job) -> Result:
         "shard": dataclasses.asdict(shard),
         "findings": [dataclasses.asdict(finding) for finding in findings],
         "cameras": cameras,
+        "transparent": transparent,
     }
     write_text(job.note, json.dumps(note))
     return _result(note)
-
-
-def _read_clip(scene: SceneFolder, options: Options) -> tuple[storage.Clip, list[str]]:
-    path = expand(scene.path)
-    folder = path if path.is_dir() else path.parent
-    images = None if options.images is None else folder / options.images
-    read = read_scene(path, images=images, background=options.background)
-    clip, notes = clip_of_scene(read, scene.name, options.quality)
-    return dataclasses.replace(clip, url=scene.name), notes
 
 
 def _result(note: dict[str, Any]) -> Result:
@@ -214,6 +202,7 @@ def _result(note: dict[str, Any]) -> Result:
         storage.Shard.from_json(note["shard"]),
         tuple(Finding(**finding) for finding in note["findings"]),
         CameraTable(numbers[:, :12].reshape(-1, 3, 4), numbers[:, 12:]),
+        note.get("transparent", False),
     )
 
 

@@ -103,4 +103,5 @@ def _errors_in(
 
 
 def unit_range(images: Array) -> Array:
+    """The images in [0, 1], those of 8 bits as floats."""
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images

@@ -9,11 +9,12 @@ With --beside=EXPORT a second model sees the same inputs and is asked for the sa
 alone takes the weights that come with lvsm_jax. The page has its renders next to the model's.
 
 The protocol is RealEstate10K's published one: the targets of an evaluation index, PSNR, SSIM and
-LPIPS in float32, every image counted. Of transparent pictures it is the whole picture, on its
-background, and besides the PSNR of the object's pixels alone. With `eval.worlds` it is so many held-out worlds instead,
-and the PSNR is told by how many inputs see a pixel. Of the config are used `data`, `eval`, `mesh`,
-`processes`, `worlds`, and of `model` how to compute: `dtype`, `attention` and `targets_at_once`.
-Any field can be set with --config.SECTION.FIELD=VALUE; `lvsm config` explains each. The output
+LPIPS in float32, every image counted. Transparent pictures are scored whole, on their background,
+and by the PSNR of the object's pixels beside. With `eval.worlds` it is so many held-out worlds
+instead, and the PSNR is told by how many inputs see a pixel. Of the config are used `data`, `eval`,
+`mesh`, `processes`, `worlds`, and of `model` how to compute: `dtype`, `attention` and
+`targets_at_once`. Any field can be set with --config.SECTION.FIELD=VALUE; `lvsm config` explains
+each. The output
 directory holds
 
     index.html      table, distribution, best, median and worst scenes

@@ -180,6 +180,12 @@ def is_transparent(image: Image.Image) -> bool:
     return image.mode in _ALPHA_MODES or "transparency" in image.info
 
 
+def is_transparent_file(data: bytes) -> bool:
+    """The same of the bytes of a picture file, of which only the first are looked at."""
+    with Image.open(io.BytesIO(data)) as image:
+        return is_transparent(image)
+
+
 def _from_16_bits(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:

@@ -1,0 +1,1 @@
+"""Renders of objects, with cameras and transparency, into our datasets."""
