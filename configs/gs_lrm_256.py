@@ -39,6 +39,7 @@ def get_config(variant: str = "scenes") -> ml_collections.ConfigDict:
         config.loss.distance_middle = 2.5
     else:  # the object fills [-1, 1]³, and cameras stand at 1.5 to 2.8
         config.model.update(near=0.1, far=4.5, reach=1.0)
-        config.data.update(num_inputs=4, num_targets=4)
-        config.eval.num_inputs = 4
+        config.data.update(num_inputs=4, num_targets=4, num_views=8)
+        config.data.update(camera_normalization="none", sampling="random")
+        config.eval.update(num_inputs=4, camera_normalization="none")
     return config

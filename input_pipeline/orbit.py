@@ -83,7 +83,7 @@ def sample_structured(
     x, y, z = positions(cameras)[view]
     elevation, azimuth = np.rad2deg([np.arctan2(z, np.hypot(x, y)), np.arctan2(y, x)])
     azimuths = azimuth + 360 / num_inputs * np.arange(num_inputs)
-    inputs, _ = nearest_views(cameras, elevation, azimuths)
+    inputs, _ = nearest_views(cameras, float(elevation), azimuths.tolist())
     left = np.setdiff1d(np.arange(len(cameras)), inputs)
     others = rng.choice(left, config.num_views - num_inputs, replace=False)
     return ViewSample(inputs, others[: config.num_targets], np.concatenate([inputs, others]))

@@ -10,6 +10,7 @@ from PIL import Image
 
 from input_pipeline.own_scenes.import_scenes import SceneFolder
 from input_pipeline.own_scenes.scene_clip import make_clip, picture_as_it_is
+from input_pipeline.png import encode_png
 from input_pipeline.storage import Clip
 from lvsm_jax.common.colours import WHITE, colour_of, name_of
 from lvsm_jax.common.errors import UserError
@@ -80,10 +81,3 @@ def as_png(photograph: ScenePhotograph) -> bytes:
         keep = is_transparent(picture) and photograph.lens is None and not turn_by_exif(picture)
         pixels = np.asarray(picture.convert("RGBA")) if keep else photograph.load().pixels
     return encode_png(pixels)
-
-
-def encode_png(pixels: UInt8[np.ndarray, "h w c"]) -> bytes:
-    """The PNG of 3 or 4 channels, the same bytes every time."""
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "PNG")
-    return png.getvalue()

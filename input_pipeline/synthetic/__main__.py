@@ -10,14 +10,21 @@ files are the same for any number of devices. An interrupted run goes on where i
 command is given again.
 
 More scenes teach more than more frames: a training sample takes a few frames of one clip.
+
+    lvsm synthetic data/world_objects --rig=gso --train-scenes=256 --test-scenes=16
+
+makes objects instead, as the renders of Google Scanned Objects show them: 64 views on a rig (radius
+2.7, elevations 0, 20, 40 and 60°, 16 azimuths, field of view 50°), transparent PNGs, put on white,
+z up (docs/objects.md).
 """
 
 import argparse
 import sys
 
-from input_pipeline.synthetic.settings import SPLITS, Settings
+from input_pipeline.synthetic.settings import RIGS, SPLITS, Settings
 from lvsm_jax.common.command_line import argument_parser, path, program
-from lvsm_jax.worlds.config import WorldsConfig
+from lvsm_jax.common.errors import UserError
+from lvsm_jax.worlds.config import RIG_VIEWS, WorldsConfig
 
 _SIZES = {
     "train_scenes": "clips to learn from",
@@ -46,7 +53,10 @@ def main(arguments: list[str]) -> None:
     if given.workers is not None:
         print("note: --workers plays no part: the devices make the worlds", file=sys.stderr)
     worlds = WorldsConfig(**{name: _given(given, name) for name in _OF_WORLDS})
-    settings = Settings(**{name: getattr(given, name) for name in _SIZES}, worlds=worlds)
+    sizes = {name: getattr(given, name) for name in _SIZES}
+    if given.rig:
+        sizes["frames"] = _frames_of_rig(given)
+    settings = Settings(**sizes, rig=given.rig, worlds=worlds)
 
     # Only now, so that --help comes at once.
     from input_pipeline.synthetic.dataset import SCENES_AT_ONCE, generate
@@ -57,11 +67,22 @@ def main(arguments: list[str]) -> None:
     counts = ", ".join(f"{split} {settings.num_scenes(split)} clips" for split in SPLITS)
     state = "wrote" if written else "already complete, nothing to do:"
     print(f"{state} {given.output}: {counts} of {settings.frames} frames")
+    config = "object_64" if given.rig else "quickstart"
     print(
         "\nTrain on it, on a CPU in minutes:\n"
-        "  lvsm train --config=configs/quickstart.py --workdir=runs/quickstart"
+        f"  lvsm train --config=configs/{config}.py --workdir=runs/{config}"
         f" --config.data.path={given.output}"
     )
+
+
+def _frames_of_rig(given: argparse.Namespace) -> int:
+    """Frames of a clip; UserError for an option that means nothing for objects on a rig."""
+    usual = WorldsConfig()
+    for name in ("kind_weights", "path_weights", "baseline", "fields_of_view", "samples"):
+        if _given(given, name) != getattr(usual, name):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} means nothing with --rig={given.rig}")
+    return RIG_VIEWS if given.frames == Settings().frames else given.frames
 
 
 def _given(given: argparse.Namespace, name: str) -> int | tuple[float, ...]:
@@ -86,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
             default=default,
             help=f"{text} (default: {' '.join(map(str, values))})",
         )
+    text = "objects with transparency, from all 64 views of this rig, instead of worlds on paths"
+    parser.add_argument("--rig", choices=RIGS[1:], default="", help=text)
     text = "CPU only: simulated devices; 0 is one for each core. The files do not depend on it"
     parser.add_argument("--cpu-devices", type=int, default=0, metavar="N", help=text)
     # Of version 0.1.0, so that its command lines still work.

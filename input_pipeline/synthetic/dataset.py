@@ -14,12 +14,19 @@ import numpy as np
 from etils import epath
 
 from input_pipeline import storage
+from input_pipeline.alpha import ALPHA_FILE, DatasetAlpha, write_alpha
+from input_pipeline.camera_table import CameraTable, write_camera_table
 from input_pipeline.jpeg import encode_jpeg
+from input_pipeline.orbit import GSO_TARGETS, gso_views
+from input_pipeline.png import encode_png
 from input_pipeline.synthetic.settings import NUM_TARGETS, SPLITS, Settings
 from input_pipeline.workers import run_jobs
+from lvsm_jax.common.colours import WHITE
 from lvsm_jax.common.files import clear_unfinished, expand, read_json, write_text
 from lvsm_jax.parallel.mesh import make_mesh
+from lvsm_jax.scenes.pictures import Alpha
 from lvsm_jax.worlds.generate import Worlds
+from lvsm_jax.worlds.rig import rig_intrinsics, rig_poses
 from lvsm_jax.worlds.stream import Block, render
 
 NAME = "worlds"
@@ -53,7 +60,8 @@ class Task:
 
 def make_clips(settings: Settings, split: str, numbers: Sequence[int]) -> Iterator[storage.Clip]:
     """Films these scenes of a split; equal settings and numbers give equal bytes."""
-    block = Block(settings.worlds, settings.frames, settings.height, settings.width)
+    size = settings.frames, settings.height, settings.width
+    block = Block(settings.worlds, *size, on_rig=bool(settings.rig))
     # Always as many, so that there is one program; they are dealt to the devices that divide them.
     devices = jax.local_devices()[: np.gcd(SCENES_AT_ONCE, jax.local_device_count())]
     mesh = make_mesh(devices=devices)
@@ -72,10 +80,9 @@ def _clip(settings: Settings, split: str, worlds: Worlds, place: int, number: in
     size = np.array([settings.width, settings.height] * 2, np.float32)
     intrinsics = (worlds.cameras.fxfycxcy[place] / size).astype(np.float32)
     w2c = np.linalg.inv(worlds.cameras.c2w[place].astype(np.float64))[:, :3].astype(np.float32)
+    encode = encode_png if settings.rig else encode_jpeg
     frames = [
-        storage.Frame(
-            encode_jpeg(image), intrinsics[position], w2c[position], position * FRAME_INTERVAL
-        )
+        storage.Frame(encode(image), intrinsics[position], w2c[position], position * FRAME_INTERVAL)
         for position, image in enumerate(worlds.images[place])
     ]
     url = f"synthetic://worlds/seed-{settings.seed}/{split}/{number}"
@@ -86,8 +93,10 @@ def evaluation_index(settings: Settings) -> dict[str, dict[str, list[int]]]:
     """For each test clip two context frames, most of the clip apart, and targets half-way between.
 
     Targets keep about a third of the span away from both: next to a context frame, copying it
-    would do.
+    would do. Views of a rig are chosen by `input_pipeline.orbit`.
     """
+    if settings.rig:
+        return _index_of_rig(settings)
     index, end = {}, settings.frames - 1
     for number in range(settings.test_scenes):
         rng = np.random.default_rng([settings.seed, len(SPLITS), number])
@@ -99,6 +108,24 @@ def evaluation_index(settings: Settings) -> dict[str, dict[str, list[int]]]:
         context = [first, first + span]
         index[f"world-test-{number:06d}"] = {"context": context, "target": targets}
     return index
+
+
+def _index_of_rig(settings: Settings) -> dict[str, dict[str, list[int]]]:
+    cameras, index = _cameras_of_rig(settings, 1), {}
+    for number in range(settings.test_scenes):
+        key = f"world-test-{number:06d}"
+        entry = gso_views(cameras, key, GSO_TARGETS, settings.seed)
+        index[key] = {name: list(views) for name, views in dataclasses.asdict(entry).items()}
+    return index
+
+
+def _cameras_of_rig(settings: Settings, clips: int) -> CameraTable:
+    """The cameras of so many clips, which all have the same."""
+    w2c = np.linalg.inv(rig_poses().astype(np.float32).astype(np.float64))[:, :3]
+    size = np.array([settings.width, settings.height] * 2, np.float32)
+    intrinsics = rig_intrinsics(settings.height, settings.width).astype(np.float32) / size
+    one = CameraTable(w2c.astype(np.float32), np.tile(intrinsics, (settings.frames, 1)))
+    return CameraTable.joined([one] * clips)
 
 
 def generate(directory: str, settings: Settings, overwrite: bool = False) -> bool:
@@ -115,6 +142,11 @@ def generate(directory: str, settings: Settings, overwrite: bool = False) -> boo
     finished = {task: _finished(task) for task in tasks}
     shards = run_jobs(finished, _write, workers=1, label="worlds", unit=" scenes")
     write_text(folder / INDEX_FILE, json.dumps(evaluation_index(settings), indent=1))
+    if settings.rig:
+        for split in SPLITS:
+            table = _cameras_of_rig(settings, settings.num_scenes(split))
+            write_camera_table(folder, split, table)
+        write_alpha(folder, DatasetAlpha(Alpha(WHITE), transparent=True))
     splits = {split: [shards[task] for task in tasks if task.split == split] for split in SPLITS}
     storage.finalize(folder, NAME, splits)
     _tidy(folder)
@@ -138,7 +170,8 @@ def _prepare(folder: epath.Path, settings: Settings, overwrite: bool) -> bool:
         # Nothing but a set of worlds is removed; what declares it complete goes first.
         (folder / "dataset_info.json").unlink(missing_ok=True)
         _tidy(folder)
-        ours = (INDEX_FILE, "features.json", *(f"scenes-{split}.npz" for split in SPLITS))
+        tables = (f"{table}-{split}.npz" for table in ("scenes", "cameras") for split in SPLITS)
+        ours = (INDEX_FILE, "features.json", ALPHA_FILE, *tables)
         for file in folder.iterdir():
             if file.name in ours or file.name.startswith((f"{NAME}-", _BEFORE)):
                 file.unlink()

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 
-from lvsm_jax.common.checks import check_at_least
-from lvsm_jax.worlds.config import WorldsConfig
+from lvsm_jax.common.checks import check_at_least, check_choice, check_field
+from lvsm_jax.worlds.config import RIG_VIEWS, WorldsConfig
 
 VERSION = 2  # of the pictures: raise it when the same settings come to give others
+RIGS = ("", "gso")
 SPLITS = ("train", "test")
 NUM_TARGETS = 3  # of a clip in the evaluation index, as in the published protocol
 
@@ -21,11 +22,15 @@ class Settings:
     height: int = 64  # of the pictures, in pixels
     width: int = 64  # of the pictures, in pixels
     seed: int = 0  # another seed gives other worlds
+    rig: str = ""  # "gso": objects with transparency, from all 64 views of that rig
     worlds: WorldsConfig = dataclasses.field(default_factory=WorldsConfig)  # what they are made of
 
     def __post_init__(self):
         ones = dict.fromkeys(("train_scenes", "test_scenes", "height", "width"), 1)
         check_at_least("synthetic", self, **ones, frames=NUM_TARGETS + 2, seed=0)
+        check_choice("synthetic.rig", self.rig, RIGS)
+        fits = not self.rig or self.frames == RIG_VIEWS
+        check_field("synthetic", self, "frames", fits, f"{RIG_VIEWS}, the views of the rig")
 
     def num_scenes(self, split: str) -> int:
         """Clips of a split."""
@@ -33,4 +38,7 @@ class Settings:
 
     def to_json(self) -> dict:
         """These settings and the version of the pictures, as they are kept with the data."""
-        return json.loads(json.dumps({"version": VERSION, **dataclasses.asdict(self)}))
+        values = {"version": VERSION, **dataclasses.asdict(self)}
+        if not self.rig:  # sets of before there were rigs stay what they are
+            del values["rig"]
+        return json.loads(json.dumps(values))

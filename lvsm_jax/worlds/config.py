@@ -8,6 +8,7 @@ from lvsm_jax.common.checks import check_at_least, check_field
 KINDS = ("room", "clutter", "objects")
 PATHS = ("walk", "orbit", "spread", "inside_out")
 INPUTS = ("spread", "contiguous", "random")  # on the path, of a training sample
+RIG_VIEWS = 64  # of an object, see `rig`
 MOST_SOLIDS = 240  # a ray keeps the number of what it met, with the six walls, in eight bits
 
 

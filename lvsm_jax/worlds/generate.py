@@ -1,11 +1,12 @@
 """Worlds from keys: scenes are laid out, filmed and developed, each from its own key alone."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.worlds import clutter, objects, rooms
@@ -52,16 +53,21 @@ def make_worlds(
     batch, and on any device of one kind. `complexity`, from 0 to 1, may be traced: more of
     everything, with more patterns and longer paths.
     """
+
+    def make(key, growth):
+        return _make_scene(key, config, views, height, width, growth)
+
+    images, c2w, fxfycxcy, depth = make_each(make, keys, config, complexity)
+    return Worlds(images, Cameras(c2w, fxfycxcy), depth)
+
+
+def make_each(make: Callable[..., Any], keys: Key[Array, " s"], config, complexity) -> Any:
+    """`make(key, complexity)` of each key, rounded alike for any number of them."""
     # 1, which the compiler does not know: it would compile known numbers into the scenes, and a
     # loop of known length apart from others, and round them differently.
     one = jnp.minimum(1, jax.random.key_data(keys).ravel()[0] | 1)
     growth = jnp.asarray(complexity, jnp.float32) * one.astype(jnp.float32)
-
-    def make(key):
-        return _make_scene(key, config, views, height, width, growth)
-
-    images, c2w, fxfycxcy, depth = _map_scenes(make, keys, config.scenes_at_once, one)
-    return Worlds(images, Cameras(c2w, fxfycxcy), depth)
+    return _map_scenes(lambda key: make(key, growth), keys, config.scenes_at_once, one)
 
 
 def _map_scenes(make, keys, at_once: int, one):
@@ -125,11 +131,22 @@ def lay_out(key: Key[Array, ""], config: WorldsConfig, complexity) -> tuple[Scen
     return jax.lax.switch(position[draw_kind(kind_key, config)], branches, key)
 
 
-def develop(radiance: Float[Array, "n h w 3"]) -> Array:
-    """Pictures of 8 bits, all exposed alike: by the bright and the middling parts of all views."""
+def develop(
+    radiance: Float[Array, "n h w 3"], there: Bool[Array, "n h w"] | None = None
+) -> UInt8[Array, "n h w 3"]:
+    """Pictures of 8 bits, all exposed alike: by the bright and the middling parts of all views.
+
+    Where given, by pixels of what is `there` alone.
+    """
     luminance = (radiance * jnp.array(_LUMINANCE)).sum(-1).reshape(-1)
     metered = luminance[:: max(1, luminance.size // _METERED)]
-    middle, bright = jnp.percentile(metered, jnp.array([50.0, 92.0]))
+    levels = jnp.array([50.0, 92.0])
+    if there is None:
+        middle, bright = jnp.percentile(metered, levels)
+    else:
+        of_it = there.reshape(-1)[:: max(1, luminance.size // _METERED)]
+        found = jnp.nanpercentile(jnp.where(of_it, metered, jnp.nan), levels)
+        middle, bright = jnp.where(of_it.any(), found, 1.0)
     exposure = jnp.minimum(0.19 / jnp.maximum(middle, 1e-3), 0.75 / jnp.maximum(bright, 1e-3))
     x = radiance * exposure * 1.1
     # A film's response: Narkowicz's fit of the ACES curve.

@@ -17,15 +17,21 @@ _MATERIALS = 12
 _GROUNDS = ("meadow", "paving", "concrete", "planks", "floor tiles", "chequered tiles", "rock",
             "studio", "carpet", "terrazzo")  # fmt: skip
 _PLAIN, _GROUND, _OUTSIDE = range(3)
+_SETTINGS = (0.3, 0.35, 0.35)  # how often each
 _FEWEST, _MOST = 1, 9
 
 
-def lay_out(dice: Dice, config: WorldsConfig, complexity) -> tuple[Scene, Stage]:
-    """A group of 1 to 9 solids within [-0.9, 0.9]³, and cameras around it."""
+def lay_out(
+    dice: Dice, config: WorldsConfig, complexity, settings: tuple[float, ...] = _SETTINGS
+) -> tuple[Scene, Stage]:
+    """A group of 1 to 9 solids within [-0.9, 0.9]³, and cameras around it.
+
+    `settings` is how often it is before a plain background, on a ground, or outdoors.
+    """
     uses = [ANYTHING] * (_MATERIALS - 1) + [_GROUNDS]
     materials = draw_materials(dice, draw_recipes(dice, uses), complexity, config)
     number = jnp.round(_FEWEST + dice.uniform() * (_MOST - _FEWEST) * complexity)
-    setting = dice.choice((0.3, 0.35, 0.35))
+    setting = dice.choice(settings)
     form = dice.integers(3.0, (_MOST,))
     size = dice.uniform(0.12, 0.55, (_MOST, 1)) * dice.uniform(0.5, 1.2, (_MOST, 3))
     size = jnp.clip(size, 0.05, 0.6).at[0].multiply(1.4)

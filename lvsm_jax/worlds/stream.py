@@ -22,6 +22,7 @@ from lvsm_jax.common.config import DataConfig
 from lvsm_jax.parallel.mesh import SCENES, check_batch, per_device, reshard, spec
 from lvsm_jax.worlds.config import WorldsConfig
 from lvsm_jax.worlds.generate import Worlds, make_worlds
+from lvsm_jax.worlds.rig import make_objects
 from lvsm_jax.worlds.sampling import Draw, draw_sample
 
 # Worlds of different purposes have nothing in common, whatever their seeds.
@@ -37,6 +38,7 @@ class Block:
     height: int
     width: int
     with_depth: bool = False
+    on_rig: bool = False  # objects with transparency, from all views of a rig
 
 
 def world_batches(
@@ -118,6 +120,9 @@ def render_block(
         *which, complexity = which
         size = {"views": block.views, "height": block.height, "width": block.width}
         keys = jax.vmap(functools.partial(_key, *which))(scenes)
+        if block.on_rig:
+            del size["views"]
+            return make_objects(keys, block.config, **size, complexity=complexity)
         made = make_worlds(keys, block.config, **size, complexity=complexity)
         return made if block.with_depth else dataclasses.replace(made, depth=None)
 

@@ -1,5 +1,6 @@
 """Worlds on disk: the same however they are made, and what was rendered is what is stored."""
 
+import functools
 import hashlib
 import io
 import json
@@ -8,17 +9,27 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
 from input_pipeline import sampling, storage
+from input_pipeline.alpha import DatasetAlpha, read_alpha
+from input_pipeline.camera_table import read_camera_table
+from input_pipeline.png import encode_png
 from input_pipeline.synthetic import __main__ as program
 from input_pipeline.synthetic import dataset as synthetic
 from input_pipeline.synthetic.settings import Settings
+from lvsm_jax.common.colours import WHITE
+from lvsm_jax.models.cameras import Cameras
+from lvsm_jax.scenes.pictures import Alpha
 from lvsm_jax.worlds.config import WorldsConfig
+from lvsm_jax.worlds.generate import Worlds
+from lvsm_jax.worlds.rig import make_objects, rig_intrinsics, rig_poses
 from lvsm_jax.worlds.stream import Block, render
+from tests.helpers.objects import ball, gso_poses
 from tests.helpers.plain_worlds import use_plain_worlds
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -166,6 +177,58 @@ def test_impossible_settings_are_named(tmp_path):
     with pytest.raises(SystemExit, match=r"worlds\.baseline is \(2\.0, 1\.0\), expected"):
         program.main([str(tmp_path / "none"), "--baseline", "2", "1"])
     assert not (tmp_path / "none").exists()
+
+
+def test_objects_on_a_rig_are_a_dataset_of_objects(tmp_path, monkeypatch, capsys):
+    def make_balls(keys, config, *, height, width, complexity=1.0):
+        number = keys.shape[0]
+        images = np.stack([ball(pose, height) for pose in rig_poses()])
+        c2w = np.broadcast_to(rig_poses().astype(np.float32), (number, 64, 4, 4))
+        lens = np.broadcast_to(rig_intrinsics(height, width).astype(np.float32), (number, 64, 4))
+        images = jnp.broadcast_to(images, (number, *images.shape))
+        return Worlds(images, Cameras(jnp.asarray(c2w), jnp.asarray(lens)), None)
+
+    monkeypatch.setattr("lvsm_jax.worlds.stream.make_objects", make_balls)
+    flags = ["--rig=gso", "--train-scenes=2", "--test-scenes=1", "--height=16", "--width=16"]
+    program.main([str(tmp_path / "out"), *flags])
+    assert "configs/object_64.py" in capsys.readouterr().out
+    index = sampling.read_index(tmp_path / "out" / "evaluation_index.json")
+    assert index["world-test-000000"].context == (18, 22, 26, 30)
+    assert len(index["world-test-000000"].target) == 10
+    assert read_alpha(tmp_path / "out") == DatasetAlpha(Alpha(WHITE), True)
+    reader = storage.SplitReader(tmp_path / "out", "train")
+    frames, poses = reader.frames(range(len(reader))), rig_poses()
+    table = read_camera_table(tmp_path / "out", "train", len(reader))
+    np.testing.assert_array_equal(table.w2c, [frame.w2c for frame in frames])
+    shares = [frame.normalized_fxfycxcy for frame in frames]
+    np.testing.assert_array_equal(table.normalized_fxfycxcy, shares)
+    np.testing.assert_allclose(np.linalg.inv(poses)[:, :3], table.w2c[:64], atol=1e-6)
+    np.testing.assert_allclose(poses, gso_poses(), atol=1e-12)
+    assert frames[70].image == encode_png(ball(poses[6], 16))
+    for wrong, told in (
+        ("--frames=20", "frames is 20, expected 64"),
+        ("--samples=4", "--samples means"),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            program.main([str(tmp_path / "none"), *flags, wrong])
+    assert "rig" not in SMALL.to_json()  # sets of before stay what they are
+
+
+@pytest.mark.slow
+def test_rendered_objects_are_transparent_around_and_alike_from_all_sides():
+    config = WorldsConfig(boxes=12, ellipsoids=4, cylinders=4)
+    made = jax.jit(functools.partial(make_objects, config=config, height=32, width=32))
+    worlds = jax.device_get(made(jax.random.split(jax.random.key(0), 3)))
+    assert worlds.images.shape == (3, 64, 32, 32, 4)
+    alpha = worlds.images[..., 3]
+    assert set(np.unique(alpha)) <= {0, 64, 128, 191, 255}
+    assert (alpha[:, :, :1] == 0).mean() > 0.95 and (alpha == 255).mean((1, 2, 3)).min() > 0.02
+    assert (worlds.images[alpha == 0] == 0).all()
+    # What a view sees of the object's height does not depend on the azimuth: z is up.
+    rows = (alpha[:, :16] > 128).any(3)  # [object, azimuth, row] of elevation 0
+    top = rows.argmax(2)
+    assert np.ptp(top, axis=1).max() <= 12 and top.mean() < 16
+    assert worlds.images[alpha == 255][:, :3].std() > 20
 
 
 @pytest.mark.slow

@@ -40,6 +40,9 @@ CONFIG_FILES = [
         ("gs_lrm_256", "GSLRM", 303.42),
         ("gs_lrm_256:objects", "GSLRM", 303.42),
         ("gs_lrm_64", "GSLRM", 1.35),
+        ("object_64", "EfficientLVSM", 1.61),
+        ("object_256", "EfficientLVSM", 199.07),
+        ("object_512", "EfficientLVSM", 199.07),
         ("quickstart", "EfficientLVSM", 1.61),
         ("quickstart:LVSMDecoderOnly", "LVSMDecoderOnly", 1.33),
         ("quickstart:LVSMEncoderDecoder", "LVSMEncoderDecoder", 1.35),
@@ -97,6 +100,24 @@ def test_the_published_recipe(name, tmp_path, monkeypatch):
         without = ["--config.loss.perceptual=0", "--config.repa.weight=0"]
         training = TrainingConfig.of(read_config_file(file, without))
     assert find_frozen(training.loss, training.repa) == {}
+
+
+def test_objects_are_trained_as_published():
+    for name, size in (("object_256", 256), ("object_512", 512), ("gs_lrm_256", 256)):
+        get_config = importlib.import_module(f"configs.{name}").get_config
+        config = get_config("objects") if name == "gs_lrm_256" else get_config()
+        data = section(config, "data", DataConfig)
+        assert (data.camera_normalization, data.sampling) == ("none", "random")
+        assert (data.num_inputs, data.image_height) == (4, size)
+        assert data.num_views == data.num_inputs + data.num_targets
+        assert config.eval.camera_normalization == "none" and config.eval.num_inputs == 4
+        if name != "gs_lrm_256":
+            assert data.num_targets == 8
+            assert config.optimizer.skip_factor * config.optimizer.clip_norm == 5
+    second = importlib.import_module("configs.object_512").get_config()
+    assert second.init_from == "runs/object_256/export"
+    stage = second.run.num_steps, second.run.batch_size, second.optimizer.learning_rate
+    assert stage == (10_000, 128, 4e-5)
 
 
 def test_the_baselines_say_how_published_ones_are_trained():
