@@ -16,6 +16,7 @@ import safetensors.numpy
 from etils import epath
 from PIL import Image
 
+from input_pipeline.alpha import DatasetAlpha, read_alpha, write_alpha
 from input_pipeline.bucket_records import BucketRecords
 from input_pipeline.re10k import pixelsplat
 from input_pipeline.sampling import read_index
@@ -29,12 +30,15 @@ from lvsm_jax.frozen.dino import DinoConfig
 from lvsm_jax.frozen.lpips import read_tree
 from lvsm_jax.scenes.camera_json import read_camera_path
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera
+from lvsm_jax.scenes.pictures import Alpha
 from lvsm_jax.scenes.readers import read_scene
+from lvsm_jax.scenes.readers.objects import read_object
 from lvsm_jax.viewer.uploads import Limits, Uploads
 from lvsm_jax.weights.fingerprints import fingerprint_all
 from lvsm_jax.weights.state_dict import CHECKSUM, read_checkpoint
 from tests.helpers import tiny_dataset, torch_zip
 from tests.helpers.frozen_networks import narrow, save_matconvnet
+from tests.helpers.objects import gso_poses, write_object
 from tests.helpers.tiny_export import save_tiny_export
 
 SIZE = (48, 32)  # width and height of pictures
@@ -258,6 +262,16 @@ def read_folder(folder: pathlib.Path) -> Any:
     return [[one.name, plain(one.camera)] for one in read_scene(folder).photographs]
 
 
+def read_views(folder: pathlib.Path, layout: str) -> Any:
+    """The views of an object in a layout."""
+    found, _ = read_object(folder, layout, None if layout == "gobjaverse" else 50.0)
+    return [[one.name, vars(one.camera)] for one in found.photographs], found.notes
+
+
+def write_stated(folder: pathlib.Path) -> None:
+    write_alpha(folder, DatasetAlpha(Alpha((255, 255, 255), (0, 0, 0)), True))
+
+
 def write_colmap(folder: pathlib.Path, ending: str) -> None:
     import pycolmap
 
@@ -383,6 +397,17 @@ READERS = (
     Reader("opencv_cameras", write_opencv_cameras, read_folder, damage=("*.json",), quick=30),
     Reader("inria", write_inria, read_folder, damage=("*.json",), quick=30),
     Reader("llff", write_llff, read_folder, damage=("*.npy",)),
+    *(
+        Reader(
+            *(layout, lambda folder, of=layout: write_object(folder, of, gso_poses()[:3])),
+            lambda folder, of=layout: read_views(folder, of),
+            damage=(damage,),
+            quick=20,
+            slow=300,
+        )
+        for layout, damage in (("zero123", "*.npy"), ("lgm", "*.txt"), ("gobjaverse", "*.json"))
+    ),
+    Reader("alpha", write_stated, lambda folder: dataclasses.asdict(read_alpha(folder)), quick=30),
     Reader("polycam", write_polycam, read_folder, damage=("*.json",), quick=30),
     Reader("record3d", write_record3d, read_folder, damage=("metadata",), quick=30),
     Reader(

@@ -92,7 +92,7 @@ def test_the_rule_of_gso_and_its_draw(objects, tmp_path, capsys):
     assert gso_views(few, "a", 10, 0).context == (3, 9, 15, 21)
     with pytest.raises(ValueError, match="13 views, too few for 4 inputs and 10"):
         gso_views(table_of(gso_poses()[:13]), "a", 10, 0)
-    with pytest.raises(ValueError, match=r"no view within 5° of elevation 20° and azimuth \d+°: the"):
+    with pytest.raises(ValueError, match=r"no view within 5° of elevation 20° and azimuth \d+°"):
         gso_views(table_of(gso_poses()[:16]), "a", 10, 0)
     make_index.main([str(objects), "--by=gso", f"--output={tmp_path}/i.json", "--targets=3"])
     assert "lvsm-gso, 4 inputs, 3 targets, seed 0: no published index" in capsys.readouterr().out
