@@ -139,12 +139,13 @@ def develop(
     Where given, by pixels of what is `there` alone.
     """
     luminance = (radiance * jnp.array(_LUMINANCE)).sum(-1).reshape(-1)
-    metered = luminance[:: max(1, luminance.size // _METERED)]
+    step = max(1, luminance.size // _METERED)
     levels = jnp.array([50.0, 92.0])
     if there is None:
-        middle, bright = jnp.percentile(metered, levels)
+        middle, bright = jnp.percentile(luminance[::step], levels)
     else:
-        of_it = there.reshape(-1)[:: max(1, luminance.size // _METERED)]
+        step |= 1  # an even one could be a whole number of rows: one column, without the object
+        metered, of_it = luminance[::step], there.reshape(-1)[::step]
         found = jnp.nanpercentile(jnp.where(of_it, metered, jnp.nan), levels)
         middle, bright = jnp.where(of_it.any(), found, 1.0)
     exposure = jnp.minimum(0.19 / jnp.maximum(middle, 1e-3), 0.75 / jnp.maximum(bright, 1e-3))

