@@ -19,7 +19,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = worlds_256.get_config()
     config.model.update(width=384, num_layers=6, remat="dots")
     config.data.update(image_height=128, num_views=12, num_targets=4)
-    config.worlds.update(boxes=48, ellipsoids=16, cylinders=16, complexity_steps=2000)
+    config.worlds.update(boxes=48, ellipsoids=16, cylinders=16)
+    config.worlds.update(complexity_steps=2000, steps_per_world=8)
     config.run.update(num_steps=20_000, batch_size=32)
     config.optimizer.update(schedule="cosine", learning_rate=6e-4, warmup_steps=500)
     config.eval.worlds = 128

@@ -12,8 +12,9 @@ Its export is a start for photographs:
 Model and views are those that `beyond_256.py` gives reasons for: 1, 2, 4 or 8 inputs a step, rays
 in the tokens, relative cameras and a temperature that knows the number of inputs in the attention.
 A head that copies is added, which the worlds' depth teaches where to look.
-Worlds grow from simple ones over the first tenth of the steps. `--config.data.worlds_share=0.5
---config.data.path=data/re10k` trains on worlds and photographs in turn.
+Worlds grow from simple ones over the first tenth of the steps, and each serves four steps, with
+other inputs and targets. `--config.data.worlds_share=0.5 --config.data.path=data/re10k` trains on
+worlds and photographs in turn.
 
 Hardware: one GPU, with a batch that fits it (`lvsm describe --config=configs/worlds_256.py
 --views=8 --targets=4`), or several, each of which renders its own scenes.
@@ -36,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.worlds.update(boxes=80, ellipsoids=24, cylinders=24, scenes_at_once=8)
     config.worlds.update(rays_at_once=262_144, solids_at_once=128)
     config.worlds.update(baseline=(0.04, 1.0), path_weights=(0.5, 0.2, 0.15, 0.15))
-    config.worlds.complexity_steps = 10_000
+    config.worlds.update(complexity_steps=10_000, steps_per_world=4)
     config.run.update(num_steps=100_000, batch_size=64)
     config.optimizer.update(schedule="constant", clip_norm=5.0, skip_factor=5.0)
     config.eval.update(worlds=256, batch_size=16)
