@@ -30,7 +30,7 @@ from lvsm_jax.parallel.mesh import MeshConfig, check_batch, make_mesh, replicate
 from lvsm_jax.programs.data_sources import open_evaluation
 from lvsm_jax.training.run_log import csv_text
 from lvsm_jax.weights.exports import describe, model_config
-from lvsm_jax.weights.shipped import SHIPPED, introduce
+from lvsm_jax.weights.shipped import SHIPPED, introduce, training_data
 from lvsm_jax.worlds.config import WorldsConfig
 from lvsm_jax.worlds.held_out import HeldOutWorlds, about_worlds
 
@@ -148,7 +148,9 @@ def _with_background(
 
     A warning names each model that was trained on another.
     """
-    trained = {one.path: one.about.get("background") for one in (export, beside) if one}
+    trained = {
+        one.path: training_data(one.about).get("background") for one in (export, beside) if one
+    }
     asked = settings.background or data.background or trained[export.path] or ""
     if settings.worlds or not os.fspath(data.path):
         return settings

@@ -11,6 +11,7 @@ from etils import epath
 
 import lvsm_jax
 from input_pipeline.alpha import stated_background
+from lvsm_jax.common.config import DataConfig, section
 from lvsm_jax.parallel import processes
 from lvsm_jax.parallel.mesh import make_mesh
 from lvsm_jax.programs.data_sources import open_evaluation, training_batches
@@ -24,6 +25,7 @@ from lvsm_jax.training.train_state import abstract_state, init_state
 
 def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
     """Runs or resumes a training run to its end, then exports the weights."""
+    _state_background(config)
     settings, workdir = Settings.of(config), epath.Path(workdir)
     run, training, mesh = settings.run, settings.training, make_mesh(settings.mesh)
     versions = f"Python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}"
@@ -67,8 +69,16 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> None:
             say(f"stopped at step {step}; the same command goes on from there")
             return
         about = {"step": step, "config": config.to_dict()}
-        if settings.data.worlds_share < 1:
-            background = stated_background(settings.data.path, settings.data.background)
-            about |= {"background": background} if background else {}
         lvsm_jax.save(state.best_weights, workdir / "export", about=about, overwrite=True)
         say(f"exported the weights to {workdir / 'export'}")
+
+
+def _state_background(config: ml_collections.ConfigDict) -> None:
+    """Writes what the dataset says of its background into the config, which exports then know."""
+    data = section(config, "data", DataConfig)
+    if data.worlds_share < 1:
+        with processes.error_of_any():
+            stated = stated_background(data.path, data.background)
+        if stated:
+            with config.data.unlocked():
+                config.data.background = stated

@@ -43,7 +43,7 @@ def test_a_model_is_evaluated_on_the_background_it_was_trained_on(tmp_path, monk
     monkeypatch.setattr(logging, "warning", lambda text, *parts: said.append(text % parts))
 
     def export(name, background):
-        about = {} if background is None else {"background": background}
+        about = {} if background is None else {"config": {"data": {"background": background}}}
         return evaluation_run._Export(tmp_path / name, about, 8, {}, {})
 
     def used(trained, beside=None, data="", evaluation=""):
@@ -100,7 +100,7 @@ def test_objects_are_trained_on_scored_and_rendered(tmp_path):
 
     lvsm("train", f"--workdir={tmp_path / 'run'}")
     export = tmp_path / "run" / "export"
-    assert describe(export)["background"] == "black"
+    assert describe(export)["config"]["data"]["background"] == "black"
     del small["data.background"]
     told = lvsm("eval", f"--checkpoint={export}", f"--output={tmp_path / 'scores'}")
     assert "PSNR OF OBJECT" in told

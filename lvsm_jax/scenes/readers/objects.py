@@ -49,8 +49,6 @@ def read_object(
     """
     named = layout is not None
     layout = layout or detect_layout(path)
-    if layout in ("opencv_cameras", "blender", "scene") and fov is not None:
-        raise SceneError(f"{path}: a field of view is given, but its files hold one")
     if layout == "opencv_cameras" and path.is_dir():
         found = read_scene_json(path / "opencv_cameras.json", None)
         if found is None:
@@ -75,6 +73,8 @@ def read_object(
             )
     else:
         found = read_scene(path)
+    if layout in ("opencv_cameras", "blender", "scene") and fov is not None:
+        raise SceneError(f"{path}: a field of view is given, but its files hold one")
     return found, layout
 
 
