@@ -1,4 +1,5 @@
 # make demo      everything from nothing: environment, training, evaluation, a page to look at
+# make demo-objects  the same on objects of worlds, which are written to data/world_objects first
 # make test      what a change is likely to break, in minutes
 # make test-all  all tests but the longest
 # make test-long  the longest: real photographs, soaks, whole experiments
@@ -15,7 +16,7 @@ JOBS ?= 2
 PYTEST := $(PY) -m pytest --numprocesses=$(JOBS) --dist=worksteal
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all test-slow test-long lint docs install clean
+.PHONY: help demo demo-objects test test-all test-slow test-long lint docs install clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -47,6 +48,15 @@ demo: $(INSTALLED)
 	@echo "  the same, what was trained      $(LVSM) view --weights=runs/worlds_64/export"
 	@echo "  your own posed photographs      $(LVSM) render PHOTOS out"
 	@echo "  all commands                    $(LVSM) --help"
+
+demo-objects: $(INSTALLED)
+	@echo "==> objects of worlds, into data/world_objects"
+	$(LVSM) synthetic data/world_objects --rig=gso --train-scenes=128 --test-scenes=16
+	@echo "==> training configs/object_64.py into runs/object_64"
+	$(LVSM) train --config=configs/object_64.py --workdir=runs/object_64
+	@echo "==> evaluating it on objects that were held out"
+	$(LVSM) eval --config=configs/object_64.py --checkpoint=runs/object_64/export \
+	  --output=runs/object_64/eval --overwrite
 
 test: $(INSTALLED)
 	@echo "==> tests that a change is likely to break"
