@@ -61,7 +61,6 @@ from lvsm_jax.programs.scene_options import (
 )
 
 if TYPE_CHECKING:
-    from lvsm_jax.rendering.gaussian_scene import GaussianScene
     from lvsm_jax.rendering.session import Session
     from lvsm_jax.scenes.photograph import Photograph, PosedCamera
 
@@ -197,27 +196,22 @@ def render(given: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def _opened(
     weights: str, photographs: "Sequence[Photograph]", size: tuple[int, int], scale: float | None
-) -> "Iterator[Session | GaussianScene]":
-    """What renders the photographs' scene."""
-    from lvsm_jax.models.gs_lrm import GSLRM
-    from lvsm_jax.rendering.gaussian_scene import GaussianScene
+) -> "Iterator[Session]":
+    """The session that renders the photographs' scene."""
     from lvsm_jax.rendering.session import Session
     from lvsm_jax.weights import exports
 
     model = exports.load(weights, for_rendering=True)
     options = {"image_height": size[0], "image_width": size[1], "scale": scale}
-    if isinstance(model, GSLRM):
-        yield GaussianScene(model, photographs, **options)
-        return
     with Session(model, max_views=len(photographs), **options) as session:
         session.add(photographs)
         yield session
 
 
-def _write_gaussians(given: argparse.Namespace, scene: "GaussianScene") -> None:
+def _write_gaussians(given: argparse.Namespace, session: "Session") -> None:
     from lvsm_jax.gaussians.ply import write_ply
 
-    gaussians = scene.gaussians
+    gaussians = session.gaussians
     written = write_ply(given.ply, gaussians, min_opacity=given.ply_min_opacity or 0.0)
     print(f"wrote {written:,} of {len(gaussians.means):,} Gaussians to {given.ply}")
 
