@@ -1,4 +1,4 @@
-"""The three models side by side: latency, memory and FLOPs over the input views.
+"""The four models side by side: latency, memory and FLOPs over the input views.
 
     python -m benchmarks.models --dtype=bfloat16 --output=models.json --plot=models.png  # a GPU
     python -m benchmarks.models --size=128 --output=models.json --plot=models.png  # CPU: 15 minutes
@@ -10,9 +10,9 @@ Weights are random, of the published sizes, unless --layers-fraction takes the s
 model's layers. Latent tokens keep their published number for each token of an input. Measured is
 the compiled forward pass, from images and cameras to pixels: the median of up to --repeats calls,
 or one call that takes 20 s. The models take turns in each cell. The share of peak is of the largest
-matmul rate in the same run and dtype. Memory is XLA's plan for temporary arrays and the output,
-beside weights and inputs. A cell that would take longer than --max-seconds, at the best rate of its
-model so far, is skipped, and the table says so.
+matmul rate in the same run and dtype; GS-LRM's rasterising takes time and is no FLOP. Memory is
+XLA's plan for temporary arrays and the output, beside weights and inputs. A cell that would take
+longer than --max-seconds, at the best rate of its model so far, is skipped, and the table says so.
 
 --measure adds optimizer steps (train) and the cross-attention of all targets to all inputs with
 each kernel of this machine (attention). FLOPs are counted from the sizes (linear layers and

@@ -11,21 +11,14 @@ It is the small config that trains from a dataset, with a head that copies; `wor
 
 import ml_collections
 
-from configs import base
+from configs import base, gs_lrm_64
 
 _LAYERS = {  # a quarter of the published
     "EfficientLVSM": {"num_layers": 3},
     "LVSMDecoderOnly": {"num_layers": 6, "targets_at_once": 0},
     # 1.5 latents for each token of two inputs, as published at 256 px.
     "LVSMEncoderDecoder": {"num_layers": 3, "num_latents": 192, "targets_at_once": 0},
-    # As in configs/gs_lrm_64.py.
-    "GSLRM": {
-        "num_layers": 6,
-        "distance_bias": -5.3,
-        "scale_bias": -3.9,
-        "tile_size": 8,
-        "pairs_per_gaussian": 8.0,
-    },
+    "GSLRM": {"num_layers": 6, **gs_lrm_64.GAUSSIANS, "tile_size": 8, "pairs_per_gaussian": 8.0},
 }
 
 
@@ -37,8 +30,6 @@ def get_config(architecture: str = "EfficientLVSM") -> ml_collections.ConfigDict
     config.model.update(width=128, head_dim=32, remat="dots", **_LAYERS[architecture])
     if architecture == "EfficientLVSM":
         config.model.copy_head = True
-    if architecture == "GSLRM":
-        config.loss.update(distance=0.1, distance_steps=30, distance_middle=2.5)
     config.data.update(path="data/synthetic", image_height=64)
     config.data.update(num_views=6, num_inputs=2, num_targets=4, min_span=8, max_span=11)
     config.run.update(num_steps=800, batch_size=16, log_every=25, checkpoint_every=200)

@@ -37,6 +37,7 @@ ALLOWED = {
     "viewer": {
         "common",
         "evaluation",
+        "gaussians",
         "input_pipeline",
         "poses",
         "programs",

@@ -106,15 +106,15 @@ def cycles(text: str) -> int:
     )
 
 
-def hbm_bytes(text: str) -> int:
+def hbm_bytes(text: str, turns: Callable[[Instruction], int | None] = lambda loop: None) -> int:
     """Bytes that a step reads from and writes to HBM: operands and results of each operation.
 
     Padding to tiles counts, on-chip memory does not. Of an array that an operation slices or
-    updates, only that part counts.
+    updates, only that part counts. `turns` is that of `executed`.
     """
     total = sum(
         (times or 1) * moved(instruction, parse(text))
-        for times, instruction in executed(text, inside_fusions=False)
+        for times, instruction in executed(text, inside_fusions=False, turns=turns)
         if does_work(instruction)
     )
     return int(total)

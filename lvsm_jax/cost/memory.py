@@ -86,6 +86,15 @@ def rasterizer_bytes(config: ModelConfig, *, views: int, height: int, width: int
     )
 
 
+def rasterizer_chunks(config: ModelConfig, *, views: int, height: int, width: int) -> int | None:
+    """Turns of the rasteriser's loops where all its room is used, on the mesh; None without."""
+    if not isinstance(config, GSLRMConfig):
+        return None
+    capacity = rasterize.capacity_for(views * height * width, config.pairs_per_gaussian)
+    tiles = -(-height // config.tile_size) * -(-width // config.tile_size)
+    return rasterize.most_chunks(capacity, tiles, config.tile_size)
+
+
 def encoded_bytes(config: ModelConfig, *, views: int, height: int, width: int) -> Bytes:
     """Bytes of what `encode` returns."""
     model = abstract_model(config)

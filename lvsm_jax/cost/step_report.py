@@ -6,6 +6,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from lvsm_jax.common.table import format_table
@@ -13,13 +14,23 @@ from lvsm_jax.cost import hlo
 from lvsm_jax.cost.chips import Work, estimate
 from lvsm_jax.cost.flops import forward_macs, training_flops
 from lvsm_jax.cost.kernels import kernels, link_seconds, totals
+from lvsm_jax.cost.memory import rasterizer_chunks
 from lvsm_jax.cost.topology import USABLE, Case, least_sent
+
+
+def rasterizer_turns(case: Case, mesh: Mesh) -> int | None:
+    """Turns of loops whose length the program does not tell: a rasteriser's, with all room used."""
+    scene = {name: case.scene[name] for name in ("views", "height", "width")}
+    with jax.set_mesh(mesh):
+        return rasterizer_chunks(case.training.model, **scene)
 
 
 def work(case: Case, mesh: Mesh, text: str) -> Work:
     """What a chip does in a step of a compiled program."""
     scenes, forward = case.batch / mesh.size, forward_macs(case.training.model, **case.scene)
-    by_kind, collectives = totals(kernels(text), case.chip), hlo.collectives(text)
+    count = rasterizer_turns(case, mesh)
+    turns = lambda loop: count  # noqa: E731
+    by_kind, collectives = totals(kernels(text, turns), case.chip), hlo.collectives(text)
 
     def flops(*kinds: str) -> float:
         return sum(by_kind[kind].flops for kind in kinds if kind in by_kind)
@@ -29,7 +40,7 @@ def work(case: Case, mesh: Mesh, text: str) -> Work:
         linear_flops=flops("matmul", "convolution"),
         attention_flops=flops("attention", "attention backward"),
         head_dim=case.training.model.head_dim,
-        hbm_bytes=hlo.hbm_bytes(text),
+        hbm_bytes=hlo.hbm_bytes(text, turns),
         sent_bytes=float(sum(c.sent for c in collectives)),
         kernel_seconds=sum(total.seconds for total in by_kind.values()),
         link_seconds=sum(link_seconds(c, case.chip, case.devices_of_host) for c in collectives),
@@ -45,7 +56,8 @@ def report(
     `compiler_flops` are of its `cost_analysis`.
     """
     done, training = work(case, mesh, program), case.training
-    by_kind = totals(kernels(program), case.chip)
+    turns = rasterizer_turns(case, mesh)
+    by_kind = totals(kernels(program, lambda loop: turns), case.chip)
     parts = {
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -68,6 +80,7 @@ def report(
         "fits": total <= USABLE * case.chip.hbm,
         "work": dataclasses.asdict(done),
         "compiler_flops": compiler_flops,
+        "rasterizer_turns": turns,
         "kernels": hlo.kernels(program),
         "by_kind": {kind: dataclasses.asdict(total) for kind, total in by_kind.items()},
         "collectives": _collective_rows(program),
@@ -119,6 +132,11 @@ def text(result: Mapping[str, Any]) -> str:
         f"  launches         {sum(kind['runs'] for kind in result['by_kind'].values()):9}",
         "",
         format_table(("kernels", "runs", "TFLOP", "GB", "ms"), kinds),
+        *(
+            [f"a rasteriser's loops: {turns} turns each, as if all its room were used"]
+            if (turns := result.get("rasterizer_turns"))
+            else []
+        ),
         "libraries' kernels: "
         + (", ".join(f"{name} {n}" for name, n in result["kernels"].items()) or "none"),
         "",

@@ -7,6 +7,7 @@ used, a chunk after the other, so that room for more costs memory and no time.
 Letters: `k` blocks, `g` Gaussians of a block, `p` pixels of a tile, `f` features.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -15,17 +16,32 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lvsm_jax.common.platforms import platform_of
+
 OPAQUE, CUT = 0.99, 1 / 255  # the largest opacity at a pixel, and the least that counts
 
-# Pixels of blocks that are computed together: on a CPU what fits its cache, else what fills a chip.
-_PIXELS_AT_ONCE = {"cpu": 2**14}
-_PIXELS_ON_CHIPS = 2**18
+
+@dataclasses.dataclass(frozen=True)
+class _Chunks:
+    """How blocks are computed: so many pixels of them together, and Gaussians a kernel."""
+
+    pixels: int
+    unrolled: int
+
+
+# A CPU takes what fits its cache, and compiles less; on chips it is launches that cost.
+_CHUNKS = {"cpu": _Chunks(2**14, 1)}
+_CHUNKS_ON_CHIPS = _Chunks(2**18, 8)
+
+
+def _chunks() -> _Chunks:
+    platform = platform_of(jax.sharding.get_abstract_mesh())
+    return _CHUNKS.get(platform, _CHUNKS_ON_CHIPS)
 
 
 def blocks_at_once(tile: int) -> int:
     """Blocks of a chunk, for tiles of this side in pixels."""
-    pixels = _PIXELS_AT_ONCE.get(jax.default_backend(), _PIXELS_ON_CHIPS)
-    return max(1, pixels // tile**2)
+    return max(1, _chunks().pixels // tile**2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -57,7 +73,7 @@ def _forward(tile: int, shapes: Array, features: Array, used: Array) -> tuple[An
             return (color + weight[:, None] * feature[..., None], through - weight), None
 
         start_of = jnp.zeros((at_once, depth, tile**2)), jnp.ones((at_once, tile**2))
-        blended, _ = jax.lax.scan(add, start_of, (_by_gaussian(ours), _by_gaussian(theirs)))
+        blended, _ = _scan(add, start_of, (_by_gaussian(ours), _by_gaussian(theirs)))
         return _put(images, blended, start)
 
     nothing = jnp.zeros((blocks, depth, tile**2)), jnp.ones((blocks, tile**2))
@@ -78,7 +94,7 @@ def _backward(tile: int, saved: tuple, to_images: tuple[Array, Array]) -> tuple:
             alpha = _alphas(tile, shape)
             return through * (1 - alpha), (alpha, through)
 
-        end, (alphas, throughs) = jax.lax.scan(forward, jnp.ones((at_once, tile**2)), by_shape)
+        end, (alphas, throughs) = _scan(forward, jnp.ones((at_once, tile**2)), by_shape)
 
         def backward(behind: Array, gaussian: tuple) -> tuple:
             # `behind` is what the image's gradient makes of all that this Gaussian dims.
@@ -87,7 +103,7 @@ def _backward(tile: int, saved: tuple, to_images: tuple[Array, Array]) -> tuple:
             to_alpha = through * own - behind / (1 - alpha)
             return behind + alpha * through * own, to_alpha
 
-        _, to_alphas = jax.lax.scan(
+        _, to_alphas = _scan(
             backward, to_through * end, (by_feature, alphas, throughs), reverse=True
         )
         to_features = jnp.einsum("gkp,kfp->kgf", alphas * throughs, to_color, precision="highest")
@@ -112,6 +128,11 @@ def _backward(tile: int, saved: tuple, to_images: tuple[Array, Array]) -> tuple:
 
 
 composite_blocks.defvjp(_forward, _backward)
+
+
+def _scan(body: Callable[..., Any], carry: Any, xs: Any, *, reverse: bool = False) -> Any:
+    """`jax.lax.scan` over the Gaussians of blocks."""
+    return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=_chunks().unrolled)
 
 
 def _alphas(tile: int, shape: Float[Array, "k 6"]) -> Float[Array, "k p"]:

@@ -178,6 +178,11 @@ def block_bound(capacity: int, tiles: int, tile: int) -> int:
     return most if most <= at_once else -(-most // at_once) * at_once
 
 
+def most_chunks(capacity: int, tiles: int, tile: int) -> int:
+    """Turns of the loops over chunks of blocks where all room is used, on the mesh that is set."""
+    return -(-block_bound(capacity, tiles, tile) // blocks_at_once(tile))
+
+
 def _product_by_tile(first: Array, through: Float[Array, "k p"]) -> Float[Array, "k p"]:
     """Products of what the blocks of a tile let through, each with all before it."""
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from lvsm_jax.common.checks import check_choice
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.platforms import platform_of
 from lvsm_jax.models.blocked_attention import Partial, blocked_attention
 from lvsm_jax.parallel.mesh import axes_of, per_device
 
@@ -97,7 +98,7 @@ def skips_by_length(implementation: str, dtype: Any) -> bool:
     """Whether `attention_with_lse` skips keys beyond `lengths`; else it computes and masks them."""
     if implementation != "auto":
         return implementation == "cudnn"
-    return _has_cudnn(_platform_of(jax.sharding.get_abstract_mesh()), dtype)
+    return _has_cudnn(platform_of(jax.sharding.get_abstract_mesh()), dtype)
 
 
 def merge_attention(a: Partial, b: Partial) -> Partial:
@@ -131,13 +132,7 @@ def _has_cudnn(backend: str, dtype: Any) -> bool:
 
 def platform(x: Array) -> str:
     """The platform to compile for: of the mesh of `x`, which need not be here (`programs.aot`)."""
-    return _platform_of(jax.typeof(x).sharding.mesh)
-
-
-def _platform_of(mesh: jax.sharding.AbstractMesh) -> str:
-    device = None if mesh.empty else mesh.abstract_device
-    platform = jax.default_backend() if device is None else device.platform
-    return "gpu" if platform in ("cuda", "rocm") else platform
+    return platform_of(jax.typeof(x).sharding.mesh)
 
 
 def _splash(q: Array, k: Array, v: Array, *, with_lse: bool = False) -> tuple[Array, Array | None]:

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from lvsm_jax.common.checks import check_field
+from lvsm_jax.common.checks import check_choice, check_field
 from lvsm_jax.gaussians.gaussians import SH_DEGREE_0, Gaussians
 from lvsm_jax.gaussians.rasterize import capacity_for, rasterize
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, computation
@@ -40,12 +40,19 @@ class GSLRMConfig(ModelConfig):
         qk_norm: normalise queries and keys, as LVSM does; of it the paper says nothing.
         near: distance along a pixel's ray that its Gaussian has at least.
         far: and at most.
+        distance_space: what the network's share between near and far is of: "linear", as published,
+            of the distance; "inverse" of its reciprocal, in which a step moves as many pixels
+            wherever it is. That needs a `near` above 0.
         reach: largest |coordinate| of a centre, to which it is clipped; 0 for none.
         distance_bias: added to the raw distance. 0, as published, starts in the middle between near
             and far; −5.3 starts at a 200th, so at 2.5 of 500.
+        scale_unit: what scales count: "scene" units, as published, or each Gaussian's "pixel", as
+            large as its own view has it at its distance.
         scale_bias: added to the logarithm of the scales. −2.3, as published, starts at 0.1; −4.6 at
             0.01, which a few tiles hold.
-        max_scale: largest scale.
+        max_scale: largest scale, in that unit.
+        residual_colors: whether colours are predicted as a difference from the pixel's own, and not
+            from grey, as published.
         opacity_bias: added to the raw opacity; −2 starts at 0.12.
         background: grey level, 0 to 1, of what no Gaussian covers.
         tile_size: side of the rasteriser's tiles in pixels. No render depends on it.
@@ -59,10 +66,13 @@ class GSLRMConfig(ModelConfig):
     qk_norm: bool = True
     near: float = 0.0
     far: float = 500.0
+    distance_space: str = "linear"
     reach: float = 0.0
     distance_bias: float = 0.0
+    scale_unit: str = "scene"
     scale_bias: float = -2.3
     max_scale: float = 0.3
+    residual_colors: bool = False
     opacity_bias: float = -2.0
     background: float = 1.0
     tile_size: int = computation(16)
@@ -70,6 +80,10 @@ class GSLRMConfig(ModelConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        check_choice("model.distance_space", self.distance_space, ("linear", "inverse"))
+        check_choice("model.scale_unit", self.scale_unit, ("scene", "pixel"))
+        inverse = self.distance_space == "inverse"
+        check_field("model", self, "near", self.near > 0 or not inverse, "above 0 where inverse")
         for field, fits, expected in (
             ("near", self.near >= 0, "at least 0"),
             ("far", self.near < self.far < math.inf, f"more than model.near {self.near}"),
@@ -127,23 +141,32 @@ class GSLRM(ViewSynthesisModel):
         raw = self.head(self.head_norm(tokens.astype(jnp.float32)))
         raw = einops.rearrange(raw, "b (v n) c -> b v n c", v=views)
         raw = unpatchify(raw, config.patch_size, height, width)
-        share = jax.nn.sigmoid(raw[..., 0] + config.distance_bias)
-        distances = (1 - share) * config.near + share * config.far
+        distances = self._distances(raw[..., 0])
         origins, directions = rays(cameras, height, width)
         means = origins[:, :, None, None] + distances[..., None] * directions
         if config.reach:
             means = jnp.clip(means, -config.reach, config.reach)
         logs = jnp.minimum(raw[..., 4:7] + config.scale_bias, math.log(config.max_scale))
+        units = pixel_sizes(cameras, directions, distances) if config.scale_unit == "pixel" else 1.0
+        own = images if config.residual_colors else 0.5
         turns = raw[..., 7:11]
         squared = jnp.square(turns).sum(-1, keepdims=True)
         gaussians = Gaussians(
             means=means,
             quaternions=turns * jax.lax.rsqrt(jnp.maximum(squared, _TINY**2)),
-            scales=jnp.exp(logs),
+            scales=jnp.exp(logs) * units,
             opacities=jax.nn.sigmoid(raw[..., 11] + config.opacity_bias),
-            colors=jnp.maximum(0.5 + SH_DEGREE_0 * raw[..., 1:4], 0),
+            colors=jnp.maximum(own + SH_DEGREE_0 * raw[..., 1:4], 0),
         )
         return jax.tree.map(_in_a_row, gaussians), distances
+
+    def _distances(self, raw: Float[Array, "b v h w"]) -> Float[Array, "b v h w"]:
+        """Distances along the rays, between near and far."""
+        config = self.config
+        share = jax.nn.sigmoid(raw + config.distance_bias)
+        if config.distance_space == "inverse":
+            return 1 / ((1 - share) / config.near + share / config.far)
+        return (1 - share) * config.near + share * config.far
 
     def decode(
         self, memory: Gaussians, cameras: Cameras, height: int, width: int
@@ -196,6 +219,15 @@ class GSLRM(ViewSynthesisModel):
         scenes = P(axes_of(gaussians.means)[0])
         posed = jnp.asarray(cameras.c2w), jnp.asarray(cameras.fxfycxcy)
         return per_device(own, (scenes, scenes), (scenes, scenes))(gaussians, posed)
+
+
+def pixel_sizes(
+    cameras: Cameras, directions: Float[Array, "b v h w 3"], distances: Float[Array, "b v h w"]
+) -> Float[Array, "b v h w 1"]:
+    """How long a pixel's side is at these distances along its ray."""
+    ahead = jnp.asarray(cameras.c2w)[..., None, None, :3, 2]
+    focal = jnp.asarray(cameras.fxfycxcy)[..., None, None, :2].mean(-1)
+    return (distances * (directions * ahead).sum(-1) / focal)[..., None]
 
 
 def _in_a_row(x: Float[Array, "b v h w *c"]) -> Float[Array, "b n *c"]:

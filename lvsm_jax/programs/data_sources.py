@@ -36,7 +36,8 @@ def training_batches(settings: Settings, mesh: Mesh, start_step: int) -> Iterato
         with processes.error_of_any():
             if data.worlds_share > 0:
                 start = {"start_step": of_worlds, "mesh": mesh}
-                start["with_depth"] = settings.training.loss.points > 0
+                loss = settings.training.loss
+                start["with_depth"] = loss.points > 0 or loss.depth > 0
                 worlds = world_batches(data, settings.worlds, **same, **start)
             if data.worlds_share < 1:
                 _check_path(data, "data.worlds_share=1 trains on worlds alone")

@@ -62,7 +62,6 @@ from lvsm_jax.programs.scene_options import (
 )
 
 if TYPE_CHECKING:
-    from lvsm_jax.rendering.gaussian_scene import GaussianScene
     from lvsm_jax.rendering.session import Session
     from lvsm_jax.scenes.photograph import Photograph, PosedCamera
     from lvsm_jax.scenes.scene_frame import SceneFrame
@@ -204,18 +203,13 @@ def _opened(
     size: tuple[int, int],
     scale: float | None,
     frame: "SceneFrame | None",
-) -> "Iterator[Session | GaussianScene]":
-    """What renders the photographs' scene."""
-    from lvsm_jax.models.gs_lrm import GSLRM
-    from lvsm_jax.rendering.gaussian_scene import GaussianScene
+) -> "Iterator[Session]":
+    """The session that renders the photographs' scene."""
     from lvsm_jax.rendering.session import Session
     from lvsm_jax.weights import exports
 
     model = exports.load(weights, for_rendering=True)
     options = {"image_height": size[0], "image_width": size[1], "scale": scale}
-    if isinstance(model, GSLRM):
-        yield GaussianScene(model, photographs, **options)
-        return
     if frame is not None:
         options |= {"scale": None, "frame": frame}
     with Session(model, max_views=len(photographs), **options) as session:
@@ -223,10 +217,10 @@ def _opened(
         yield session
 
 
-def _write_gaussians(given: argparse.Namespace, scene: "GaussianScene") -> None:
+def _write_gaussians(given: argparse.Namespace, session: "Session") -> None:
     from lvsm_jax.gaussians.ply import write_ply
 
-    gaussians = scene.gaussians
+    gaussians = session.gaussians
     written = write_ply(given.ply, gaussians, min_opacity=given.ply_min_opacity or 0.0)
     print(f"wrote {written:,} of {len(gaussians.means):,} Gaussians to {given.ply}")
 

@@ -13,13 +13,18 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.gaussians.gaussians import Gaussians
+from lvsm_jax.gaussians.ply import move
 from lvsm_jax.models.base import ViewSynthesisModel
 from lvsm_jax.models.cameras import Cameras
+from lvsm_jax.models.gs_lrm import GSLRM
 from lvsm_jax.models.layers import check_image_size
-from lvsm_jax.rendering import view_cache
+from lvsm_jax.rendering import gaussian_views, view_cache
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera, ResizeCrop
 from lvsm_jax.scenes.pictures import MAX_PIXELS
 from lvsm_jax.scenes.scene_frame import SceneFrame
+
+_Cache = view_cache.ViewCache | gaussian_views.GaussianViews
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,8 +69,11 @@ class Session:
         ...     session.add([lvsm_jax.Photograph.open(path, camera) for path, camera in scene])
         ...     image = session.render(another_camera)
 
+    Of a GSLRM the session keeps the Gaussians of its views. They are made anew by the first render
+    after a change, and each number of views is a program of its own.
+
     Args:
-        model: an EfficientLVSM.
+        model: an EfficientLVSM, or a GSLRM.
         image_height: of the pictures that the model sees, and of renders by default; best that
             which it was trained on.
         image_width: by default that of a square.
@@ -98,6 +106,7 @@ class Session:
         if scale is not None and frame is not None:
             raise UserError("frame has a scale of its own: give only one of frame and scale")
         self._model = model
+        self._views: Any = gaussian_views if isinstance(model, GSLRM) else view_cache
         self._size = (image_height, image_height if image_width is None else image_width)
         if math.prod(self._size) > max_pixels:
             pixels = f"{self._size[1]}×{self._size[0]} pixels"
@@ -109,7 +118,8 @@ class Session:
         self._timings: dict[str, float] = {}
         self._state = _State(frame)
         # None until it is made, and when a call that took it failed.
-        self._cache: view_cache.ViewCache | None = None
+        self._cache: _Cache | None = None
+        self._moved: tuple[_Cache, Gaussians] | None = None  # of which the Gaussians are
         total = self._whole_cache().nbytes
         self._memory = {"total": total, "per_view": total // max_views}
 
@@ -136,7 +146,7 @@ class Session:
                 cameras = [model_cameras(frame, [view.camera], self._size) for view in views]
                 cache = self._take_cache()
                 for view, camera in zip(views, cameras, strict=True):  # one program for any number
-                    cache = view_cache.add_views(self._model, cache, model_images(view), camera)
+                    cache = self._views.add_views(self._model, cache, model_images(view), camera)
                 added = state.views | dict(zip(names, views, strict=True))
                 self._put(_State(frame, added, (*state.numbered, *names), next_name), cache)
                 return names
@@ -154,7 +164,7 @@ class Session:
                 _check_known(state, (name,))
                 camera = model_cameras(state.frame, [view.camera], self._size)
                 number, cache = state.numbered.index(name), self._take_cache()
-                cache = view_cache.replace_view(
+                cache = self._views.replace_view(
                     self._model, cache, number, model_images(view), camera
                 )
                 self._put(dataclasses.replace(state, views=state.views | {name: view}), cache)
@@ -166,7 +176,7 @@ class Session:
             numbered, cache = list(state.numbered), self._take_cache()
             for name in names:  # one program for any number
                 number = numbered.index(name)
-                cache = view_cache.remove_views(cache, number)
+                cache = self._views.remove_views(cache, number)
                 numbered[number] = numbered[-1]  # as the cache does
                 numbered.pop()
             views = {name: view for name, view in state.views.items() if name not in names}
@@ -221,8 +231,40 @@ class Session:
             return state.frame
 
     @property
+    def makes_gaussians(self) -> bool:
+        """Whether its views become `gaussians`."""
+        return self._views is gaussian_views
+
+    @property
+    def background(self) -> float:
+        """Grey level, 0 to 1, of what no Gaussian covers; UserError where there are none."""
+        with self._open():
+            self._check_gaussians()
+            return self._model.config.background
+
+    @property
+    def gaussians(self) -> Gaussians:
+        """A GSLRM's Gaussians `[n]`, in the world of the photographs' cameras, as NumPy arrays.
+
+        They are the same object until views change. UserError for another model, or without views.
+        """
+        with self._open() as state:
+            self._check_gaussians()
+            _check_some(state)
+            cache = self._whole_cache()
+            if self._moved is None or self._moved[0] is not cache:
+                scene = jax.tree.map(lambda x: np.asarray(x[0]), cache.gaussians)
+                back = np.linalg.inv(state.frame.world_to_scene)
+                moved = move(scene, back[:3, :3], back[:3, 3], 1 / state.frame.scale)
+                self._moved = cache, moved
+            return self._moved[1]
+
+    @property
     def memory(self) -> dict[str, int]:
-        """Bytes of keys and values: `total`, taken from the beginning, and `per_view`."""
+        """Bytes of keys and values: `total`, taken from the beginning, and `per_view`.
+
+        Of Gaussians, which are there from the first render on, as many as there may be.
+        """
         with self._open():
             return dict(self._memory)
 
@@ -256,7 +298,7 @@ class Session:
             self._closed = True
             for leaf in jax.tree.leaves(self._cache):
                 leaf.delete()
-            self._cache = self._model = None
+            self._cache = self._model = self._moved = None
             self._state = _State(None)
 
     def __enter__(self) -> "Session":
@@ -319,7 +361,7 @@ class Session:
         with self._open() as state:
             _check_some(state)
             targets = model_cameras(state.frame, cameras, size)
-            renders = view_cache.render(
+            renders = self._views.render(
                 self._model, self._whole_cache(), targets, size, targets_at_once=len(cameras)
             )
             renders = np.asarray(renders[0])
@@ -331,23 +373,27 @@ class Session:
             )
         return np.rint(renders * 255).astype(np.uint8)
 
-    def _whole_cache(self) -> view_cache.ViewCache:
+    def _check_gaussians(self) -> None:
+        if not self.makes_gaussians:
+            raise UserError(f"{type(self._model).__name__} makes no Gaussians; GSLRM does")
+
+    def _whole_cache(self) -> _Cache:
         """The cache; made anew from the pictures if a call that failed took it with it."""
         if self._cache is None:
-            cache = view_cache.init_cache(self._model, 1, self._max_views, self._size)
+            cache = self._views.init_cache(self._model, 1, self._max_views, self._size)
             for name in self._state.numbered:
                 view = self._state.views[name]
                 camera = model_cameras(self._state.frame, [view.camera], self._size)
-                cache = view_cache.add_views(self._model, cache, model_images(view), camera)
+                cache = self._views.add_views(self._model, cache, model_images(view), camera)
             self._cache = cache
         return self._cache
 
-    def _take_cache(self) -> view_cache.ViewCache:
+    def _take_cache(self) -> _Cache:
         """The cache, for a change that consumes it: until `_put`, the session has none."""
         cache, self._cache = self._whole_cache(), None
         return cache
 
-    def _put(self, state: _State, cache: view_cache.ViewCache) -> None:
+    def _put(self, state: _State, cache: _Cache) -> None:
         """Ends a change, when it is known to have worked."""
         self._state, self._cache = state, jax.block_until_ready(cache)
 

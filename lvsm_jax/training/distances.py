@@ -1,13 +1,15 @@
-"""The warm-up of GS-LRM: Gaussians are first brought to where a scene can be.
+"""What teaches GS-LRM where its Gaussians are, beside the pictures.
 
-Far away, or all behind the camera's limits, they hardly move a pixel, and nothing is learned.
+Far away, or all behind the camera's limits, they hardly move a pixel, and nothing is learned. In a
+warm-up they are brought to where a scene can be; where the data knows its depth, it says where.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lvsm_jax.models.cameras import Cameras
+from lvsm_jax.batch import Views
+from lvsm_jax.models.cameras import Cameras, rays
 
 _HALF_WIDTH = 0.5  # scene units, standard deviation of the distances in the shell
 
@@ -25,3 +27,15 @@ def distance_loss(
     own = jnp.linalg.norm(jnp.asarray(cameras.c2w)[..., :3, 3], axis=-1)[..., None, None]
     wanted = (distances - mean) / jnp.maximum(spread, 1e-6) * _HALF_WIDTH + (middle or own)
     return jnp.square(distances - jax.lax.stop_gradient(wanted)).mean()
+
+
+def depth_loss(distances: Float[Array, "b v h w"], inputs: Views) -> Float[Array, ""]:
+    """Mean difference of 1 / distance from that of the depth which the inputs have.
+
+    In reciprocals an error counts by the pixels that it moves what is seen from beside, and the sky
+    is at 0.
+    """
+    _, directions = rays(inputs.cameras, *inputs.depth.shape[-2:])
+    ahead = jnp.asarray(inputs.cameras.c2w)[..., None, None, :3, 2]
+    wanted = (directions * ahead).sum(-1) / inputs.depth
+    return jnp.abs(1 / distances - wanted).mean()

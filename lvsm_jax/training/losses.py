@@ -28,6 +28,9 @@ class LossConfig:
         points: distance between the points that a copying head copies from the inputs and those
             that the targets show: it teaches the head where to look. Needs `model.copy_head`, and
             counts on worlds, whose depth is known. See `training.copied_points`.
+        depth: of GSLRM, difference of the reciprocal distances of Gaussians from the true ones of
+            their pixels; it counts on worlds, whose depth is known, in all steps. See
+            `training.distances`.
         distance: of GSLRM, how far the Gaussians of a view are from lying in a sensible shell about
             the scene, see `training.distances`. It counts alone, instead of all others, in the
             first `distance_steps` steps.
@@ -44,6 +47,7 @@ class LossConfig:
 
     mse: float = 1.0
     points: float = 0.0
+    depth: float = 0.0
     distance: float = 0.0
     distance_steps: int = 0
     distance_middle: float = 0.0
@@ -55,7 +59,8 @@ class LossConfig:
     lpips_weights: str = ""
 
     def __post_init__(self):
-        check_at_least("loss", self, points=0, distance=0, distance_steps=0, distance_middle=0)
+        zeros = ("points", "depth", "distance", "distance_steps", "distance_middle")
+        check_at_least("loss", self, **dict.fromkeys(zeros, 0))
         if (self.distance > 0) != (self.distance_steps > 0):
             raise UserError(
                 f"loss.distance is {self.distance} and loss.distance_steps {self.distance_steps}, "

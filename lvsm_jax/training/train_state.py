@@ -27,7 +27,7 @@ from lvsm_jax.parallel.mesh import check_batch, device_put, state_shardings
 from lvsm_jax.training import optimizer
 from lvsm_jax.training.copied_points import render_and_compare_points
 from lvsm_jax.training.diagnostics import norms_by_layer
-from lvsm_jax.training.distances import distance_loss
+from lvsm_jax.training.distances import depth_loss, distance_loss
 from lvsm_jax.training.frozen_networks import NO_NETWORKS, Frozen
 from lvsm_jax.training.losses import LossConfig, total_loss, where_due
 from lvsm_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -65,10 +65,12 @@ class TrainingConfig:
     def __post_init__(self):
         check_at_least("run", self, num_steps=1, grad_accumulation=1)
         self.repa.check_fits(self.model)
-        if self.loss.distance and not isinstance(self.model, GSLRMConfig):
-            raise UserError(
-                f"loss.distance is {self.loss.distance}, but only GSLRM has distances of Gaussians"
-            )
+        for name in ("distance", "depth"):
+            weight = getattr(self.loss, name)
+            if weight and not isinstance(self.model, GSLRMConfig):
+                raise UserError(
+                    f"loss.{name} is {weight}, but only GSLRM has distances of Gaussians"
+                )
         if self.loss.points:
             if not getattr(self.model, "copy_head", False):
                 raise UserError(
@@ -238,6 +240,8 @@ def _gradients(config: TrainingConfig, state: TrainState, batch: Batch, frozen: 
         terms |= more
         if config.loss.points:
             total += config.loss.points * terms["points"]
+        if config.loss.depth:
+            total += config.loss.depth * terms["depth"]
         if config.loss.distance:
             alone = state.step < config.loss.distance_steps
             total = jnp.where(alone, config.loss.distance * terms["distance"], total)
@@ -279,6 +283,10 @@ def _render(
         if config.loss.distance:
             middle = config.loss.distance_middle
             terms["distance"] = distance_loss(splats.distances, batch.inputs.cameras, middle)
+        if config.loss.depth:
+            known = batch.inputs.depth is not None  # of a dataset it is not
+            found = depth_loss(splats.distances, batch.inputs) if known else jnp.zeros(())
+            terms["depth"] = found
         return splats.images, (), terms | {"overflow": splats.overflow.mean()}
     terms = {"points": jnp.zeros(())} if config.loss.points else {}
     if config.loss.points and batch.inputs.depth is not None:

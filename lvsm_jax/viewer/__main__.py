@@ -7,8 +7,8 @@
 SCENE is a folder with cameras.json, nerfstudio's transforms.json or a COLMAP model, a folder of
 photographs or a video whose cameras are found first, or a clip DATASET/SPLIT:KEY, as for `lvsm
 render`. The weights are those that come with lvsm_jax, or with --weights=EXPORT those of a
-directory that `lvsm train` or `lvsm export` wrote, of an EfficientLVSM; `lvsm view EXPORT SCENE` is
-the same. Needs pip install 'lvsm_jax[viewer]'.
+directory that `lvsm train` or `lvsm export` wrote, of an EfficientLVSM or a GSLRM, whose Gaussians
+your browser draws; `lvsm view EXPORT SCENE` is the same. Needs pip install 'lvsm_jax[viewer]'.
 
 The page shows the render from where you stand, in full while you move if that is quick. A list adds
 and removes photographs. Photographs that you drop on the page join the scene if they come with a
@@ -72,11 +72,6 @@ def serve(given: argparse.Namespace) -> Iterator[str]:
     check_address(given.host, given.port)
     clear_leftovers()
     about = exports.describe(weights)
-    if about["architecture"] == "GSLRM":
-        raise UserError(
-            f"{weights} is of a GSLRM, which this viewer does not show: lvsm render --ply=FILE "
-            "writes its Gaussians for viewers of splats"
-        )
     print(printable(weights_line(weights, about)))
     height, width = size = scene_options.picture_size(given.size, about)
     views = [chosen.camera for chosen in inputs]

@@ -44,6 +44,7 @@ class Comparison:
         self._beside = Beside(gui, gallery, size, loading, redraw)
         self._share.on_update(lambda _: self._redraw())
         self._distance: tuple[Any, str] | None = None  # of the last render with its photograph
+        self.covers = False  # whether a photograph lies over the last render
 
     def enter(self) -> None:
         """Compares with the photographs of the world that the visitor is in now."""
@@ -73,14 +74,14 @@ class Comparison:
         name = request.photograph or self._frustums.nearest(request.window)
         self._beside.show(name, picture)
         photograph = None if request.photograph is None else self._beside.photograph(name)
+        share = geometry.bounded(self._share.value, 0.0, 100.0) / 100
+        self.covers = photograph is not None and share > 0
         if photograph is None:
             self._help.content = _HELP
             return picture
         if picture.shape == photograph.shape:
             self._help.content = self._score(name, photograph, picture)
-        return geometry.wipe(
-            photograph, picture, geometry.bounded(self._share.value, 0.0, 100.0) / 100
-        )
+        return geometry.wipe(photograph, picture, share)
 
     def _score(self, name: str, photograph: np.ndarray, picture: np.ndarray) -> str:
         if self._distance is None or self._distance[0] is not picture:

@@ -20,8 +20,9 @@ Safely = Callable[[Callable[[Any], None]], Callable[[Any], None]]
 class ViewControls:
     """Where one looks from, and how fast one walks.
 
-    `changed` is called when the page has another scale, or cameras come and go on it; `save` when
-    the visitor wants the picture that they see.
+    `changed` is called when the page has another scale, or cameras or Gaussians come and go on it;
+    `save` when the visitor wants the picture that they see. There are Gaussians where `splats` says
+    so.
     """
 
     def __init__(
@@ -31,6 +32,8 @@ class ViewControls:
         changed: Callable[[], None],
         save: Callable[[], None],
         safely: Safely,
+        *,
+        splats: bool = False,
     ):
         self._viewpoint = viewpoint
         reset = gui.add_button("Back to the start", color="gray", icon="home")
@@ -39,6 +42,8 @@ class ViewControls:
         hint = "of W A S D, in extents of the cameras a second"
         speed = gui.add_slider("Walking speed", *_SPEEDS, 0.1, WALKING, hint=hint)
         self._cameras = gui.add_checkbox("Cameras in 3D", False)
+        hint = "drawn by your browser; else you see what the server renders of them"
+        self._splats = gui.add_checkbox("Gaussians in 3D", splats, visible=splats, hint=hint)
         self._zoomed = -_A_WHILE
 
         def walk(event: Any) -> None:
@@ -54,12 +59,18 @@ class ViewControls:
         picture.on_click(safely(lambda _: save()))
         self._fov.on_update(safely(zoom))
         speed.on_update(safely(walk))
-        self._cameras.on_update(safely(lambda _: changed()))
+        for box in (self._cameras, self._splats):
+            box.on_update(safely(lambda _: changed()))
 
     @property
     def cameras_shown(self) -> bool:
         """Whether the visitor wants frustums."""
         return bool(self._cameras.value)
+
+    @property
+    def splats_shown(self) -> bool:
+        """Whether the visitor wants Gaussians, where there are any, drawn by their browser."""
+        return bool(self._splats.value)
 
     def show(self) -> None:
         """Sets the slider to the field of view that there is, but not while it is moved."""

@@ -18,6 +18,7 @@ from lvsm_jax.viewer.jobs import Job
 from lvsm_jax.viewer.paths import Paths
 from lvsm_jax.viewer.photographs import Frustums, code
 from lvsm_jax.viewer.renderer import Rendered
+from lvsm_jax.viewer.splats import Splats, behind
 from lvsm_jax.viewer.uploads import Uploads
 from lvsm_jax.viewer.viewpoint import Viewpoint
 from lvsm_jax.viewer.worlds import Page, Request, World
@@ -37,6 +38,7 @@ class Visitor:
         self._lock = threading.RLock()  # of what follows
         self._viewpoint = Viewpoint(client, page.scene, page.size)
         self._frustums = Frustums(client.scene, self._viewpoint, self._frustum_clicked)
+        self._splats = Splats(client.scene, self._viewpoint)
         self._newest: Rendered | None = None
         self._seconds: dict[bool, float] = {}  # that the last coarse and full render took
         self._own: World | None = None  # of photographs that this visitor brought
@@ -102,7 +104,10 @@ class Visitor:
         job = Job(gui, page.working, self.tell)
         tabs = gui.add_tab_group()
         with tabs.add_tab("View"):
-            self._view = ViewControls(gui, self._viewpoint, self._replace, self._save, safely)
+            splats = page.scene.session.makes_gaussians
+            self._view = ViewControls(
+                gui, self._viewpoint, self._replace, self._save, safely, splats=splats
+            )
         with tabs.add_tab("Photos"):
             drops = Drops(
                 self._key, page, self._uploads, self._viewpoint, job, self.tell, self._enter_own
@@ -208,6 +213,7 @@ class Visitor:
                 return
             self._viewpoint.world.gallery.ignore(self._key)
             self._frustums.clear()
+            self._splats.clear()
             self._viewpoint.enter(world)
             self._paths.enter()
             self._comparison.enter()
@@ -239,6 +245,7 @@ class Visitor:
                 self._redraw()
             else:
                 self._client.scene.set_background_image(None)
+                self._splats.hide()
                 known = before and str(before.error) == str(result.error)
                 if not (known or isinstance(result.error, UserError)):
                     _log.error("a render failed", exc_info=result.error)
@@ -255,6 +262,11 @@ class Visitor:
             request: Request = newest.request
             picture = self._comparison.over(request, newest.picture)
             image = geometry.fill_window(picture, request.window.aspect)
+            session = request.world.session
+            if session.makes_gaussians:
+                visible = self._view.splats_shown and not self._comparison.covers
+                self._splats.update(session.gaussians, visible=visible)
+                image = behind(session.background) if visible else image
             self._client.scene.set_background_image(image, format="jpeg", jpeg_quality=88)
 
     def _replace(self) -> None:

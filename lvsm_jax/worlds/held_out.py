@@ -56,15 +56,21 @@ class HeldOutWorlds:
         return dataclasses.replace(self, rows=self.rows[list(positions)])
 
     def __iter__(self) -> Iterator[Batch]:
+        return (batch for (batch,) in self.with_inputs([self.evaluation.num_inputs]))
+
+    def with_inputs(self, counts: Sequence[int]) -> Iterator[tuple[Batch, ...]]:
+        """The same batches with each of these numbers of inputs, of worlds rendered once."""
         size = self.evaluation.batch_size
-        shown = place_views(self.evaluation)
+        shown = [place_views(dataclasses.replace(self.evaluation, num_inputs=n)) for n in counts]
+        normalization = self.evaluation.camera_normalization
         for first in range(0, len(self.rows), size):
             places = np.arange(first, first + size)
             scenes = self.rows[np.minimum(places, len(self.rows) - 1)].astype(np.int32)
             made = render(self.block, "evaluation", SEED, scenes)
-            normalization = self.evaluation.camera_normalization
-            batch = _draw(shown, normalization, made, scenes, places < len(self.rows))
-            yield jax.tree.map(host_rows, batch)
+            batches = [
+                _draw(one, normalization, made, scenes, places < len(self.rows)) for one in shown
+            ]
+            yield tuple(jax.tree.map(host_rows, batch) for batch in batches)
 
 
 def open_worlds(

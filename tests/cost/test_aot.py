@@ -9,9 +9,11 @@ import pytest
 
 from lvsm_jax.common.config import DataConfig
 from lvsm_jax.cost.chips import CHIPS, Work, estimate
-from lvsm_jax.cost.step_report import advice_text
+from lvsm_jax.cost.step_report import advice_text, rasterizer_turns
 from lvsm_jax.cost.topology import Case, advice, least_sent, topology_mesh
+from lvsm_jax.models.base import ModelConfig
 from lvsm_jax.models.efficient_lvsm import EfficientLVSMConfig
+from lvsm_jax.models.gs_lrm import GSLRMConfig
 from lvsm_jax.parallel.mesh import MeshConfig, make_mesh
 from lvsm_jax.programs import aot
 from lvsm_jax.training.losses import LossConfig
@@ -33,7 +35,7 @@ TINY = EfficientLVSMConfig(
 )
 
 
-def case(mesh: MeshConfig, batch: int = 8, model: EfficientLVSMConfig = TINY, **data) -> Case:
+def case(mesh: MeshConfig, batch: int = 8, model: ModelConfig = TINY, **data) -> Case:
     training = TrainingConfig(model, OptimizerConfig(), LossConfig(), num_steps=10)
     sizes = {"image_height": 128, "num_inputs": 2, "num_targets": 2} | data
     return Case("v5e:2x4", mesh, training, DataConfig(path="", **sizes), batch)
@@ -67,6 +69,15 @@ def test_least_bytes_of_views_do_not_grow_with_them():
     )
     tokens, scenes = 2 * 16 * 16, 8 // 4
     assert few == many == TINY.num_layers * 5 * scenes * tokens * TINY.width * 2 / 2
+
+
+def test_loops_of_a_rasteriser_are_counted_with_all_their_room():
+    asked = case(MeshConfig(), model=GSLRMConfig(num_layers=2, width=256, dtype="bfloat16"))
+    # 4 pairs for each pixel of two inputs, 32 a block, and a block more for each tile: 64 at once.
+    blocks = 4 * 2 * 128**2 // 32 + (128 // 16) ** 2
+    assert rasterizer_turns(asked, make_mesh(asked.mesh)) == blocks // 64
+    other = case(MeshConfig())
+    assert rasterizer_turns(other, make_mesh(other.mesh)) is None
 
 
 def test_estimate_is_the_slowest_part():

@@ -31,6 +31,27 @@ def make_model():
     return from_named(model, {name: a * factors.get(name.split(".")[0], 1) for name, a in leaves})
 
 
+def make_gaussian_model():
+    """Random, but its Gaussians are where the scene's cameras look, in their pixels' colours."""
+    config = lvsm_jax.GSLRMConfig(
+        num_layers=1,
+        width=32,
+        head_dim=16,
+        near=1.0,
+        far=30.0,
+        distance_space="inverse",
+        distance_bias=1.0,
+        scale_unit="pixel",
+        scale_bias=-0.5,
+        max_scale=2.0,
+        residual_colors=True,
+        opacity_bias=2.0,
+        tile_size=8,
+        pairs_per_gaussian=8.0,
+    )
+    return lvsm_jax.GSLRM(config, rngs=nnx.Rngs(0))
+
+
 def pose(number: int) -> np.ndarray:
     """Cameras on an arc that look at one point, in a world of large numbers whose up is -y."""
     angle = 0.15 * (number - 3)
@@ -89,13 +110,13 @@ def open_gallery(model, folder: pathlib.Path) -> tuple[Session, Gallery]:
 
 
 @contextlib.contextmanager
-def open_viewer(folder: pathlib.Path, **options):
+def open_viewer(folder: pathlib.Path, model=None, **options):
     """A viewer of the scene, written there; its session and gallery are for tests to see."""
     from lvsm_jax.viewer import geometry
     from lvsm_jax.viewer.server import Viewer  # needs viser
     from lvsm_jax.viewer.uploads import Limits
 
-    session, gallery = open_gallery(make_model(), write_scene(folder))
+    session, gallery = open_gallery(model or make_model(), write_scene(folder))
     sizes, limits = (geometry.coarse_size(SIZE, 8), SIZE), Limits(bytes=2**20)
     with session:
         start = gallery.listing()[1].camera

@@ -1,6 +1,8 @@
 """GS-LRM: what its channels mean, where its Gaussians are, and how it is trained."""
 
 import dataclasses
+import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +12,23 @@ from flax import nnx
 
 import lvsm_jax
 from lvsm_jax.batch import Batch, Views, shard_batch
+from lvsm_jax.evaluation.metrics import psnr
+from lvsm_jax.evaluation.scoring import evaluate
 from lvsm_jax.gaussians.rasterize import rasterize
 from lvsm_jax.models.cameras import rays
 from lvsm_jax.models.layers import LayerNorm
 from lvsm_jax.parallel.mesh import MeshConfig, make_mesh
-from lvsm_jax.training.distances import distance_loss
+from lvsm_jax.training.distances import depth_loss, distance_loss
 from lvsm_jax.training.frozen_networks import NO_NETWORKS
 from lvsm_jax.training.losses import LossConfig
 from lvsm_jax.training.optimizer import OptimizerConfig
-from lvsm_jax.training.train_state import TrainingConfig, compiled_step, init_state
+from lvsm_jax.training.train_state import (
+    TrainingConfig,
+    compiled_step,
+    init_state,
+    new_state,
+    train_step,
+)
 
 SIZE = 16
 CONFIG = lvsm_jax.GSLRMConfig(
@@ -92,6 +102,28 @@ def test_what_the_channels_mean(model):
     np.testing.assert_allclose(gaussians.opacities[0, 7], sigmoid(0.7 - 2), rtol=1e-5)
 
 
+def test_what_they_mean_beside_the_published(model):
+    """Shares of 1 / distance, scales in pixels, colours that differ from the pixel's own."""
+    raw = [0.3, 1.0, -4.0, 0.2, -1.0, 0.5, 9.0, 0.1, -0.2, 0.3, 0.4, 0.7]
+    config = dataclasses.replace(
+        CONFIG, distance_space="inverse", scale_unit="pixel", residual_colors=True
+    )
+    images, inputs = pictures(1, 2), cameras(1, 2, 0)
+    other = with_raw(lvsm_jax.GSLRM(config, rngs=nnx.Rngs(0)), raw)
+    gaussians, distances = predict(other, images, inputs)
+    share = 1 / (1 + np.exp(-0.3))
+    wanted = 1 / ((1 - share) / 0.5 + share / 6)
+    np.testing.assert_allclose(distances, wanted, rtol=1e-5)
+    own = np.asarray(images).reshape(-1, 3)
+    harmonic = 0.28209479177387814 * np.array(raw[1:4])
+    np.testing.assert_allclose(gaussians.colors[0], np.maximum(own + harmonic, 0), atol=1e-6)
+    # The first pixel of the second view: its depth over the focal length is a pixel's side.
+    x, y = (0.5 - 7.5) / 14, (0.5 - 8.25) / 15
+    side = wanted / np.sqrt(x**2 + y**2 + 1) / 14.5
+    scales = side * np.array([np.exp(-3.0), np.exp(-1.5), 0.3])
+    np.testing.assert_allclose(gaussians.scales[0, SIZE**2], scales, rtol=1e-5)
+
+
 def test_each_pixel_has_a_gaussian_on_its_ray(model):
     images, inputs = pictures(2, 3), cameras(2, 3, 0)
     gaussians, distances = predict(model, images, inputs)
@@ -143,6 +175,9 @@ def test_weights_are_those_of_the_paper():
         ({"far": 0.1}, r"model.far is 0.1, expected more than model.near 0.5"),
         ({"max_scale": 0.0}, r"model.max_scale is 0.0, expected above 0"),
         ({"background": 2.0}, r"model.background is 2.0, expected 0 to 1"),
+        ({"distance_space": "log"}, r"model.distance_space is 'log', expected .*inverse"),
+        ({"scale_unit": "metre"}, r"model.scale_unit is 'metre', expected .*pixel"),
+        ({"near": 0.0, "distance_space": "inverse"}, r"model.near is 0.0, expected above 0"),
         ({"pairs_per_gaussian": 0.0}, r"model.pairs_per_gaussian is 0.0, expected above 0"),
     ],
 )
@@ -170,6 +205,18 @@ def test_the_shell_of_the_warm_up():
     np.testing.assert_allclose(grad, 2 * (distances - wanted) / distances.size, rtol=1e-4)
 
 
+def test_the_depth_of_the_inputs():
+    inputs = a_batch().inputs
+    directions = np.asarray(rays(inputs.cameras, SIZE, SIZE)[1])
+    along = directions[..., 2]  # these cameras look along z
+    assert float(depth_loss(jnp.asarray(inputs.depth / along), inputs)) < 1e-6
+    farther = 1 / (along / inputs.depth - 0.05)
+    np.testing.assert_allclose(depth_loss(jnp.asarray(farther), inputs), 0.05, rtol=1e-4)
+    # The sky is at 0 of 1 / distance.
+    sky = dataclasses.replace(inputs, depth=np.full_like(inputs.depth, np.inf))
+    np.testing.assert_allclose(depth_loss(jnp.full_like(along, 4.0), sky), 0.25, rtol=1e-6)
+
+
 def training_config(**loss):
     return TrainingConfig(CONFIG, OptimizerConfig(warmup_steps=1), LossConfig(**loss), num_steps=20)
 
@@ -178,6 +225,8 @@ def test_losses_that_do_not_fit():
     with pytest.raises(ValueError, match=r"loss.distance is 0.1 and loss.distance_steps 0"):
         LossConfig(distance=0.1)
     other = lvsm_jax.EfficientLVSMConfig()
+    with pytest.raises(ValueError, match=r"loss.depth is 0.2, but only GSLRM"):
+        TrainingConfig(other, OptimizerConfig(), LossConfig(depth=0.2), num_steps=9)
     with pytest.raises(ValueError, match=r"loss.distance is 0.1, but only GSLRM"):
         TrainingConfig(
             other, OptimizerConfig(), LossConfig(distance=0.1, distance_steps=9), num_steps=9
@@ -187,7 +236,8 @@ def test_losses_that_do_not_fit():
 def a_batch():
     def views(count, seed):
         images = np.asarray(pictures(4, count) * 255).astype(np.uint8)
-        return Views(images, cameras(4, count, seed), np.zeros((4, count), np.int32))
+        depth = np.random.default_rng(seed).uniform(1, 5, images.shape[:-1]).astype(np.float32)
+        return Views(images, cameras(4, count, seed), np.zeros((4, count), np.int32), depth)
 
     number = np.zeros(4, np.int32)
     return Batch(views(2, 0), views(2, 1), number, np.ones(4, bool), number)
@@ -195,7 +245,7 @@ def a_batch():
 
 @pytest.mark.slow
 def test_steps_are_the_same_on_several_devices_and_begin_with_distances():
-    config = training_config(distance=0.1, distance_steps=2, distance_middle=2.5)
+    config = training_config(distance=0.1, distance_steps=2, distance_middle=2.5, depth=0.5)
     found = {}
     for devices, remat in ((1, "none"), (4, "full")):
         model = dataclasses.replace(CONFIG, remat=remat)
@@ -215,8 +265,36 @@ def test_steps_are_the_same_on_several_devices_and_begin_with_distances():
     for row in rows[:2]:
         assert row["loss"] == pytest.approx(0.1 * row["loss/distance"])
     for row in rows[2:]:
-        assert row["loss"] == pytest.approx(row["loss/mse"])
+        assert row["loss"] == pytest.approx(row["loss/mse"] + 0.5 * row["loss/depth"])
+        assert row["loss/depth"] > 0.01
     assert rows[0]["overflow"] == 0
+
+
+def test_without_depth_the_metrics_are_the_same():
+    config, batch = training_config(depth=0.5), a_batch()
+    plain = dataclasses.replace(batch, inputs=dataclasses.replace(batch.inputs, depth=None))
+    state = jax.eval_shape(lambda: new_state(config, 0))
+    names = [
+        jax.eval_shape(functools.partial(train_step, config), state, some)[1].keys()
+        for some in (batch, plain)
+    ]
+    assert names[0] == names[1] and "loss/depth" in names[0]
+
+
+class Batches(list):
+    """An evaluation's set of one batch."""
+
+    num_scenes, rows = 4, np.arange(4)
+    scenes = types.SimpleNamespace(key=np.array(["a", "b", "c", "d"]))
+
+
+def test_an_evaluation_that_lacks_gaussians_fails():
+    small = dataclasses.replace(CONFIG, pairs_per_gaussian=0.5)
+    batch = dataclasses.replace(a_batch(), scene=np.arange(4, dtype=np.int32))
+    how = {"metrics": {"psnr": psnr}, "baselines": False, "progress": False}
+    found = evaluate(lvsm_jax.GSLRM(small, rngs=nnx.Rngs(0)), Batches([batch]), **how)
+    with pytest.raises(ValueError, match=r"8 of 8 renders are not finite.*pairs_per_gaussian is"):
+        found.check_finite()
 
 
 @pytest.mark.slow

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from configs import quickstart
+from lvsm_jax.common.config import RunConfig
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.programs.training_run import train
-from lvsm_jax.training import interval
+from lvsm_jax.training import interval, loop, run_log
 
 TIMES = ("step_seconds", "data_wait_share", "programs")
 
@@ -88,6 +89,23 @@ def test_a_skipped_step_does_not_count():
     assert interval.from_json(interval.to_json(None)) is None
     only_skipped = interval.add_step(None, metrics(1, [1], 1), jnp.array([0]))
     assert np.isnan(interval.means(only_skipped)["loss"])
+
+
+def test_pairs_without_room_are_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(run_log, "_tensorboard", lambda path: None)
+    told, log = [], run_log.RunLog(tmp_path, num_steps=2, start_step=0)
+    monkeypatch.setattr(loop.logging, "warning", lambda text, *values: told.append(text % values))
+    late = loop.LateMetrics(RunConfig(), log, interval.Clock(step=0))
+    for step, lost in ((1, 0.0), (2, 0.25)):
+        names = ("loss", "psnr", "grad_norm", "learning_rate", "skipped_steps", "skipped_in_a_row")
+        metrics = {name: jnp.float32(0) for name in names} | {"overflow": jnp.float32(lost)}
+        sums = interval.add_step(None, metrics, jnp.array([0]))
+        late.dispatched(step, metrics | {"stop": jnp.bool_(False)}, sums, programs=1)
+    late.fetch()
+    log.close()
+    rows = rows_of(tmp_path)
+    assert [float(row["overflow"]) for row in rows.values()] == [0, 0.25]
+    assert len(told) == 1 and "up to step 2 the rasteriser had no room for 0.25 of" in told[0]
 
 
 def test_time_of_steps_alone_is_counted(monkeypatch):
