@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.attention import SAVED_ATTENTION, attention, attention_entropy
-from lvsm_jax.models.norms import gelu, layer_norm, rms_norm
+from lvsm_jax.models.norms import LayerNorm, RMSNorm, gelu
 from lvsm_jax.models.prope import Positions
 from lvsm_jax.models.sharded_attention import sharded_attention
 from lvsm_jax.parallel.mesh import axes_of, reshard, sharded_like
@@ -26,31 +26,6 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "dots", "full")
-
-
-class LayerNorm(nnx.Module):
-    """LayerNorm with statistics in float32."""
-
-    def __init__(self, size: int, *, scale: bool, bias: bool = False, eps: float = 1e-5):
-        self.eps = eps
-        self.scale = nnx.Param(jnp.ones(size)) if scale else None
-        self.bias = nnx.Param(jnp.zeros(size)) if bias else None
-
-    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        """Normalises the last dimension."""
-        scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
-        return layer_norm(x, scale, bias, self.eps)
-
-
-class RMSNorm(nnx.Module):
-    """RMSNorm with a learned scale, eps 1e-5, statistics in float32."""
-
-    def __init__(self, size: int):
-        self.scale = nnx.Param(jnp.ones(size))
-
-    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
-        """Normalises the last dimension."""
-        return rms_norm(x, self.scale[...], 1e-5)
 
 
 class Linear(nnx.Module):

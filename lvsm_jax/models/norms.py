@@ -10,9 +10,35 @@ import math
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 Scale = Float[Array, "d"] | None
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm with statistics in float32."""
+
+    def __init__(self, size: int, *, scale: bool, bias: bool = False, eps: float = 1e-5):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(size)) if scale else None
+        self.bias = nnx.Param(jnp.zeros(size)) if bias else None
+
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """Normalises the last dimension."""
+        scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
+        return layer_norm(x, scale, bias, self.eps)
+
+
+class RMSNorm(nnx.Module):
+    """RMSNorm with a learned scale, eps 1e-5, statistics in float32."""
+
+    def __init__(self, size: int):
+        self.scale = nnx.Param(jnp.ones(size))
+
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
+        """Normalises the last dimension."""
+        return rms_norm(x, self.scale[...], 1e-5)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
