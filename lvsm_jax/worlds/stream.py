@@ -37,6 +37,7 @@ class Block:
     height: int
     width: int
     with_depth: bool = False
+    zooms: tuple[tuple[int, float], ...] = ()  # further pictures, see `generate.make_worlds`
 
 
 def world_batches(
@@ -116,7 +117,7 @@ def render_block(
 
     def on_device(scenes: Int32[Array, " s"], *which: Array) -> Worlds:
         *which, complexity = which
-        size = {"views": block.views, "height": block.height, "width": block.width}
+        size = {name: getattr(block, name) for name in ("views", "height", "width", "zooms")}
         keys = jax.vmap(functools.partial(_key, *which))(scenes)
         made = make_worlds(keys, block.config, **size, complexity=complexity)
         return made if block.with_depth else dataclasses.replace(made, depth=None)
