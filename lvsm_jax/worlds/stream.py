@@ -39,6 +39,7 @@ class Block:
     width: int
     with_depth: bool = False
     on_rig: bool = False  # objects with transparency, from all views of a rig
+    zooms: tuple[tuple[int, float], ...] = ()  # further pictures, see `generate.make_worlds`
 
 
 def world_batches(
@@ -118,12 +119,12 @@ def render_block(
 
     def on_device(scenes: Int32[Array, " s"], *which: Array) -> Worlds:
         *which, complexity = which
-        size = {"views": block.views, "height": block.height, "width": block.width}
+        size = {"height": block.height, "width": block.width}
         keys = jax.vmap(functools.partial(_key, *which))(scenes)
         if block.on_rig:
-            del size["views"]
             return make_objects(keys, block.config, **size, complexity=complexity)
-        made = make_worlds(keys, block.config, **size, complexity=complexity)
+        path = {"views": block.views, "zooms": block.zooms}
+        made = make_worlds(keys, block.config, **path, **size, complexity=complexity)
         return made if block.with_depth else dataclasses.replace(made, depth=None)
 
     return by_scene(on_device, scenes, purpose, seed, complexity)
