@@ -296,8 +296,10 @@ def _render(
             terms["distance"] = distance_loss(splats.distances, batch.inputs.cameras, middle)
         if config.loss.depth:
             known = batch.inputs.depth is not None  # of a dataset it is not
-            found = depth_loss(splats.distances, batch.inputs) if known else jnp.zeros(())
-            terms["depth"] = found
+            far = config.model.far
+            terms["depth"] = (
+                depth_loss(splats.distances, batch.inputs, far) if known else jnp.zeros(())
+            )
         return splats.images, (), terms | {"overflow": splats.overflow.mean()}
     terms = {"points": jnp.zeros(())} if config.loss.points else {}
     if config.loss.points and batch.inputs.depth is not None:
