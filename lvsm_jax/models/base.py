@@ -132,6 +132,16 @@ class ModelConfig:
         return {name: getattr(self, name) for name in _option_names(type(self))}
 
 
+def check_camera_encoding(config: ModelConfig) -> None:
+    """Raises UserError unless `config.camera_encoding` is known and fits the heads."""
+    check_choice("model.camera_encoding", config.camera_encoding, POSE_CHANNELS)
+    if config.camera_encoding != "plucker" and config.head_dim % 8:
+        raise UserError(
+            f"model.head_dim is {config.head_dim}, but model.camera_encoding="
+            f"{config.camera_encoding!r} needs a multiple of 8"
+        )
+
+
 def _option_names(config_class: type[ModelConfig]) -> list[str]:
     fields = dataclasses.fields(config_class)
     return [field.name for field in fields if "computation" in field.metadata]

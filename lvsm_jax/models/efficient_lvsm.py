@@ -18,8 +18,14 @@ from jaxtyping import Array, Float, Int
 from lvsm_jax.common.checks import check_choice
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.models import layers
-from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, check_images, computation
-from lvsm_jax.models.cameras import POSE_CHANNELS, Cameras
+from lvsm_jax.models.base import (
+    ModelConfig,
+    ViewSynthesisModel,
+    check_camera_encoding,
+    check_images,
+    computation,
+)
+from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.models.copy_head import CopyHead, CopySource
 from lvsm_jax.models.halves import each_half
 from lvsm_jax.models.layers import Attention, DenseKV, TransformerBlock
@@ -79,16 +85,11 @@ class EfficientLVSMConfig(ModelConfig):
         super().__post_init__()
         for name, choices in (
             ("decoder_attention", DECODER_ATTENTION),
-            ("camera_encoding", POSE_CHANNELS),
             ("attention_temperature", ATTENTION_TEMPERATURES),
             ("cache_dtype", ("", *CACHE_DTYPES)),
         ):
             check_choice(f"model.{name}", getattr(self, name), choices)
-        if self.camera_encoding != "plucker" and self.head_dim % 8:
-            raise UserError(
-                f"model.head_dim is {self.head_dim}, but model.camera_encoding="
-                f"{self.camera_encoding!r} needs a multiple of 8"
-            )
+        check_camera_encoding(self)
         if self.shared_streams and self.decoder_attention != "self_cross":
             raise UserError(
                 "model.shared_streams shares self-attention, which a decoder with "

@@ -14,10 +14,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lvsm_jax.common.checks import check_choice
-from lvsm_jax.common.errors import UserError
-from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, computation
-from lvsm_jax.models.cameras import POSE_CHANNELS, Cameras
+from lvsm_jax.models.base import (
+    ModelConfig,
+    ViewSynthesisModel,
+    check_camera_encoding,
+    computation,
+)
+from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.models.layers import LayerNorm, Transformer, broadcast_scenes
 from lvsm_jax.models.prope import SequencePositions, view_positions
 from lvsm_jax.parallel.mesh import axes_of, view_devices
@@ -44,12 +47,7 @@ class LVSMDecoderOnlyConfig(ModelConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice("model.camera_encoding", self.camera_encoding, POSE_CHANNELS)
-        if self.camera_encoding != "plucker" and self.head_dim % 8:
-            raise UserError(
-                f"model.head_dim is {self.head_dim}, but model.camera_encoding="
-                f"{self.camera_encoding!r} needs a multiple of 8"
-            )
+        check_camera_encoding(self)
 
     @property
     def pose_encoding(self) -> str:
@@ -121,21 +119,25 @@ class LVSMDecoderOnly(ViewSynthesisModel):
         self, memory: InputTokens, cameras: Cameras, height: int, width: int
     ) -> Float[Array, "b t {height} {width} 3"]:
         """Renders the cameras from what `encode` returned."""
-        config = self.config
 
         def layers(targets: Array, others: Array, cameras: Cameras) -> Float[Array, "b k n d"]:
-            positions = None
-            if memory.cameras is not None:
-                views = _sequences_of(cameras, memory.cameras)
-                count = 1 + memory.cameras.shape[1]
-                size = height, width, config.patch_size, config.head_dim
-                views = view_positions(config.camera_encoding, views, *size, middle=0.5)
-                positions = SequencePositions(views, count)
+            positions = self.positions(cameras, memory.cameras, height, width)
             return self.transformer(targets, others, positions)
 
         tokens = self.norm(self.target_tokens(cameras, height, width))
-        tokens = _each_with(layers, tokens, memory.tokens, cameras, config.targets_at_once)
+        tokens = _each_with(layers, tokens, memory.tokens, cameras, self.config.targets_at_once)
         return self.pixels(tokens, height, width)
+
+    def positions(
+        self, targets: Cameras, inputs: Cameras | None, height: int, width: int
+    ) -> SequencePositions | None:
+        """In the sequence of each target; None where attention does not encode cameras."""
+        if inputs is None:
+            return None
+        encoding, views = self.config.camera_encoding, _sequences_of(targets, inputs)
+        size = height, width, self.config.patch_size, self.config.head_dim
+        positions = view_positions(encoding, views, *size, middle=0.5)
+        return SequencePositions(positions, 1 + inputs.shape[1])
 
 
 class LVSMEncoderDecoder(ViewSynthesisModel):

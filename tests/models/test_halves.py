@@ -100,15 +100,7 @@ def test_tokens_after_each_block_of_the_program(golden, case):
             memory.tokens[:, None], (*own.shape[:2], *memory.tokens.shape[1:])
         )
         tokens, name = jnp.concatenate([own, others], axis=2), "block"
-        both = jax.tree.map(
-            lambda target, given: np.concatenate(
-                [target[:, :, None], np.repeat(given[:, None], target.shape[1], 1)], 2
-            ).reshape(len(target), -1, *target.shape[2:]),
-            targets,
-            inputs,
-        )
-        views = view_positions("plucker_prope", both, height, width, 8, 16, middle=0.5)
-        positions = SequencePositions(views, 1 + inputs.shape[1])
+        positions = model.positions(targets, memory.cameras, height, width)
     blocks = [jax.tree.map(lambda x, i=i: x[i], stack.blocks) for i in range(len_of(stack.blocks))]
     for i, block in enumerate([None, *blocks, stack.last]):
         tokens = tokens if block is None else block(tokens, positions=positions)
