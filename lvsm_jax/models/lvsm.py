@@ -187,14 +187,13 @@ def _sequences_of(targets: Cameras, inputs: Cameras) -> Cameras:
     """Cameras `[b, k·(1 + v)]` of the sequence of each target: its own, then the inputs'."""
 
     def joined(target: Float[Array, "b k ..."], given: Float[Array, "b v ..."]) -> Array:
-        target = jnp.asarray(target)
         shape = (*target.shape[:2], *given.shape[1:])
         each = jnp.concatenate(
             [target[:, :, None], jnp.broadcast_to(given[:, None], shape)], axis=2
         )
         return einops.rearrange(each, "b k v ... -> b (k v) ...")
 
-    return jax.tree.map(joined, targets, inputs)
+    return jax.tree.map(joined, *jax.tree.map(jnp.asarray, (targets, inputs)))
 
 
 def _each_with(
