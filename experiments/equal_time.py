@@ -7,8 +7,8 @@ Worlds are rendered first, at --size, for all models alike (--keep=FILE has them
 Each model then trains on them for --seconds of its process's CPU time, without compiling, at a
 constant learning rate; averaged weights are scored. Models have 128 channels and a quarter of the
 published layers; Efficient-LVSM has no head that copies, and GS-LRM is that of
-configs/gs_lrm_64.py. Scores are PSNR on held-out worlds, 3 targets each, beside copying the nearest
-input.
+configs/gs_lrm_64.py. All see pictures alone: no depth. Scores are PSNR on held-out worlds, 3
+targets each, beside copying the nearest input.
 
 Restrict the process to a core (taskset -c 0), so that CPU time is the model's work and no waiting.
 """

@@ -177,7 +177,7 @@ def test_benchmarks_are_listed(capsys):
     listed = capsys.readouterr().out
     for name in ("data", "incremental", "losses", "models"):
         assert f"python -m benchmarks.{name} " in listed
-    assert "The three models side by side" in listed
+    assert "The four models side by side" in listed
 
 
 def test_a_model_is_measured_in_parts(tmp_path, capsys):
