@@ -18,7 +18,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from input_pipeline.loading import open_eval_set
+from input_pipeline.loading import arrange_inputs, open_eval_set
 from input_pipeline.re10k import __main__ as import_re10k
 from input_pipeline.sampling import IndexEntry, read_index
 from input_pipeline.storage import Clip, Frame, SplitReader, finalize, shard_path, write_shard
@@ -28,7 +28,6 @@ from lvsm_jax.common.files import write_text
 from lvsm_jax.evaluation.scoring import EvalSet
 from lvsm_jax.scenes.readers import ScenePhotograph, read_scene
 
-ARRANGEMENTS = ("spread", "contiguous")
 SPLIT = "test"  # of all datasets here
 BATCH = 8  # windows at a time
 
@@ -48,17 +47,6 @@ class CardSet:
     title: str
     rule: str
     open: Callable[[str, int], EvalSet]
-
-
-def place_inputs(free: Sequence[int], count: int, arrangement: str) -> list[int]:
-    """`count` of the positions that are no target; UserError where there are fewer."""
-    if not 1 <= count <= len(free):
-        raise UserError(f"{count} inputs, but a window has {len(free)} views beside its targets")
-    first = (len(free) - count) // 2
-    chosen = range(first, first + count)
-    if arrangement == "spread" and count > 1:
-        chosen = np.linspace(0, len(free) - 1, count).round().astype(int)
-    return [int(free[i]) for i in chosen]
 
 
 def photo_sets(data: pathlib.Path, work: pathlib.Path, settings: DataConfig) -> Iterator[CardSet]:
@@ -159,17 +147,13 @@ def _opener(
     windows: Mapping[str, IndexEntry], work: pathlib.Path, settings: DataConfig
 ) -> Callable[[str, int], EvalSet]:
     """Opens the windows of a dataset, whose contexts are their first and last views."""
+    file = work / "windows.json"
+    index = {key: dataclasses.asdict(window) for key, window in windows.items()}
+    write_text(file, json.dumps(index))
 
     def open_set(arrangement: str, inputs: int) -> EvalSet:
-        index = {}
-        for key, window in windows.items():
-            first, last = window.context
-            free = [view for view in range(first, last + 1) if view not in window.target]
-            placed = place_inputs(free, inputs, arrangement)
-            index[key] = {"context": placed, "target": list(window.target)}
-        file = work / f"{arrangement}-{inputs}.json"
-        write_text(file, json.dumps(index))
-        evaluation = EvalConfig(SPLIT, str(file), batch_size=BATCH, num_inputs=inputs)
-        return open_eval_set(dataclasses.replace(settings, path=work), evaluation)
+        evaluation = EvalConfig(SPLIT, str(file), batch_size=BATCH)
+        views = open_eval_set(dataclasses.replace(settings, path=work), evaluation)
+        return arrange_inputs(views, arrangement, inputs)
 
     return open_set

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import lvsm_jax
 from benchmarks.common import Report, hardware, markdown_table, module_parser, write_report
-from experiments.card_sets import ARRANGEMENTS, BATCH, CardSet, photo_sets, worlds_set
+from experiments.card_sets import BATCH, CardSet, photo_sets, worlds_set
 from lvsm_jax.batch import shard_batch
 from lvsm_jax.common.command_line import path, program
 from lvsm_jax.common.config import DataConfig
@@ -36,6 +36,7 @@ from lvsm_jax.evaluation.metrics import psnr
 from lvsm_jax.evaluation.scoring import COPY_NEAREST, METRICS, MODEL, Metrics, evaluate
 from lvsm_jax.frozen.lpips import find_weights, load_lpips
 from lvsm_jax.parallel.mesh import MeshConfig, make_mesh, replicate, simulate_cpu_devices
+from lvsm_jax.scenes.placing import ARRANGEMENTS
 from lvsm_jax.weights.exports import describe, model_config
 from lvsm_jax.weights.shipped import SHIPPED, introduce
 

@@ -186,6 +186,20 @@ class EvalSet:
         return _prefetched(share, load, batch_size // self.process_count, self.config)
 
 
+def arrange_inputs(eval_set: EvalSet, arrangement: str, count: int) -> EvalSet:
+    """The same clips and targets, with `count` inputs by `sampling.arranged_views`."""
+    index, views = (
+        sampling.read_index(evaluation_index(eval_set.evaluation, eval_set.config.path)),
+        [],
+    )
+    for key in eval_set.keys:
+        try:
+            views.append(sampling.arranged_views(index[key], count, arrangement))
+        except UserError as error:
+            raise UserError(f"scene {key}: {error}") from None
+    return dataclasses.replace(eval_set, views=tuple(views))
+
+
 def evaluation_index(evaluation: EvalConfig, dataset: str | os.PathLike) -> epath.Path:
     """The evaluation index: as configured, else the one inside the dataset."""
     return expand(evaluation.index or expand(dataset) / "evaluation_index.json")

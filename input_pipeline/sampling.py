@@ -15,6 +15,7 @@ from input_pipeline.preprocess import Crop
 from lvsm_jax.common.config import DataConfig
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.files import read_json
+from lvsm_jax.scenes.placing import place_inputs
 from lvsm_jax.scenes.scene_frame import SceneFrame
 
 
@@ -168,6 +169,19 @@ def evaluation_views(entry: IndexEntry, num_inputs: int) -> ViewSample:
             f"num_inputs is {num_inputs} and the index names {len(context)} context views: "
             "expected 1, that many, or an index of 2 to spread the inputs between"
         )
+    return ViewSample(inputs, targets, np.concatenate([inputs, targets]))
+
+
+def arranged_views(entry: IndexEntry, num_inputs: int, arrangement: str) -> ViewSample:
+    """The targets of an index entry, with inputs that `place_inputs` takes from its window.
+
+    The window lasts from the first of the context views to the last; its targets are no inputs.
+    UserError where it has fewer views.
+    """
+    first, last = min(entry.context), max(entry.context)
+    free = [view for view in range(first, last + 1) if view not in entry.target]
+    inputs = np.array(place_inputs(free, num_inputs, arrangement), np.int64)
+    targets = np.array(entry.target, np.int64)
     return ViewSample(inputs, targets, np.concatenate([inputs, targets]))
 
 

@@ -92,6 +92,8 @@ def stages(
     """
     tokens = _patches(height, width, config.patch_size)
     pixels, poses = config.width * config.patch_size**2, config.pose_channels
+    # Colours and rays each make a half of a token, where halves are decoupled.
+    tokenized = pixels if config.halves == "joint" else pixels // 2
     if isinstance(config, GSLRMConfig):  # targets pass through no layer; rasterising is no matmul
         inputs = views * tokens
         layer = _self_attention(config, inputs, inputs) + _mlp(config, inputs)
@@ -101,8 +103,8 @@ def stages(
             "head: Gaussians of the inputs' pixels": Macs(inputs * GAUSSIAN_CHANNELS * pixels),
         }
     return {
-        "input tokens": Macs(views * tokens * (3 + poses) * pixels),
-        "target tokens": Macs(targets * tokens * poses * pixels),
+        "input tokens": Macs(views * tokens * (3 + poses) * tokenized),
+        "target tokens": Macs(targets * tokens * poses * tokenized),
         **_layers(config, views, targets, tokens),
         "head": Macs(targets * tokens * 3 * pixels),
         **_copies(config, views, targets, tokens),
@@ -123,6 +125,9 @@ def _layers(config: ModelConfig, views: int, targets: int, tokens: int) -> dict[
                 "decoder: cross-attention to the inputs": reads * cross,
                 "decoder: MLP": _mlp(config, rendered),
             }
+            if config.halves == "decoupled_film":
+                layer["encoder: modulation of halves"] = _film(config, inputs)
+                layer["decoder: modulation of halves"] = _film(config, rendered)
             if config.decoder_attention == "cross":
                 del layer["decoder: self-attention of each target"]
             return {name: config.num_layers * macs for name, macs in layer.items()}
@@ -176,9 +181,11 @@ def _sequences(config: ModelConfig, count: int, wanted: int, others: int) -> tup
     In it `models.layers.Transformer` computes but keys and values of the tokens not wanted.
     """
     length = wanted + others
-    layer = _self_attention(config, length, length) + _mlp(config, length)
+    after = _mlp(config, length) + _film(config, length)
+    layer = _self_attention(config, length, length) + after
     unread = _two_projections(config, others) + _scores(config, others, length)
-    return count * config.num_layers * layer, -count * (unread + _mlp(config, others))
+    unread += _mlp(config, others) + _film(config, others)
+    return count * config.num_layers * layer, -count * unread
 
 
 def _self_attention(config: ModelConfig | DinoConfig, tokens: int, seen: int) -> Macs:
@@ -187,8 +194,9 @@ def _self_attention(config: ModelConfig | DinoConfig, tokens: int, seen: int) ->
 
 
 def _two_projections(config: ModelConfig | DinoConfig, tokens: int) -> Macs:
-    """Queries and output, or keys and values."""
-    return Macs(tokens * 2 * config.width**2)
+    """Queries and output, or keys and values; of these the latter are of each half apart."""
+    square = config.width**2
+    return Macs(tokens * (square + _apart(config, square)))
 
 
 def _scores(config: ModelConfig | DinoConfig, queries: int, keys: int) -> Macs:
@@ -196,4 +204,14 @@ def _scores(config: ModelConfig | DinoConfig, queries: int, keys: int) -> Macs:
 
 
 def _mlp(config: ModelConfig | DinoConfig, tokens: int) -> Macs:
-    return Macs(tokens * 2 * config.mlp_ratio * config.width**2)
+    return Macs(tokens * _apart(config, 2 * config.mlp_ratio * config.width**2))
+
+
+def _film(config: ModelConfig, tokens: int) -> Macs:
+    """Of halves that modulate each other; none else."""
+    return Macs(tokens * config.width**2 if config.halves == "decoupled_film" else 0)
+
+
+def _apart(config: ModelConfig | DinoConfig, weights: int) -> int:
+    """So many weights of all channels, or half as many where the halves have their own."""
+    return weights if getattr(config, "halves", "joint") == "joint" else weights // 2

@@ -23,12 +23,12 @@ from lvsm_jax.evaluation.scoring import (
     SceneImages,
 )
 
-_METHODS = {MODEL: "model", COPY_NEAREST: "copy nearest input", MEAN_COLOR: "mean colour"}
-_METRICS = {"psnr": ("PSNR", "↑", 2), "ssim": ("SSIM", "↑", 3), "lpips": ("LPIPS", "↓", 3)}
-_METRICS[scoring.OBJECT] = ("PSNR of the object", "↑", 2)
+METHODS = {MODEL: "model", COPY_NEAREST: "copy nearest input", MEAN_COLOR: "mean colour"}
+METRICS = {"psnr": ("PSNR", "↑", 2), "ssim": ("SSIM", "↑", 3), "lpips": ("LPIPS", "↓", 3)}
+METRICS[scoring.OBJECT] = ("PSNR of the object", "↑", 2)
 _TARGETS_SHOWN = 3  # of a scene
 _LARGEST_ERROR = 0.3  # where the colours of error maps end; fixed, so that pages compare
-_CRISP_BELOW = 160  # images of fewer rows are enlarged without smoothing, and stored as PNG
+CRISP_BELOW = 160  # images of fewer rows are enlarged without smoothing, and stored as PNG
 
 
 def choose_scenes(evaluation: Evaluation, count: int = 3) -> dict[str, list[int]]:
@@ -59,23 +59,15 @@ def render_page(
     Where there is a model beside, `summary["beside"]` has its scores, its `label`, and in words
     which `weights` these are, as `summary["weights"]` says of the model.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lvsm_jax.evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = _number
     metrics, copies = list(evaluation.scores[MODEL]), evaluation.scores.get(COPY_NEAREST)
     beside, first = summary["beside"], next(iter(pictures.values()))
-    names = _METHODS | ({BESIDE: beside["label"]} if beside else {})
+    names = METHODS | ({BESIDE: beside["label"]} if beside else {})
     height, width = first.targets.shape[1:3]
     gradient = _colors(np.linspace(0, 1, 9))
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         summary=summary,
         config=json.dumps(summary["config"], indent=2, default=str),
-        metrics={metric: _METRICS[metric][:2] for metric in metrics},
+        metrics={metric: METRICS[metric][:2] for metric in metrics},
         tables=_tables(summary, names),
         seen=_seen(summary, names),
         exact_copies=int(np.isinf(copies["psnr"][evaluation.is_target]).sum()) if copies else 0,
@@ -87,11 +79,24 @@ def render_page(
         },
         size=(height, width),
         num_inputs=first.inputs.shape[0],
-        crisp=height < _CRISP_BELOW,
+        crisp=height < CRISP_BELOW,
         exact_psnr=scoring.EXACT_PSNR,
         largest_error=_LARGEST_ERROR,
         error_colors=", ".join(f"rgb({r} {g} {b})" for r, g, b in gradient),
     )
+
+
+def template(name: str) -> jinja2.Template:
+    """A template of a page, in which the filter `number` writes a value of a metric."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lvsm_jax.evaluation"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    return environment.get_template(name)
 
 
 def _tables(summary: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -124,9 +129,6 @@ def _card(evaluation: Evaluation, s: int, images: SceneImages) -> dict[str, Any]
     def psnr_of(method: str, t: int) -> float | None:
         return float(scores[method]["psnr"][s, t]) if method in scores else None
 
-    def shown_as(render: Float[np.ndarray, "h w 3"]) -> str:
-        return _data_uri((np.clip(render, 0, 1) * 255).round().astype(np.uint8))
-
     def of_target(t: int) -> dict[str, Any]:
         render = np.clip(images.renders[t], 0, 1)
         error = np.abs(images.targets[t] / 255 - render).mean(axis=-1)  # over the colours
@@ -140,17 +142,17 @@ def _card(evaluation: Evaluation, s: int, images: SceneImages) -> dict[str, Any]
             },
             "nearest_psnr": psnr_of(COPY_NEAREST, t),
             "beside_psnr": psnr_of(BESIDE, t),
-            "target": _data_uri(images.targets[t]),
-            "render": shown_as(render),
-            "beside": None if images.beside is None else shown_as(images.beside[t]),
-            "error": _data_uri(_colors(np.clip(error / _LARGEST_ERROR, 0, 1))),
-            "nearest": _data_uri(images.nearest[t]),
+            "target": data_uri(images.targets[t]),
+            "render": render_uri(render),
+            "beside": None if images.beside is None else render_uri(images.beside[t]),
+            "error": data_uri(_colors(np.clip(error / _LARGEST_ERROR, 0, 1))),
+            "nearest": data_uri(images.nearest[t]),
         }
 
     return {
         "key": evaluation.scenes[s],
         "means": {metric: float(evaluation.scene_means(metric)[s]) for metric in scores[MODEL]},
-        "inputs": [_data_uri(image) for image in images.inputs],
+        "inputs": [data_uri(image) for image in images.inputs],
         "targets": [of_target(int(t)) for t in shown],
         "num_targets": count,
     }
@@ -161,8 +163,9 @@ def _colors(error: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]
     return matplotlib.colormaps["inferno"](error, bytes=True)[..., :3]
 
 
-def _data_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    png = image.shape[0] < _CRISP_BELOW
+def data_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
+    """A picture for a page: PNG for small ones, else JPEG."""
+    png = image.shape[0] < CRISP_BELOW
     options = {"format": "PNG"} if png else {"format": "JPEG", "quality": 95, "subsampling": 0}
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, **options)
@@ -170,10 +173,15 @@ def _data_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def render_uri(render: Float[np.ndarray, "h w 3"]) -> str:
+    """The same of a render."""
+    return data_uri((np.clip(render, 0, 1) * 255).round().astype(np.uint8))
+
+
 def _number(value: float | None, metric: str) -> str:
     if value is None or np.isnan(value):
         return "–"
-    return "∞" if np.isinf(value) else f"{value:.{_METRICS[metric][2]}f}".replace("-", "−")
+    return "∞" if np.isinf(value) else f"{value:.{METRICS[metric][2]}f}".replace("-", "−")
 
 
 def _histogram(evaluation: Evaluation, names: Mapping[str, str]) -> dict[str, Any]:

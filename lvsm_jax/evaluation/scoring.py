@@ -200,7 +200,7 @@ def evaluate(
     metrics: Metrics = METRICS,
     baselines: bool = True,
     put: Callable[[Any], Any] = jax.device_put,
-    progress: bool = True,
+    progress: bool | Callable[[int], Any] = True,
 ) -> Evaluation:
     """Renders and scores every target of every scene; padding of the last batch does not count.
 
@@ -208,7 +208,7 @@ def evaluate(
     one that `lvsm_jax.load` returns, as is a second one, `beside`, that is to see and be asked the
     same; `metric(target, prediction)` gives one number for each of a batch of float32 images; `put`
     puts a batch of this process, or other arrays of its scenes, on the devices; progress is shown
-    on stderr. UserError for an empty set.
+    on stderr, or told as the number of scenes that are done. UserError for an empty set.
     """
     models = _models(model, beside)
     metrics = {k: _as_pytree(metric) for k, metric in metrics.items()}
@@ -233,14 +233,16 @@ def evaluate(
         }
 
     parts, total = [], eval_set.num_scenes
-    with tqdm(total=total, desc="evaluating", unit="scene", disable=not progress) as bar:
+    hidden = progress is not True
+    with tqdm(total=total, desc="evaluating", unit="scene", disable=hidden) as bar:
+        told = progress if callable(progress) else bar.update
         # A batch is fetched after the next one is dispatched: the device computes meanwhile.
         dispatched = itertools.chain(map(dispatch, eval_set), [None])
         for rows, _ in itertools.pairwise(dispatched):
             rows = processes.gather(rows)
             valid = rows.pop("valid")
             parts.append(jax.tree.map(operator.itemgetter(valid), rows))
-            bar.update(int(valid.sum()))
+            told(int(valid.sum()))
     if not parts:
         raise UserError("nothing to evaluate: the set has no batches")
     joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)

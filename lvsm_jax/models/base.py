@@ -21,6 +21,7 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.models import layers
 from lvsm_jax.models.attention import IMPLEMENTATIONS
 from lvsm_jax.models.cameras import POSE_CHANNELS, Cameras, can_read, pose_conditioning
+from lvsm_jax.models.halves import HALVES, HalvesTokenizer, each_half
 
 
 def computation(default: Any) -> Any:
@@ -68,6 +69,8 @@ class ModelConfig:
     spreads_views: ClassVar[bool] = False
     # Whether attention normalises queries and keys.
     qk_norm: ClassVar[bool] = True
+    # Whether colours and rays of a token have maps of their own, of `models.halves.HALVES`.
+    halves: ClassVar[str] = "joint"
 
     def __post_init__(self):
         for fields, least in ((self.structure, 1), (self.options, 0)):
@@ -76,6 +79,12 @@ class ModelConfig:
         if self.width % self.head_dim:
             raise UserError(
                 f"model.width {self.width} is not a multiple of model.head_dim {self.head_dim}"
+            )
+        check_choice("model.halves", self.halves, HALVES)
+        if self.halves != "joint" and self.width % (2 * self.head_dim):
+            raise UserError(
+                f"model.halves is {self.halves!r}, but half of model.width {self.width} is not a "
+                f"multiple of model.head_dim {self.head_dim}"
             )
         check_choice("model.dtype", self.dtype, layers.DTYPES)
         check_choice("model.residual_dtype", self.residual_dtype, ("", *layers.DTYPES))
@@ -91,6 +100,11 @@ class ModelConfig:
     def pose_channels(self) -> int:
         """Number of pose channels per pixel."""
         return POSE_CHANNELS[self.pose_encoding]
+
+    @property
+    def own_target_tokenizer(self) -> bool:
+        """Whether the rays of targets have a tokenizer other than those of the inputs."""
+        return True
 
     @property
     def branch_scale(self) -> float:
@@ -118,6 +132,16 @@ class ModelConfig:
         return {name: getattr(self, name) for name in _option_names(type(self))}
 
 
+def check_camera_encoding(config: ModelConfig) -> None:
+    """Raises UserError unless `config.camera_encoding` is known and fits the heads."""
+    check_choice("model.camera_encoding", config.camera_encoding, POSE_CHANNELS)
+    if config.camera_encoding != "plucker" and config.head_dim % 8:
+        raise UserError(
+            f"model.head_dim is {config.head_dim}, but model.camera_encoding="
+            f"{config.camera_encoding!r} needs a multiple of 8"
+        )
+
+
 def _option_names(config_class: type[ModelConfig]) -> list[str]:
     fields = dataclasses.fields(config_class)
     return [field.name for field in fields if "computation" in field.metadata]
@@ -136,22 +160,32 @@ class ViewSynthesisModel(nnx.Module):
     Subclasses make their layers, then the head by `make_head`.
     """
 
-    head_norm: layers.LayerNorm
+    head_norm: nnx.Module
     head: layers.Linear
     stacks: ClassVar[tuple[str, ...]] = ()  # names of the stacks of layers
     has_target_tokens: ClassVar[bool] = True
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
-        pixels, poses = config.patch_size**2, config.pose_channels
-        self.input_tokenizer = self._linear((3 + poses) * pixels, config.width, rngs)
-        if self.has_target_tokens:
-            self.target_tokenizer = self._linear(poses * pixels, config.width, rngs)
+        self.input_tokenizer = self._tokenizer(3, rngs)
+        if self.has_target_tokens and config.own_target_tokenizer:
+            self.target_tokenizer = self._tokenizer(0, rngs)
 
-    def make_head(self, *, scale: bool, rngs: nnx.Rngs) -> tuple[layers.LayerNorm, layers.Linear]:
+    def make_head(self, *, scale: bool, rngs: nnx.Rngs) -> tuple[nnx.Module, layers.Linear]:
         """Norm (with a learned scale or without) and linear map from a token to its patch."""
         width, patch = self.config.width, self.config.patch_size
-        return layers.LayerNorm(width, scale=scale), self._linear(width, 3 * patch**2, rngs)
+        norm = each_half(self.config, lambda width: layers.LayerNorm(width, scale=scale))
+        return norm, self._linear(width, 3 * patch**2, rngs)
+
+    def _tokenizer(self, colors: int, rngs: nnx.Rngs) -> nnx.Module:
+        """From patches whose pixels have so many channels of colour, and those of poses."""
+        width, poses = self.config.width, self.config.pose_channels
+        pixels = self.config.patch_size**2
+        if self.config.halves == "joint":
+            return self._linear((colors + poses) * pixels, width, rngs)
+        of_colors = self._linear(colors * pixels, width // 2, rngs) if colors else None
+        of_rays = self._linear(poses * pixels, width // 2, rngs)
+        return HalvesTokenizer(of_colors, of_rays, pixels)
 
     def _linear(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> layers.Linear:
         init = nnx.initializers.normal(0.02)
@@ -199,10 +233,11 @@ class ViewSynthesisModel(nnx.Module):
     def target_tokens(self, cameras: Cameras, height: int, width: int) -> Float[Array, "b t n d"]:
         """Tokens of target views: rays alone."""
         poses = pose_conditioning(self.config.pose_encoding, cameras, height, width)
-        return self._tokens(self.target_tokenizer, poses)
+        own = self.config.own_target_tokenizer
+        return self._tokens(self.target_tokenizer if own else self.input_tokenizer, poses)
 
     def _tokens(
-        self, tokenizer: layers.Linear, pixels: Float[Array, "b v h w ch"]
+        self, tokenizer: nnx.Module, pixels: Float[Array, "b v h w ch"]
     ) -> Float[Array, "b v n d"]:
         tokens = tokenizer(layers.patchify(pixels, self.config.patch_size))
         return tokens.astype(self.config.residual_dtype or tokens.dtype)

@@ -18,9 +18,16 @@ from jaxtyping import Array, Float, Int
 from lvsm_jax.common.checks import check_choice
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.models import layers
-from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, check_images, computation
-from lvsm_jax.models.cameras import POSE_CHANNELS, Cameras
+from lvsm_jax.models.base import (
+    ModelConfig,
+    ViewSynthesisModel,
+    check_camera_encoding,
+    check_images,
+    computation,
+)
+from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.models.copy_head import CopyHead, CopySource
+from lvsm_jax.models.halves import each_half
 from lvsm_jax.models.layers import Attention, DenseKV, TransformerBlock
 from lvsm_jax.models.prope import Positions, view_positions
 
@@ -34,7 +41,7 @@ class EfficientLVSMConfig(ModelConfig):
     """Sizes of the model and how it is computed; the defaults are the published model.
 
     `num_layers` is the layers of each stream. The first three fields are the paper's ablations;
-    `camera_encoding`, `attention_temperature` and `copy_head` go beyond it.
+    `camera_encoding`, `attention_temperature`, `copy_head` and `halves` go beyond it.
 
     Attributes:
         co_refinement: the decoder's layer l reads the encoder's tokens after its layer l; if
@@ -43,8 +50,8 @@ class EfficientLVSMConfig(ModelConfig):
             then to the inputs; `cross`: twice to the inputs, so that a layer has as many
             attentions and weights (6 + 6 attention layers against 12) and a target's tokens never
             see each other. The latter keeps twice as many keys and values of an input view.
-        shared_streams: the decoder's self-attention and MLP are the encoder's of the same layer;
-            its cross-attention is its own. Needs `self_cross`.
+        shared_streams: the decoder's self-attention, MLP and modulation of halves are the
+            encoder's of the same layer; its cross-attention is its own. Needs `self_cross`.
         camera_encoding: how cameras are encoded. `plucker`: by rays in the tokens, as published;
             `prope`: by relative projections in the decoder's cross-attention, with RoPE inside each
             view (`models.prope`), and by rays in the camera's own axes, which do not depend on its
@@ -56,6 +63,9 @@ class EfficientLVSMConfig(ModelConfig):
             so that attention does not flatten as views are added.
         copy_head: mix the regressed colours with such that are copied from the input views
             (`models.copy_head`).
+        halves: `decoupled` keeps colours and rays of a token in halves of their own, which share
+            queries and keys alone (`models.halves`); `decoupled_film` lets each modulate the other;
+            `joint`, as published, does neither.
         cache_dtype: of the keys and values in a `ViewCache`: `float32`, `bfloat16`
             or `int8` (with a float32 scale for each token and head); empty for `dtype`.
     """
@@ -68,22 +78,18 @@ class EfficientLVSMConfig(ModelConfig):
     camera_encoding: str = "plucker"
     attention_temperature: str = "constant"
     copy_head: bool = False
+    halves: str = "joint"
     cache_dtype: str = computation("")
 
     def __post_init__(self):
         super().__post_init__()
         for name, choices in (
             ("decoder_attention", DECODER_ATTENTION),
-            ("camera_encoding", POSE_CHANNELS),
             ("attention_temperature", ATTENTION_TEMPERATURES),
             ("cache_dtype", ("", *CACHE_DTYPES)),
         ):
             check_choice(f"model.{name}", getattr(self, name), choices)
-        if self.camera_encoding != "plucker" and self.head_dim % 8:
-            raise UserError(
-                f"model.head_dim is {self.head_dim}, but model.camera_encoding="
-                f"{self.camera_encoding!r} needs a multiple of 8"
-            )
+        check_camera_encoding(self)
         if self.shared_streams and self.decoder_attention != "self_cross":
             raise UserError(
                 "model.shared_streams shares self-attention, which a decoder with "
@@ -155,6 +161,8 @@ class LayerDiagnostics(NamedTuple):
 class DecoderBlock(nnx.Module):
     """Self-attention inside each target view, cross-attention to the inputs, then an MLP.
 
+    Halves that modulate each other do so before the MLP.
+
     With `decoder_attention="cross"` another cross-attention takes the place of self-attention. With
     `shared_streams` self-attention and MLP are the encoder's, and None here.
     """
@@ -167,12 +175,12 @@ class DecoderBlock(nnx.Module):
 
         self.has_self_attention = config.decoder_attention == "self_cross"
         self.branch_scale = config.branch_scale
-        self.norm = layers.LayerNorm(config.width, scale=False)
+        self.norm = each_half(config, lambda width: layers.LayerNorm(width, scale=False))
         self.self_attention = attention() if self.has_self_attention and own else None
         self.first_cross_attention = None if self.has_self_attention else attention()
         self.cross_attention = attention()
-        mlp = {"init": init, "dtype": config.dtype, "rngs": rngs}
-        self.mlp = layers.MLP(config.width, config.mlp_ratio, **mlp) if own else None
+        self.mlp = layers.make_mlp(config, init=init, rngs=rngs) if own else None
+        self.film = layers.make_film(config, rngs=rngs) if own else None
 
     @property
     def cross_attentions(self) -> tuple[Attention, ...]:
@@ -219,6 +227,7 @@ class DecoderBlock(nnx.Module):
             targets = targets + self.branch_scale * attention.outputs(attended, positions)
             if diagnose:
                 entropies.append(kv.relative_entropy(queries))
+        targets = targets if shared.film is None else shared.film(targets)
         targets = targets + self.branch_scale * shared.mlp(self.norm(targets))
         if not diagnose:
             return targets, None

@@ -16,12 +16,14 @@ from jaxtyping import Array, Float
 
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.attention import SAVED_ATTENTION, attention, attention_entropy
-from lvsm_jax.models.prope import Positions
+from lvsm_jax.models.halves import Film, KeysValues, each_half
+from lvsm_jax.models.prope import Positions, SequencePositions
 from lvsm_jax.models.sharded_attention import sharded_attention
 from lvsm_jax.parallel.mesh import axes_of, reshard, sharded_like
 
 Init = Callable[..., Array]
 Module = TypeVar("Module", bound=nnx.Module)
+Places = Positions | SequencePositions | None  # of tokens; None where attention knows no cameras
 
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "dots", "full")
@@ -150,17 +152,22 @@ class Attention(nnx.Module):
     """
 
     def __init__(self, config: Any, *, init: Init, rngs: nnx.Rngs):
-        options = {"init": init, "dtype": config.dtype, "rngs": rngs}
         self.head_dim, self.implementation = config.head_dim, config.attention
-        self.to_q = Linear(config.width, config.width, **options)
-        self.to_kv = Linear(config.width, 2 * config.width, **options)
-        self.out = Linear(config.width, config.width, **options)
+
+        def linear(inputs: int, outputs: int) -> Linear:
+            return Linear(inputs, outputs, init=init, dtype=config.dtype, rngs=rngs)
+
+        self.to_q = linear(config.width, config.width)
+        if config.halves == "joint":
+            self.to_kv = linear(config.width, 2 * config.width)
+        else:
+            keys = linear(config.width, config.width)
+            self.to_kv = KeysValues(keys, each_half(config, lambda width: linear(width, width)))
+        self.out = each_half(config, lambda width: linear(width, width))
         self.q_norm = RMSNorm(config.head_dim) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim) if config.qk_norm else None
 
-    def keys_values(
-        self, tokens: Float[Array, "*batch s d"], positions: Positions | None = None
-    ) -> DenseKV:
+    def keys_values(self, tokens: Float[Array, "*batch s d"], positions: Places = None) -> DenseKV:
         """What queries read of the tokens."""
         kv = self.to_kv(tokens)
         k, v = einops.rearrange(kv, "... (two m c) -> two ... m c", two=2, c=self.head_dim)
@@ -170,7 +177,7 @@ class Attention(nnx.Module):
         return DenseKV(k, v, self.implementation)
 
     def queries(
-        self, tokens: Float[Array, "*batch t d"], positions: Positions | None = None
+        self, tokens: Float[Array, "*batch t d"], positions: Places = None
     ) -> Float[Array, "*batch t m c"]:
         """The tokens' queries, after their norm."""
         q = einops.rearrange(self.to_q(tokens), "... (m c) -> ... m c", c=self.head_dim)
@@ -178,7 +185,7 @@ class Attention(nnx.Module):
         return q if positions is None else positions.to_queries(q)
 
     def outputs(
-        self, attended: Float[Array, "*batch t m c"], positions: Positions | None = None
+        self, attended: Float[Array, "*batch t m c"], positions: Places = None
     ) -> Float[Array, "*batch t d"]:
         """What the tokens get of what their queries attended to."""
         if positions is not None:
@@ -189,7 +196,7 @@ class Attention(nnx.Module):
         self,
         tokens: Float[Array, "*batch t d"],
         attended: Float[Array, "*batch s d"],
-        positions: Positions | None = None,
+        positions: Places = None,
     ) -> Float[Array, "*batch t d"]:
         """What `tokens` read from the `attended` ones, all of the same view or sequence."""
         keys_values = self.keys_values(attended, positions)
@@ -217,19 +224,23 @@ class TransformerBlock(nnx.Module):
     """Pre-norm self-attention, then an MLP; `norm_scale` gives the norms a learned scale."""
 
     def __init__(self, config: Any, *, init: Init, norm_scale: bool, rngs: nnx.Rngs):
+        def norm(width: int) -> LayerNorm:
+            return LayerNorm(width, scale=norm_scale)
+
         self.branch_scale = config.branch_scale
-        self.norm1 = LayerNorm(config.width, scale=norm_scale)
+        self.norm1 = each_half(config, norm)
         self.self_attention = Attention(config, init=init, rngs=rngs)
-        self.norm2 = LayerNorm(config.width, scale=norm_scale)
-        self.mlp = MLP(config.width, config.mlp_ratio, init=init, dtype=config.dtype, rngs=rngs)
+        self.norm2 = each_half(config, norm)
+        self.mlp = make_mlp(config, init=init, rngs=rngs)
+        self.film = make_film(config, rngs=rngs)
 
     def __call__(
         self,
         tokens: Float[Array, "*batch n d"],
         sequence: Float[Array, "*batch s d"] | None = None,
-        positions: Positions | None = None,
+        positions: Places = None,
     ) -> Float[Array, "*batch n d"]:
-        """The tokens after this layer; `positions` are inside their views.
+        """The tokens after this layer; `positions` are inside their views, or of a sequence.
 
         They attend to a `sequence` that holds themselves, by default to each other.
         """
@@ -237,7 +248,23 @@ class TransformerBlock(nnx.Module):
         attended = normed if sequence is None else self.norm1(sequence)
         branch = self.self_attention(normed, attended, positions)
         tokens = tokens + self.branch_scale * branch
+        tokens = tokens if self.film is None else self.film(tokens)
         return tokens + self.branch_scale * self.mlp(self.norm2(tokens))
+
+
+def make_mlp(config: Any, *, init: Init, rngs: nnx.Rngs) -> nnx.Module:
+    """The MLP of a layer."""
+    options = {"init": init, "dtype": config.dtype, "rngs": rngs}
+    return each_half(config, lambda width: MLP(width, config.mlp_ratio, **options))
+
+
+def make_film(config: Any, *, rngs: nnx.Rngs) -> Film | None:
+    """What modulates the halves of a layer's tokens, where `config.halves` says so."""
+    if config.halves != "decoupled_film":
+        return None
+    half, zeros = config.width // 2, nnx.initializers.zeros
+    options = {"init": zeros, "dtype": config.dtype, "rngs": rngs, "bias": True}
+    return Film(lambda: LayerNorm(half, scale=True), lambda: Linear(half, config.width, **options))
 
 
 class Transformer(nnx.Module):
@@ -265,20 +292,26 @@ class Transformer(nnx.Module):
         self.last = block(num_layers - 1, rngs)
 
     def __call__(
-        self, wanted: Float[Array, "*batch n d"], others: Float[Array, "*batch s d"] | None = None
+        self,
+        wanted: Float[Array, "*batch n d"],
+        others: Float[Array, "*batch s d"] | None = None,
+        positions: SequencePositions | None = None,
     ) -> Float[Array, "*batch n d"]:
-        """The wanted tokens after the last block; all tokens attend to all."""
+        """The wanted tokens after the last block; all tokens attend to all.
+
+        Positions are of the views of a sequence, of which the wanted tokens are the first.
+        """
         tokens = wanted if others is None else jnp.concatenate([wanted, others], axis=-2)
         if self.blocks is not None:
             tokens, _, _ = scan_layers(
-                lambda tokens, block: (block(tokens), None),
+                lambda tokens, block: (block(tokens, positions=positions), None),
                 tokens,
                 self.blocks,
                 remat=self.remat,
                 unroll=self.unroll,
             )
-        last = recomputed(lambda block, *tokens: block(*tokens), self.remat)
-        return last(self.last, tokens[..., : wanted.shape[-2], :], tokens)
+        last = recomputed(lambda block, *arguments: block(*arguments), self.remat)
+        return last(self.last, tokens[..., : wanted.shape[-2], :], tokens, positions)
 
 
 def residual_init(index: Array | int) -> Init:

@@ -15,8 +15,10 @@ Letters: `b` scenes, `v` views, `n` tokens a view, `m` heads, `c` head size, `f`
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -55,12 +57,58 @@ class Positions:
         return _apply(o, self.projection, self.cos, self.sin)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SequencePositions:
+    """Where the tokens of sequences are that hold whole views, one after the other.
+
+    Tokens may be those of the first views of each sequence alone. Letter: `k` sequences of a scene.
+    """
+
+    views: Positions  # of `[b, k·views]`: those of the first sequence come first
+    count: int = dataclasses.field(metadata={"static": True})  # views of a sequence
+
+    def to_queries(self, q: Float[Array, "b k s m c"]) -> Float[Array, "b k s m c"]:
+        """`Dᵀ q`."""
+        return self._by_view(Positions.to_queries, q)
+
+    def to_keys(self, x: Float[Array, "b k s m c"]) -> Float[Array, "b k s m c"]:
+        """`D⁻¹ x`, of keys and of values."""
+        return self._by_view(Positions.to_keys, x)
+
+    def to_outputs(self, o: Float[Array, "b k s m c"]) -> Float[Array, "b k s m c"]:
+        """`D o`."""
+        return self._by_view(Positions.to_outputs, o)
+
+    def _by_view(self, apply: Callable, x: Float[Array, "b k s m c"]) -> Array:
+        shown = x.shape[2] // len(self.views.cos)  # views of a sequence, from the first on
+
+        def first(matrix: Float[Array, "b views 4 4"]) -> Float[Array, "b shown 4 4"]:
+            by_sequence = einops.rearrange(matrix, "b (k v) i j -> b k v i j", v=self.count)
+            return einops.rearrange(by_sequence[:, :, :shown], "b k v i j -> b (k v) i j")
+
+        matrices = {name: first(getattr(self.views, name)) for name in ("projection", "inverse")}
+        by_view = einops.rearrange(x, "b k (v n) m c -> b k v n m c", v=shown)
+        by_view = einops.rearrange(by_view, "b k v n m c -> b (k v) n m c")
+        moved = apply(dataclasses.replace(self.views, **matrices), by_view)
+        by_view = einops.rearrange(moved, "b (k v) n m c -> b k v n m c", v=shown)
+        return einops.rearrange(by_view, "b k v n m c -> b k (v n) m c")
+
+
 def view_positions(
-    encoding: str, cameras: Cameras, height: int, width: int, patch: int, head_dim: int
+    encoding: str,
+    cameras: Cameras,
+    height: int,
+    width: int,
+    patch: int,
+    head_dim: int,
+    *,
+    middle: float = 0.0,
 ) -> Positions:
     """For attention between views, and by `inside` for attention in each of them.
 
     Sizes are in pixels, `head_dim` is a multiple of 8. The encoding `gta` uses extrinsics alone.
+    `middle` is taken off the principal point, which is in shares of the picture.
     """
     c2w = jnp.asarray(cameras.c2w, jnp.float32)
     rotation, position = c2w[..., :3, :3], c2w[..., :3, 3]
@@ -70,6 +118,7 @@ def view_positions(
     if encoding != "gta":
         size = jnp.array([width, height] * 2, jnp.float32)
         fx, fy, cx, cy = jnp.moveaxis(jnp.asarray(cameras.fxfycxcy, jnp.float32) / size, -1, 0)
+        cx, cy = cx - middle, cy - middle
         one, zero = jnp.ones_like(fx), jnp.zeros_like(fx)
         k = _matrix([[fx, zero, cx], [zero, fy, cy], [zero, zero, one]])
         k_inverse = _matrix([[1 / fx, zero, -cx / fx], [zero, 1 / fy, -cy / fy], [zero, zero, one]])

@@ -4,6 +4,7 @@ r"""Scores a model on held-out views, beside two baselines, and shows what it re
     lvsm eval --config=configs/re10k_256.py --checkpoint=runs/re10k_256/export \
         --config.eval.num_inputs=4 --output=results/four_inputs
     lvsm eval --config=configs/worlds_64.py --checkpoint=runs/worlds_64/export --beside
+    lvsm eval --config=configs/worlds_64.py --checkpoint=runs/worlds_64/export --panel
 
 With --beside=EXPORT a second model sees the same inputs and is asked for the same targets; --beside
 alone takes the weights that come with lvsm_jax. The page has its renders next to the model's.
@@ -20,6 +21,14 @@ directory holds
     index.html      table, distribution, best, median and worst scenes
     summary.json    the means, with and without targets that are input views
     per_image.csv   one row for each target
+
+With --panel the same scenes and targets are scored once as they are, and once for each of these
+changes: the world scaled by 0.5 and by 2, turned by 90° and rolled by 15°; targets of other focal
+lengths than the inputs; 1, 2, 4, 8 and 16 inputs, spread and contiguous. Then the output directory
+holds
+
+    index.html      the table, and pictures of three scenes under every change
+    panel.json      the means of every row
 """
 
 import shlex
@@ -46,7 +55,10 @@ def main(arguments: list[str]) -> None:
         help="score this export too, on the same targets (without a value: the weights that come "
         "with lvsm_jax)",
     )
-    parser.add_argument("--output", type=path, help="directory to write (CHECKPOINT_evaluation)")
+    panel = "score it under changes of the world's frame, of focal lengths, and of the inputs"
+    parser.add_argument("--panel", action="store_true", help=panel)
+    written = "directory to write (CHECKPOINT_evaluation, or CHECKPOINT_panel)"
+    parser.add_argument("--output", type=path, help=written)
     replace = "replace an evaluation that is there"
     parser.add_argument("--overwrite", action="store_true", help=replace)
     given, config = command_line.parse_with_config(parser, arguments)
@@ -56,12 +68,13 @@ def main(arguments: list[str]) -> None:
     from lvsm_jax.parallel import processes
     from lvsm_jax.parallel.mesh import MeshConfig, simulate_cpu_devices
     from lvsm_jax.parallel.processes import ProcessesConfig
-    from lvsm_jax.programs.evaluation_run import evaluate_export
+    from lvsm_jax.programs import evaluation_run, panel_run
     from lvsm_jax.training.run_log import log_to
     from lvsm_jax.weights.shipped import SHIPPED
 
     batch_size = section(config, "eval", EvalConfig).batch_size
-    output = given.output or f"{given.checkpoint.rstrip('/')}_evaluation"
+    kind = "panel" if given.panel else "evaluation"
+    output = given.output or f"{given.checkpoint.rstrip('/')}_{kind}"
     count = processes.start(section(config, "processes", ProcessesConfig))
     run, mesh = section(config, "run", RunConfig), section(config, "mesh", MeshConfig)
     simulate_cpu_devices(run.cpu_devices, mesh, batch_size, processes=count)
@@ -69,9 +82,10 @@ def main(arguments: list[str]) -> None:
     processes.check_same_config(config.to_dict())
     how = {"overwrite": given.overwrite, "command": shlex.join(["lvsm", "eval", *arguments])}
     how["beside"] = SHIPPED if given.beside is True else given.beside
-    summary = evaluate_export(config, given.checkpoint, output, **how)
+    run_it = panel_run.evaluate_panel if given.panel else evaluation_run.evaluate_export
+    summary = run_it(config, given.checkpoint, output, **how)
     if processes.is_main():
-        print(table(summary))
+        print(panel_run.table(summary) if given.panel else table(summary))
         print(f"\nPictures and all: {output}/index.html")
 
 

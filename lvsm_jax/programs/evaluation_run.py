@@ -74,11 +74,83 @@ def evaluate_export(
     models do not go together, `output` cannot be written, or a render is not finite.
     """
     output = epath.Path(output)
-    with processes.error_of_any():  # all that can be wrong is looked at before anything is computed
+    opened = prepare(config, checkpoint, output / "summary.json", beside, overwrite=overwrite)
+    eval_set, start = opened.eval_set, time.monotonic()
+    with jax.set_mesh(opened.mesh), processes.ending_at_once():
+        model, metrics, how = opened.load()
+        progress = processes.is_main()
+        evaluation = scoring.evaluate(model, eval_set, metrics=metrics, progress=progress, **how)
+        evaluation.check_finite()
+        shown = report.choose_scenes(evaluation)
+        some = eval_set.some([scene for scenes in shown.values() for scene in scenes])
+        pictures = scoring.render_scenes(model, some, **how)
+    scores = evaluation.summary()
+    if opened.beside:
+        scores["beside"] |= opened.about_beside()
+    summary = {
+        **dict.fromkeys(("psnr", "ssim", "lpips")),  # null, unless measured
+        **scores,
+        **opened.about(),
+        "command": command,
+        "config": config.to_dict(),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    if processes.is_main():
+        page = report.render_page(evaluation, summary, pictures, shown)
+        _write(output, summary, page, list(evaluation.rows()))
+    return summary
+
+
+class Opened(NamedTuple):
+    """All that an evaluation needs, looked at before anything is computed."""
+
+    settings: EvalConfig
+    mesh: Mesh
+    weights: epath.Path | None  # of LPIPS
+    export: _Export
+    beside: _Export | None
+    eval_set: EvalSet | HeldOutWorlds
+
+    def load(self) -> tuple[ViewSynthesisModel, scoring.Metrics, dict[str, Any]]:
+        """The model, the metrics, and what else `scoring.evaluate` and `render_scenes` take."""
+        lpips = {"lpips": replicate(self.mesh, load_lpips(self.weights))} if self.weights else {}
+        second = self.beside and self.beside.load(self.mesh)
+        how = {"beside": second, "put": functools.partial(shard_batch, self.mesh)}
+        return self.export.load(self.mesh), {**scoring.METRICS, **lpips}, how
+
+    def about(self) -> dict[str, Any]:
+        """What a summary says of the data, how it was shown, and to which model."""
+        return {
+            "lpips_skipped": None if self.weights else "eval.lpips is False",
+            **_evaluated_on(self.settings, self.eval_set),
+            **self.export.summary(),
+            "device": f"{self.mesh.size} × {self.mesh.devices.flat[0].device_kind}",
+        }
+
+    def about_beside(self) -> dict[str, Any]:
+        """What a summary says of the export beside, and how a table calls it."""
+        path = self.beside.path
+        label = "shipped weights" if path == SHIPPED else os.fspath(path)
+        return {"label": label, **self.beside.summary()}
+
+
+def prepare(
+    config: ml_collections.ConfigDict,
+    checkpoint: epath.PathLike,
+    result: epath.Path,
+    beside: epath.PathLike | None,
+    *,
+    overwrite: bool,
+) -> Opened:
+    """Opens what is evaluated; `result` is the file that is there once it is done.
+
+    Raises what `evaluate_export` says.
+    """
+    with processes.error_of_any():
         settings = section(config, "eval", EvalConfig)
-        if (output / "summary.json").exists() and not overwrite:
-            raise FileExistsError(f"{output} holds an evaluation; --overwrite replaces it")
-        processes.check_writable("--output", output)
+        if result.exists() and not overwrite:
+            raise FileExistsError(f"{result.parent} holds an evaluation; --overwrite replaces it")
+        processes.check_writable("--output", result.parent)
         weights = find_weights(settings.lpips_weights) if settings.lpips else None
         mesh = make_mesh(section(config, "mesh", MeshConfig))
         check_batch(mesh, "section eval", settings.batch_size, settings.num_inputs)
@@ -91,36 +163,7 @@ def evaluate_export(
         settings = _with_background(settings, data, export, other)
         worlds = section(config, "worlds", WorldsConfig) if "worlds" in config else WorldsConfig()
         eval_set = open_evaluation(data, worlds, settings, mesh)
-    start = time.monotonic()
-    with jax.set_mesh(mesh), processes.ending_at_once():
-        model, second = export.load(mesh), other and other.load(mesh)
-        lpips = {"lpips": replicate(mesh, load_lpips(weights))} if weights else {}
-        metrics, progress = {**scoring.METRICS, **lpips}, processes.is_main()
-        both = {"beside": second, "put": functools.partial(shard_batch, mesh)}
-        evaluation = scoring.evaluate(model, eval_set, metrics=metrics, progress=progress, **both)
-        evaluation.check_finite()
-        shown = report.choose_scenes(evaluation)
-        some = eval_set.some([scene for scenes in shown.values() for scene in scenes])
-        pictures = scoring.render_scenes(model, some, **both)
-    scores = evaluation.summary()
-    if other:
-        label = "shipped weights" if other.path == SHIPPED else os.fspath(other.path)
-        scores["beside"] |= {"label": label, **other.summary()}
-    summary = {
-        **dict.fromkeys(("psnr", "ssim", "lpips")),  # null, unless measured
-        **scores,
-        "lpips_skipped": None if weights else "eval.lpips is False",
-        **_evaluated_on(settings, eval_set),
-        "command": command,
-        "config": config.to_dict(),
-        **export.summary(),
-        "device": f"{mesh.size} × {mesh.devices.flat[0].device_kind}",
-        "seconds": round(time.monotonic() - start, 1),
-    }
-    if processes.is_main():
-        page = report.render_page(evaluation, summary, pictures, shown)
-        _write(output, summary, page, list(evaluation.rows()))
-    return summary
+    return Opened(settings, mesh, weights, export, other, eval_set)
 
 
 def _open_export(

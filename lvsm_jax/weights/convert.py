@@ -59,13 +59,22 @@ def from_state_dict(arrays: StateDict, **options: Any) -> ViewSynthesisModel:
     """
     arrays = _strip(arrays)
     architecture, num_layers = torch_names.architecture_and_layers(arrays)
+    halves = torch_names.halves_of(arrays)
+    if not torch_names.is_published(architecture, halves):
+        raise UserError(f"{architecture} with weights of halves, which no published program has")
+    arrays = {
+        name: array
+        for name, array in arrays.items()
+        if not torch_names.is_unused(name, architecture, halves)
+    }
     check_options(CONFIGS[architecture], options)
     shapes = {name: array.shape for name, array in arrays.items()}
-    sizes = torch_names.sizes_of(architecture, shapes)
-    config = CONFIGS[architecture](num_layers=num_layers, **sizes.fields, **options)
+    sizes = torch_names.sizes_of(architecture, shapes, halves)
+    variant = {} if halves == "joint" else {"halves": halves}
+    config = CONFIGS[architecture](num_layers=num_layers, **sizes.fields, **variant, **options)
     template = abstract_model(config)
     leaves = named_leaves(template)
-    weights = torch_names.weights_of(architecture, num_layers)
+    weights = torch_names.weights_of(architecture, num_layers, halves)
     expected = {
         name: _torch_shape(weight, leaves)
         for name, weight in weights.items()
@@ -90,12 +99,14 @@ def to_state_dict(model: ViewSynthesisModel) -> dict[str, Shaped[np.ndarray, "..
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         is_variant = field.name in config.structure and field.name not in torch_names.SIZES
+        if field.name == "halves" and torch_names.is_published(architecture, value):
+            continue
         if is_variant and value != field.default:
             only = f"no published program has such a model, only those with {field.default!r}"
             raise UserError(f"model.{field.name} is {value!r}: {only}")
     leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(model).items()}
     arrays = {}
-    weights = torch_names.weights_of(architecture, config.num_layers)
+    weights = torch_names.weights_of(architecture, config.num_layers, config.halves)
     for torch_name, weight in weights.items():
         parts = [leaves[name] for name in weight.names]
         if weight.layer is not None:

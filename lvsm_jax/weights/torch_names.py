@@ -1,4 +1,6 @@
-"""Names of weights in the published PyTorch programs, by architecture.
+"""Names of weights in the published PyTorch programs, by architecture, and by its halves.
+
+Those with decoupled halves are of SSD-LVSM's program, the others of LVSM's and Efficient-LVSM's.
 
 A weight of a torch `Linear` is `[out, in]`; ours is `[in, out]`, with the layers stacked first.
 Names are those of `state_dict` in the published checkpoints. In the tables each stands beside our
@@ -39,6 +41,24 @@ _SINGLE = {
 
 ARCHITECTURES = tuple(_SINGLE)
 
+_HALVES = {
+    "image_tokenizer.1.weight": "input_tokenizer.colors.kernel",
+    "pose_tokenizer.1.weight": "input_tokenizer.rays.kernel",
+    "decoder_norm_i.weight": "head_norm.colors.scale",
+    "decoder_norm_p.weight": "head_norm.rays.scale",
+    "decoder_linear.weight": "head.kernel",
+}
+_TARGET_RAYS, _HALVES_LATENTS = "target_pose_tokenizer.1.weight", "scene_latents"
+_HALVES_SINGLE = {
+    "LVSMDecoderOnly": {**_HALVES, "transformer_input_layernorm.weight": "norm.scale"},
+    "LVSMEncoderDecoder": {
+        **_HALVES,
+        _HALVES_LATENTS: "latents",
+        _TARGET_RAYS: "target_tokenizer.rays.kernel",
+        "transformer_input_layernorm_decoder.weight": "decoder_norm.scale",
+    },
+}
+
 # Weights of a layer; of two arrays of ours the rows stand one after the other there.
 _ENCODER_LAYER = {
     "attn.to_qkv.weight": "self_attention.to_q.kernel self_attention.to_kv.kernel",
@@ -61,6 +81,36 @@ _DECODER_LAYER = {
     "cross_attn.k_norm.weight": "cross_attention.k_norm.scale",
     "mlp.mlp.0.weight": "mlp.up.kernel",
     "mlp.mlp.2.weight": "mlp.down.kernel",
+}
+
+_HALVES_LAYER = {
+    "normI1.weight": "norm1.colors.scale",
+    "normP1.weight": "norm1.rays.scale",
+    "normI2.weight": "norm2.colors.scale",
+    "normP2.weight": "norm2.rays.scale",
+    "attn.to_qk.weight": "self_attention.to_q.kernel self_attention.to_kv.keys.kernel",
+    "attn.to_vI.weight": "self_attention.to_kv.values.colors.kernel",
+    "attn.to_vP.weight": "self_attention.to_kv.values.rays.kernel",
+    "attn.fc_I.weight": "self_attention.out.colors.kernel",
+    "attn.fc_P.weight": "self_attention.out.rays.kernel",
+    "attn.q_norm.weight": "self_attention.q_norm.scale",
+    "attn.k_norm.weight": "self_attention.k_norm.scale",
+    "mlp_I.mlp.0.weight": "mlp.colors.up.kernel",
+    "mlp_I.mlp.2.weight": "mlp.colors.down.kernel",
+    "mlp_P.mlp.0.weight": "mlp.rays.up.kernel",
+    "mlp_P.mlp.2.weight": "mlp.rays.down.kernel",
+}
+_FILM_LAYER = {
+    "film_norm_P.weight": "film.norm_rays.scale",
+    "film_generator.weight": "film.rays_to_colors.kernel",
+    "film_generator.bias": "film.rays_to_colors.bias",
+    "film_norm_I.weight": "film.norm_colors.scale",
+    "film_generator_i2p.weight": "film.colors_to_rays.kernel",
+    "film_generator_i2p.bias": "film.colors_to_rays.bias",
+}
+_HALVES_LAYERS = {
+    "decoupled": _HALVES_LAYER,
+    "decoupled_film": {**_HALVES_LAYER, **_FILM_LAYER},
 }
 
 # Stacks of layers, by which an architecture is recognised and its depth counted: the prefixes
@@ -86,16 +136,37 @@ class Weight(NamedTuple):
     transposed: bool = True  # whether a matrix is `[out, in]` there and `[in, out]` here
 
 
-def weights_of(architecture: str, num_layers: int) -> dict[str, Weight]:
+def is_published(architecture: str, halves: str) -> bool:
+    """Whether there is a program with weights of such a model."""
+    return architecture in (_SINGLE if halves == "joint" else _HALVES_SINGLE)
+
+
+def halves_of(names: Iterable[str]) -> str:
+    """Which of `models.halves.HALVES` a model with such names has."""
+    parts = {part for name in names for part in name.split(".")}
+    if "to_qk" not in parts:
+        return "joint"
+    return "decoupled_film" if "film_generator" in parts else "decoupled"
+
+
+def is_unused(name: str, architecture: str, halves: str) -> bool:
+    """Whether the program has this weight and never reads it."""
+    return name == _TARGET_RAYS and architecture == "LVSMDecoderOnly" and halves != "joint"
+
+
+def weights_of(architecture: str, num_layers: int, halves: str = "joint") -> dict[str, Weight]:
     """All weights of a published architecture, by their names in a state dict."""
+    single = (_SINGLE if halves == "joint" else _HALVES_SINGLE)[architecture]
     weights = {
-        name: Weight([ours], transposed=name != _LATENTS)
-        for name, ours in _SINGLE[architecture].items()
+        name: Weight([ours], transposed=name not in (_LATENTS, _HALVES_LATENTS))
+        for name, ours in single.items()
     }
     for there, here, table in _STACKS[architecture]:
+        last_apart = table is _LVSM_LAYER  # the last layer stands by itself in ours
+        table = _HALVES_LAYERS.get(halves, table)
         for layer in range(num_layers):
             stack, index = here, layer
-            if table is _LVSM_LAYER:  # the last one stands by itself in ours
+            if last_apart:
                 is_last = layer == num_layers - 1
                 stack, index = (f"{here}.last", None) if is_last else (f"{here}.blocks", layer)
             for name, ours in table.items():
@@ -137,6 +208,13 @@ _PATCHES = {
     "image_token_decoder.1.weight": (0, 3),
 }
 
+_HALVES_PATCHES = {
+    "image_tokenizer.1.weight": (1, 3),
+    "pose_tokenizer.1.weight": (1, 6),
+    _TARGET_RAYS: (1, 6),
+    "decoder_linear.weight": (0, 3),
+}
+
 # Fields of a configuration that are inferred from weights, beside `num_layers`: by a vote of those
 # of such names and number of dimensions, as the shape that is expected of them.
 _RULES = {
@@ -151,6 +229,18 @@ _RULES = {
     "num_latents": (_LATENTS, 2, "[num_latents, width]"),
 }
 
+_HALVES_RULES = {
+    "width": (r"(transformer_input_layernorm(_decoder)?|.*\.to_qk)\.weight", None, "[..., width]"),
+    "head_dim": _RULES["head_dim"],
+    "patch_size": (
+        "|".join(map(re.escape, _HALVES_PATCHES)),
+        2,
+        "3·p² columns (colours), 6·p² columns (rays) or 3·p² rows (head), of a whole p",
+    ),
+    "mlp_ratio": (r".*\.mlp_[IP]\.mlp\.[02]\.weight", 2, "a multiple of half the width"),
+    "num_latents": (_HALVES_LATENTS, 2, "[num_latents, width]"),
+}
+
 SIZES = ("num_layers", *_RULES)  # the other fields are variants of a model
 
 
@@ -162,31 +252,36 @@ class Sizes(NamedTuple):
     unknown: re.Pattern[str]  # matches names of weights whose shapes depend on unknown sizes
 
 
-def _size(field: str, name: str, shape: Shape, width: int) -> int | float:
+def _size(field: str, name: str, shape: Shape, width: int, halves: str) -> int | float:
     """A field as a weight says it, which should be a whole number of at least 1."""
+    joint = halves == "joint"
     match field:
+        case "width":
+            return shape[0 if joint else -1]
         case "head_dim":
             return shape[0] if shape[0] and width % shape[0] == 0 else 0
         case "patch_size":
-            axis, channels = _PATCHES[name]
+            axis, channels = (_PATCHES if joint else _HALVES_PATCHES)[name]
             return math.sqrt(shape[axis] / channels)
         case "mlp_ratio":
-            return shape[0 if name.endswith("0.weight") else 1] / width
+            hidden = shape[0 if name.endswith("0.weight") else 1]
+            return hidden / (width if joint else width / 2)
     return shape[0]
 
 
-def sizes_of(architecture: str, shapes: Mapping[str, Shape]) -> Sizes:
+def sizes_of(architecture: str, shapes: Mapping[str, Shape], halves: str = "joint") -> Sizes:
     """Sizes of an architecture, each by a majority vote of its weights."""
     fields: dict[str, int] = {}
     complaints, unknown = [], []
-    for field, (names, dimensions, expected) in _RULES.items():
+    rules = _RULES if halves == "joint" else _HALVES_RULES
+    for field, (names, dimensions, expected) in rules.items():
         if field == "num_latents" and architecture != "LVSMEncoderDecoder":
             continue
         there = {name: shape for name, shape in shapes.items() if re.fullmatch(names, name)}
         sizes = [
-            _size(field, name, shape, fields.get("width", 1))
+            _size(field, name, shape, fields.get("width", 1), halves)
             for name, shape in there.items()
-            if len(shape) == dimensions
+            if len(shape) == (dimensions or len(shape) or 1)
         ]
         votes = collections.Counter(int(size) for size in sizes if size >= 1 and size % 1 == 0)
         fields[field] = votes.most_common(1)[0][0] if votes else 1

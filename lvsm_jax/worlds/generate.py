@@ -46,8 +46,12 @@ def make_worlds(
     height: int,
     width: int,
     complexity: Float[Array, ""] | float = 1.0,
+    zooms: tuple[tuple[int, float], ...] = (),
 ) -> Worlds:
     """Makes one scene of each key.
+
+    `zooms` are a position on the path and a factor of its focal lengths each: pictures that follow
+    those of the path, and are exposed as they are.
 
     A scene depends on its key, the arguments and nothing else: it is the same bit by bit in any
     batch, and on any device of one kind. `complexity`, from 0 to 1, may be traced: more of
@@ -55,7 +59,7 @@ def make_worlds(
     """
 
     def make(key, growth):
-        return _make_scene(key, config, views, height, width, growth)
+        return _make_scene(key, config, views, height, width, growth, zooms)
 
     images, c2w, fxfycxcy, depth = make_each(make, keys, config, complexity)
     return Worlds(images, Cameras(c2w, fxfycxcy), depth)
@@ -100,14 +104,20 @@ def _map_scenes(make, keys, at_once: int, one):
     return jax.tree.map(lambda x: x[:number], made)
 
 
-def _make_scene(key, config, views, height, width, complexity):
+def _make_scene(key, config, views, height, width, complexity, zooms):
     layout_key, camera_key = jax.random.split(key)
     scene, stage = lay_out(layout_key, config, complexity)
     c2w, fxfycxcy = draw_cameras(
         Dice(camera_key), scene, stage, config, complexity, views, height, width
     )
+    for position, factor in zooms:
+        zoomed = fxfycxcy[position] * jnp.array([factor, factor, 1.0, 1.0])
+        c2w, fxfycxcy = (
+            jnp.concatenate([all_, one[None]])
+            for all_, one in ((c2w, c2w[position]), (fxfycxcy, zoomed))
+        )
     radiance, depth = render(scene, c2w, fxfycxcy, height, width, config)
-    return develop(radiance), c2w, fxfycxcy, depth
+    return develop(radiance, radiance[:views]), c2w, fxfycxcy, depth
 
 
 def draw_kind(key: Key[Array, ""], config: WorldsConfig) -> Int[Array, ""]:
@@ -132,13 +142,15 @@ def lay_out(key: Key[Array, ""], config: WorldsConfig, complexity) -> tuple[Scen
 
 
 def develop(
-    radiance: Float[Array, "n h w 3"], there: Bool[Array, "n h w"] | None = None
+    radiance: Float[Array, "n h w 3"],
+    path: Float[Array, "k h w 3"],
+    there: Bool[Array, "k h w"] | None = None,
 ) -> UInt8[Array, "n h w 3"]:
-    """Pictures of 8 bits, all exposed alike: by the bright and the middling parts of all views.
+    """Pictures of 8 bits, all exposed alike: by the bright and the middling parts of the path.
 
     Where given, by pixels of what is `there` alone.
     """
-    luminance = (radiance * jnp.array(_LUMINANCE)).sum(-1).reshape(-1)
+    luminance = (path * jnp.array(_LUMINANCE)).sum(-1).reshape(-1)
     step = max(1, luminance.size // _METERED)
     levels = jnp.array([50.0, 92.0])
     if there is None:

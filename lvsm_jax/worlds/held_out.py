@@ -13,6 +13,7 @@ from jaxtyping import Array, Int32, Int64
 from lvsm_jax.batch import Batch
 from lvsm_jax.common.config import WORLD_TARGETS, DataConfig, EvalConfig
 from lvsm_jax.models.cameras import Cameras
+from lvsm_jax.scenes.placing import place_inputs
 from lvsm_jax.worlds.config import WorldsConfig
 from lvsm_jax.worlds.generate import Worlds
 from lvsm_jax.worlds.sampling import sample_at
@@ -20,6 +21,9 @@ from lvsm_jax.worlds.stream import Block, by_scene, render
 from lvsm_jax.worlds.visibility import count_seen
 
 SEED = 0  # whatever `run.seed` is, so that runs compare
+
+# Focal lengths of targets over those of their places on the path: wider, and longer.
+LENSES = (0.7, 1.4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,9 @@ class HeldOutWorlds:
     block: Block
     evaluation: EvalConfig
     rows: Int64[np.ndarray, " s"]  # numbers of the worlds
+    lens: float | None = None  # of targets, of `LENSES`: factor of focal lengths; None for 1
+    # Renderings by block and worlds, shared by sets that show the same worlds otherwise.
+    kept: dict[tuple, Worlds] | None = None
 
     @property
     def scenes(self) -> Names:
@@ -63,14 +70,29 @@ class HeldOutWorlds:
         size = self.evaluation.batch_size
         shown = [place_views(dataclasses.replace(self.evaluation, num_inputs=n)) for n in counts]
         normalization = self.evaluation.camera_normalization
+        block = self.block
+        if self.lens is not None:
+            targets = shown[0][1]  # they do not depend on the inputs
+            first, number = block.views, WORLD_TARGETS * LENSES.index(self.lens)
+            zooms = tuple((target, lens) for lens in LENSES for target in targets)
+            block = dataclasses.replace(block, zooms=zooms)
+            targets = tuple(range(first + number, first + number + WORLD_TARGETS))
+            shown = [(inputs, targets) for inputs, _ in shown]
         for first in range(0, len(self.rows), size):
             places = np.arange(first, first + size)
             scenes = self.rows[np.minimum(places, len(self.rows) - 1)].astype(np.int32)
-            made = render(self.block, "evaluation", SEED, scenes)
+            made = self._render(block, scenes)
             batches = [
                 _draw(one, normalization, made, scenes, places < len(self.rows)) for one in shown
             ]
             yield tuple(jax.tree.map(host_rows, batch) for batch in batches)
+
+    def _render(self, block: Block, scenes: Int32[np.ndarray, " b"]) -> Worlds:
+        kept = {} if self.kept is None else self.kept
+        which = block, *scenes.tolist()
+        if which not in kept:
+            kept[which] = render(block, "evaluation", SEED, scenes)
+        return kept[which]
 
 
 def open_worlds(
@@ -89,17 +111,13 @@ Places = tuple[tuple[int, ...], tuple[int, ...]]
 def place_views(evaluation: EvalConfig) -> Places:
     """Positions of inputs and targets on the path of `world_views` views.
 
-    Targets lie in the middle of equal parts of the path. Of the other views the inputs are evenly
-    spaced, ends included, or neighbours in the middle; one input is the middle one.
+    Targets lie in the middle of equal parts of the path; `place_inputs` takes of the other views.
     """
     views, count = evaluation.world_views, evaluation.num_inputs
     targets = ((np.arange(WORLD_TARGETS) + 0.5) * views / WORLD_TARGETS).astype(int)
     others = np.setdiff1d(np.arange(views), targets)
-    first = (len(others) - count) // 2
-    chosen = np.arange(first, first + count)
-    if evaluation.world_inputs == "spread" and count > 1:
-        chosen = np.linspace(0, len(others) - 1, count).round().astype(int)
-    return tuple(others[chosen].tolist()), tuple(targets.tolist())
+    inputs = place_inputs(others.tolist(), count, evaluation.world_inputs)
+    return tuple(inputs), tuple(targets.tolist())
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

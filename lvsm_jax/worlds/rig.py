@@ -81,7 +81,9 @@ def _make_object(
     one_ray = dataclasses.replace(config, samples=1)
     radiance, depth = render(scene, poses, intrinsics, *finer, one_ray)
     there = jnp.isfinite(depth)
-    colours = jnp.where(there[..., None], develop(radiance, there).astype(jnp.float32), 0.0)
+    colours = jnp.where(
+        there[..., None], develop(radiance, radiance, there).astype(jnp.float32), 0.0
+    )
 
     def pixels(x: Array) -> Array:
         """Sums over the rays of each pixel."""

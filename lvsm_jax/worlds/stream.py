@@ -39,6 +39,7 @@ class Block:
     width: int
     with_depth: bool = False
     on_rig: bool = False  # objects with transparency, from all views of a rig
+    zooms: tuple[tuple[int, float], ...] = ()  # further pictures, see `generate.make_worlds`
 
 
 def world_batches(
@@ -118,10 +119,10 @@ def render_block(
 
     def on_device(scenes: Int32[Array, " s"], *which: Array) -> Worlds:
         *which, complexity = which
-        size = {"views": block.views, "height": block.height, "width": block.width}
+        size = {name: getattr(block, name) for name in ("views", "height", "width", "zooms")}
         keys = jax.vmap(functools.partial(_key, *which))(scenes)
         if block.on_rig:
-            del size["views"]
+            size = {name: size[name] for name in ("height", "width")}
             return make_objects(keys, block.config, **size, complexity=complexity)
         made = make_worlds(keys, block.config, **size, complexity=complexity)
         return made if block.with_depth else dataclasses.replace(made, depth=None)

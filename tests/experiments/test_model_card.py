@@ -10,9 +10,10 @@ from PIL import Image
 
 import lvsm_jax
 from experiments import model_card
-from experiments.card_sets import photo_sets, place_inputs
+from experiments.card_sets import photo_sets
 from lvsm_jax.common.config import DataConfig
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.scenes.placing import place_inputs
 from tests.helpers.tiny_export import save_tiny_export
 
 LENGTHS = {"castle": 21, "fountain": 9}  # two windows of ten, and none

@@ -51,6 +51,8 @@ CONFIG_FILES = [
         ("own_256", "EfficientLVSM", 199.56),
         ("own_256:shipped", "EfficientLVSM", 2.07),
         ("copy_head:regressed", "EfficientLVSM", 1.52),
+        ("beyond_arms", "EfficientLVSM", 1.52),
+        ("beyond_arms:decoupled_film", "EfficientLVSM", 1.02),
         ("arms", "EfficientLVSM", 1.52),
         ("arms:prope", "EfficientLVSM", 1.48),
         ("side_by_side:LVSMDecoderOnly", "LVSMDecoderOnly", 1.33),

@@ -1,0 +1,65 @@
+"""What goes past the published recipe, in equal FLOPs, on worlds of 32 px.
+
+    python train.py --config=experiments/configs/beyond_arms.py:decoupled_both --workdir=runs/both
+    lvsm eval --config=experiments/configs/beyond_arms.py:decoupled_both \
+        --checkpoint=runs/both/export --panel
+
+The name after the colon is an arm:
+
+- `published`: rays in the tokens, two inputs in every step;
+- `rays`: the same with 1, 2, 4 or 8 inputs, as all arms after it;
+- `rays_relative`: and relative cameras in the attention, by PRoPE;
+- `copies`: and a head that copies, which the worlds' depth teaches where to look;
+- `decoupled_rays`, `decoupled_relative`, `decoupled_both`: tokens in decoupled halves, with rays,
+  with relative cameras, with both;
+- `decoupled_film`: the last of these, whose halves modulate each other.
+
+Steps are so many that training takes the FLOPs of `published`, by `cost.flops`. For equal time,
+measure the seconds of a step in turns (`experiments.runs.measure_steps`), and set
+`--config.run.num_steps`. What rendering worlds costs is the same in each step, and in neither.
+"""
+
+from typing import Any
+
+import ml_collections
+
+from configs import worlds_64
+from experiments.configs.arms import steps_of_like_cost
+
+_VARIED = {"data.input_counts": (1, 2, 4, 8)}
+_BOTH = _VARIED | {"model.camera_encoding": "plucker_prope"}
+_DECOUPLED = {"model.halves": "decoupled"}
+
+ARMS: dict[str, dict[str, Any]] = {
+    "published": {},
+    "rays": _VARIED,
+    "rays_relative": _BOTH,
+    "copies": _BOTH | {"model.copy_head": True, "loss.points": 0.5},
+    "decoupled_rays": _VARIED | _DECOUPLED,
+    "decoupled_relative": _VARIED | _DECOUPLED | {"model.camera_encoding": "prope"},
+    "decoupled_both": _BOTH | _DECOUPLED,
+    "decoupled_film": _BOTH | {"model.halves": "decoupled_film"},
+}
+
+
+def get_config(arm: str = "published") -> ml_collections.ConfigDict:
+    """Width 128, 3 layers, patches of 8, float32."""
+    if arm not in ARMS:
+        raise ValueError(f"arm is {arm!r}, expected one of {tuple(ARMS)}")
+    config = _config(arm)
+    config.run.num_steps = steps_of_like_cost(config, _config("published"))
+    return config
+
+
+def _config(name: str) -> ml_collections.ConfigDict:
+    config = worlds_64.get_config()
+    config.model.update(camera_encoding="plucker", copy_head=False)
+    config.loss.points = 0.0
+    config.data.update(image_height=32, num_inputs=2, input_counts=(), scale_jitter=1.0)
+    config.run.update(num_steps=400, batch_size=8, cpu_devices=1, checkpoint_every=100)
+    config.run.update(eval_every=0, image_every=0, layers_every=0)
+    config.eval.update(batch_size=8)
+    for field, value in ARMS[name].items():
+        section, field = field.split(".")
+        config[section][field] = value
+    return config
