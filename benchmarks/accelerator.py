@@ -45,7 +45,12 @@ from lvsm_jax.models.attention import attention
 from lvsm_jax.models.layers import REMAT_POLICIES
 from lvsm_jax.training.frozen_networks import NO_NETWORKS, Frozen
 from lvsm_jax.training.losses import LossConfig
-from lvsm_jax.training.train_state import TrainingConfig, new_state, train_step
+from lvsm_jax.training.train_state import (
+    TrainingConfig,
+    compiler_options,
+    new_state,
+    train_step,
+)
 from lvsm_jax.worlds import stream
 from lvsm_jax.worlds.config import WorldsConfig
 
@@ -160,8 +165,10 @@ def measure_row(row: Row, seconds: float, chip: Chip | None) -> Report:
     """Compiles, calls once to warm up, and takes the median of calls of about `seconds`."""
     function, args, flops = row.prepare()
     start = time.perf_counter()
-    donated = {"donate_argnums": 0} if row.carries_state else {}
-    compiled = jax.jit(function, **donated).lower(*args).compile()
+    how = {"donate_argnums": 0} if row.carries_state else {}
+    if row.group == "train":
+        how["compiler_options"] = compiler_options(jax.default_backend())
+    compiled = jax.jit(function, **how).lower(*args).compile()
     compile_seconds = time.perf_counter() - start
     times: list[float] = []
     while not times or (sum(times[1:]) < seconds and len(times) < 100):

@@ -18,7 +18,7 @@ _LAYERS = {  # a quarter of the published
     "LVSMDecoderOnly": {"num_layers": 6, "targets_at_once": 0},
     # 1.5 latents for each token of two inputs, as published at 256 px.
     "LVSMEncoderDecoder": {"num_layers": 3, "num_latents": 192, "targets_at_once": 0},
-    "GSLRM": {"num_layers": 6, **gs_lrm_64.GAUSSIANS, "tile_size": 8, "pairs_per_gaussian": 8.0},
+    "GSLRM": {"num_layers": 6, **gs_lrm_64.GAUSSIANS, "tile_size": 8, "pairs_per_gaussian": 12.0},
 }
 
 

@@ -10,8 +10,9 @@ published model had; `re10k_512.py` is the second stage.
 Hardware: one process with all its devices. The published batch of 512 scenes wants 64 A100s; on
 one, `--config.run.batch_size=8`, or the whole batch with `--config.run.grad_accumulation=64`.
 199 M parameters in float32 with AdamW take 3.2 GB, and 8 scenes 8 GB in all, which fits a v5e.
-GPUs of 24 GB and more are faster with `configs/re10k_256.py:gpu`, which keeps more and unrolls the
-layers: 21 GB for 8 scenes (docs/developers/gpus.md).
+GPUs are faster with `configs/re10k_256.py:gpu`, which recomputes nothing and unrolls the layers:
+30 GB for 8 scenes; those of 24 GB with `:gpu24`, which recomputes norms and GELUs
+(docs/developers/gpus.md).
 Cost: 3.7 PFLOP a step (`cost/flops.py`), 34 A100-days for 100 k steps at 40 % of 312 TFLOP/s,
 and what the perceptual loss takes (docs/training.md).
 Expected score, as published with REPA: PSNR 28.93, SSIM 0.895, LPIPS 0.102 with 2 inputs.
@@ -22,8 +23,8 @@ import ml_collections
 from configs import base
 
 # What the backward pass recomputes, and whether layers are unrolled: that fits any device, or that
-# is fast on GPUs. The compilers of TPUs take long for unrolled layers.
-_DEVICES = {"any": ("full", False), "gpu": ("dots", True)}
+# is fast on GPUs, of 24 GB or more. The compilers of TPUs take long for unrolled layers.
+_DEVICES = {"any": ("full", False), "gpu24": ("dots", True), "gpu": ("none", True)}
 
 
 def get_config(device: str = "any") -> ml_collections.ConfigDict:

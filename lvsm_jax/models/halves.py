@@ -37,7 +37,7 @@ def each_half(config: Any, make: Callable[[int], nnx.Module]) -> nnx.Module:
 
 
 class KeysValues(nnx.Module):
-    """Keys and values `[*batch, 2·d]` by two maps, as one map of both would make them."""
+    """Keys and values by two maps, as one map of both makes them."""
 
     def __init__(self, keys: nnx.Module, values: nnx.Module):
         self.keys, self.values = keys, values
@@ -47,9 +47,12 @@ class KeysValues(nnx.Module):
         """In which they are computed."""
         return self.keys.dtype
 
-    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:
-        """Keys first."""
-        return jnp.concatenate([self.keys(x), self.values(x)], axis=-1)
+    def in_parts(
+        self, x: Float[Array, "*batch d"], parts: int
+    ) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch d"]]:
+        """Keys and values: two parts, as `Linear.in_parts` cuts one map of both."""
+        assert parts == 2
+        return self.keys(x), self.values(x)
 
 
 class Film(nnx.Module):

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.attention import SAVED_ATTENTION, attention, attention_entropy
 from lvsm_jax.models.halves import Film, KeysValues, each_half
+from lvsm_jax.models.norms import LayerNorm, RMSNorm, gelu
 from lvsm_jax.models.prope import Positions, SequencePositions
 from lvsm_jax.models.sharded_attention import sharded_attention
 from lvsm_jax.parallel.mesh import axes_of, reshard, sharded_like
@@ -27,39 +28,6 @@ Places = Positions | SequencePositions | None  # of tokens; None where attention
 
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "dots", "full")
-
-
-class LayerNorm(nnx.Module):
-    """LayerNorm with statistics in float32."""
-
-    def __init__(self, size: int, *, scale: bool, bias: bool = False, eps: float = 1e-5):
-        self.eps = eps
-        self.scale = nnx.Param(jnp.ones(size)) if scale else None
-        self.bias = nnx.Param(jnp.zeros(size)) if bias else None
-
-    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        """Normalises the last dimension."""
-        y = x.astype(jnp.float32)
-        y = y - y.mean(axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.eps)
-        if self.scale is not None:
-            y = y * self.scale[...]
-        if self.bias is not None:
-            y = y + self.bias[...]
-        return y.astype(x.dtype)
-
-
-class RMSNorm(nnx.Module):
-    """RMSNorm with a learned scale, eps 1e-5, statistics in float32."""
-
-    def __init__(self, size: int):
-        self.scale = nnx.Param(jnp.ones(size))
-
-    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
-        """Normalises the last dimension."""
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + 1e-5)
-        return (y * self.scale[...]).astype(x.dtype)
 
 
 class Linear(nnx.Module):
@@ -81,17 +49,27 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:
         """Maps the last dimension."""
-        kernel, x = self.kernel[...].astype(self.dtype), x.astype(self.dtype)
+        y = self._product(x, self.kernel[...])
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+    def in_parts(self, x: Float[Array, "*batch d"], parts: int) -> tuple[Array, ...]:
+        """The map without its bias, its result in equal parts along the last dimension.
+
+        The weights are cut, which are small: to cut the result would be a copy of each part, and
+        its gradient another.
+        """
+        return tuple(self._product(x, part) for part in jnp.split(self.kernel[...], parts, axis=1))
+
+    def _product(self, x: Float[Array, "*batch d"], kernel: Array) -> Float[Array, "*batch e"]:
+        kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
         *axes, _ = axes_of(x)
         if any(axes[1:]):
-            y = _matmul(x, kernel)  # dimensions that are both cut cannot be made one
-        else:
-            # Two dimensions only: on CPUs the gradient of a matmul with more is 2.5 times as slow.
-            rows = _matmul(x.reshape(-1, x.shape[-1]), kernel)
-            # Left to itself, JAX may hand a mesh axis of size one to another dimension.
-            out = sharded_like(x, *axes)
-            y = rows.reshape((*x.shape[:-1], rows.shape[-1]), out_sharding=out)
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+            return _matmul(x, kernel)  # dimensions that are both cut cannot be made one
+        # Two dimensions only: on CPUs the gradient of a matmul with more is 2.5 times as slow.
+        rows = _matmul(x.reshape(-1, x.shape[-1]), kernel)
+        # Left to itself, JAX may hand a mesh axis of size one to another dimension.
+        out = sharded_like(x, *axes)
+        return rows.reshape((*x.shape[:-1], rows.shape[-1]), out_sharding=out)
 
 
 @jax.custom_vjp
@@ -169,8 +147,10 @@ class Attention(nnx.Module):
 
     def keys_values(self, tokens: Float[Array, "*batch s d"], positions: Places = None) -> DenseKV:
         """What queries read of the tokens."""
-        kv = self.to_kv(tokens)
-        k, v = einops.rearrange(kv, "... (two m c) -> two ... m c", two=2, c=self.head_dim)
+        k, v = (
+            einops.rearrange(part, "... (m c) -> ... m c", c=self.head_dim)
+            for part in self.to_kv.in_parts(tokens, 2)
+        )
         k = k if self.k_norm is None else self.k_norm(k)
         if positions is not None:
             k, v = positions.to_keys(k), positions.to_keys(v)
@@ -217,7 +197,7 @@ class MLP(nnx.Module):
         """Applies the two maps."""
         # The GELU is in float32: fused with the matmul before, TPUs write that to memory as well.
         hidden = jax.lax.optimization_barrier(self.up(x))
-        return self.down(jax.nn.gelu(hidden, approximate=False))
+        return self.down(gelu(hidden))
 
 
 class TransformerBlock(nnx.Module):
@@ -383,6 +363,7 @@ def scan_layers(
         )
         return (carry, kept), output
 
+    layers = _cast_linear(layers)
     state = carry, tuple(jnp.zeros_like(carry) for _ in taps)
     count = len(jax.tree.leaves(layers)[0])
     xs = jnp.arange(1, count + 1), layers
@@ -391,6 +372,20 @@ def scan_layers(
     step = recomputed(tapped, remat, prevent_cse=unroll or count == 1)
     (carry, kept), outputs = jax.lax.scan(step, state, xs, unroll=unroll)
     return carry, outputs, kept
+
+
+def _cast_linear(layers: Any) -> Any:
+    """Weights of linear layers in the dtype that they compute in: cast for all layers at once.
+
+    Cut out of the stack in float32, each layer's would be copied before they are cast.
+    """
+
+    def cast(node: Any) -> Any:
+        if not isinstance(node, Linear):
+            return node
+        return jax.tree.map(lambda x: x.astype(node.dtype), node)
+
+    return jax.tree.map(cast, layers, is_leaf=lambda node: isinstance(node, Linear))
 
 
 def recomputed(function: Callable, remat: str, *, prevent_cse: bool = True) -> Callable:

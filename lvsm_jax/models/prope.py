@@ -137,10 +137,36 @@ def _angles(rows: int, columns: int, head_dim: int) -> tuple[Array, Array]:
     return jnp.cos(angles), jnp.sin(angles)
 
 
+@jax.custom_vjp
 def _apply(
     x: Float[Array, "b v n m c"], matrix: Array | None, cos: Array, sin: Array
 ) -> Float[Array, "b v n m c"]:
-    """The matrix on the first half of the channels, by fours; rotations on the second, by pairs."""
+    """The matrix on the first half of the channels, by fours; rotations on the second, by pairs.
+
+    Computed in float32, and one pass over memory in the dtype of `x`, in both directions: left to
+    itself, XLA writes the norm before it, and parts of its gradient, in float32.
+    """
+    return _turned(jax.lax.optimization_barrier(x), matrix, cos, sin)
+
+
+def _apply_forward(x: Array, *positions: Any) -> tuple[Array, tuple]:
+    return _apply(x, *positions), (x, positions)
+
+
+def _apply_backward(saved: tuple, g: Array) -> tuple:
+    x, positions = saved
+    matrix, cos, sin = positions
+    to_x = _turned(g, None if matrix is None else matrix.mT, cos, -sin)
+    _, to_positions = jax.vjp(lambda *positions: _turned(x, *positions), *positions)
+    return jax.lax.optimization_barrier(to_x), *to_positions(g)
+
+
+_apply.defvjp(_apply_forward, _apply_backward)
+
+
+def _turned(
+    x: Float[Array, "b v n m c"], matrix: Array | None, cos: Array, sin: Array
+) -> Float[Array, "b v n m c"]:
     camera, patches = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     half = camera.shape
     if matrix is not None:

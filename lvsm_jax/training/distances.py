@@ -29,13 +29,13 @@ def distance_loss(
     return jnp.square(distances - jax.lax.stop_gradient(wanted)).mean()
 
 
-def depth_loss(distances: Float[Array, "b v h w"], inputs: Views) -> Float[Array, ""]:
-    """Mean difference of 1 / distance from that of the depth which the inputs have.
+def depth_loss(distances: Float[Array, "b v h w"], inputs: Views, far: float) -> Float[Array, ""]:
+    """Mean |log(distance / true distance)| of the depth that the inputs have.
 
-    In reciprocals an error counts by the pixels that it moves what is seen from beside, and the sky
-    is at 0.
+    In logarithms, scenes of any size count alike. What is farther than `far`, in scene units, as
+    the sky is, is taken to be there.
     """
     _, directions = rays(inputs.cameras, *inputs.depth.shape[-2:])
     ahead = jnp.asarray(inputs.cameras.c2w)[..., None, None, :3, 2]
-    wanted = (directions * ahead).sum(-1) / inputs.depth
-    return jnp.abs(1 / distances - wanted).mean()
+    wanted = jnp.minimum(inputs.depth / (directions * ahead).sum(-1), far)
+    return jnp.abs(jnp.log(distances) - jnp.log(wanted)).mean()

@@ -28,8 +28,8 @@ class LossConfig:
         points: distance between the points that a copying head copies from the inputs and those
             that the targets show: it teaches the head where to look. Needs `model.copy_head`, and
             counts on worlds, whose depth is known. See `training.copied_points`.
-        depth: of GSLRM, difference of the reciprocal distances of Gaussians from the true ones of
-            their pixels; it counts on worlds, whose depth is known, in all steps. See
+        depth: of GSLRM, difference of the logarithms of the distances of Gaussians from the true
+            ones of their pixels; it counts on worlds, whose depth is known, in all steps. See
             `training.distances`.
         distance: of GSLRM, how far the Gaussians of a view are from lying in a sensible shell about
             the scene, see `training.distances`. It counts alone, instead of all others, in the

@@ -170,8 +170,19 @@ def compiled_step(config: TrainingConfig, mesh: Mesh) -> TrainStep:
     """`train_step` for states, batches and frozen networks on the mesh; the state is donated."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     step = functools.partial(train_step, config)
+    options = compiler_options(mesh.devices.flat[0].platform)
     # Shardings are given, not inferred: the second step is to be the program of the first.
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    outputs = {"out_shardings": (shardings, None)}
+    return jax.jit(step, donate_argnums=0, compiler_options=options, **outputs)
+
+
+def compiler_options(platform: str) -> dict[str, int]:
+    """What XLA is asked for when it compiles the training step for such devices."""
+    if platform not in ("gpu", "cuda"):
+        return {}
+    # Left to itself, it makes one product of those for queries, keys and values where they are
+    # small, and copies each part out of the result.
+    return {"xla_gpu_dot_merger_threshold_mb": 0}
 
 
 _REPORTS = ("overflow",)  # terms that are told and are no loss
@@ -285,8 +296,10 @@ def _render(
             terms["distance"] = distance_loss(splats.distances, batch.inputs.cameras, middle)
         if config.loss.depth:
             known = batch.inputs.depth is not None  # of a dataset it is not
-            found = depth_loss(splats.distances, batch.inputs) if known else jnp.zeros(())
-            terms["depth"] = found
+            far = config.model.far
+            terms["depth"] = (
+                depth_loss(splats.distances, batch.inputs, far) if known else jnp.zeros(())
+            )
         return splats.images, (), terms | {"overflow": splats.overflow.mean()}
     terms = {"points": jnp.zeros(())} if config.loss.points else {}
     if config.loss.points and batch.inputs.depth is not None:

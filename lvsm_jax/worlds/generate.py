@@ -148,7 +148,7 @@ def develop(
 ) -> UInt8[Array, "n h w 3"]:
     """Pictures of 8 bits, all exposed alike: by the bright and the middling parts of the path.
 
-    Where given, by pixels of what is `there` alone.
+    Where given, by its pixels of what is `there` alone.
     """
     luminance = (path * jnp.array(_LUMINANCE)).sum(-1).reshape(-1)
     step = max(1, luminance.size // _METERED)

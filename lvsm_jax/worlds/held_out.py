@@ -63,29 +63,29 @@ class HeldOutWorlds:
         return dataclasses.replace(self, rows=self.rows[list(positions)])
 
     def __iter__(self) -> Iterator[Batch]:
-        return (batch for (batch,) in self.with_inputs([self.evaluation.num_inputs]))
-
-    def with_inputs(self, counts: Sequence[int]) -> Iterator[tuple[Batch, ...]]:
-        """The same batches with each of these numbers of inputs, of worlds rendered once."""
         size = self.evaluation.batch_size
-        shown = [place_views(dataclasses.replace(self.evaluation, num_inputs=n)) for n in counts]
-        normalization = self.evaluation.camera_normalization
+        inputs, targets = place_views(self.evaluation)
         block = self.block
         if self.lens is not None:
-            targets = shown[0][1]  # they do not depend on the inputs
             first, number = block.views, WORLD_TARGETS * LENSES.index(self.lens)
             zooms = tuple((target, lens) for lens in LENSES for target in targets)
             block = dataclasses.replace(block, zooms=zooms)
             targets = tuple(range(first + number, first + number + WORLD_TARGETS))
-            shown = [(inputs, targets) for inputs, _ in shown]
+        shown = inputs, targets
         for first in range(0, len(self.rows), size):
             places = np.arange(first, first + size)
             scenes = self.rows[np.minimum(places, len(self.rows) - 1)].astype(np.int32)
             made = self._render(block, scenes)
-            batches = [
-                _draw(one, normalization, made, scenes, places < len(self.rows)) for one in shown
-            ]
-            yield tuple(jax.tree.map(host_rows, batch) for batch in batches)
+            normalization = self.evaluation.camera_normalization
+            batch = _draw(shown, normalization, made, scenes, places < len(self.rows))
+            yield jax.tree.map(host_rows, batch)
+
+    def with_inputs(self, counts: Sequence[int]) -> Iterator[tuple[Batch, ...]]:
+        """The same batches with each of these numbers of inputs, of worlds rendered once."""
+        kept = {} if self.kept is None else self.kept
+        shown = (dataclasses.replace(self.evaluation, num_inputs=count) for count in counts)
+        sets = [dataclasses.replace(self, evaluation=one, kept=kept) for one in shown]
+        return zip(*sets, strict=True)
 
     def _render(self, block: Block, scenes: Int32[np.ndarray, " b"]) -> Worlds:
         kept = {} if self.kept is None else self.kept

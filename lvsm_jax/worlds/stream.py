@@ -119,12 +119,12 @@ def render_block(
 
     def on_device(scenes: Int32[Array, " s"], *which: Array) -> Worlds:
         *which, complexity = which
-        size = {name: getattr(block, name) for name in ("views", "height", "width", "zooms")}
+        size = {"height": block.height, "width": block.width}
         keys = jax.vmap(functools.partial(_key, *which))(scenes)
         if block.on_rig:
-            size = {name: size[name] for name in ("height", "width")}
             return make_objects(keys, block.config, **size, complexity=complexity)
-        made = make_worlds(keys, block.config, **size, complexity=complexity)
+        path = {"views": block.views, "zooms": block.zooms}
+        made = make_worlds(keys, block.config, **path, **size, complexity=complexity)
         return made if block.with_depth else dataclasses.replace(made, depth=None)
 
     return by_scene(on_device, scenes, purpose, seed, complexity)

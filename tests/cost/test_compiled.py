@@ -9,18 +9,21 @@ which needs both compilers: pip install -c constraints.txt -e '.[cuda,tpu]'.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import os
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from lvsm_jax.common.command_line import read_config_file
 from lvsm_jax.cost import hlo
 from lvsm_jax.cost.kernels import kernels, totals
 from lvsm_jax.cost.topology import compile_case, topology_mesh
+from lvsm_jax.models.attention import attention_with_lse
 from lvsm_jax.programs.aot import read_case
 
 RECORD = pathlib.Path(__file__).with_name("compiled.json")
@@ -86,6 +89,21 @@ def test_the_compiled_step_is_as_recorded(name, monkeypatch):
     assert now["kinds"].keys() == recorded["kinds"].keys(), again
     for kind, total in now["kinds"].items():
         assert total == pytest.approx(recorded["kinds"][kind], rel=TOLERANCE), f"{kind}: {again}"
+
+
+@pytest.mark.parametrize("some", [False, True])
+def test_cudnn_gives_its_float32_log_sum_exp(some):
+    """Traced as for a GPU: JAX's public function returns it in the dtype of the keys."""
+    if versions("h100") is None:
+        pytest.skip(
+            f"no compiler for h100: pip install -c constraints.txt -e '.[{EXTRAS['h100']}]'"
+        )
+    x = jax.ShapeDtypeStruct((2, 128, 12, 64), jnp.bfloat16)
+    lengths = jax.ShapeDtypeStruct((2,), jnp.int32) if some else None
+    attend = functools.partial(attention_with_lse, implementation="cudnn")
+    out, lse = jax.eval_shape(lambda x, lengths: attend(x, x, x, lengths=lengths), x, lengths)
+    assert (out.shape, out.dtype) == ((2, 128, 12, 64), jnp.bfloat16)
+    assert (lse.shape, lse.dtype) == ((2, 128, 12), jnp.float32)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lvsm_jax.gaussians import composite
 from lvsm_jax.gaussians.gaussians import Gaussians, project
 from lvsm_jax.gaussians.rasterize import rasterize, rasterize_projected, rasterizer_bytes
 
@@ -112,6 +113,23 @@ def test_tiles_are_the_dense_picture(tile):
         np.testing.assert_allclose(image, wanted, atol=2e-6)
     for ours, theirs in zip(*map(jax.tree.leaves, (grads, expected_grads)), strict=True):
         assert np.linalg.norm(ours - theirs) < 5e-5 * np.linalg.norm(theirs)
+
+
+@pytest.mark.slow
+def test_chunks_of_chips_are_those_of_a_cpu(monkeypatch):
+    """More blocks at once and several Gaussians a kernel change nothing."""
+    gaussians, camera = scene()
+
+    def loss(gaussians):
+        raster = rasterize(gaussians, *camera, **SIZE, capacity=4000, tile=4)
+        return (raster.features * jnp.arange(3.0)).sum() + raster.alpha.sum(), raster.features
+
+    step = jax.value_and_grad(loss, has_aux=True)
+    expected = jax.jit(step)(gaussians)
+    monkeypatch.setattr(composite, "_CHUNKS", {})
+    found = jax.jit(lambda gaussians: step(gaussians))(gaussians)
+    for ours, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

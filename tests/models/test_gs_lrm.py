@@ -209,12 +209,15 @@ def test_the_depth_of_the_inputs():
     inputs = a_batch().inputs
     directions = np.asarray(rays(inputs.cameras, SIZE, SIZE)[1])
     along = directions[..., 2]  # these cameras look along z
-    assert float(depth_loss(jnp.asarray(inputs.depth / along), inputs)) < 1e-6
-    farther = 1 / (along / inputs.depth - 0.05)
-    np.testing.assert_allclose(depth_loss(jnp.asarray(farther), inputs), 0.05, rtol=1e-4)
-    # The sky is at 0 of 1 / distance.
+    true = jnp.asarray(inputs.depth / along)
+    assert float(depth_loss(true, inputs, 99.0)) < 1e-6
+    np.testing.assert_allclose(depth_loss(1.5 * true, inputs, 99.0), np.log(1.5), rtol=1e-4)
+    # The sky is at the farthest distance, and what is beyond.
     sky = dataclasses.replace(inputs, depth=np.full_like(inputs.depth, np.inf))
-    np.testing.assert_allclose(depth_loss(jnp.full_like(along, 4.0), sky), 0.25, rtol=1e-6)
+    four = jnp.full_like(true, 4.0)
+    np.testing.assert_allclose(depth_loss(four, sky, 6.0), np.log(1.5), rtol=1e-4)
+    beyond = dataclasses.replace(inputs, depth=np.full_like(inputs.depth, 1e3))
+    np.testing.assert_allclose(depth_loss(four, beyond, 6.0), np.log(1.5), rtol=1e-4)
 
 
 def training_config(**loss):

@@ -71,6 +71,16 @@ def matrices(some, encoding):
     return result.reshape(2, -1, HEAD_DIM, HEAD_DIM)
 
 
+def test_gradients_are_those_of_the_plain_transform():
+    """With respect to tokens, cameras and places."""
+    some = positions(cameras(0, views=3))
+    arguments = tokens(1, views=3), some.projection, some.cos, some.sin
+    weights = tokens(2, views=3)
+    ours, plain = (jax.vjp(turn, *arguments)[1](weights) for turn in (prope._apply, prope._turned))
+    for found, expected in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("encoding", ["prope", "gta"])
 def test_the_formula_written_out(encoding):
     targets, inputs = cameras(0, 2), cameras(1, 3)
