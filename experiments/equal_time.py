@@ -124,9 +124,10 @@ def make_or_read(options: argparse.Namespace) -> Worlds:
             arrays = {name: kept[name] for name in kept.files}
     else:
         block = Block(WorldsConfig(**_WORLDS), _VIEWS, options.size, options.size, with_depth=True)
+        group = np.arange(_RENDERED_AT_ONCE, dtype=np.int32)
         made = [
             # Groups are of one size, and so of one program.
-            jax.device_get(render(block, "training", 0, first + np.arange(_RENDERED_AT_ONCE)))
+            jax.device_get(render(block, "training", 0, first + group))
             for first in tqdm(range(0, options.worlds, _RENDERED_AT_ONCE), desc="worlds")
         ]
         images, c2w, fxfycxcy, depth = (
