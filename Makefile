@@ -46,7 +46,7 @@ demo: $(INSTALLED)
 	@echo "    there \"model\" is what was trained here, \"shipped weights\" are those that come with lvsm_jax"
 	@echo "  walk through a world            $(LVSM) view"
 	@echo "  the same, what was trained      $(LVSM) view --weights=runs/worlds_64/export"
-	@echo "  your own posed photographs      $(LVSM) render PHOTOS out"
+	@echo "  your own photographs            $(LVSM) render PHOTOS out"
 	@echo "  all commands                    $(LVSM) --help"
 
 demo-objects: $(INSTALLED)
