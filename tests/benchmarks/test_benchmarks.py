@@ -86,6 +86,7 @@ def test_exponents_of_linear_and_quadratic_cost():
     assert quadratic["views"] == [4, 8]
 
 
+@pytest.mark.slow
 def test_models_are_measured_and_drawn(tmp_path, capsys):
     output, plot = tmp_path / "models.json", tmp_path / "models.png"
     compared = ["EfficientLVSM", "LVSMDecoderOnly"]

@@ -5,6 +5,7 @@ import pytest
 from benchmarks.cpu_step import _parser, check_same, measure, table
 
 
+@pytest.mark.slow
 def test_the_sketch_has_the_loss_and_the_gradient_of_our_step():
     sizes = "--layers=1 --width=16 --head-dim=8 --size=16 --batch=1 --targets=1 --repeats=1"
     report = measure(_parser().parse_args([*sizes.split(), "--remat", "dots"]))

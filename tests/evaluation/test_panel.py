@@ -50,6 +50,7 @@ def save(path, **fields):
     return path
 
 
+@pytest.mark.slow
 def test_the_panel_of_two_models_on_worlds(config, tmp_path):
     rays, relative = save(tmp_path / "rays"), save(tmp_path / "relative", camera_encoding="prope")
     out = tmp_path / "panel"

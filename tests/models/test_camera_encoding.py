@@ -191,6 +191,7 @@ def test_the_temperature_follows_the_number_of_keys(views):
     np.testing.assert_allclose(model(*args), constant(*args), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_scaled_branches(architecture):
     """As if the last maps of all branches had weights that much smaller."""

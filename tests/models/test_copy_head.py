@@ -251,7 +251,9 @@ def test_starts_from_the_model_without(model, scene):
     np.testing.assert_allclose(render, (regressed + 0.25) / 2, atol=1e-5)
 
 
-@pytest.mark.parametrize("same", [False, True], ids=["apart", "same"])
+@pytest.mark.parametrize(
+    "same", [pytest.param(False, marks=pytest.mark.slow), True], ids=["apart", "same"]
+)
 def test_gradients_are_finite_and_remat_changes_none(model, scene, same):
     """Also where a target is an input: without a baseline there is no line."""
     images, inputs, targets = scene
@@ -287,6 +289,7 @@ def test_bfloat16_keeps_places_and_colors(model, scene, render):
     assert difference.mean() < 0.02
 
 
+@pytest.mark.slow
 def test_targets_of_another_size(model, scene, render):
     """Twice as many pixels of the same picture: each copies from about the same place."""
     images, inputs, targets = scene

@@ -131,7 +131,13 @@ def test_remat_recomputes_also_where_layers_are_unrolled(unroll):
 
 
 @pytest.mark.parametrize(
-    ("remat", "unroll"), [("dots", False), ("full", False), ("full", True), ("dots", True)]
+    ("remat", "unroll"),
+    [
+        ("dots", False),
+        ("full", False),
+        pytest.param("full", True, marks=pytest.mark.slow),
+        ("dots", True),
+    ],
 )
 def test_remat_changes_no_gradient(state_dict, inputs, remat, unroll):
     def gradient(remat, unroll=False):

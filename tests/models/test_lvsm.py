@@ -73,6 +73,7 @@ def test_memory_of_the_encoder_decoder_does_not_grow(case):
     assert sizes == expected
 
 
+@pytest.mark.slow
 def test_gradients_do_not_depend_on_how_targets_are_computed(case):
     _, weights, arguments, _ = case
 

@@ -213,6 +213,7 @@ def test_video_that_people_can_watch(export, scene, tmp_path):
         assert np.abs(corner - first).mean() < 40 < np.abs(corner - expected).mean() + 25
 
 
+@pytest.mark.slow
 def test_photographs_are_held_out(export, scene, tmp_path, capsys):
     out = tmp_path / "out"
     render(export, scene, out, "--no-video", "--hold-out=2", "--inputs=3", "--frames=2")
@@ -377,6 +378,7 @@ def test_real_scenes(export, shared_data, tmp_path):
     assert len(frames_in(tmp_path / "clip")) == 10
 
 
+@pytest.mark.slow
 def test_gaussians_are_rendered_and_taken_away(scene, tmp_path, capsys):
     """What the file holds, in the world of the photographs, renders as the frames."""
     export = make_export(tmp_path / "export", cls=lvsm_jax.GSLRM)

@@ -75,6 +75,7 @@ def test_gaussians_are_those_of_the_views_that_are_there(session):
         session.gaussians  # noqa: B018
 
 
+@pytest.mark.slow
 def test_too_little_room_is_taken_and_kept(model):
     small = jax.tree.map(lambda x: x, model)
     small.config = dataclasses.replace(model.config, pairs_per_gaussian=0.5)

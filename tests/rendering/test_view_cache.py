@@ -81,11 +81,13 @@ def expected_render(model, scenes):
     return np.concatenate(renders)
 
 
+@pytest.mark.slow
 def test_thousands_of_random_changes(model):
     """Scenes hold different numbers of views; the same as a full pass over what remains."""
     assert check_random_changes(model, 3000, every=100) > 10
 
 
+@pytest.mark.slow
 def test_random_changes_with_a_head_that_copies(copying):
     assert check_random_changes(copying, 60, every=3) > 3
 

@@ -53,7 +53,7 @@ def children(pid):
 @pytest.mark.skipif(not pathlib.Path("/proc/self/maps").exists(), reason="needs Linux")
 @pytest.mark.parametrize(
     "program",
-    [["train.py"], pytest.param(["-m", "lvsm_jax", "train"], marks=pytest.mark.slow)],
+    [pytest.param(x, marks=pytest.mark.slow) for x in (["train.py"], ["-m", "lvsm_jax", "train"])],
     ids=" ".join,
 )
 def test_workers_load_neither_jax_nor_tensorflow(rooms, tmp_path, program):

@@ -120,6 +120,7 @@ def test_what_a_run_leaves(undisturbed):
     assert describe(workdir / "export")["step"] == 120
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_and_resumed_is_bit_identical(undisturbed, rooms, tmp_path):
     killed = start(rooms, tmp_path)
     wait_for(tmp_path / "checkpoints" / "20", killed)

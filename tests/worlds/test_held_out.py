@@ -163,6 +163,7 @@ def config():
     return config
 
 
+@pytest.mark.slow
 def test_the_summary_the_table_and_the_page_say_that_it_is_worlds(config, tmp_path):
     model = lvsm_jax.EfficientLVSMConfig(num_layers=1, width=16, head_dim=8)
     lvsm_jax.save(lvsm_jax.EfficientLVSM(model, rngs=nnx.Rngs(0)), tmp_path / "export")

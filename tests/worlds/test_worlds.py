@@ -323,6 +323,7 @@ def test_cameras_keep_clear_of_solids(kind):
     assert (clear.min(1) > 0.2).mean() > 0.8
 
 
+@pytest.mark.slow
 def test_worlds_of_as_many_solids_as_a_config_may_have():
     most = WorldsConfig(boxes=180, ellipsoids=30, cylinders=30, path_tries=1)
     make = functools.partial(make_worlds, config=most, views=1, height=8, width=8)
