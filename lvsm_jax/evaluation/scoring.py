@@ -250,9 +250,11 @@ def evaluate(
     position = {row: i for i, row in enumerate(np.asarray(eval_set.rows).tolist())}
     order = np.argsort([position[row] for row in joined["scene"].tolist()], kind="stable")
     joined = jax.tree.map(operator.itemgetter(order), joined)
+    # In the order in which they were asked for; trees sort their names.
+    scored = {metric: joined["scores"][metric] for metric in metrics}
     of_object = joined["object"]
     if of_object:
-        joined["scores"][OBJECT] = of_object["psnr"]
+        scored[OBJECT] = of_object["psnr"]
     seen = joined["seen"] and Seen(
         joined["seen"]["pixels"],
         {method: joined["seen"]["errors"][:, k] for k, method in enumerate(methods)},
@@ -263,7 +265,7 @@ def evaluate(
         frames=joined["frames"],
         is_context=is_context.any(axis=-1),
         scores={
-            method: {metric: scores[:, k] for metric, scores in joined["scores"].items()}
+            method: {metric: scores[:, k] for metric, scores in scored.items()}
             for k, method in enumerate(methods)
         },
         seen=seen,

@@ -120,7 +120,7 @@ def assert_same_scores(a, b, **tolerance):
 
 def test_copying_as_a_model_scores_as_the_baseline(metrics):
     result = evaluate(nearest_input, Scenes(random_scenes(5), 2), metrics=metrics, progress=False)
-    assert result.scores[MODEL].keys() == metrics.keys()
+    assert list(result.scores[MODEL]) == list(metrics)
     for metric, scores in result.scores[MODEL].items():
         np.testing.assert_array_equal(scores, result.scores[COPY_NEAREST][metric])
         assert len(np.unique(scores)) > 10
