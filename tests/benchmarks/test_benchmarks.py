@@ -124,6 +124,7 @@ def tiny_export(tmp_path_factory):
     return save_tiny_export(tmp_path_factory.mktemp("exports") / "tiny")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_cache_is_measured_and_drawn(tiny_export, rooms, tmp_path, capsys):
     clip = read_scene_names(rooms)[0]

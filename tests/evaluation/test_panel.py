@@ -162,6 +162,7 @@ def test_rows_of_clips_and_what_photographs_cannot_show(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_further_pictures_leave_the_path_as_it_is():
     """Bit by bit, and a factor of 1 shows what the path shows there."""

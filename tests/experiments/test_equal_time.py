@@ -36,6 +36,7 @@ def test_sizes_are_alike_and_nothing_copies():
     assert configs["GSLRM"].distance_space == "inverse"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_models_are_trained_and_scored(monkeypatch, tmp_path, capsys):
     use_plain_worlds(monkeypatch)

@@ -300,6 +300,7 @@ def test_an_evaluation_that_lacks_gaussians_fails():
         found.check_finite()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_it_learns_a_batch():
     """Flat pictures of one colour a scene: distances first, then colours and opacities."""

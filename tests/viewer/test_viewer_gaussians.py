@@ -38,6 +38,7 @@ def test_covariances_move_with_the_page():
     np.testing.assert_allclose(means[3], 0.5 * axes @ (gaussians.means[3] - origin))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_browser_draws_what_the_server_renders(browser, tmp_path):
     with (

@@ -233,6 +233,7 @@ def test_mistakes_are_told_in_a_line(changes, message):
         batches(1, dataclasses.replace(DATA, **changes))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["worlds_64", "worlds_128", "worlds_256"])
 def test_the_generator_makes_what_the_configs_ask_for(name, monkeypatch):
