@@ -137,6 +137,7 @@ def test_each_pixel_has_a_gaussian_on_its_ray(model):
     np.testing.assert_allclose(clipped, np.clip(gaussians.means, -1, 1), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_renders_are_those_of_its_gaussians(model):
     images, inputs, targets = pictures(2, 2), cameras(2, 2, 0), cameras(2, 2, 1)
     renders = model(images, inputs, targets)

@@ -19,7 +19,7 @@ from lvsm_jax.models.prope import Positions, SequencePositions, view_positions
 from lvsm_jax.weights import convert, torch_names
 
 CASES = ("decoder", "decoder_film", "decoder_film_prope", "encoder_decoder_film")
-QUICK = [pytest.param(x, marks=pytest.mark.slow) for x in CASES[:2]] + [*CASES[2:]]
+QUICK = [pytest.param(x, marks=pytest.mark.slow) for x in CASES[:3]] + [*CASES[3:]]
 SMALL = {"num_layers": 2, "width": 32, "head_dim": 8}
 
 
@@ -184,10 +184,8 @@ def test_halves_meet_in_queries_and_keys_alone():
     assert np.abs(np.asarray(block(tokens) - block(other)))[..., 16:].max() > 1e-2
 
 
-@pytest.mark.parametrize(
-    "encoding",
-    [*(pytest.param(x, marks=pytest.mark.slow) for x in ("plucker", "prope")), "plucker_prope"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["plucker", "prope", "plucker_prope"])
 def test_two_streams_render_the_same_from_the_cache_and_an_export(scene, encoding, tmp_path):
     model = make(halves="decoupled_film", camera_encoding=encoding, copy_head=True)
     images, inputs, targets = scene

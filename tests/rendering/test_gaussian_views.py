@@ -30,6 +30,7 @@ def session(model):
         yield session
 
 
+@pytest.mark.slow
 def test_renders_are_the_models(model, session):
     session.add([photograph(number) for number in (0, 2)])
     session.add(photograph(4))
