@@ -89,7 +89,10 @@ def replace_view(
     cameras: Cameras,
 ) -> GaussianViews:
     """The views with another in a place."""
-    put = lambda old, new: (*old[:number], new, *old[number + 1 :])  # noqa: E731
+
+    def put(old: tuple[Any, ...], new: Any) -> tuple[Any, ...]:
+        return (*old[:number], new, *old[number + 1 :])
+
     return dataclasses.replace(
         cache, images=put(cache.images, images), cameras=put(cache.cameras, cameras)
     )

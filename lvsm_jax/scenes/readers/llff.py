@@ -4,12 +4,10 @@ The first 15 are a 3 × 5 matrix: camera to world with axes down, right, backwar
 height, width and focal length in pixels. The last two are depths of the scene, which are not used.
 """
 
-import io
 import pathlib
 
 import numpy as np
 
-from lvsm_jax.common.text import shortened
 from lvsm_jax.scenes import pictures
 from lvsm_jax.scenes.photograph import PosedCamera
 from lvsm_jax.scenes.readers import scene
@@ -54,10 +52,8 @@ def read_llff(path: pathlib.Path, images: pathlib.Path | None) -> Scene | None:
 def _read_rows(file: pathlib.Path) -> np.ndarray:
     if file.stat().st_size > _MAX_BYTES:
         raise SceneError(f"{file}: more than {_MAX_BYTES >> 20} MiB, no file of cameras")
-    try:
-        rows = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
-    except Exception as error:  # of damaged ones: the header is a piece of Python, and parsed so
-        raise SceneError(f"{file}: no array of NumPy: {shortened(error)}") from None
+    with scene.naming(f"{file}"):
+        rows = scene.load_array(file)
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 17 or not len(rows):
         shape = getattr(rows, "shape", "several arrays")
         raise SceneError(f"{file}: an array of shape {shape}, expected [n, 17]")

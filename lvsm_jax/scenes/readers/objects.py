@@ -13,7 +13,6 @@
 A field of view that files do not hold is asked for. The object is at the world's origin.
 """
 
-import io
 import math
 import pathlib
 from collections.abc import Callable, Iterable
@@ -176,18 +175,12 @@ def _posed(
 
 
 def _w2c_of_array(file: pathlib.Path) -> Float64[np.ndarray, "4 4"]:
-    if file.stat().st_size > _MAX_BYTES:
-        raise SceneError(f"more than {_MAX_BYTES >> 10} KiB, no camera")
-    try:
-        array = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
-    except Exception as error:  # of damaged ones: the header is a piece of Python, and parsed so
-        raise SceneError(f"no array of NumPy: {shortened(error)}") from None
-    return _rigid(array)
+    _check_size(file)
+    return _rigid(scene.load_array(file))
 
 
 def _c2w_of_text(file: pathlib.Path) -> Float64[np.ndarray, "4 4"]:
-    if file.stat().st_size > _MAX_BYTES:
-        raise SceneError(f"more than {_MAX_BYTES >> 10} KiB, no camera")
+    _check_size(file)
     try:
         values = np.array([float(word) for word in file.read_text().split()])
     except (ValueError, OverflowError) as error:
@@ -195,6 +188,11 @@ def _c2w_of_text(file: pathlib.Path) -> Float64[np.ndarray, "4 4"]:
     if values.size != 16:
         raise SceneError(f"{values.size} numbers, expected 16")
     return _rigid(values.reshape(4, 4))
+
+
+def _check_size(file: pathlib.Path) -> None:
+    if file.stat().st_size > _MAX_BYTES:
+        raise SceneError(f"more than {_MAX_BYTES >> 10} KiB, no camera")
 
 
 def _rigid(array: np.ndarray) -> Float64[np.ndarray, "4 4"]:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from lvsm_jax.common.colours import Colour
 from lvsm_jax.common.errors import UserError
+from lvsm_jax.common.text import shortened
 from lvsm_jax.scenes import pictures
 from lvsm_jax.scenes.lens import Distortion, Lens
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera
@@ -105,6 +106,14 @@ def naming(where: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise SceneError(f"{where}: {error}") from error
+
+
+def load_array(file: pathlib.Path) -> Any:
+    """What an untrusted file of NumPy holds, unpickling nothing: an array, or several by name."""
+    try:
+        return np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+    except Exception as error:  # of damaged ones: the header is a piece of Python, and parsed so
+        raise SceneError(f"no array of NumPy: {shortened(error)}") from None
 
 
 def posed_image(
