@@ -10,6 +10,10 @@ The name after the colon is an arm:
 - `rays`: the same with 1, 2, 4 or 8 inputs, as all arms after it;
 - `rays_relative`: and relative cameras in the attention, by PRoPE;
 - `copies`: and a head that copies, which the worlds' depth teaches where to look;
+- `copies_turned`: the same in scene frames of any orientation, of scales from 0.4 to 2.5;
+- `copies_relative`: relative cameras without rays of the world, so that no frame matters, and these
+  scales;
+- `copies_decoupled`: `copies` with decoupled halves, of both;
 - `decoupled_rays`, `decoupled_relative`, `decoupled_both`: tokens in decoupled halves, with rays,
   with relative cameras, with both;
 - `decoupled_film`: the last of these, whose halves modulate each other.
@@ -29,12 +33,17 @@ from experiments.configs.arms import steps_of_like_cost
 _VARIED = {"data.input_counts": (1, 2, 4, 8)}
 _BOTH = _VARIED | {"model.camera_encoding": "plucker_prope"}
 _DECOUPLED = {"model.halves": "decoupled"}
+_COPIES = {"model.copy_head": True, "loss.points": 0.5}
+_SCALES = {"data.scale_jitter": 2.5}
 
 ARMS: dict[str, dict[str, Any]] = {
     "published": {},
     "rays": _VARIED,
     "rays_relative": _BOTH,
-    "copies": _BOTH | {"model.copy_head": True, "loss.points": 0.5},
+    "copies": _BOTH | _COPIES,
+    "copies_turned": _BOTH | _COPIES | _SCALES | {"data.frame_turn": 180.0},
+    "copies_relative": _VARIED | _COPIES | _SCALES | {"model.camera_encoding": "prope"},
+    "copies_decoupled": _BOTH | _COPIES | _DECOUPLED,
     "decoupled_rays": _VARIED | _DECOUPLED,
     "decoupled_relative": _VARIED | _DECOUPLED | {"model.camera_encoding": "prope"},
     "decoupled_both": _BOTH | _DECOUPLED,
@@ -56,7 +65,7 @@ def _config(name: str) -> ml_collections.ConfigDict:
     config.model.update(camera_encoding="plucker", copy_head=False)
     config.loss.points = 0.0
     config.data.update(image_height=32, num_inputs=2, input_counts=(), scale_jitter=1.0)
-    config.run.update(num_steps=400, batch_size=8, cpu_devices=1, checkpoint_every=100)
+    config.run.update(num_steps=600, batch_size=8, cpu_devices=1, checkpoint_every=100)
     config.run.update(eval_every=0, image_every=0, layers_every=0)
     config.eval.update(batch_size=8)
     for field, value in ARMS[name].items():
