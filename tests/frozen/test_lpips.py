@@ -3,10 +3,12 @@ import pickle
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lvsm_jax.common.errors import MissingWeightsError
+from lvsm_jax.frozen import vgg
 from lvsm_jax.frozen.lpips import find_weights, load_lpips, read_tree
 
 
@@ -127,3 +129,15 @@ def test_says_what_to_install(monkeypatch, tmp_path):
         find_weights()
     with pytest.raises(MissingWeightsError, match=r"no LPIPS weights at .*none \(loss\.here\)"):
         find_weights(tmp_path / "none", field="loss.here")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (2, 5)])
+def test_pictures_smaller_than_the_kernel_are_convolved_alike(shape):
+    rng = np.random.default_rng(0)
+    x, kernel = (
+        jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((2, *shape, 8), (3, 3, 8, 6))
+    )
+    names = ("NHWC", "HWIO", "NHWC")
+    expected = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=names)
+    found = vgg._convolve(x, {"kernel": kernel, "bias": jnp.float32(0.5)}, "highest")
+    np.testing.assert_allclose(found, expected + 0.5, atol=1e-5)

@@ -54,6 +54,7 @@ CONFIG_FILES = [
         ("copy_head:regressed", "EfficientLVSM", 1.52),
         ("beyond_arms", "EfficientLVSM", 1.52),
         ("beyond_arms:decoupled_film", "EfficientLVSM", 1.02),
+        ("law", "EfficientLVSM", 1.52),
         ("sizes", "EfficientLVSM", 2.07),
         ("sizes:coarse", "EfficientLVSM", 9.05),
         ("arms", "EfficientLVSM", 1.52),
