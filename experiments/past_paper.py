@@ -20,6 +20,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tqdm import tqdm
+
 import lvsm_jax
 from benchmarks.common import hardware, markdown_table, module_parser, write_report
 from experiments import runs as training
@@ -85,7 +87,7 @@ def make_report(options: argparse.Namespace) -> dict[str, Any]:
     )
     names = sorted({workdir.parent.name for workdir in done}, key=_order)
     arms: dict[str, Any] = {name: {"seeds": {}} for name in names}
-    for workdir in done:
+    for workdir in tqdm(done, desc="scoring", unit="run"):
         config = training.read_config(workdir)
         arms[workdir.parent.name] |= {
             "steps": config.run.num_steps,
@@ -159,7 +161,8 @@ def score_run(
 
 def _evaluate(model: Any, rows: Sequence[Row], metrics: Mapping[str, Any]) -> list[Evaluation]:
     def evaluate(some: Sequence[Row], metrics: Mapping[str, Any]) -> list[Evaluation]:
-        return panel.evaluate_panel(model, some, metrics=metrics, put=lambda batch: batch)
+        options = {"put": lambda batch: batch, "progress": False}
+        return panel.evaluate_panel(model, some, metrics=metrics, **options)
 
     fully = iter(evaluate([row for row in rows if row.name in _WITH_LPIPS], metrics))
     others = iter(evaluate([row for row in rows if row.name not in _WITH_LPIPS], METRICS))
