@@ -34,8 +34,8 @@ from configs import re10k_256
 def get_config() -> ml_collections.ConfigDict:
     """The 256 px stage."""
     config = re10k_256.get_config()
-    config.model.camera_encoding = "plucker_prope"
-    config.model.attention_temperature = "log_views"
-    config.data.input_counts = (1, 2, 4, 8)
-    config.data.num_views = 16
+    config.model.update(camera_encoding="plucker_prope", attention_temperature="log_views")
+    config.model.update(halves="decoupled", copy_head=True)
+    config.data.update(input_counts=(1, 2, 4, 8), num_views=16)
+    config.data.update(frame_turn=180.0, scale_jitter=4.0)
     return config
