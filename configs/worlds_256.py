@@ -5,13 +5,11 @@
 
 Its export is a start for photographs:
 
-    lvsm train --config=configs/re10k_256.py --workdir=runs/re10k_256 \
-        --config.init_from=runs/worlds_256/export --config.model.copy_head=True \
-        --config.model.camera_encoding=plucker_prope --config.model.attention_temperature=log_views
+    lvsm train --config=configs/beyond_256.py --workdir=runs/beyond_256 \
+        --config.data.path=data/re10k --config.init_from=runs/worlds_256/export
 
-Model and views are those that `beyond_256.py` gives reasons for: 1, 2, 4 or 8 inputs a step, rays
-in the tokens, relative cameras and a temperature that knows the number of inputs in the attention.
-A head that copies is added, which the worlds' depth teaches where to look.
+Model and views are those of `beyond_256.py`, which gives the reasons. Here the worlds' depth teaches
+the head that copies where to look.
 Worlds grow from simple ones over the first tenth of the steps, and each serves four steps, with
 other inputs and targets. `--config.data.worlds_share=0.5 --config.data.path=data/re10k` trains on
 worlds and photographs in turn.
@@ -23,17 +21,17 @@ Nobody has trained it yet.
 
 import ml_collections
 
-from configs import base
+from configs import base, beyond_256
 
 
 def get_config() -> ml_collections.ConfigDict:
     """256 px, 12 + 12 layers of width 768, bfloat16; 50 to 128 solids a world."""
-    config = base.get_config()
-    config.model.update(dtype="bfloat16", remat="full")
-    config.model.update(camera_encoding="plucker_prope", attention_temperature="log_views")
-    config.model.copy_head, config.loss.points = True, 0.5
+    config, beyond = base.get_config(), beyond_256.get_config()
+    config.model = beyond.model
+    config.loss.points = 0.5
     config.data.update(path="", worlds_share=1.0, image_height=256)
-    config.data.update(num_views=16, input_counts=(1, 2, 4, 8), num_targets=6)
+    config.data.update(input_counts=beyond.data.input_counts, num_views=16, num_targets=6)
+    config.data.update(frame_turn=beyond.data.frame_turn, scale_jitter=beyond.data.scale_jitter)
     config.worlds.update(boxes=80, ellipsoids=24, cylinders=24, scenes_at_once=8)
     config.worlds.update(rays_at_once=262_144, solids_at_once=128)
     config.worlds.update(baseline=(0.04, 1.0), path_weights=(0.5, 0.2, 0.15, 0.15))
