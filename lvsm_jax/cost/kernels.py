@@ -16,8 +16,8 @@ from lvsm_jax.cost.hlo import Collective, Computations, Instruction
 
 # Of the peak, what such kernels usually reach: large matmuls of cuBLAS or Triton, cuDNN's fused
 # attention and its backward pass, implicit-GEMM convolutions; and of the bandwidth. Shares of
-# blending Gaussians are reasoned, not measured: it has few of the multiply-adds that make half of the
-# vector units' peak, lists of tiles are uneven, and backward most instructions sum over pixels.
+# blending Gaussians are reasoned, not measured: it has few of the multiply-adds that make half of
+# the vector units' peak, lists of tiles are uneven, and backward most instructions sum over pixels.
 SHARES = {
     "matmul": 0.7,
     "attention": 0.6,
