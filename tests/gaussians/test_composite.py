@@ -79,6 +79,25 @@ def test_a_tile_of_another_side_has_no_kernel(monkeypatch):
         assert [side for side in (4, 8, 12, 16, 20, 32) if composite.has_kernel(side)] == sides
 
 
+@pytest.mark.parametrize(
+    "platform, target", [("gpu", "xla.gpu.triton"), ("tpu", "tpu_custom_call")]
+)
+def test_the_rasteriser_takes_the_kernel_of_the_platform(monkeypatch, platform, target):
+    """Forward and backward, as the platform's compiler is given them; nothing is compiled."""
+    for module in (composite, composite_gpu, composite_tpu):
+        monkeypatch.setattr(module, "platform_of", lambda mesh: platform)
+    monkeypatch.setattr(rasterize, "BLOCK", GAUSSIANS)
+
+    def loss(gaussians, camera):
+        return rasterize.rasterize(gaussians, *camera, **SIZE, capacity=500).features.sum()
+
+    traced = jax.jit(jax.grad(loss)).trace(*scene())
+    lowered = traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,))
+    text = lowered.as_text()
+    assert text.count(target) == 2
+    assert rasterize.most_chunks(500, 4, 16) is None
+
+
 @pytest.mark.slow
 def test_pictures_of_the_kernel_are_the_dense_ones(monkeypatch):
     """With lists of all lengths, and with too little room for them."""
