@@ -74,7 +74,7 @@ def measure(options: argparse.Namespace) -> Report:
     cells = plan(options)
     counts = {cell: _count(configs[cell.architecture], cell, options.size) for cell in cells}
     models = {name: new_model(config, nnx.Rngs(0)) for name, config in configs.items()}
-    peak = common.matmul_peak(options.dtype, options.matmul_sizes)
+    peak = common.matmul_peak(options.dtype, options.matmul_sizes, options.clock)
     report = {
         **common.describe_run(options),
         "models": {name: _about(model) for name, model in models.items()},
@@ -165,7 +165,8 @@ def measure_cell(
         return {**row, "skipped": f"would take about {flops / rate:.0f} s"}
     call, args = _call(cell, model, options)
     try:
-        row |= measure_call(call, args, flops, options.repeats, enough_seconds=_ENOUGH_SECONDS)
+        how = {"enough_seconds": _ENOUGH_SECONDS, "clock": options.clock}
+        row |= measure_call(call, args, flops, options.repeats, **how)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -277,7 +278,8 @@ def _title(report: Report) -> str:
     batch = f", batch {options['batch']}" if options.get("batch", 1) > 1 else ""
     reduced = ", ".join(_reduced(options))
     note = f" (not the published {reduced})" if reduced else ""
-    return f"{report['hardware']}, {size}{batch}, {options['dtype']}, {layers} layers{note}"
+    clock = ", processor seconds" if options.get("clock") == "processor" else ""
+    return f"{report['hardware']}, {size}{batch}, {options['dtype']}, {layers} layers{note}{clock}"
 
 
 def _reduced(options: dict[str, Any]) -> list[str]:
@@ -446,6 +448,8 @@ def _parser() -> argparse.ArgumentParser:
         help="where one target at once is compared with all; 0 0 for nowhere (8 8)")  # fmt: skip
     add("--repeats", type=int, default=5, help="counted calls at most (5)")
     add("--max-seconds", type=float, help="of a call that is not skipped (any)")
+    add("--clock", default="wall", choices=list(common.CLOCKS),
+        help="wall, or processor: seconds of all cores, beside other programs (wall)")  # fmt: skip
     add("--matmul-sizes", type=int, nargs="+", default=[1024, 2048, 4096],
         help="sides of the matmuls whose best rate is the peak (1024 2048 4096)")  # fmt: skip
     return parser

@@ -30,6 +30,11 @@ class Chip:
     network: float = 0.0  # bytes/s to other hosts, in one direction; of GPUs
     launch: float = 0.0  # seconds that a kernel costs beside its work
 
+    @property
+    def vector(self) -> float:
+        """FLOP/s of float32 outside of matrix units; of a TPU 4 × 8 × 128 lanes of one core."""
+        return 4 * 8 * 128 * self.clock or self.float32
+
 
 # TPUs make a float32 matmul of six in bfloat16.
 CHIPS = {

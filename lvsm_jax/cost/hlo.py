@@ -126,7 +126,7 @@ def does_work(instruction: Instruction) -> bool:
 
 
 def kernels(text: str) -> dict[str, int]:
-    """How often a step runs each kernel of a library, or of ours on TPUs, by name."""
+    """How often a step runs each kernel of a library, or of Pallas, by name."""
     counts: dict[str, int] = collections.Counter()
     for times, instruction in executed(text, inside_fusions=False):
         if name := kernel_name(instruction):
@@ -135,10 +135,12 @@ def kernels(text: str) -> dict[str, int]:
 
 
 def kernel_name(instruction: Instruction) -> str | None:
-    """The name of a `tpu_custom_call` without its number, or of cuDNN's or cuBLAS's routine."""
+    """The name of a Pallas kernel without its number, or of cuDNN's or cuBLAS's routine."""
     target = instruction.attribute(r'custom_call_target="([^"]*)"') or ""
     if target == "tpu_custom_call":
         return instruction.name.split(".")[0]
+    if target == "__gpu$xla.gpu.triton":
+        return instruction.attribute(r', name = "(\w+)", num_stages')
     if target.startswith(("__cudnn$", "__cublas$")):
         return target.removeprefix("__").replace("$", " ")
     return None

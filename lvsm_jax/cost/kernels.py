@@ -15,15 +15,21 @@ from lvsm_jax.cost.chips import Chip
 from lvsm_jax.cost.hlo import Collective, Computations, Instruction
 
 # Of the peak, what such kernels usually reach: large matmuls of cuBLAS or Triton, cuDNN's fused
-# attention and its backward pass, implicit-GEMM convolutions; and of the bandwidth.
+# attention and its backward pass, implicit-GEMM convolutions; and of the bandwidth. Shares of
+# blending Gaussians are reasoned, not measured: it has few of the multiply-adds that make half of
+# the vector units' peak, lists of tiles are uneven, and backward most instructions sum over pixels.
 SHARES = {
     "matmul": 0.7,
     "attention": 0.6,
     "attention backward": 0.45,
     "convolution": 0.6,
+    "blending": 0.1,
+    "blending backward": 0.05,
     "other": 1.0,
 }
 BANDWIDTH_SHARE = 0.85
+# FLOPs of a Gaussian at a pixel, and for each of its features; an exponential or division is one.
+_BLENDING = {"blend_backward": ("blending backward", 54, 4), "blend": ("blending", 18, 2)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +40,8 @@ class Kernel:
     kind: str  # of `SHARES`
     times: int  # runs in a step
     bytes: float  # read and written
-    flops: float  # of its matmuls
-    dtype: str  # of these: `bf16`, `tf32` or `f32`
+    flops: float  # of its matmuls, or of blending Gaussians
+    dtype: str  # of these: `bf16`, `tf32`, `f32`, or `vector` for float32 without matrix units
     head_dim: int = 0  # channels of a head, of attention
     cycles: int = 0  # the compiler's estimate
 
@@ -43,7 +49,9 @@ class Kernel:
         """Time of all its runs in a step."""
         if self.cycles and chip.clock:
             return self.times * self.cycles / chip.clock
-        peak = {"tf32": chip.peak / 2, "f32": chip.float32}.get(self.dtype, chip.peak)
+        peak = {"tf32": chip.peak / 2, "f32": chip.float32, "vector": chip.vector}.get(
+            self.dtype, chip.peak
+        )
         filled = min(1.0, self.head_dim / chip.matrix_side) if self.head_dim else 1.0
         arithmetic = self.flops / (SHARES[self.kind] * filled * peak)
         memory = self.bytes / (BANDWIDTH_SHARE * chip.hbm_bandwidth)
@@ -115,6 +123,8 @@ def _kernel(instruction: Instruction, times: int, computations: Computations) ->
     if name and (attention := _attention(name, operands)):
         kind, flops, channels = attention
         return Kernel(name, kind, times, moved, flops, "bf16", channels, cycles)
+    if name and (blending := _blending(name, instruction, operands)):
+        return Kernel(name, blending[0], times, moved, blending[1], "vector", cycles=cycles)
     products = list(_products(instruction, computations))
     kinds, flops, dtypes = zip(*products, strict=True) if products else ((), (), ())
     kind = next((kind for kind in ("matmul", "convolution") if kind in kinds), "other")
@@ -139,6 +149,29 @@ def _attention(name: str, operands: Sequence[str]) -> tuple[str, float, int] | N
     if "Backward" in name or "dkv" in name:
         return "attention backward", 2.5 * flops, channels
     return "attention", flops, channels
+
+
+def _blending(
+    name: str, instruction: Instruction, operands: Sequence[str]
+) -> tuple[str, float] | None:
+    """Kind and FLOPs of a kernel that blends Gaussians; None for another.
+
+    Its first operand of floats has the Gaussians, each six numbers and its features: all for whom
+    there is room. Images of tiles are `[tiles, features, *pixels]`, a result or an operand.
+    """
+    found = next((key for key in _BLENDING if key in name), None)
+    if found is None:
+        return None
+    arrays = [
+        hlo.integers(sizes)
+        for text in (instruction.shape, *operands)
+        for _, sizes, *_ in hlo.ARRAY.findall(text)
+    ]
+    _, features, *pixels = max(arrays, key=len)
+    table = next(shape for shape in operands if shape.startswith("f32"))
+    kind, flops, of_feature = _BLENDING[found]
+    gaussians = math.prod(_sizes(table)) / (6 + features)
+    return kind, gaussians * math.prod(pixels) * (flops + of_feature * features)
 
 
 def _products(

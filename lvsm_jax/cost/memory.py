@@ -87,7 +87,7 @@ def rasterizer_bytes(config: ModelConfig, *, views: int, height: int, width: int
 
 
 def rasterizer_chunks(config: ModelConfig, *, views: int, height: int, width: int) -> int | None:
-    """Turns of the rasteriser's loops where all its room is used, on the mesh; None without."""
+    """Turns of the rasteriser's loops where all its room is used, on the mesh; None without any."""
     if not isinstance(config, GSLRMConfig):
         return None
     capacity = rasterize.capacity_for(views * height * width, config.pairs_per_gaussian)

@@ -1,8 +1,9 @@
-"""Blocks of Gaussians blended over the pixels of their tiles, front to back.
+"""The Gaussians of each tile blended over its pixels, front to back.
 
-The inner loop of the rasteriser, with its own backward pass, which computes all again. A block is
-blended as if it were alone; what is before it only dims it. Both passes take the blocks that are
-used, a chunk after the other, so that room for more costs memory and no time.
+The inner loop of the rasteriser, with its own backward pass, which computes all again. In plain JAX
+a block of Gaussians is blended as if it were alone; what is before it only dims it, so that the
+blocks of a tile are joined by a scan: (C, T) ∘ (C', T') = (C + T·C', T·T'). Both passes take the
+blocks that are used, a chunk after the other: room for more costs memory and no time.
 
 Letters: `k` blocks, `g` Gaussians of a block, `p` pixels of a tile, `f` features.
 """
@@ -17,8 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lvsm_jax.common.platforms import platform_of
-
-OPAQUE, CUT = 0.99, 1 / 255  # the largest opacity at a pixel, and the least that counts
+from lvsm_jax.gaussians import composite_gpu, composite_tpu
+from lvsm_jax.gaussians.blending import SHAPE, alpha_at, shape_gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +36,58 @@ _CHUNKS_ON_CHIPS = _Chunks(2**18, 8)
 
 
 def _chunks() -> _Chunks:
-    platform = platform_of(jax.sharding.get_abstract_mesh())
-    return _CHUNKS.get(platform, _CHUNKS_ON_CHIPS)
+    return _CHUNKS.get(_platform(), _CHUNKS_ON_CHIPS)
 
 
 def blocks_at_once(tile: int) -> int:
-    """Blocks of a chunk, for tiles of this side in pixels."""
-    return max(1, _chunks().pixels // tile**2)
+    """Blocks of a chunk, for tiles of this side in pixels; a kernel takes one after the other."""
+    return 1 if has_kernel(tile) else max(1, _chunks().pixels // tile**2)
+
+
+def composite_tiles(
+    tile: int,
+    shapes: Float[Array, "k g 6"],
+    features: Float[Array, "k g f"],
+    tile_of: Int[Array, "k"],
+    starts: Int[Array, "starts"],
+) -> tuple[Float[Array, "tiles f p"], Float[Array, "tiles p"]]:
+    """The picture of each tile, of this side in pixels, and how opaque it is.
+
+    `shapes` are those of `blending`. The blocks of a tile follow each other, and tiles one another:
+    `tile_of` is the tile of each, `starts` the first of each tile and how many there are. The
+    number of blocks is a multiple of `blocks_at_once`, or less. By a Pallas kernel where there is
+    one for the platform that is compiled for.
+    """
+    if has_kernel(tile):
+        if _platform() == "gpu":
+            images, through = composite_gpu.blend_tiles(tile, shapes, features, starts)
+        else:
+            images, through = composite_tpu.blend_tiles(tile, shapes, features, tile_of, starts)
+        return images, 1 - through
+    used, tiles = starts[-1], len(starts) - 1
+    added, through = composite_blocks(tile, shapes, features, used)
+    first = jnp.concatenate([jnp.ones(1, bool), tile_of[1:] != tile_of[:-1]])
+    upto = _product_by_tile(first, through)
+    before = jnp.where(first[:, None], 1, jnp.roll(upto, 1, 0))
+    live = jnp.arange(len(first)) < used
+    added = jnp.where(live[:, None, None], added * before[:, None], 0)
+    # What each block takes of the light that reaches it: their sum is the alpha of a tile.
+    taken = jnp.where(live[:, None], before - upto, 0)
+    sums = {"num_segments": tiles, "indices_are_sorted": True}
+    return tuple(jax.ops.segment_sum(x, tile_of, **sums) for x in (added, taken))
+
+
+def has_kernel(tile: int) -> bool:
+    """Whether there is a kernel, on the mesh that is set, for tiles of this side in pixels.
+
+    GPUs take powers of two, TPUs such of them as fill a vector.
+    """
+    least = {"gpu": 1, "tpu": composite_tpu.LANES}.get(_platform())
+    return least is not None and tile & (tile - 1) == 0 and tile**2 >= least
+
+
+def _platform() -> str:
+    return platform_of(jax.sharding.get_abstract_mesh())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -53,9 +99,7 @@ def composite_blocks(
 ) -> tuple[Float[Array, "k f p"], Float[Array, "k p"]]:
     """What each block adds to its pixels, and the share of what is behind that it lets through.
 
-    `shapes` are the centre from the tile's first corner, x and y, the whitening and the opacity,
-    see `Projected`; an opacity of 0 is no Gaussian. Only the first `used` blocks are computed: the
-    others add nothing. The number of blocks is a multiple of `blocks_at_once`.
+    Only the first `used` blocks are computed: the others add nothing.
     """
     return _forward(tile, shapes, features, used)[0]
 
@@ -107,19 +151,7 @@ def _backward(tile: int, saved: tuple, to_images: tuple[Array, Array]) -> tuple:
             backward, to_through * end, (by_feature, alphas, throughs), reverse=True
         )
         to_features = jnp.einsum("gkp,kfp->kgf", alphas * throughs, to_color, precision="highest")
-        # Nothing flows through the clamp or the cut; α = o·exp(−σ), so dα = α·(do/o − dσ).
-        flows = to_alphas * jnp.where(alphas < OPAQUE, alphas, 0)
-        u, v, dx, dy = _whitened(by_shape, x, y)
-        p, q, r, opacity = (by_shape[..., i, None] for i in range(2, 6))
-        to_u, to_v = -flows * u, -flows * v
-        to_shape = (
-            r * q * to_v - p * to_u,
-            -r * to_v,
-            to_u * dx,
-            -r * dx * to_v,
-            to_v * (dy - q * dx),
-            flows / jnp.where(opacity > 0, opacity, 1),
-        )
+        to_shape = shape_gradients(_numbers(by_shape), x, y, alphas, to_alphas)
         to_shapes = jnp.stack([part.sum(-1) for part in to_shape], -1).swapaxes(0, 1)
         return _put(found, (to_shapes, to_features), start)
 
@@ -130,6 +162,15 @@ def _backward(tile: int, saved: tuple, to_images: tuple[Array, Array]) -> tuple:
 composite_blocks.defvjp(_forward, _backward)
 
 
+def _product_by_tile(first: Array, through: Float[Array, "k p"]) -> Float[Array, "k p"]:
+    """Products of what the blocks of a tile let through, each with all before it."""
+
+    def join(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+        return a[0] | b[0], jnp.where(b[0], b[1], a[1] * b[1])
+
+    return jax.lax.associative_scan(join, (first[:, None], through))[1]
+
+
 def _scan(body: Callable[..., Any], carry: Any, xs: Any, *, reverse: bool = False) -> Any:
     """`jax.lax.scan` over the Gaussians of blocks."""
     return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=_chunks().unrolled)
@@ -137,16 +178,11 @@ def _scan(body: Callable[..., Any], carry: Any, xs: Any, *, reverse: bool = Fals
 
 def _alphas(tile: int, shape: Float[Array, "k 6"]) -> Float[Array, "k p"]:
     """The opacity at each pixel of one Gaussian of each block."""
-    u, v, _, _ = _whitened(shape, *_pixels(tile))
-    alpha = jnp.minimum(OPAQUE, shape[:, 5, None] * jnp.exp(-0.5 * (u * u + v * v)))
-    return jnp.where(alpha >= CUT, alpha, 0)
+    return alpha_at(_numbers(shape), *_pixels(tile))
 
 
-def _whitened(shape: Float[Array, "*k 6"], x: Array, y: Array) -> tuple[Array, ...]:
-    """Standard deviations from the centre, and pixels: `[*k, p]` each."""
-    dx, dy = x - shape[..., 0, None], y - shape[..., 1, None]
-    p, q, r = (shape[..., i, None] for i in (2, 3, 4))
-    return p * dx, r * (dy - q * dx), dx, dy
+def _numbers(shape: Float[Array, "*k 6"]) -> list[Float[Array, "*k 1"]]:
+    return [shape[..., i, None] for i in range(SHAPE)]
 
 
 def _pixels(tile: int) -> tuple[Float[Array, "p"], Float[Array, "p"]]:

@@ -4,8 +4,8 @@ Every pixel blends all Gaussians that show there, front to back by the depth of 
 list is cut short, and there is no early stop. The picture is cut into tiles:
 
 1. each Gaussian is paired with the tiles that it reaches; pairs are sorted by tile, then depth;
-2. each tile's list is cut into blocks, and each block is blended (`gaussians.composite`);
-3. the blocks of a tile are joined by a scan: (C, T) ∘ (C', T') = (C + T·C', T·T').
+2. each tile's list is cut into blocks;
+3. the blocks of each tile are blended (`gaussians.composite`).
 
 There is room for `capacity` pairs. Where it is too small, the pairs of the farthest Gaussians are
 left out, and `Raster.pairs` says so.
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lvsm_jax.common.errors import UserError
-from lvsm_jax.gaussians.composite import blocks_at_once, composite_blocks
+from lvsm_jax.gaussians.composite import blocks_at_once, composite_tiles, has_kernel
 from lvsm_jax.gaussians.gaussians import Gaussians, Projected, project
 
 BLOCK = 32  # Gaussians that are blended one after the other
@@ -99,24 +99,13 @@ def rasterize_projected(
     centers = chosen[..., :2] - corner[:, None].astype(jnp.float32)
     opacity = jnp.where(blocks.there[..., None], chosen[..., 5:6], 0)
     shapes = jnp.concatenate([centers, chosen[..., 2:5], opacity], -1)
-    added, through = composite_blocks(tile, shapes, chosen[..., 6:], blocks.used)
-
-    first = jnp.concatenate([jnp.ones(1, bool), blocks.tile[1:] != blocks.tile[:-1]])
-    upto = _product_by_tile(first, through)
-    before = jnp.where(first[:, None], 1, jnp.roll(upto, 1, 0))
-    live = jnp.arange(len(first)) < blocks.used
-    added = jnp.where(live[:, None, None], added * before[:, None], 0)
-    sums = {"num_segments": columns * rows, "indices_are_sorted": True}
-    image = jax.ops.segment_sum(added, blocks.tile, **sums)
-    # What each block takes of the light that reaches it: their sum is the alpha of a tile.
-    taken = jnp.where(live[:, None], before - upto, 0)
-    alpha = jax.ops.segment_sum(taken, blocks.tile, **sums)[:, None]
+    image, alpha = composite_tiles(tile, shapes, chosen[..., 6:], blocks.tile, blocks.starts)
 
     def assemble(x: Float[Array, "tiles f p"]) -> Float[Array, "h w f"]:
         x = x.reshape(rows, columns, -1, tile, tile).transpose(0, 3, 1, 4, 2)
         return x.reshape(rows * tile, columns * tile, -1)[:height, :width]
 
-    return Raster(assemble(image), assemble(alpha), blocks.pairs)
+    return Raster(assemble(image), assemble(alpha[:, None]), blocks.pairs)
 
 
 class _Blocks(NamedTuple):
@@ -125,7 +114,7 @@ class _Blocks(NamedTuple):
     tile: Int[Array, "k"]
     gaussian: Int[Array, "k g"]  # places in the order of depth
     there: Any  # bool `[k, g]`, False where a tile's last block is not full
-    used: Int[Array, ""]  # blocks that hold anything
+    starts: Int[Array, "starts"]  # first block of each tile, and their number
     pairs: Int[Array, ""]
 
 
@@ -167,9 +156,9 @@ def _list_blocks(
     block_tile = jnp.repeat(jnp.arange(tiles), of_tile, total_repeat_length=most)
     block = jnp.arange(most) - (block_ends - of_tile)[block_tile]
     place = start[block_tile][:, None] + block[:, None] * BLOCK + jnp.arange(BLOCK)
-    used = block_ends[-1]
-    there = (jnp.arange(most) < used)[:, None] & (place < start[block_tile + 1][:, None])
-    return _Blocks(block_tile, gaussian[jnp.minimum(place, capacity - 1)], there, used, pairs)
+    there = (jnp.arange(most) < block_ends[-1])[:, None] & (place < start[block_tile + 1][:, None])
+    starts = jnp.concatenate([jnp.zeros(1, block_ends.dtype), block_ends])
+    return _Blocks(block_tile, gaussian[jnp.minimum(place, capacity - 1)], there, starts, pairs)
 
 
 def block_bound(capacity: int, tiles: int, tile: int) -> int:
@@ -178,18 +167,14 @@ def block_bound(capacity: int, tiles: int, tile: int) -> int:
     return most if most <= at_once else -(-most // at_once) * at_once
 
 
-def most_chunks(capacity: int, tiles: int, tile: int) -> int:
-    """Turns of the loops over chunks of blocks where all room is used, on the mesh that is set."""
+def most_chunks(capacity: int, tiles: int, tile: int) -> int | None:
+    """Turns of the loops over chunks of blocks where all room is used, on the mesh that is set.
+
+    None where a kernel blends all blocks.
+    """
+    if has_kernel(tile):
+        return None
     return -(-block_bound(capacity, tiles, tile) // blocks_at_once(tile))
-
-
-def _product_by_tile(first: Array, through: Float[Array, "k p"]) -> Float[Array, "k p"]:
-    """Products of what the blocks of a tile let through, each with all before it."""
-
-    def join(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
-        return a[0] | b[0], jnp.where(b[0], b[1], a[1] * b[1])
-
-    return jax.lax.associative_scan(join, (first[:, None], through))[1]
 
 
 def rasterizer_bytes(

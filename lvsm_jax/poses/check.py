@@ -11,7 +11,7 @@ from PIL import Image
 
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.poses.page import write_page
-from lvsm_jax.poses.pairs import load_pairs
+from lvsm_jax.poses.pairs import Pair, load_pairs
 from lvsm_jax.poses.process import LOG, MATCHES, Told, check_installed, run_worker
 from lvsm_jax.scenes.photograph import Photograph, PosedCamera
 from lvsm_jax.scenes.readers import Scene, ScenePhotograph
@@ -53,29 +53,46 @@ def check_scene(
     chosen = choose(scene.photographs, most)
     with tempfile.TemporaryDirectory() as place:
         work = pathlib.Path(place)
-        cameras, paths, entries = {}, {}, []
-        (work / "photographs").mkdir()
-        for i, photograph in enumerate(chosen):
-            file = work / "photographs" / f"{i:05d}.jpg"
-            camera = cameras[photograph.name] = _write(photograph.load(), file)
-            paths[photograph.name] = file
-            size, focal = [camera.width, camera.height], float(camera.fxfycxcy[:2].mean())
-            entries.append(
-                {"name": photograph.name, "file": file.name, "size": size, "focal": focal}
-            )
-        job = {"do": "match", "photographs": entries}
-        (work / LOG).touch()
-        run_worker(job, work, page.with_name(f"{page.name}.log"), progress)
+        log = page.with_name(f"{page.name}.log")
+        cameras, pairs = match_photographs(chosen, work, log, progress)
+        paths = {photograph.name: _file(work, i) for i, photograph in enumerate(chosen)}
         notes = [f"{len(chosen)} of {len(scene.photographs)} photographs were looked at"]
         kind, sentence = write_page(
             page,
             title=f"Cameras of {'/'.join(pathlib.Path(scene.source).parts[-2:])}",
             pictures=paths,
             cameras=cameras,
-            pairs=load_pairs(work / MATCHES),
+            pairs=pairs,
             notes=[*notes, *scene.notes],
         )
     return SceneCheck(page, kind, sentence)
+
+
+def match_photographs(
+    photographs: Sequence[ScenePhotograph],
+    work: pathlib.Path,
+    log: pathlib.Path,
+    progress: Told | None = None,
+) -> tuple[dict[str, PosedCamera], list[Pair]]:
+    """Matches each photograph with each in an empty folder, and what it says goes to `log`.
+
+    Returns the camera of the pixels that were matched, by the photograph's name, and the pairs.
+    UserError for photographs that cannot be read.
+    """
+    cameras, entries = {}, []
+    (work / "photographs").mkdir()
+    for i, photograph in enumerate(photographs):
+        file = _file(work, i)
+        camera = cameras[photograph.name] = _write(photograph.load(), file)
+        size, focal = [camera.width, camera.height], float(camera.fxfycxcy[:2].mean())
+        entries.append({"name": photograph.name, "file": file.name, "size": size, "focal": focal})
+    (work / LOG).touch()
+    run_worker({"do": "match", "photographs": entries}, work, log, progress)
+    return cameras, load_pairs(work / MATCHES)
+
+
+def _file(work: pathlib.Path, number: int) -> pathlib.Path:
+    return work / "photographs" / f"{number:05d}.jpg"
 
 
 def choose(photographs: Sequence[ScenePhotograph], most: int) -> list[ScenePhotograph]:

@@ -1,5 +1,7 @@
 """Kernels of compiled programs: what they move and compute, and how long that takes."""
 
+import dataclasses
+
 import pytest
 
 from lvsm_jax.cost import hlo
@@ -96,6 +98,37 @@ custom_call_target="tpu_custom_call"
     assert ahead.flops == 4 * scenes * 3 * 8 * 4 * 16 and back.flops == 2.5 * ahead.flops
     assert (ahead.kind, back.kind) == ("attention", "attention backward")
     assert ahead.head_dim == 16
+
+
+def test_blending_counts_all_for_whom_there_is_room():
+    """Five blocks of two Gaussians with three features, over three tiles of 64 or 256 pixels."""
+    text = """HloModule m
+
+ENTRY %main (starts: s32[4], table: f32[5,18]) -> f32[5,18] {
+  %starts = s32[4]{0} parameter(0)
+  %table = f32[5,18]{1,0} parameter(1)
+  %ahead = (f32[3,3,64]{2,1,0}, f32[3,64]{1,0}, f32[5,64]{1,0}) custom-call(%starts, %table), \
+custom_call_target="__gpu$xla.gpu.triton", backend_config={ir = "x", name = "blend", num_stages = 3}
+  %before = f32[5,64]{1,0} get-tuple-element(%ahead), index=2
+  %images = f32[3,3,64]{2,1,0} get-tuple-element(%ahead), index=0
+  %back = f32[5,18]{1,0} custom-call(%starts, %table, %before, %images), \
+custom_call_target="__gpu$xla.gpu.triton", \
+backend_config={ir = "x", name = "blend_backward", num_stages = 3}
+  %numbers = f32[5,1,18]{2,1,0} constant({...})
+  %jvp_blend_.1 = (f32[3,3,2,128]{3,2,1,0}, f32[3,2,128]{2,1,0}) custom-call(%starts, %numbers), \
+custom_call_target="tpu_custom_call"
+}
+"""
+    ahead, back, tpu = kernels(text)
+    assert hlo.kernels(text) == {"blend": 1, "blend_backward": 1, "jvp_blend_": 1}
+    assert (ahead.kind, ahead.flops) == ("blending", 10 * 64 * (18 + 2 * 3))
+    assert ahead.bytes == 4 * (4 + 5 * 18 + 3 * 3 * 64 + 3 * 64 + 5 * 64)
+    assert (back.kind, back.flops) == ("blending backward", 10 * 64 * (54 + 4 * 3))
+    assert (tpu.kind, tpu.flops) == ("blending", 4 * ahead.flops)
+    gpu = GPUS["h100"]
+    many = dataclasses.replace(ahead, flops=gpu.float32, bytes=0.0)
+    assert many.seconds(gpu) == pytest.approx(1 / SHARES["blending"] + gpu.launch)
+    assert gpu.vector == gpu.float32 and CHIPS["v5e"].vector < CHIPS["v5e"].float32
 
 
 def test_a_kernel_takes_the_longer_of_memory_and_arithmetic():
