@@ -1,7 +1,8 @@
 """Supervision of where a head that copies looks, by depth that is known.
 
 The head copies the points that the input pixels show exactly as it copies their colours. Where it
-looks at the right pixels, it copies the points that the targets show.
+looks at the right pixels, it copies the points that the targets show. What moves is left out: the
+head looks on epipolar lines, and on those a point of another time does not lie.
 """
 
 import jax.numpy as jnp
@@ -17,11 +18,16 @@ def render_and_compare_points(
 ) -> tuple[Float[Array, "b t h w 3"], Float[Array, ""]]:
     """The targets, and the mean distance along each axis of copied points from the true ones.
 
-    `images` are those of the inputs, in [0, 1].
+    Pixels of targets whose point moves have none. `images` are those of the inputs, in [0, 1].
     """
     cameras = batch.inputs.cameras, batch.targets.cameras
     render, copied = model.render_and_copy(images, *cameras, bounded_points(batch.inputs))
-    return render, jnp.abs(copied - bounded_points(batch.targets)).mean()
+    distances = jnp.abs(copied - bounded_points(batch.targets))
+    if batch.targets.moving is None:
+        return render, distances.mean()
+    at_rest = ~batch.targets.moving[..., None]
+    counted = 3 * jnp.maximum(at_rest.sum(), 1)
+    return render, jnp.where(at_rest, distances, 0.0).sum() / counted
 
 
 def bounded_points(views: Views) -> Float[Array, "b v h w 3"]:
