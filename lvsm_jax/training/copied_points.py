@@ -16,18 +16,22 @@ from lvsm_jax.models.efficient_lvsm import EfficientLVSM
 def render_and_compare_points(
     model: EfficientLVSM, images: Float[Array, "b v h w 3"], batch: Batch
 ) -> tuple[Float[Array, "b t h w 3"], Float[Array, ""]]:
-    """The targets, and the mean distance along each axis of copied points from the true ones.
+    """The targets, and how far copied points are from the true ones, see `mean_distance`.
 
-    Pixels of targets whose point moves have none. `images` are those of the inputs, in [0, 1].
+    `images` are those of the inputs, in [0, 1].
     """
     cameras = batch.inputs.cameras, batch.targets.cameras
     render, copied = model.render_and_copy(images, *cameras, bounded_points(batch.inputs))
-    distances = jnp.abs(copied - bounded_points(batch.targets))
-    if batch.targets.moving is None:
-        return render, distances.mean()
-    at_rest = ~batch.targets.moving[..., None]
-    counted = 3 * jnp.maximum(at_rest.sum(), 1)
-    return render, jnp.where(at_rest, distances, 0.0).sum() / counted
+    return render, mean_distance(copied, batch.targets)
+
+
+def mean_distance(copied: Float[Array, "b t h w 3"], targets: Views) -> Float[Array, ""]:
+    """Mean along each axis, from the targets' points, of pixels whose point stands still."""
+    distances = jnp.abs(copied - bounded_points(targets))
+    if targets.moving is None:
+        return distances.mean()
+    still = ~targets.moving[..., None]
+    return jnp.where(still, distances, 0.0).sum() / (3 * jnp.maximum(still.sum(), 1))
 
 
 def bounded_points(views: Views) -> Float[Array, "b v h w 3"]:

@@ -88,7 +88,7 @@ class Scene:
 
 
 def by_index(
-    geometry: Geometry, forms: Sequence[Shaped[Array, "p *n"]], faces: Shaped[Array, "6 *n"]
+    geometry: Geometry, forms: Sequence[Shaped[Array, "_ *n"]], faces: Shaped[Array, "6 *n"]
 ) -> Shaped[Array, "surfaces *n"]:
     """What there is of each solid, form after form, and of each face, by the indices of `cast`."""
     rows = []

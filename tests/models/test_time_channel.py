@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,8 +14,10 @@ from lvsm_jax.common.errors import UserError
 from lvsm_jax.common.tree import from_named, named_leaves
 from lvsm_jax.cost.flops import stages
 from lvsm_jax.cost.memory import kv_cache_bytes
+from lvsm_jax.models.architectures import abstract_model
 from lvsm_jax.models.base import readable_cameras
 from lvsm_jax.models.cameras import Cameras
+from lvsm_jax.parallel.mesh import SCENES, MeshConfig, make_mesh, spec
 from tests.helpers.copying import with_random_copies
 
 SIZE, PATCH = (16, 24), 8
@@ -126,6 +130,19 @@ def test_gaussians_do_not_move():
         lvsm_jax.GSLRMConfig(time_channel=True)
 
 
+def test_times_are_sharded_as_views_are():
+    mesh = make_mesh(MeshConfig(data=2, view=2), devices=jax.devices()[:4])
+    model = abstract_model(EFFICIENT)
+    with jax.set_mesh(mesh):
+        sharding = jax.NamedSharding(mesh, spec(SCENES, "view"))
+        shown = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=sharding),
+            some_views(0, 2),
+        )
+        tokens = jax.eval_shape(lambda model, *views: model.input_tokens(*views), model, *shown)
+        assert tokens.sharding.spec[:2] == sharding.spec[:2]
+
+
 def test_a_cached_view_keeps_its_time(efficient):
     images, inputs = some_views(0, 3)
     _, targets = some_views(1, 2)
@@ -171,7 +188,7 @@ def photograph(seed, time=None):
 
 
 def test_a_session_renders_a_time_from_photographs_of_others(efficient):
-    with lvsm_jax.Session(efficient, image_height=16, image_width=24, max_views=3) as session:
+    with lvsm_jax.Session(efficient, image_height=16, image_width=24, max_views=4) as session:
         session.add([photograph(0, 0.0), photograph(1, 1.0)])
         early, late = (session.render(camera(2, time)) for time in (0.1, 0.9))
         assert np.abs(early.astype(int) - late).max() > 1
