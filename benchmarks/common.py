@@ -108,14 +108,18 @@ def hardware() -> str:
     return jax.devices()[0].device_kind
 
 
-def random_batch(scenes: int, *, views: int, targets: int, size: int) -> Batch:
-    """Noise seen by cameras that look one way from random places, in images of size × size px."""
+def random_batch(scenes: int, *, views: int, targets: int, size: int, timed: bool = False) -> Batch:
+    """Noise seen by cameras that look one way from random places, in images of size × size px.
+
+    `timed` at random times.
+    """
     rng = np.random.default_rng(0)
 
     def some(count: int) -> Views:
         c2w = np.tile(np.eye(4, dtype=np.float32), (scenes, count, 1, 1))
         c2w[..., :3, 3] = rng.uniform(-1, 1, (scenes, count, 3))
-        cameras = Cameras(c2w, np.full((scenes, count, 4), size / 2, np.float32))
+        time = rng.uniform(size=(scenes, count)).astype(np.float32) if timed else None
+        cameras = Cameras(c2w, np.full((scenes, count, 4), size / 2, np.float32), time)
         images = rng.integers(0, 256, (scenes, count, size, size, 3), np.uint8)
         return Views(images, cameras, np.zeros((scenes, count), np.int32))
 

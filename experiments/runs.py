@@ -168,6 +168,7 @@ def _batches(config: ml_collections.ConfigDict) -> list[Batch]:
     """A batch for each number of inputs that a step may have."""
     data = section(config, "data", DataConfig)
     sizes = {"targets": data.num_targets, "size": data.image_height}
+    sizes["timed"] = config.model.get("time_channel", False)
     return [
         random_batch(config.run.batch_size, views=views, **sizes) for views in data.possible_inputs
     ]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from lvsm_jax.models.base import readable_cameras
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.parallel.mesh import SCENES, check_batch, data_shard, spec
 
@@ -28,6 +29,8 @@ class Views:
     frame: Any  # int32 `[b, v]`, positions in the clip; -1 for a target that only fills up
     # Where it is known, float32 `[b, v, h, w]` along the camera's z axis, infinite for the sky.
     depth: Any = None
+    # Where something moves, bool `[b, v, h, w]`: whether the pixel's point is of what moves.
+    moving: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -55,6 +58,17 @@ def first_scene(batch: Batch) -> Batch:
 @jax.jit
 def _first_scene(batch: Batch) -> Batch:
     return jax.tree.map(lambda x: x.at[jnp.arange(1)].get(out_sharding=spec()), batch)
+
+
+def readable_batch(model: Any, batch: Batch) -> Batch:
+    """The batch with cameras as the model reads them, see `readable_cameras`."""
+
+    def readable(views: Views) -> Views:
+        return dataclasses.replace(views, cameras=readable_cameras(model, views.cameras))
+
+    return dataclasses.replace(
+        batch, inputs=readable(batch.inputs), targets=readable(batch.targets)
+    )
 
 
 def to_batch(arrays: Mapping[str, Any]) -> Batch:

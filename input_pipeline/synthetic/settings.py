@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 from lvsm_jax.common.checks import check_at_least, check_choice, check_field
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.worlds.config import RIG_VIEWS, WorldsConfig
 
 VERSION = 2  # of the pictures: raise it when the same settings come to give others
@@ -31,6 +32,8 @@ class Settings:
         check_choice("synthetic.rig", self.rig, RIGS)
         fits = not self.rig or self.frames == RIG_VIEWS
         check_field("synthetic", self, "frames", fits, f"{RIG_VIEWS}, the views of the rig")
+        if share := self.worlds.moving_share:
+            raise UserError(f"worlds.moving_share is {share}, expected 0: datasets have no times")
 
     def num_scenes(self, split: str) -> int:
         """Clips of a split."""
@@ -39,6 +42,8 @@ class Settings:
     def to_json(self) -> dict:
         """These settings and the version of the pictures, as they are kept with the data."""
         values = {"version": VERSION, **dataclasses.asdict(self)}
-        if not self.rig:  # sets of before there were rigs stay what they are
+        # Sets of before there were rigs, or worlds that move, stay what they are.
+        if not self.rig:
             del values["rig"]
+        del values["worlds"]["moving_share"]
         return json.loads(json.dumps(values))

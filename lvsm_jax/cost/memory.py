@@ -67,7 +67,7 @@ def kv_cache_bytes(config: ModelConfig, *, height: int, width: int) -> int | Non
     kept = jax.eval_shape(
         lambda model, *views: model.encode(*views).copied,
         abstract_model(config),
-        *abstract_views(1, 1, height, width),
+        *abstract_views(1, 1, height, width, timed=config.time_channel),
     )
     return numbers * jnp.dtype(config.dtype).itemsize + _bytes(kept)
 
@@ -100,7 +100,7 @@ def encoded_bytes(config: ModelConfig, *, views: int, height: int, width: int) -
     model = abstract_model(config)
 
     def of(views: int) -> int:
-        inputs = abstract_views(1, views, height, width)
+        inputs = abstract_views(1, views, height, width, timed=config.time_channel)
         return _bytes(jax.eval_shape(lambda model, *inputs: model.encode(*inputs), model, *inputs))
 
     return Bytes(of(views), of(views + 1) - of(views), 0)
@@ -121,8 +121,8 @@ def activation_bytes(
         return jax.vjp(lambda model: model(*views), model)[1]
 
     def of(scenes: int, views: int, targets: int) -> int:
-        inputs = abstract_views(scenes, views, height, width)
-        _, rendered = abstract_views(scenes, targets, height, width)
+        inputs = abstract_views(scenes, views, height, width, timed=config.time_channel)
+        _, rendered = abstract_views(scenes, targets, height, width, timed=config.time_channel)
         return _bytes(jax.eval_shape(residuals, model, *inputs, rendered))
 
     # Weights are among the residuals; they are the same in every difference.
@@ -152,14 +152,15 @@ def countable(config: ModelConfig, *, height: int, width: int) -> ModelConfig:
 
 
 def abstract_views(
-    scenes: int, views: int, height: int, width: int
+    scenes: int, views: int, height: int, width: int, *, timed: bool = False
 ) -> tuple[jax.ShapeDtypeStruct, Cameras]:
-    """Shapes of images and cameras, in float32."""
+    """Shapes of images and cameras, in float32; `timed` for a model that takes times."""
 
     def shape(*sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((scenes, views, *sizes), jnp.float32)
 
-    return shape(height, width, 3), Cameras(shape(4, 4), shape(4))
+    time = shape() if timed else None
+    return shape(height, width, 3), Cameras(shape(4, 4), shape(4), time)
 
 
 def _bytes(tree: Any) -> int:

@@ -97,7 +97,8 @@ def compile_case(case: Case, mesh: Mesh) -> jax.stages.Compiled:
     training = case.training
     microbatch = case.batch // (1 if case.render else training.grad_accumulation)
     check_batch(mesh, f"batch {case.batch}", microbatch, case.scene["views"])
-    batch = abstract_batch(case.data, case.batch, mesh)
+    timed = training.model.time_channel
+    batch = abstract_batch(case.data, case.batch, mesh, timed=timed)
     with jax.set_mesh(mesh):
         state = abstract_state(training, mesh)
         if case.render:
@@ -110,12 +111,12 @@ def compile_case(case: Case, mesh: Mesh) -> jax.stages.Compiled:
         return compiled_step(training, mesh).lower(state, batch, frozen).compile()
 
 
-def abstract_batch(data: DataConfig, scenes: int, mesh: Mesh) -> Batch:
-    """Shapes, dtypes and shardings of a training batch."""
+def abstract_batch(data: DataConfig, scenes: int, mesh: Mesh, *, timed: bool = False) -> Batch:
+    """Shapes, dtypes and shardings of a training batch, `timed` with the time of each view."""
     shape, side = jax.ShapeDtypeStruct, data.image_height
 
     def views(count: int) -> Views:
-        images, cameras = memory.abstract_views(scenes, count, side, side)
+        images, cameras = memory.abstract_views(scenes, count, side, side, timed=timed)
         return Views(images.update(dtype=jnp.uint8), cameras, shape((scenes, count), jnp.int32))
 
     rows = (shape((scenes,), dtype) for dtype in (jnp.int32, jnp.bool_, jnp.int32))

@@ -26,6 +26,7 @@ from lvsm_jax.evaluation.pixel_scores import (
     score,
     unit_range,
 )
+from lvsm_jax.models.base import readable_cameras
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.parallel import processes
 
@@ -320,7 +321,8 @@ def nearest_input(
 @jax.jit
 def render_views(model: Any, inputs: Views, cameras: Cameras) -> Float[Array, "b t h w 3"]:
     """What the model shows at these cameras, in float32."""
-    return model(unit_range(inputs.images), inputs.cameras, cameras).astype(jnp.float32)
+    shown, asked = (readable_cameras(model, some) for some in (inputs.cameras, cameras))
+    return model(unit_range(inputs.images), shown, asked).astype(jnp.float32)
 
 
 def _models(

@@ -51,6 +51,8 @@ class ModelConfig:
             spares copies of what the backward pass needs (docs/developers/gpus.md).
         residual_scaling: multiply every residual branch by 1 / √num_layers, so that one learning
             rate is stable at all depths (arXiv 2602.21341).
+        time_channel: beside the rays of its pixels, each token has the time of its view
+            (`Cameras.time`), for scenes in which something moves (arXiv 2604.07350).
     """
 
     num_layers: int = 12
@@ -64,6 +66,7 @@ class ModelConfig:
     remat: str = computation("none")
     unroll: bool = computation(False)
     residual_scaling: bool = False
+    time_channel: bool = False
 
     # Whether each input view is encoded by itself, so that devices can have some of them each.
     spreads_views: ClassVar[bool] = False
@@ -98,8 +101,8 @@ class ModelConfig:
 
     @property
     def pose_channels(self) -> int:
-        """Number of pose channels per pixel."""
-        return POSE_CHANNELS[self.pose_encoding]
+        """Number of channels per pixel beside colours: of poses, and of time where there is one."""
+        return POSE_CHANNELS[self.pose_encoding] + self.time_channel
 
     @property
     def own_target_tokenizer(self) -> bool:
@@ -140,6 +143,29 @@ def check_camera_encoding(config: ModelConfig) -> None:
             f"model.head_dim is {config.head_dim}, but model.camera_encoding="
             f"{config.camera_encoding!r} needs a multiple of 8"
         )
+
+
+def check_times(config: ModelConfig, name: str, cameras: Any) -> None:
+    """Raises UserError unless cameras have a `time` just where the model has a channel for it."""
+    if config.time_channel and cameras.time is None:
+        raise UserError(
+            f"{name} have no time, which this model takes (model.time_channel): give each view one "
+            "from 0 to 1"
+        )
+    if cameras.time is not None and not config.time_channel:
+        raise UserError(
+            f"{name} have times, but this model knows none: it needs model.time_channel=True, and "
+            "its own training"
+        )
+
+
+def readable_cameras(model: Any, cameras: Cameras) -> Cameras:
+    """Cameras of a batch as a model reads them: without times if it has no channel for these.
+
+    So models without it learn scenes that move, too, and can be compared.
+    """
+    has_channel = getattr(getattr(model, "config", None), "time_channel", False)
+    return cameras if has_channel else cameras.timeless
 
 
 def _option_names(config_class: type[ModelConfig]) -> list[str]:
@@ -218,6 +244,8 @@ class ViewSynthesisModel(nnx.Module):
                 f"images of shape {shape} and {targets} target_cameras: nothing to render"
             )
         target_cameras.check("target_cameras")
+        for name, cameras in (("input_cameras", input_cameras), ("target_cameras", target_cameras)):
+            check_times(self.config, name, cameras)
         if targets[0] != shape[0]:
             raise UserError(f"images of {shape[0]} scenes with target_cameras of {targets[0]}")
         return _render(self, jnp.asarray(images), input_cameras, target_cameras)
@@ -225,16 +253,27 @@ class ViewSynthesisModel(nnx.Module):
     def input_tokens(
         self, images: Float[Array, "b v h w 3"], cameras: Cameras
     ) -> Float[Array, "b v n d"]:
-        """Tokens of input views: colours in [-1, 1] and rays."""
-        poses = pose_conditioning(self.config.pose_encoding, cameras, *images.shape[2:4])
+        """Tokens of input views: colours in [-1, 1] and rays, and their time if it is known."""
+        poses = self._conditioning(cameras, *images.shape[2:4])
         pixels = jnp.concatenate([images * 2 - 1, poses], axis=-1)
         return self._tokens(self.input_tokenizer, pixels)
 
     def target_tokens(self, cameras: Cameras, height: int, width: int) -> Float[Array, "b t n d"]:
-        """Tokens of target views: rays alone."""
-        poses = pose_conditioning(self.config.pose_encoding, cameras, height, width)
+        """Tokens of target views: rays alone, and their time if it is known."""
+        poses = self._conditioning(cameras, height, width)
         own = self.config.own_target_tokenizer
         return self._tokens(self.target_tokenizer if own else self.input_tokenizer, poses)
+
+    def _conditioning(
+        self, cameras: Cameras, height: int, width: int
+    ) -> Float[Array, "b v {height} {width} ch"]:
+        """What tokens know of every pixel beside its colour; times in [-1, 1], as colours are."""
+        check_times(self.config, "cameras", cameras)
+        poses = pose_conditioning(self.config.pose_encoding, cameras, height, width)
+        if not self.config.time_channel:
+            return poses
+        time = 2 * jnp.asarray(cameras.time, jnp.float32)[..., None, None, None] - 1
+        return jnp.concatenate([poses, jnp.broadcast_to(time, (*poses.shape[:-1], 1))], axis=-1)
 
     def _tokens(
         self, tokenizer: nnx.Module, pixels: Float[Array, "b v h w ch"]

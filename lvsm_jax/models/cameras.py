@@ -25,16 +25,23 @@ class Cameras:
     Attributes:
         c2w: `[b, v, 4, 4]` camera-to-world matrices (OpenCV axes; any unit of length).
         fxfycxcy: `[b, v, 4]` focal lengths and principal point, in pixels of the image.
+        time: `[b, v]` when each view is seen, from 0 to 1; None where nothing moves.
     """
 
     # Any, not Float[Array, ...]: a pytree also holds shapes, shardings and specs as leaves.
     c2w: Any
     fxfycxcy: Any
+    time: Any = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """`(b, v)`."""
         return tuple(self.c2w.shape[:-2])
+
+    @property
+    def timeless(self) -> "Cameras":
+        """The same without times."""
+        return dataclasses.replace(self, time=None)
 
     def check(self, name: str = "cameras", *, read_device: bool = True) -> None:
         """Raises UserError unless shapes agree, values are finite and within reach.
@@ -57,6 +64,8 @@ class Cameras:
             _check_pixels(f"{name}.fxfycxcy", np.asarray(values))
         if can_read(self.c2w, read_device):
             check_positions(f"{name}.c2w", np.asarray(self.c2w)[..., :3, 3], FARTHEST_IN_SCENE)
+        if self.time is not None:
+            _check_time(f"{name}.time", self.time, c2w[:2], read_device)
 
 
 def _check_pixels(name: str, fxfycxcy: Float[np.ndarray, "b v 4"]) -> None:
@@ -73,6 +82,16 @@ def _check_pixels(name: str, fxfycxcy: Float[np.ndarray, "b v 4"]) -> None:
                 f"{name} holds {found:g}, expected pixels: focal lengths of {_SHORTEST_FOCAL:g} "
                 f"or more, and nothing above {_LARGEST:g}"
             )
+
+
+def _check_time(name: str, time: Any, shape: tuple[int, int], read_device: bool) -> None:
+    """Raises UserError unless there is a time from 0 to 1 for each view."""
+    if jnp.shape(time) != shape:
+        raise UserError(f"{name} has shape {jnp.shape(time)}, expected {shape}: one for each view")
+    if can_read(time, read_device):
+        found = np.asarray(time)
+        if not ((found >= 0) & (found <= 1)).all():  # also false for NaN
+            raise UserError(f"{name} reaches from {found.min():g} to {found.max():g}, expected 0–1")
 
 
 def can_read(x: Any, read_device: bool = True) -> bool:

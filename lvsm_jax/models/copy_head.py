@@ -6,7 +6,8 @@ pixel of the target's patch fetches a colour near that place, on its epipolar li
 colours are blended over taps and views by learned weights, and mixed with what the model regresses.
 A view in which the pixel moves less weighs more: a wrong depth does less harm there.
 
-All is float32, whatever the model's dtype. Places do not depend on the world's frame and unit.
+All is float32, whatever the model's dtype. Places do not depend on the world's frame and unit, and
+know no time: what moved between two views lies on no epipolar line, and has to be regressed.
 
 Letters: `b` scenes, `v` input views, `t` target views, `n` tokens of a target, `s` of an input
 view, `m` taps, `c` channels of a tap, `i` pixels of a patch, `d` width of the model.
@@ -102,7 +103,7 @@ class CopyHead(nnx.Module):
         centers = _patch_pixels(height, width, self.patch_size).mean(axis=-1)
         places = (2 * centers / [[width], [height]] - 1).T[:, None]
         places = jnp.zeros_like(features[..., :2]) + jnp.asarray(places, jnp.float32)
-        cameras = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), cameras)
+        cameras = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), cameras.timeless)
         v = jnp.concatenate([places, features], axis=-1)
         return CopySource(k, v, images.astype(jnp.float32), cameras)
 
@@ -128,7 +129,7 @@ class CopyHead(nnx.Module):
         """How much of each pixel is not copied, and what is: blends of all channels of `images`."""
         size, patch = (height, width), self.patch_size
         scenes, by_target, by_view = *axes_of(tokens)[:2], axes_of(source.k)[1]
-        cameras = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), cameras)
+        cameras = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), cameras.timeless)
         views = jax.tree.map(lambda _: P(scenes, by_view), source)
         if source.num_views is not None:
             views = dataclasses.replace(views, num_views=P(scenes))

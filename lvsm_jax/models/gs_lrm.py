@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from lvsm_jax.common.checks import check_choice, check_field
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.gaussians.gaussians import SH_DEGREE_0, Gaussians
 from lvsm_jax.gaussians.rasterize import capacity_for, rasterize
 from lvsm_jax.models.base import ModelConfig, ViewSynthesisModel, computation
@@ -80,6 +81,8 @@ class GSLRMConfig(ModelConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.time_channel:
+            raise UserError("model.time_channel is True, but the Gaussians of GSLRM do not move")
         check_choice("model.distance_space", self.distance_space, ("linear", "inverse"))
         check_choice("model.scale_unit", self.scale_unit, ("scene", "pixel"))
         inverse = self.distance_space == "inverse"

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.gaussians.gaussians import Gaussians
 from lvsm_jax.gaussians.ply import move
-from lvsm_jax.models.base import ViewSynthesisModel
+from lvsm_jax.models.base import ViewSynthesisModel, check_times
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.models.gs_lrm import GSLRM
 from lvsm_jax.models.layers import check_image_size
@@ -326,6 +326,8 @@ class Session:
         """The photograph at the size of the model."""
         camera = photograph.camera
         what = "a photograph" if photograph.name is None else f"photograph {photograph.name!r}"
+        with self._open():  # before a call takes the cache
+            check_times(self._model.config, f"cameras of {what}", camera)
         crop = ResizeCrop.cover((camera.width, camera.height), *self._size)
         for (width, height), when in ((crop.source, ""), (crop.resized, " when it is resized")):
             if width * height > self._max_pixels:
@@ -360,6 +362,8 @@ class Session:
     ) -> UInt8[np.ndarray, "k h w 3"]:
         with self._open() as state:
             _check_some(state)
+            for camera in cameras:
+                check_times(self._model.config, "cameras to render", camera)
             targets = model_cameras(state.frame, cameras, size)
             renders = self._views.render(
                 self._model, self._whole_cache(), targets, size, targets_at_once=len(cameras)
@@ -404,8 +408,10 @@ def model_cameras(
     """The cameras of pictures of a size, `[1, k]`, as the model sees them."""
     c2w = np.stack([camera.c2w for camera in cameras])
     fxfycxcy = np.stack([camera.cropped_to(*size).fxfycxcy for camera in cameras])
+    times = [camera.time for camera in cameras]
+    known = None if None in times else np.array([times], np.float32)
     with np.errstate(over="ignore"):  # is checked below
-        result = Cameras(frame.apply(c2w)[None], fxfycxcy[None].astype(np.float32))
+        result = Cameras(frame.apply(c2w)[None], fxfycxcy[None].astype(np.float32), known)
     result.check("in the frame of the session, cameras")
     return result
 

@@ -281,7 +281,11 @@ def _empty_copies(
     shape = batch, max_views
     views = (
         jnp.zeros((*shape, *image_size, 3)),
-        Cameras(jnp.zeros((*shape, 4, 4)), jnp.zeros((*shape, 4))),
+        Cameras(
+            jnp.zeros((*shape, 4, 4)),
+            jnp.zeros((*shape, 4)),
+            jnp.zeros(shape) if model.config.time_channel else None,
+        ),
     )
     kept = jax.eval_shape(lambda model, *views: model.encode(*views).copied, model, *views)
     by_slot = spec(*slots.STORE)

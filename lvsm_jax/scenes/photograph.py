@@ -33,7 +33,7 @@ class PosedCamera:
     Arguments are copied and checked, so that a camera that exists can be used. UserError for a
     value that is not finite, a rotation that is none (RᵀR differs from the identity by more than
     `ROTATION_TOLERANCE`, or R mirrors), a size that is not positive, numbers beyond those of
-    `common.camera_limits`, intrinsics in shares of the picture.
+    `common.camera_limits`, intrinsics in shares of the picture, a time that is not from 0 to 1.
     """
 
     # Any: what is given is converted, and checked with errors that say what is wrong.
@@ -41,9 +41,12 @@ class PosedCamera:
     fxfycxcy: Any  # float64 [4], focal lengths and principal point in pixels of the picture
     width: Any  # of the picture in pixels
     height: Any
+    time: Any = None  # from 0 to 1, for a model that takes times; None where nothing moves
 
     def __post_init__(self):
         object.__setattr__(self, "c2w", _pose(self.c2w, "c2w"))
+        if self.time is not None:
+            object.__setattr__(self, "time", _time(self.time))
         for field in ("width", "height"):
             value = getattr(self, field)
             if not isinstance(value, int | np.integer) or value < 1:
@@ -52,9 +55,11 @@ class PosedCamera:
         object.__setattr__(self, "fxfycxcy", _intrinsics(self.fxfycxcy, self.width, self.height))
 
     @classmethod
-    def from_w2c(cls, w2c: Any, fxfycxcy: Any, width: int, height: int) -> "PosedCamera":
+    def from_w2c(
+        cls, w2c: Any, fxfycxcy: Any, width: int, height: int, time: Any = None
+    ) -> "PosedCamera":
         """The same from a world-to-camera matrix, `[4, 4]` or `[3, 4]`."""
-        return cls(np.linalg.inv(_pose(w2c, "w2c")), fxfycxcy, width, height)
+        return cls(np.linalg.inv(_pose(w2c, "w2c")), fxfycxcy, width, height, time)
 
     @property
     def w2c(self) -> Float64[np.ndarray, "4 4"]:
@@ -64,7 +69,7 @@ class PosedCamera:
     def cropped_to(self, height: int, width: int) -> "PosedCamera":
         """The camera of the same picture, resized to cover `height` × `width` and cropped to it."""
         crop = ResizeCrop.cover((self.width, self.height), height, width)
-        return PosedCamera(self.c2w, crop.intrinsics(self.fxfycxcy), width, height)
+        return PosedCamera(self.c2w, crop.intrinsics(self.fxfycxcy), width, height, self.time)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -211,6 +216,14 @@ class ResizeCrop:
 def resized_side(side: int, other: int, other_resized: int) -> int:
     """Length of a side after resizing, a multiple of 8, when the other side has a given length."""
     return round(int(other_resized * side / other) / _MULTIPLE) * _MULTIPLE
+
+
+def _time(value: Any) -> float:
+    """A time as a float; UserError for what is none from 0 to 1."""
+    is_number = isinstance(value, int | float | np.integer | np.floating)
+    if not is_number or isinstance(value, bool) or not 0 <= value <= 1:
+        raise UserError(f"time is {value!r}, expected a number from 0 to 1")
+    return float(value)
 
 
 def _pose(matrix: Any, name: str) -> Float64[np.ndarray, "4 4"]:

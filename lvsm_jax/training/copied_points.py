@@ -1,7 +1,8 @@
 """Supervision of where a head that copies looks, by depth that is known.
 
 The head copies the points that the input pixels show exactly as it copies their colours. Where it
-looks at the right pixels, it copies the points that the targets show.
+looks at the right pixels, it copies the points that the targets show. What moves is left out: the
+head looks on epipolar lines, and on those a point of another time does not lie.
 """
 
 import jax.numpy as jnp
@@ -15,13 +16,22 @@ from lvsm_jax.models.efficient_lvsm import EfficientLVSM
 def render_and_compare_points(
     model: EfficientLVSM, images: Float[Array, "b v h w 3"], batch: Batch
 ) -> tuple[Float[Array, "b t h w 3"], Float[Array, ""]]:
-    """The targets, and the mean distance along each axis of copied points from the true ones.
+    """The targets, and how far copied points are from the true ones, see `mean_distance`.
 
     `images` are those of the inputs, in [0, 1].
     """
     cameras = batch.inputs.cameras, batch.targets.cameras
     render, copied = model.render_and_copy(images, *cameras, bounded_points(batch.inputs))
-    return render, jnp.abs(copied - bounded_points(batch.targets)).mean()
+    return render, mean_distance(copied, batch.targets)
+
+
+def mean_distance(copied: Float[Array, "b t h w 3"], targets: Views) -> Float[Array, ""]:
+    """Mean along each axis, from the targets' points, of pixels whose point stands still."""
+    distances = jnp.abs(copied - bounded_points(targets))
+    if targets.moving is None:
+        return distances.mean()
+    still = ~targets.moving[..., None]
+    return jnp.where(still, distances, 0.0).sum() / (3 * jnp.maximum(still.sum(), 1))
 
 
 def bounded_points(views: Views) -> Float[Array, "b v h w 3"]:

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from lvsm_jax.batch import Batch, first_scene, shard_batch
+from lvsm_jax.batch import Batch, first_scene, readable_batch, shard_batch
 from lvsm_jax.common.config import RunConfig
 from lvsm_jax.common.errors import UserError
 from lvsm_jax.evaluation.metrics import psnr
@@ -196,7 +196,7 @@ def _picture(state: TrainState, batch: Batch) -> np.ndarray:
 
 def _by_layer(state: TrainState, batch: Batch, means: Mapping[str, Any]) -> dict[str, float]:
     """Diagnostics of each layer: gradients of the interval, tokens of the batch's first scene."""
-    first = first_scene(batch)
+    first = readable_batch(state.model, first_scene(batch))
     images, cameras = first.inputs.images, (first.inputs.cameras, first.targets.cameras)
     values = diagnostics.token_statistics(state.model, train_state.to_unit(images), *cameras)
     if "attention_entropy" in values:  # by the number of views, which may differ between steps

@@ -63,6 +63,7 @@ def check_start(settings: Settings, workdir: epath.PathLike) -> None:
     """Raises UserError or FileNotFoundError for what cannot start, before anything is made."""
     run, evaluation, mesh = settings.run, settings.evaluation, make_mesh(settings.mesh)
     settings.training.model.check_spread(settings.mesh.view)
+    _check_times(settings)
     name = f"run.batch_size {run.batch_size} / run.grad_accumulation {run.grad_accumulation}"
     for inputs in settings.data.possible_inputs:
         check_batch(mesh, name, settings.batch_sizes[0], inputs)
@@ -75,6 +76,22 @@ def check_start(settings: Settings, workdir: epath.PathLike) -> None:
     begun = any((workdir / "checkpoints").glob("[0-9]*"))
     if settings.init_from and not begun:
         check_weights_fit(model_config(settings.init_from), settings.training.model)
+
+
+def _check_times(settings: Settings) -> None:
+    """Raises UserError where a model takes times that its batches will not have."""
+    if not settings.training.model.time_channel:
+        return
+    for field, fits, expected in (
+        ("worlds.moving_share", settings.worlds.moving_share > 0, "above 0"),
+        ("data.worlds_share", settings.data.worlds_share == 1, "1"),
+        ("eval.worlds", settings.evaluation.worlds or not settings.run.eval_every, "above 0"),
+    ):
+        if not fits:
+            raise UserError(
+                f"model.time_channel takes times, which only worlds that move have: {field} has "
+                f"to be {expected}"
+            )
 
 
 def _check_resumable(settings: Settings, workdir: epath.Path) -> None:

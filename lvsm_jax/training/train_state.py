@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from lvsm_jax.batch import Batch
+from lvsm_jax.batch import Batch, readable_batch
 from lvsm_jax.common.checks import check_at_least
 from lvsm_jax.common.config import RunConfig, section
 from lvsm_jax.common.errors import UserError
@@ -288,6 +288,7 @@ def _render(
     config: TrainingConfig, model: ViewSynthesisModel, projectors: Any, batch: Batch
 ) -> tuple[Float[Array, "b t h w 3"], tuple[Stream, ...], dict[str, Float[Array, ""]]]:
     """The targets as the model sees them, the tokens that REPA aligns, and terms of this model."""
+    batch = readable_batch(model, batch)
     images, cameras = to_unit(batch.inputs.images), (batch.inputs.cameras, batch.targets.cameras)
     if isinstance(model, GSLRM):
         splats, terms = model.render_and_report(images, *cameras), {}

@@ -50,7 +50,7 @@ def lay_out(dice: Dice, config: WorldsConfig, complexity) -> tuple[Scene, Stage]
     centers, sizes = jnp.concatenate(centers), jnp.concatenate(sizes)
     share = 0.25 + 0.75 * complexity
 
-    def scatter(capacity, stick_share):
+    def scatter(capacity, stick_share, first_body):
         cluster = dice.integers(float(len(sizes)), (capacity,))
         size = sizes[cluster][:, None]
         axes = size * dice.uniform(0.15, 0.85, (capacity, 3))
@@ -69,14 +69,15 @@ def lay_out(dice: Dice, config: WorldsConfig, complexity) -> tuple[Scene, Stage]
         ratio = jnp.where(tapered & ~stick[:, 0], dice.uniform(0, 0.9, (capacity,)), 1.0)
         material = dice.integers(_MATERIALS - 6.0, (capacity,))
         there = jnp.arange(capacity) < jnp.ceil(capacity * share)
-        return keep_first(make_solids(center, axes, material, turn, ratio), there, capacity)
+        body = first_body + jnp.arange(capacity)
+        return keep_first(make_solids(center, axes, material, turn, ratio, body), there, capacity)
 
     panes = _draw_panes(dice, half, dice.chance(config.pane_share * complexity))
     has_window = dice.chance(config.window_share)
     scene = Scene(
-        boxes=scatter(config.boxes, 0.15),
-        ellipsoids=scatter(config.ellipsoids, 0.0),
-        cylinders=scatter(config.cylinders, 0.35),
+        boxes=scatter(config.boxes, 0.15, 0),
+        ellipsoids=scatter(config.ellipsoids, 0.0, config.boxes),
+        cylinders=scatter(config.cylinders, 0.35, config.boxes + config.ellipsoids),
         shell=shell,
         face_material=_MATERIALS - 6 + jnp.arange(6),
         face_open=jnp.zeros(6, bool),

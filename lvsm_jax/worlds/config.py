@@ -32,6 +32,9 @@ class WorldsConfig:
         baseline: least and greatest length of a path, in shares of its usual length.
         fields_of_view: least and greatest horizontal field of view, in degrees.
         varied_share: scenes whose views differ in their field of view.
+        moving_share: bodies (loose solids, pieces of furniture with what lies on them) that slide
+            while time goes from 0 to 1. Above 0 each view is of a time of its own, drawn at random,
+            which its camera has (`worlds.motion`).
         roll: greatest roll of a camera, in degrees.
         clearance: distance that cameras keep from everything, where they can.
         path_tries: paths drawn for a scene, of which the one with the best views is taken.
@@ -64,6 +67,7 @@ class WorldsConfig:
     baseline: tuple[float, ...] = (0.35, 1.3)
     fields_of_view: tuple[float, ...] = (35.0, 90.0)
     varied_share: float = 0.25
+    moving_share: float = 0.0
     roll: float = 6.0
     clearance: float = 0.25
     path_tries: int = 24
@@ -89,7 +93,7 @@ class WorldsConfig:
             fits = len(weights) == len(names) and min(weights, default=-1) >= 0
             fits = fits and 0 < sum(weights) < math.inf
             check_field("worlds", self, field, fits, f"weights of {', '.join(names)}, not all 0")
-        for field in ("sun", "window", "mirror", "pane", "bump", "varied"):
+        for field in ("sun", "window", "mirror", "pane", "bump", "varied", "moving"):
             share = f"{field}_share"
             check_field("worlds", self, share, 0 <= getattr(self, share) <= 1, "0 to 1")
         for field, most in (("baseline", 3), ("fields_of_view", 120)):

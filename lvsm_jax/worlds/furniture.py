@@ -181,7 +181,7 @@ def place(
 
 
 def build(kind, size, middle, yaw, there, slots: Int[Array, "f 4"]) -> tuple[Solids, Array]:
-    """The boxes of pieces, piece after piece, and whether each is there.
+    """The boxes of pieces, piece after piece, and whether each is there; a piece is a body.
 
     `slots` are the materials of the pieces' bodies, soft parts, accents and fronts.
     """
@@ -196,6 +196,10 @@ def build(kind, size, middle, yaw, there, slots: Int[Array, "f 4"]) -> tuple[Sol
     count = half.shape[0] * PARTS
     turn = jnp.broadcast_to(turn[:, None], (half.shape[0], PARTS, 3, 3)).reshape(count, 3, 3)
     solids = make_solids(
-        center.reshape(count, 3), half.reshape(count, 3), material.reshape(-1), turn
+        center.reshape(count, 3),
+        half.reshape(count, 3),
+        material.reshape(-1),
+        turn,
+        body=jnp.repeat(jnp.arange(half.shape[0]), PARTS),
     )
     return solids, (there[:, None] & jnp.asarray(_USED)[kind]).reshape(-1)

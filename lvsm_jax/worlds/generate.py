@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from lvsm_jax.models.cameras import Cameras
@@ -13,12 +14,14 @@ from lvsm_jax.worlds import clutter, objects, rooms
 from lvsm_jax.worlds.config import KINDS, WorldsConfig
 from lvsm_jax.worlds.dice import Dice
 from lvsm_jax.worlds.layout import Stage
+from lvsm_jax.worlds.motion import draw_motion
 from lvsm_jax.worlds.paths import draw_cameras
 from lvsm_jax.worlds.render import render
 from lvsm_jax.worlds.scene import Scene
 
 _METERED = 4096  # pixels by which a scene is exposed, at most
 _LUMINANCE = (0.2126, 0.7152, 0.0722)
+_MOTION = 2  # folded into a scene's key: layout and cameras have its two halves
 
 
 @jax.tree_util.register_dataclass
@@ -31,11 +34,19 @@ class Worlds:
         cameras: `[s, n]`, in the scene's own frame and unit, ordered along the path.
         depth: float32 `[s, n, h, w]` along the camera's z axis at pixel centres, infinite where
             nothing is hit. Panes of glass are looked through; a mirror is a surface.
+        ways: float32 `[s, n, h, w, 3]`, where something moves: how far the pixel's point goes while
+            time goes from 0 to 1. Cameras then have the times of their views; else both are None.
     """
 
     images: Any
     cameras: Cameras
     depth: Any
+    ways: Any = None
+
+
+def is_moving(worlds: Worlds) -> Bool[Array, "*n h w"] | None:
+    """Which pixels show what moves; None where that is not known, or nothing does."""
+    return None if worlds.ways is None else (worlds.ways != 0).any(-1)
 
 
 def make_worlds(
@@ -61,8 +72,8 @@ def make_worlds(
     def make(key, growth):
         return _make_scene(key, config, views, height, width, growth, zooms)
 
-    images, c2w, fxfycxcy, depth = make_each(make, keys, config, complexity)
-    return Worlds(images, Cameras(c2w, fxfycxcy), depth)
+    images, c2w, fxfycxcy, depth, times, ways = make_each(make, keys, config, complexity)
+    return Worlds(images, Cameras(c2w, fxfycxcy, times), depth, ways)
 
 
 def make_each(make: Callable[..., Any], keys: Key[Array, " s"], config, complexity) -> Any:
@@ -107,8 +118,13 @@ def _map_scenes(make, keys, at_once: int, one):
 def _make_scene(key, config, views, height, width, complexity, zooms):
     layout_key, camera_key = jax.random.split(key)
     scene, stage = lay_out(layout_key, config, complexity)
+    motion = None
+    if config.moving_share:
+        # A key of its own: the scene and the candidates for its path are those without motion.
+        dice = Dice(jax.random.fold_in(key, _MOTION), 1024)
+        motion = draw_motion(dice, scene, stage, config, views)
     c2w, fxfycxcy = draw_cameras(
-        Dice(camera_key), scene, stage, config, complexity, views, height, width
+        Dice(camera_key), scene, stage, config, complexity, views, height, width, motion
     )
     for position, factor in zooms:
         zoomed = fxfycxcy[position] * jnp.array([factor, factor, 1.0, 1.0])
@@ -116,8 +132,12 @@ def _make_scene(key, config, views, height, width, complexity, zooms):
             jnp.concatenate([all_, one[None]])
             for all_, one in ((c2w, c2w[position]), (fxfycxcy, zoomed))
         )
-    radiance, depth = render(scene, c2w, fxfycxcy, height, width, config)
-    return develop(radiance, radiance[:views]), c2w, fxfycxcy, depth
+    if motion is not None:
+        zoomed = motion.times[np.array([position for position, _ in zooms], int)]
+        motion = dataclasses.replace(motion, times=jnp.concatenate([motion.times, zoomed]))
+    radiance, depth, ways = render(scene, c2w, fxfycxcy, height, width, config, motion)
+    times = None if motion is None else motion.times
+    return develop(radiance, radiance[:views]), c2w, fxfycxcy, depth, times, ways
 
 
 def draw_kind(key: Key[Array, ""], config: WorldsConfig) -> Int[Array, ""]:

@@ -15,7 +15,7 @@ from lvsm_jax.common.config import WORLD_TARGETS, DataConfig, EvalConfig
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.scenes.placing import place_inputs
 from lvsm_jax.worlds.config import WorldsConfig
-from lvsm_jax.worlds.generate import Worlds
+from lvsm_jax.worlds.generate import Worlds, is_moving
 from lvsm_jax.worlds.sampling import sample_at
 from lvsm_jax.worlds.stream import Block, by_scene, render
 from lvsm_jax.worlds.visibility import count_seen
@@ -134,14 +134,18 @@ def _draw(
     def on_device(rows: tuple[Worlds, Array, Array]) -> Batch:
         worlds, scenes, valid = rows
 
-        def sample(images: Array, cameras: Cameras, scene: Array) -> Batch:
-            return sample_at(images, cameras, scene, inputs, targets, camera_normalization)
+        def sample(world: Worlds, scene: Array) -> Batch:
+            shown, moving = (world.images, world.cameras), is_moving(world)
+            places = inputs, targets, camera_normalization
+            return sample_at(*shown, scene, *places, moving=moving)
 
-        def seen_from(chosen: Array) -> tuple[Array, Cameras]:
-            return jax.tree.map(lambda x: x[:, chosen], (worlds.depth, worlds.cameras))
+        def seen_from(chosen: Array) -> tuple[Array, Cameras, Array | None]:
+            known = worlds.depth, worlds.cameras, worlds.ways
+            return jax.tree.map(lambda x: x[:, chosen], known)
 
-        batch = jax.vmap(sample)(worlds.images, worlds.cameras, scenes)
-        seen = count_seen(*seen_from(inputs), *seen_from(targets))
+        batch = jax.vmap(sample)(worlds, scenes)
+        *target, ways = seen_from(targets)
+        seen = count_seen(*seen_from(inputs)[:2], *target, target_ways=ways)
         return dataclasses.replace(batch, valid=valid, seen=seen)
 
     return by_scene(on_device, (worlds, scenes, valid))

@@ -12,6 +12,8 @@ from lvsm_jax.worlds.dice import Dice
 from lvsm_jax.worlds.scene import WINDOWS, Light
 from lvsm_jax.worlds.solids import Solids
 
+_ARRAYS = ("turn", "center", "half", "ratio", "material", "body")  # of Solids
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -43,22 +45,24 @@ def keep_first(solids: Solids, there: Bool[Array, " p"], capacity: int) -> Solid
     missing = max(0, capacity - order.shape[0])
     order = jnp.pad(order, (0, missing))[:capacity]
     count = jnp.minimum(there.sum(), capacity).astype(jnp.int32)
-    names = ("turn", "center", "half", "ratio", "material")
-    return Solids(**{name: getattr(solids, name)[order] for name in names}, count=count)
+    return Solids(**{name: getattr(solids, name)[order] for name in _ARRAYS}, count=count)
 
 
-def make_solids(center, half, material, turn=None, ratio=None) -> Solids:
-    """Solids of `[p, 3]` middles and half sizes; upright cylinders and level boxes by default."""
+def make_solids(center, half, material, turn=None, ratio=None, body=None) -> Solids:
+    """Solids of `[p, 3]` middles and half sizes.
+
+    By default upright cylinders and level boxes that stand still.
+    """
     number = center.shape[0]
     turn = jnp.broadcast_to(jnp.eye(3), (number, 3, 3)) if turn is None else turn
     ratio = jnp.ones(number) if ratio is None else ratio
-    return Solids(turn, center, half, ratio, material, jnp.int32(number))
+    body = jnp.full(number, -1) if body is None else body
+    return Solids(turn, center, half, ratio, material, jnp.int32(number), body)
 
 
 def join(*groups: tuple[Solids, Array]) -> tuple[Solids, Bool[Array, " p"]]:
     """Groups of solids and whether each is there, one after the other."""
-    names = ("turn", "center", "half", "ratio", "material")
-    parts = {name: jnp.concatenate([getattr(s, name) for s, _ in groups]) for name in names}
+    parts = {name: jnp.concatenate([getattr(s, name) for s, _ in groups]) for name in _ARRAYS}
     there = jnp.concatenate([jnp.broadcast_to(t, s.half.shape[:1]) for s, t in groups])
     return Solids(**parts, count=there.sum()), there
 

@@ -41,7 +41,8 @@ def lay_out(
     turned = dice.chance(0.5, (_MOST,))[:, None, None]
     turn = jnp.where(turned, dice.rotations(_MOST), jnp.eye(3))
     ratio = jnp.where(dice.chance(0.5, (_MOST,)), dice.uniform(0.0, 1.0, (_MOST,)), 1.0)
-    group = make_solids(center, size, dice.integers(_MATERIALS - 1.0, (_MOST,)), turn, ratio)
+    material = dice.integers(_MATERIALS - 1.0, (_MOST,))
+    group = make_solids(center, size, material, turn, ratio, jnp.arange(_MOST))
     there = jnp.arange(_MOST) < number
     forms = [
         keep_first(group, there & (form == which), capacity)

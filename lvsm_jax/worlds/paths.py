@@ -1,5 +1,9 @@
 """Cameras of a scene: walks, orbits, spread and outward-looking ones, the best of several drawn."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -7,6 +11,7 @@ from lvsm_jax.worlds import solids
 from lvsm_jax.worlds.config import WorldsConfig
 from lvsm_jax.worlds.dice import Dice
 from lvsm_jax.worlds.layout import Stage
+from lvsm_jax.worlds.motion import Motion
 from lvsm_jax.worlds.scene import Scene
 from lvsm_jax.worlds.surface import in_window
 
@@ -22,11 +27,12 @@ def draw_cameras(
     views: int,
     height: int,
     width: int,
+    motion: Motion | None = None,
 ) -> tuple[Float[Array, "n 4 4"], Float[Array, "n 4"]]:
     """Camera-to-world matrices and intrinsics in pixels, in the order of the path."""
     fxfycxcy = _draw_lenses(dice, config, views, height, width)
     poses = draw_paths(dice, stage, config, complexity, views)
-    scores = judge(scene, stage, poses, fxfycxcy, config, height, width)
+    scores = judge(scene, stage, poses, fxfycxcy, config, height, width, motion)
     best = poses[jnp.argmax(scores)]
     # Where no candidate stays on the stage, cameras stop at its edge: none is outside of the room.
     position = jnp.clip(best[:, :3, 3], stage.low, stage.high)
@@ -152,14 +158,33 @@ def look_along(
 
 
 def judge(
-    scene: Scene, stage: Stage, poses, fxfycxcy, config: WorldsConfig, height: int, width: int
+    scene: Scene,
+    stage: Stage,
+    poses,
+    fxfycxcy,
+    config: WorldsConfig,
+    height: int,
+    width: int,
+    motion: Motion | None = None,
 ) -> Float[Array, " k"]:
     """How good candidates are: clear of everything above all, then with something to see."""
-    geometry = scene.geometry(config.solids_at_once)
     tries, views = poses.shape[:2]
     position = poses[..., :3, 3]
-    flat = position.reshape(-1, 3).T
-    clear = solids.distance_to_solids(geometry, flat).reshape(tries, views)
+
+    def at_time_of_views(measure: Callable[..., Any], *points: Float[Array, "k n *r 3"]) -> Any:
+        """`measure(geometry, *points)` of points `[3, r]`, the geometry at their view's time."""
+        if motion is None:
+            geometry = scene.geometry(config.solids_at_once)
+            return measure(geometry, *(x.reshape(-1, 3).T for x in points))
+
+        def of_view(view):
+            geometry = motion.scene_at(scene, motion.times[view]).geometry(config.solids_at_once)
+            return measure(geometry, *(x[:, view].reshape(-1, 3).T for x in points))
+
+        found = jax.lax.map(of_view, jnp.arange(views))  # [n, k·r]
+        return jax.tree.map(lambda x: x.reshape(views, tries, -1).swapaxes(0, 1).reshape(-1), found)
+
+    clear = at_time_of_views(solids.distance_to_solids, position).reshape(tries, views)
     walls = jnp.minimum(position - stage.low, stage.high - position).min(-1)
     clear = jnp.minimum(clear, walls + config.clearance)
     clear = jnp.clip(clear / max(config.clearance, 1e-3), -1, 1).min(1)
@@ -173,7 +198,8 @@ def judge(
     rays = (poses[:, :, None, :3, :3] * rays[None, :, :, None, :]).sum(-1)
     origins = jnp.broadcast_to(position[:, :, None], rays.shape)
     flat_rays, flat_origins = rays.reshape(-1, 3).T, origins.reshape(-1, 3).T
-    distance, index = solids.cast(geometry, flat_origins, flat_rays)
+    distance, index = at_time_of_views(solids.cast, origins, rays)
+    geometry = scene.geometry(config.solids_at_once)  # of its shell nothing moves
     shell = index >= geometry.starts[3]
     glass, _ = in_window(scene, flat_origins + distance * flat_rays)
     open_ = shell & (scene.face_open[jnp.clip(index - geometry.starts[3], 0, 5)] | glass)

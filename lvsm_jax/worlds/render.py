@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from lvsm_jax.worlds import shade, solids, surface
 from lvsm_jax.worlds.branches import when
 from lvsm_jax.worlds.config import WorldsConfig
+from lvsm_jax.worlds.motion import Motion
 from lvsm_jax.worlds.scene import PANES, Scene
 
 _BRIGHTEST = 6.0  # radiance of a sample, at most: one highlight is not to fill its pixel
@@ -21,12 +22,20 @@ def render(
     height: int,
     width: int,
     config: WorldsConfig,
-) -> tuple[Float[Array, "n h w 3"], Float[Array, "n h w"]]:
-    """Linear radiance of each pixel, and depth along z at its centre, infinite for the sky."""
-    geometry = scene.geometry(config.solids_at_once)
-    table = jnp.concatenate(
-        [surface.surface_rows(geometry), scene.surface_materials(geometry)], axis=1
-    ).T
+    motion: Motion | None = None,
+) -> tuple[Float[Array, "n h w 3"], Float[Array, "n h w"], Float[Array, "n h w 3"] | None]:
+    """Linear radiance of each pixel, depth along z at its centre, and the way of the point there.
+
+    Depth is infinite for the sky. With `motion` each view shows the scene at its own time; ways,
+    how far points go while time goes from 0 to 1, are None without.
+    """
+
+    def prepare(scene: Scene) -> tuple[solids.Geometry, Float[Array, "numbers surfaces"]]:
+        geometry = scene.geometry(config.solids_at_once)
+        parts = surface.surface_rows(geometry), scene.surface_materials(geometry)
+        return geometry, jnp.concatenate(parts, axis=1).T
+
+    at_rest = prepare(scene)
     rows = _rows_at_once(height, width * config.samples, config.rays_at_once)
     offsets = sample_offsets(config.samples)
     panes = solids.pack(scene.panes)
@@ -44,7 +53,15 @@ def render(
     def block(view, first_row):
         pose, lens = c2w[view], fxfycxcy[view]
         centers, directions = when(lens[0] > 0, rays, pose, lens, first_row)
-        depth = _depth(scene, geometry, jnp.broadcast_to(pose[:3, 3:], centers.shape), centers)
+        geometry, table = at_rest
+        if motion is not None:  # a line, so that no ray's loop computes it again
+            scene_now = motion.scene_at(scene, motion.times[view])
+            geometry, table = when(lens[0] > 0, prepare, scene_now)
+        from_camera = jnp.broadcast_to(pose[:3, 3:], centers.shape)
+        depth, index = _depth(scene, geometry, from_camera, centers)
+        ways = None
+        if motion is not None:
+            ways = jnp.where(jnp.isfinite(depth), motion.ways(geometry)[index].T, 0.0)
         pixels = centers.shape[1]
         shift = jnp.repeat(light_shifts(len(offsets)).T, pixels, axis=1)
         origins = jnp.broadcast_to(pose[:3, 3:], directions.shape)
@@ -52,15 +69,17 @@ def render(
             scene, geometry, table, panes, origins, directions, 1 / lens[0], shift, config
         )
         color = jnp.clip(color, 0, _BRIGHTEST).reshape(3, len(offsets), pixels).mean(1)
-        return color, depth
+        return color, depth, ways
 
     views, blocks = c2w.shape[0], height // rows
     number = jnp.arange(views * blocks)
-    color, depth = jax.lax.map(
+    color, depth, ways = jax.lax.map(
         lambda i: block(i // blocks, (i % blocks * rows).astype(jnp.float32)), number
     )
     color = jnp.moveaxis(color, 1, -1).reshape(views, height, width, 3)
-    return color, depth.reshape(views, height, width)
+    if ways is not None:
+        ways = jnp.moveaxis(ways, 1, -1).reshape(views, height, width, 3)
+    return color, depth.reshape(views, height, width), ways
 
 
 def _rows_at_once(height: int, rays_in_row: int, rays: int) -> int:
@@ -100,12 +119,13 @@ def _directions(pose, lens, x, y):
 
 
 def _depth(scene, geometry, origins, directions):
+    """Depth of what rays meet first, and its index."""
     distance, index = solids.cast(geometry, origins, directions)
     face = jnp.clip(index - geometry.starts[3], 0, 5)
     glass, _ = surface.in_window(scene, origins + distance * directions)
     shell = index >= geometry.starts[3]
     sky = shell & (scene.face_open[face] | glass | (distance > solids.FAR / 2))
-    return jnp.where(sky, jnp.inf, distance)
+    return jnp.where(sky, jnp.inf, distance), index
 
 
 def _radiance(scene, geometry, table, panes, origins, directions, pixel, shift, config):

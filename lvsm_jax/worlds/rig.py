@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Float64, Key, UInt8
 
+from lvsm_jax.common.errors import UserError
 from lvsm_jax.models.cameras import Cameras
 from lvsm_jax.worlds import objects
 from lvsm_jax.worlds.config import RIG_VIEWS, WorldsConfig
@@ -55,7 +56,10 @@ def make_objects(
     """An object of each key, from all views of the rig, as `make_worlds` makes worlds.
 
     Its images are `[s, n, h, w, 4]`, colours straight; no depth. Cameras are in the rig's world.
+    UserError where bodies are to move.
     """
+    if config.moving_share:
+        raise UserError(f"worlds.moving_share is {config.moving_share}, but objects stand still")
 
     def make(key: Key[Array, ""], complexity: Float32[Array, ""]) -> tuple[Array, Array, Array]:
         images = _make_object(key, config, height, width, complexity)
@@ -79,7 +83,7 @@ def _make_object(
     intrinsics = jnp.asarray(rig_intrinsics(*finer), jnp.float32)
     intrinsics = jnp.broadcast_to(intrinsics, (RIG_VIEWS, 4))
     one_ray = dataclasses.replace(config, samples=1)
-    radiance, depth = render(scene, poses, intrinsics, *finer, one_ray)
+    radiance, depth, _ = render(scene, poses, intrinsics, *finer, one_ray)
     there = jnp.isfinite(depth)
     colours = jnp.where(
         there[..., None], develop(radiance, radiance, there).astype(jnp.float32), 0.0

@@ -222,8 +222,11 @@ def _small_things(dice, config, half, tops, bulb, complexity):
     size, middle, yaw, there = tops  # of pieces with a top to put things on
     pieces = size.shape[0]
 
-    def put_on(number, radius, tall):
-        """Middles of things of these half heights on pieces, or on the floor where none is."""
+    def put_on(number, radius, tall, first_body):
+        """Middles of things of these half heights on pieces, or on the floor where none is.
+
+        And their bodies: what lies on a piece moves with it.
+        """
         piece = dice.integers(float(pieces), (number,))
         local = dice.uniform(-1, 1, (number, 3)) * jnp.maximum(size[piece] - radius[:, None], 0)
         turn = yaw_rotations(yaw)[piece]
@@ -232,7 +235,8 @@ def _small_things(dice, config, half, tops, bulb, complexity):
         floor = dice.uniform(-0.9, 0.9, (number, 3)) * (half - radius[:, None])
         spot = jnp.where(raised[:, None], spot, floor)
         ground = jnp.where(raised, middle[piece, 1] - size[piece, 1], half[1])
-        return jnp.concatenate([spot[:, :1], (ground - tall)[:, None], spot[:, 2:]], axis=1)
+        body = jnp.where(raised, piece, first_body + jnp.arange(number))
+        return jnp.concatenate([spot[:, :1], (ground - tall)[:, None], spot[:, 2:]], axis=1), body
 
     # A plant in a corner, a floor lamp in another, a lamp that hangs over the bulb.
     corner = jnp.where(dice.chance(0.5, (2, 2)), 1.0, -1.0) * jnp.array([[1.0, 1.0], [1.0, -1.0]])
@@ -250,9 +254,8 @@ def _small_things(dice, config, half, tops, bulb, complexity):
     radius = dice.uniform(0.04, 0.14, (number,))
     flat = dice.uniform(0.5, 1.3, (number,))
     halves = jnp.stack([radius, radius * flat, radius], -1)
-    balls = make_solids(
-        put_on(number, radius, radius * flat), halves, _THING + dice.integers(8.0, (number,))
-    )
+    spot, body = put_on(number, radius, radius * flat, pieces)
+    balls = make_solids(spot, halves, _THING + dice.integers(8.0, (number,)), body=body)
     some = jnp.arange(number) < jnp.ceil(number * (0.2 + 0.6 * complexity))
     greens = make_solids(foliage, leaf_half, jnp.full(leaves, _LEAVES), dice.rotations(leaves))
     ellipsoids = keep_first(*join((greens, has_plant), (balls, some)), number)
@@ -275,11 +278,13 @@ def _small_things(dice, config, half, tops, bulb, complexity):
     fixed = make_solids(fixed_center, fixed_half, material, ratio=ratio)
     fixed_there = jnp.stack([has_plant, has_lamp, has_lamp, has_lamp, hangs, hangs])
     radius, tall = dice.uniform(0.03, 0.1, (number,)), dice.uniform(0.04, 0.2, (number,))
+    spot, body = put_on(number, radius, tall, pieces + config.ellipsoids)
     vases = make_solids(
-        put_on(number, radius, tall),
+        spot,
         jnp.stack([radius, tall, radius], -1),
         _THING + dice.integers(8.0, (number,)),
         ratio=dice.uniform(0.5, 1.5, (number,)),
+        body=body,
     )
     some = jnp.arange(number) < jnp.ceil(number * (0.2 + 0.6 * complexity))
     cylinders = keep_first(*join((fixed, fixed_there), (vases, some)), number)

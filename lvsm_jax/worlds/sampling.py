@@ -87,17 +87,18 @@ def draw_sample(
     depth: Array | None,
     scene: Int32[Array, ""],
     draw: Draw,
+    moving: Array | None = None,
 ) -> Batch:
     """A training sample of one world, without the leading axis of a Batch.
 
-    `images` are `[n, h, w, 3]`, `cameras` those of all views, and `depth` theirs `[n, h, w]`; None
-    leaves it out of the Batch.
+    `images` are `[n, h, w, 3]`, `cameras` those of all views, and `depth` and what is `moving`
+    theirs `[n, h, w]`; None leaves them out of the Batch.
     """
     views, reframing = jax.random.split(key)
     positions = draw_views(views, len(images), draw)
     placed = draw_reframing(reframing, draw)
     normalization = draw.camera_normalization
-    return sample_at(images, cameras, scene, *positions, normalization, placed, depth)
+    return sample_at(images, cameras, scene, *positions, normalization, placed, depth, moving)
 
 
 def sample_at(
@@ -109,6 +110,7 @@ def sample_at(
     camera_normalization: str,
     reframing: tuple = (1.0, None),
     depth: Array | None = None,
+    moving: Array | None = None,
 ) -> Batch:
     """The sample of these inputs and targets; see `draw_sample`.
 
@@ -117,18 +119,19 @@ def sample_at(
     """
     if camera_normalization == "none":
         c2w, scale = place_cameras(cameras.c2w, *reframing)
-        return _sample(images, c2w, scale, cameras, scene, inputs, targets, depth)
+        return _sample(images, c2w, scale, cameras, scene, inputs, targets, depth, moving)
     of_frame = [inputs, targets] if camera_normalization == "all_views" else [inputs]
     fitted = cameras.c2w[jnp.concatenate(of_frame)]
     c2w, scale = normalize_cameras(fitted, cameras.c2w, *reframing)
-    return _sample(images, c2w, scale, cameras, scene, inputs, targets, depth)
+    return _sample(images, c2w, scale, cameras, scene, inputs, targets, depth, moving)
 
 
-def _sample(images, c2w, scale, cameras, scene, inputs, targets, depth) -> Batch:
+def _sample(images, c2w, scale, cameras, scene, inputs, targets, depth, moving) -> Batch:
     def select(chosen: Int32[Array, " m"]) -> Views:
-        shown = Cameras(c2w[chosen], cameras.fxfycxcy[chosen])
+        placed = dataclasses.replace(cameras, c2w=c2w)
+        shown, own_moving = jax.tree.map(lambda x: x[chosen], (placed, moving))
         own_depth = None if depth is None else depth[chosen] * scale
-        return Views(images[chosen], shown, chosen.astype(jnp.int32), own_depth)
+        return Views(images[chosen], shown, chosen.astype(jnp.int32), own_depth, own_moving)
 
     one = jnp.ones((), jnp.int32)
     return Batch(select(inputs), select(targets), scene.astype(jnp.int32), one > 0, one * 0)

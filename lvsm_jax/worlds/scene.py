@@ -1,11 +1,12 @@
 """A scene: its solids, their surfaces, and its light. Arrays of fixed shapes, whatever is in it."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from lvsm_jax.worlds.solids import UNROLLED, Geometry, Solids, pack
 
@@ -82,13 +83,16 @@ class Scene:
 
     def surface_materials(self, geometry: Geometry) -> Float[Array, "surfaces width"]:
         """Rows of materials by the indices that `cast` gives."""
-        rows = []
-        for solids, start, end in zip(
-            (self.boxes, self.ellipsoids, self.cylinders),
-            geometry.starts,
-            geometry.starts[1:],
-            strict=False,
-        ):
-            padding = end - start - solids.material.shape[0]
-            rows.append(jnp.pad(solids.material, (0, padding)))
-        return self.materials[jnp.concatenate([*rows, self.face_material])]
+        forms = [solids.material for solids in (self.boxes, self.ellipsoids, self.cylinders)]
+        return self.materials[by_index(geometry, forms, self.face_material)]
+
+
+def by_index(
+    geometry: Geometry, forms: Sequence[Shaped[Array, "_ *n"]], faces: Shaped[Array, "6 *n"]
+) -> Shaped[Array, "surfaces *n"]:
+    """What there is of each solid, form after form, and of each face, by the indices of `cast`."""
+    rows = []
+    for form, start, end in zip(forms, geometry.starts, geometry.starts[1:], strict=False):
+        padding = end - start - form.shape[0]
+        rows.append(jnp.pad(form, ((0, padding), *[(0, 0)] * (form.ndim - 1))))
+    return jnp.concatenate([*rows, faces])

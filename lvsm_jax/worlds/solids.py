@@ -37,6 +37,8 @@ class Solids:
         ratio: `[p]` of cones, the radius at the end of negative y over that at the other.
         material: `[p]` rows of the scene's materials.
         count: `[]`.
+        body: `[p]` number of the body that each is a part of, which moves as one; -1 for what
+            stands still whatever moves. None: nothing moves.
     """
 
     turn: Any
@@ -45,6 +47,7 @@ class Solids:
     ratio: Any
     material: Any
     count: Any
+    body: Any = None
 
 
 @jax.tree_util.register_dataclass

@@ -21,7 +21,7 @@ from lvsm_jax.batch import Batch, batch_shardings
 from lvsm_jax.common.config import DataConfig
 from lvsm_jax.parallel.mesh import SCENES, check_batch, per_device, reshard, spec
 from lvsm_jax.worlds.config import WorldsConfig
-from lvsm_jax.worlds.generate import Worlds, make_worlds
+from lvsm_jax.worlds.generate import Worlds, is_moving, make_worlds
 from lvsm_jax.worlds.rig import make_objects
 from lvsm_jax.worlds.sampling import Draw, draw_sample
 
@@ -56,8 +56,8 @@ def world_batches(
 
     Steps count worlds' batches alone. As many consecutive ones as `worlds.steps_per_world` says
     show the same worlds, with other inputs and targets. To be iterated under `jax.set_mesh(mesh)`.
-    `with_depth` the batches have the depth of all views. UserError where the mesh does not divide
-    the batches.
+    `with_depth` the batches have the depth of all views, and say which pixels move. UserError where
+    the mesh does not divide the batches.
     """
     data.check_training()
     for num_inputs in data.possible_inputs:
@@ -125,7 +125,7 @@ def render_block(
             return make_objects(keys, block.config, **size, complexity=complexity)
         path = {"views": block.views, "zooms": block.zooms}
         made = make_worlds(keys, block.config, **path, **size, complexity=complexity)
-        return made if block.with_depth else dataclasses.replace(made, depth=None)
+        return made if block.with_depth else dataclasses.replace(made, depth=None, ways=None)
 
     return by_scene(on_device, scenes, purpose, seed, complexity)
 
@@ -157,7 +157,8 @@ def draw_samples(
     def on_device(rows: tuple[Worlds, Array], seed: Array, step: Array) -> Batch:
         def sample(world: Worlds, scene: Int32[Array, ""]) -> Batch:
             key = _key(jnp.int32(len(PURPOSES)), seed, step, scene)
-            return draw_sample(key, world.images, world.cameras, world.depth, scene, draw)
+            shown = world.images, world.cameras, world.depth
+            return draw_sample(key, *shown, scene, draw, is_moving(world))
 
         return jax.vmap(sample)(*rows)
 

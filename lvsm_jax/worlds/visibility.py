@@ -15,34 +15,42 @@ def count_seen(
     target_depth: Float[Array, "s t h w"],
     target_cameras: Cameras,
     *,
+    target_ways: Float[Array, "s t h w 3"] | None = None,
     tolerance: float = 0.02,
 ) -> Int8[Array, "s t h w"]:
     """By how many inputs the point of each target pixel is seen; `NO_POINT` (-1) for the sky.
 
     An input sees a point that is in front of it, inside its picture, and as deep as what it shows
     there: within `tolerance`, a share of the depth, of the range of the four pixels around the
-    place. Depths are as of `generate.Worlds`, and the cameras' unit is theirs.
+    place. Depths are as of `generate.Worlds`, and the cameras' unit is theirs. With its `ways`, a
+    point is looked for where it is at the input's time.
     """
 
     def scene(arrays):
-        inputs, input_pose, input_lens, targets, pose, lens = arrays
+        inputs, targets = arrays
 
         def target(arrays):
-            depth, pose, lens = arrays
+            depth, pose, lens, time, ways = arrays
             points = _unproject(depth, pose, lens)
 
             def seen(count, arrays):
-                return count + _is_seen(points, *arrays, tolerance), None
+                depth, pose, lens, input_time = arrays
+                there = points
+                if ways is not None:
+                    there = points + (input_time - time) * jnp.moveaxis(ways, -1, 0)
+                return count + _is_seen(there, depth, pose, lens, tolerance), None
 
             zero = jnp.zeros(depth.shape, jnp.int8)
-            count, _ = jax.lax.scan(seen, zero, (inputs, input_pose, input_lens))
+            count, _ = jax.lax.scan(seen, zero, inputs)
             return jnp.where(jnp.isfinite(depth), count, jnp.int8(NO_POINT))
 
-        return jax.lax.map(target, (targets, pose, lens))
+        return jax.lax.map(target, targets)
 
-    cameras = (inputs_cameras.c2w, inputs_cameras.fxfycxcy)
-    goals = (target_cameras.c2w, target_cameras.fxfycxcy)
-    return jax.lax.map(scene, (inputs_depth, *cameras, target_depth, *goals))
+    inputs, targets = (
+        (depth, cameras.c2w, cameras.fxfycxcy, cameras.time)
+        for depth, cameras in ((inputs_depth, inputs_cameras), (target_depth, target_cameras))
+    )
+    return jax.lax.map(scene, (inputs, (*targets, target_ways)))
 
 
 def _unproject(depth, pose, lens):

@@ -44,6 +44,15 @@ def many(make):
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
+def test_without_motion_worlds_are_those_of_before(many):
+    """Mean and spread of eight scenes' pictures, from before anything could move."""
+    means = [126.44, 148.41, 136.04, 144.32, 128.79, 89.16, 138.16, 139.35]
+    spreads = [41.69, 54.66, 63.81, 29.68, 53.05, 59.91, 63.13, 63.83]
+    np.testing.assert_allclose(many.images[:8].mean((1, 2, 3, 4)), means, atol=0.05)
+    np.testing.assert_allclose(many.images[:8].std((1, 2, 3, 4)), spreads, atol=0.05)
+    assert many.cameras.time is None and many.ways is None
+
+
 def test_shapes_and_values(many):
     assert many.images.shape == (64, VIEWS, HEIGHT, WIDTH, 3)
     assert many.images.dtype == np.uint8
