@@ -31,6 +31,7 @@ from jaxtyping import Array, Float
 from benchmarks import common
 from benchmarks.common import Report
 from lvsm_jax.batch import Batch
+from lvsm_jax.common.allocator import keep_freed_memory
 from lvsm_jax.common.command_line import program
 from lvsm_jax.cost.flops import forward_macs, training_flops
 from lvsm_jax.models.blocked_attention import (
@@ -52,6 +53,7 @@ Tokens = Float[Array, "b v n d"]
 @program
 def main(arguments: list[str]) -> None:
     """Prints a table and writes JSON."""
+    keep_freed_memory()  # as lvsm train does
     common.report_benchmark(_parser().parse_args(arguments), measure, table)
 
 

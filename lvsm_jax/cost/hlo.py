@@ -238,7 +238,7 @@ def moved(instruction: Instruction, computations: Computations) -> float:
     if instruction.opcode.endswith("-start"):
         return result  # operands are part of the result
     sizes = [_hbm_size(shape) for shape in operand_shapes(instruction, computations)]
-    if instruction.opcode == "dynamic-slice":
+    if instruction.opcode in ("slice", "dynamic-slice"):
         return 2 * result
     if instruction.opcode == "dynamic-update-slice":
         return 2 * sizes[1]
@@ -262,7 +262,7 @@ def _part_touched(index: int, inner: Mapping[str, Instruction]) -> tuple[float |
     parts, in_place = 0.0, False
     for user in users:
         operands = re.findall(r"%([\w.\-]+)", user.rest)
-        if user.opcode == "dynamic-slice":
+        if user.opcode in ("slice", "dynamic-slice"):
             parts += _hbm_size(user.shape)
         elif user.opcode == "dynamic-update-slice" and operands[0] == name:
             parts += _hbm_size(inner[operands[1]].shape) if operands[1] in inner else 0.0

@@ -202,12 +202,13 @@ def _products(
             output, kernel = operands[1], result
         labels = instruction.attribute(r"dim_labels=\w+_\w+->(\w+)") or ""
         channels = output[labels.index("f")] if "f" in labels else 1
-        # TPUs have convolutions for matmuls: without a window, and batched ones dilate one side,
-        # whose window adds nothing.
+        # TPUs have convolutions for matmuls: with a window that neither steps nor is padded, whose
+        # sizes are 1 or summed over, and batched ones dilate one side, whose window adds nothing.
         window = instruction.attribute(r"window=\{([^}]*)\}") or ""
-        is_matmul = not target and (not window or "lhs_dilate=" in window)
+        batched = "lhs_dilate=" in window
+        is_matmul = not target and (batched or not re.search("pad=|stride=", window))
         depth = math.prod(kernel) / channels
-        if is_matmul and (sizes := re.search(r"size=([\dx]+)", window)):
+        if is_matmul and batched and (sizes := re.search(r"size=([\dx]+)", window)):
             depth /= math.prod(map(int, sizes[1].split("x")))
         kind = "matmul" if is_matmul else "convolution"
         yield kind, 2.0 * math.prod(output) * depth, _dtype(instruction, computations)

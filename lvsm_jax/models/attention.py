@@ -198,9 +198,12 @@ def splash_kernel(q: Array, k: Array, *, with_lse: bool = False) -> Any:
             f"splash attention needs numbers of tokens that are multiples of 128, got {t} queries "
             f"and {s} keys; use attention='xla'"
         )
-    # Tiles of 128 tokens; longer ones are faster while VMEM lasts.
-    block_q, block_kv = (
-        next(block for block in (1024, 512, 256, 128) if tokens % block == 0) for tokens in (t, s)
+
+    # Tiles of 128 tokens; longer ones are faster while VMEM lasts. The backward pass writes a part
+    # of the queries' gradient for each block of keys, in bfloat16, and sums the parts.
+    block_q, block_kv, keys_of_gradient = (
+        next(size for size in (2048, 1024, 512, 256, 128) if size <= most and tokens % size == 0)
+        for tokens, most in ((t, 1024), (s, 1024), (s, 2048))
     )
     return splash.make_splash_mha(
         mask=splash.MultiHeadMask([splash.FullMask((t, s))] * m),
@@ -211,7 +214,7 @@ def splash_kernel(q: Array, k: Array, *, with_lse: bool = False) -> Any:
             block_kv=block_kv,
             block_kv_compute=min(block_kv, 512),
             block_q_dkv=block_q,
-            block_kv_dkv=block_kv,
+            block_kv_dkv=keys_of_gradient,
             block_kv_dkv_compute=min(block_kv, 512),
             use_fused_bwd_kernel=True,
             # As the norms leave them. Otherwise the compiler copies them, each channel-minor head

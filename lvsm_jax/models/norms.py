@@ -102,18 +102,27 @@ rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 @jax.custom_vjp
 def gelu(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-    """The exact (erf) GELU."""
-    return jax.nn.gelu(x, approximate=False)
+    """The exact GELU, `x/2 · (1 + erf(x/√2))`, computed in float32 as PyTorch does."""
+    y = x.astype(jnp.float32)
+    return (y * _normal_below(y)).astype(x.dtype)
 
 
 def _gelu_backward(x: Array, g: Array) -> tuple[Array]:
     y = _apart(x).astype(jnp.float32)
-    below = 0.5 * jax.lax.erfc(-y * math.sqrt(0.5))
     density = jnp.exp(-0.5 * jnp.square(y)) / math.sqrt(2 * math.pi)
-    return (((below + y * density) * g.astype(jnp.float32)).astype(x.dtype),)
+    return (((_normal_below(y) + y * density) * g.astype(jnp.float32)).astype(x.dtype),)
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+def _normal_below(y: Array) -> Array:
+    """The share of a normal distribution below `y`, to 1e-7.
+
+    Not `erfc`, which is right far below zero too, where all is rounded away, and costs twice the
+    arithmetic: more than the pass over memory on TPUs, and on CPUs half of it again.
+    """
+    return 0.5 * (1 + jax.lax.erf(y * math.sqrt(0.5)))
 
 
 def _standardise(x: Array, eps: float) -> tuple[Array, Array]:

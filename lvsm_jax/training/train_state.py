@@ -176,13 +176,19 @@ def compiled_step(config: TrainingConfig, mesh: Mesh) -> TrainStep:
     return jax.jit(step, donate_argnums=0, compiler_options=options, **outputs)
 
 
-def compiler_options(platform: str) -> dict[str, int]:
+def compiler_options(platform: str) -> dict[str, int | bool]:
     """What XLA is asked for when it compiles the training step for such devices."""
     if platform not in ("gpu", "cuda"):
         return {}
-    # Left to itself, it makes one product of those for queries, keys and values where they are
-    # small, and copies each part out of the result.
-    return {"xla_gpu_dot_merger_threshold_mb": 0}
+    return {
+        # Left to itself, it makes one product of those for queries, keys and values where they
+        # are small, and copies each part out of the result.
+        "xla_gpu_dot_merger_threshold_mb": 0,
+        # On GPUs without sums in bfloat16, as A100s, it computes them in float32. Where the result
+        # is rounded only to be taken up again, it would leave that out, and pass the residual
+        # stream and its gradient through memory in float32.
+        "xla_allow_excess_precision": False,
+    }
 
 
 _REPORTS = ("overflow",)  # terms that are told and are no loss

@@ -132,3 +132,8 @@ def test_bytes_of_memory():
     """Tiles are full, slices are parts, and on-chip memory is none."""
     tile = 8 * 128 * 4
     assert hlo.hbm_bytes(MEMORY) == (tile + tile) + tile + tile
+    static = MEMORY.replace(
+        "dynamic-slice(%p.0, %p.1)", "slice(%p.0), slice={[3:4], [0:8], [0:64]}"
+    )
+    assert static != MEMORY
+    assert hlo.hbm_bytes(static) == hlo.hbm_bytes(MEMORY)

@@ -131,6 +131,23 @@ custom_call_target="tpu_custom_call"
     assert gpu.vector == gpu.float32 and CHIPS["v5e"].vector < CHIPS["v5e"].float32
 
 
+def test_matmuls_of_tpus():
+    """Convolutions whose window neither steps nor is padded: a product, and its gradient."""
+    text = """HloModule m
+
+ENTRY %main (x: bf16[8,6,64,32], w: bf16[32,16,1,1], g: bf16[8,6,64,16]) -> bf16[32,16,1,1] {
+  %x = bf16[8,6,64,32]{3,2,1,0} parameter(0)
+  %w = bf16[32,16,1,1]{1,0,3,2} parameter(1)
+  %g = bf16[8,6,64,16]{3,2,1,0} parameter(2)
+  %y = bf16[8,6,64,16]{3,2,1,0} convolution(%x, %w), window={size=1x1}, dim_labels=01bf_io01->01bf
+  ROOT %to_w = bf16[32,16,1,1]{1,0,3,2} convolution(%x, %g), window={size=8x6}, \
+dim_labels=01fb_01io->bf01
+}
+"""
+    flops = 2.0 * 8 * 6 * 64 * 32 * 16
+    assert [(k.kind, k.flops) for k in kernels(text)] == [("matmul", flops)] * 2
+
+
 def test_a_kernel_takes_the_longer_of_memory_and_arithmetic():
     chip = GPUS["h100"]
     fast = Kernel("x", "matmul", 2, 0.0, chip.peak * SHARES["matmul"], "bf16")
