@@ -8,9 +8,9 @@ Its export is a start for photographs:
     lvsm train --config=configs/beyond_256.py --workdir=runs/beyond_256 \
         --config.data.path=data/re10k --config.init_from=runs/worlds_256/export
 
-Model and views are those of `beyond_256.py`, which gives the reasons. Here the worlds' depth teaches
-the head that copies where to look.
-Worlds grow from simple ones over the first tenth of the steps, and each serves four steps, with
+Model and views are those of `beyond_256.py`, which gives the reasons. Here the depth of the worlds
+teaches the head that copies where to look.
+Worlds grow from simple ones over the first tenth of the steps, and each serves eight steps, with
 other inputs and targets. `--config.data.worlds_share=0.5 --config.data.path=data/re10k` trains on
 worlds and photographs in turn.
 
@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.worlds.update(boxes=80, ellipsoids=24, cylinders=24, scenes_at_once=8)
     config.worlds.update(rays_at_once=262_144, solids_at_once=128)
     config.worlds.update(baseline=(0.04, 1.0), path_weights=(0.5, 0.2, 0.15, 0.15))
-    config.worlds.update(complexity_steps=10_000, steps_per_world=4)
+    config.worlds.update(complexity_steps=10_000, steps_per_world=8)
     config.run.update(num_steps=100_000, batch_size=64)
     config.optimizer.update(schedule="constant", clip_norm=5.0, skip_factor=5.0)
     config.eval.update(worlds=256, batch_size=16)
