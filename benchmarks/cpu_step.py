@@ -36,6 +36,7 @@ from lvsm_jax.common.command_line import program
 from lvsm_jax.cost.flops import forward_macs, training_flops
 from lvsm_jax.models.blocked_attention import (
     batched_product,
+    block_scores,
     block_sizes,
     blocked_attention,
     map_blocks,
@@ -209,7 +210,7 @@ def _attention_over_matmuls(model: EfficientLVSMConfig, options: argparse.Namesp
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = [(options.batch, n, model.width // c, c) for n in (t, s, s)]
     q, k, v = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
-    some, queries = block_sizes(pairs, t, s)
+    some, queries = block_sizes(pairs, t, s, block_scores(q))
 
     def one_block(xs: tuple) -> Array:
         q, k, v = xs

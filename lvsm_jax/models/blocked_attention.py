@@ -12,8 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Scores that a block may hold: 4 MB, which stays in a CPU's cache.
-_BLOCK_SCORES = 2**20
+from lvsm_jax.common.platforms import platform_of
+
+# Scores that a block may hold: on CPUs 4 MB, which stay in the cache. Elsewhere 256 MB, since the
+# launches of many small blocks cost more there than the passes over memory.
+_SCORES_ON_CPUS, _SCORES_ON_CHIPS = 2**20, 2**26
 
 # Attention, and the log-sum-exp of its logits.
 Partial = tuple[Float[Array, "b t m c"], Float[Array, "b t m"]]
@@ -34,7 +37,7 @@ def blocked_attention(
     q = (q * (1 / math.sqrt(c))).transpose(0, 2, 1, 3).reshape(b * m, t, c)
     k = k.transpose(0, 2, 3, 1).reshape(b * m, c, s)
     v = v.transpose(0, 2, 1, 3).reshape(b * m, s, c)
-    pairs, queries = block_sizes(b * m, t, s)
+    pairs, queries = block_sizes(b * m, t, s, block_scores(q))
 
     def block(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
         scores = batched_product(q, k)
@@ -78,15 +81,14 @@ def blocked_gradients(
     lse: Float[Array, "b t m"],
     mean: Float[Array, "b t m"],
     g: Float[Array, "b t m c"],
-    scores: int | None = None,
 ) -> Gradients:
     """Gradients of `q`, `k` and `v` where that of the attention to them is `g`.
 
     `lse` is the log-sum-exp, of all keys where these are some of them; `mean` the attention times
-    `g`, summed over the channels. A block holds at most so many scores.
+    `g`, summed over the channels.
     """
     (b, t, m, c), s = q.shape, k.shape[1]
-    pairs, queries = block_sizes(b * m, t, s, scores)
+    pairs, queries = block_sizes(b * m, t, s, block_scores(q))
     product, scale = batched_product, 1 / math.sqrt(c)
 
     def some_pairs(xs: tuple) -> tuple:
@@ -132,9 +134,14 @@ def map_blocks(function: Callable[..., Any], xs: Any) -> Any:
     return jax.lax.map(function, xs)
 
 
-def block_sizes(pairs: int, queries: int, keys: int, scores: int | None = None) -> tuple[int, int]:
+def block_scores(x: Array) -> int:
+    """How many scores a block may hold where `x` is, or is compiled for."""
+    is_cpu = platform_of(jax.typeof(x).sharding.mesh) == "cpu"
+    return _SCORES_ON_CPUS if is_cpu else _SCORES_ON_CHIPS
+
+
+def block_sizes(pairs: int, queries: int, keys: int, scores: int) -> tuple[int, int]:
     """How many (scene, head) pairs and queries a block takes, to hold at most so many scores."""
-    scores = scores or _BLOCK_SCORES
     some = largest_divisor(queries, scores // keys)
     return largest_divisor(pairs, scores // (some * keys)), some
 

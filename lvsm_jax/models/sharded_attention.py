@@ -23,9 +23,6 @@ from lvsm_jax.models.attention import attention_with_lse
 from lvsm_jax.models.blocked_attention import Gradients, Partial, blocked_gradients
 from lvsm_jax.parallel.mesh import axes_of, per_device, view_devices
 
-# Scores that a block may hold on GPUs and TPUs: 256 MB, a few times.
-_BLOCK_SCORES = 2**26
-
 
 def merge_shards(
     attend: Callable[[Float[Array, "b t m c"]], Partial],
@@ -126,15 +123,13 @@ def shard_gradients(
     """Backward pass of attention for one shard of the keys, given the global log-sum-exp.
 
     `g` is the gradient of the attention to all keys, and `mean` that attention times `g`, summed
-    over the channels. All implementations but `splash` go by blocks, larger ones where there is no
-    CPU's cache. Returns the shard's summand of the queries' gradient, in float32, and the gradients
+    over the channels. All implementations but `splash` go by blocks. Returns the shard's summand of the queries' gradient, in float32, and the gradients
     of `k` and `v`.
     """
     splash = _splash_backward() if attention.choose(implementation, q, k) == "splash" else None
     saved = q, k, v, lse, mean, g.astype(q.dtype)
     if splash is None:
-        scores = None if attention.platform(q) == "cpu" else _BLOCK_SCORES
-        dq, dk, dv = blocked_gradients(*saved, scores)
+        dq, dk, dv = blocked_gradients(*saved)
     else:
         dq, dk, dv = _splash(splash, *saved)
     return dq.astype(jnp.float32), dk.astype(k.dtype), dv.astype(v.dtype)

@@ -49,7 +49,7 @@ def test_implementations_agree(implementation):
 
 @pytest.mark.parametrize("scores", [8 * 40, 2 * 24 * 40])
 def test_blocked_in_several_blocks(monkeypatch, scores):
-    monkeypatch.setattr(blocked_attention, "_BLOCK_SCORES", scores)
+    monkeypatch.setattr(blocked_attention, "_SCORES_ON_CPUS", scores)
     assert_as_formula("blocked", tokens(24, 40, batch=(3,)), atol=1e-5)
 
 
