@@ -23,8 +23,8 @@ with 8, LPIPS less than half:
   price is 0.2 dB with 2 inputs and 0.5 with 8.
 - `attention_temperature="log_views"`: 0.1 to 0.2 dB with 8 inputs and more (arms.md).
 
-What does not, for want of a gain there: `halves="decoupled_film"`, `residual_scaling`, encoder views
-that see earlier views, a second look, the split of a batch into scenes and targets.
+What does not, for want of a gain there: `halves="decoupled_film"`, `residual_scaling`, views of the
+encoder that see earlier ones, a second look, the split of a batch into scenes and targets.
 
 Hardware: as for `re10k_256.py`, `:gpu` and `:gpu24` too, with memory for steps of 8 inputs:
 `lvsm describe --config=configs/beyond_256.py --views=8 --targets=6`. 121 M parameters.

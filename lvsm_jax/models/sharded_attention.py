@@ -123,8 +123,8 @@ def shard_gradients(
     """Backward pass of attention for one shard of the keys, given the global log-sum-exp.
 
     `g` is the gradient of the attention to all keys, and `mean` that attention times `g`, summed
-    over the channels. All implementations but `splash` go by blocks. Returns the shard's summand of the queries' gradient, in float32, and the gradients
-    of `k` and `v`.
+    over the channels. All implementations but `splash` go by blocks. Returns the shard's summand of
+    the queries' gradient, in float32, and the gradients of `k` and `v`.
     """
     splash = _splash_backward() if attention.choose(implementation, q, k) == "splash" else None
     saved = q, k, v, lse, mean, g.astype(q.dtype)
