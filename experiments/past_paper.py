@@ -92,7 +92,7 @@ def make_report(options: argparse.Namespace) -> dict[str, Any]:
         arms[workdir.parent.name] |= {
             "steps": config.run.num_steps,
             "training_flops": config.run.num_steps * step_flops(config),
-            **training.about(workdir),
+            "parameters": training.about(workdir)["parameters"],
         }
         arms[workdir.parent.name]["seeds"][workdir.name] = score_run(workdir, sets, metrics)
     workdirs = {name: [run for run in done if run.parent.name == name] for name in names}
@@ -172,9 +172,13 @@ def _evaluate(model: Any, rows: Sequence[Row], metrics: Mapping[str, Any]) -> li
 def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
     """Of a record of the panel what the tables show, of the model and of copying."""
 
+    def rounded(value: float | None) -> float | None:
+        return None if value is None else round(value, 5)
+
     def means(of: Mapping[str, Any]) -> dict[str, Any]:
-        seen = {name: x["psnr"] for name, x in of["psnr_by_inputs_that_see"].items()}
-        return {**{name: of.get(name) for name in ("psnr", "ssim", "lpips")}, "seen": seen}
+        scores = {name: rounded(of.get(name)) for name in ("psnr", "ssim", "lpips")}
+        groups = of["psnr_by_inputs_that_see"].items()
+        return scores | {"seen": {name: rounded(x["psnr"]) for name, x in groups}}
 
     return means(record) | {COPY: means(record["baselines"]["copy_nearest"])}
 
