@@ -104,7 +104,8 @@ def save_figure(file: str, figure: Figure) -> None:
 def hardware() -> str:
     """The machine in words: its accelerator, or its cores."""
     if jax.default_backend() == "cpu":
-        return f"{cpu_cores()} CPU cores ({platform.machine()})"
+        cores = cpu_cores()
+        return f"{cores} CPU core{'s' if cores > 1 else ''} ({platform.machine()})"
     return jax.devices()[0].device_kind
 
 

@@ -25,6 +25,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ from lvsm_jax.training.train_state import TrainingConfig, new_state, train_step
 _ENOUGH_SECONDS = 20.0
 _PUBLISHED_SIZE = 256
 _FIRST = "EfficientLVSM"
+_TITLE_WIDTH = 100  # characters
 _KERNELS = {"cpu": ["xla", "blocked"], "gpu": ["xla", "cudnn"], "tpu": ["xla", "splash"]}
 
 
@@ -244,7 +246,7 @@ def draw(report: Report) -> Figure:
     views = sorted({row["views"] for row in rows})
     slopes = {(row["architecture"], row["targets"]): row["seconds"] for row in report["exponents"]}
     figure = Figure(figsize=(10, 7), layout="constrained")
-    figure.suptitle(_title(report), fontsize=12)
+    figure.suptitle(textwrap.fill(_title(report), _TITLE_WIDTH), fontsize=12)
     panels = figure.subplots(2, len(targets), sharex=True, sharey="row", squeeze=False)
     panels[0, 0].set_ylabel("latency, s")
     panels[1, 0].set_ylabel("memory beside weights, MB")

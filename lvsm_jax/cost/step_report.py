@@ -137,6 +137,11 @@ def text(result: Mapping[str, Any]) -> str:
             if (turns := result.get("rasterizer_turns"))
             else []
         ),
+        *(
+            ["blending: as if all of the rasteriser's room were used"]
+            if "blending" in result["by_kind"]
+            else []
+        ),
         "libraries' kernels: "
         + (", ".join(f"{name} {n}" for name, n in result["kernels"].items()) or "none"),
         "",

@@ -101,8 +101,7 @@ def test_the_rasteriser_takes_the_kernel_of_the_platform(monkeypatch, platform, 
 @pytest.mark.slow
 def test_pictures_of_the_kernel_are_the_dense_ones(monkeypatch):
     """With lists of all lengths, and with too little room for them."""
-    monkeypatch.setattr(composite, "has_kernel", lambda tile: True)
-    monkeypatch.setattr(rasterize, "has_kernel", lambda tile: True)
+    monkeypatch.setattr(composite, "platform_of", lambda mesh: "gpu")
     monkeypatch.setattr(rasterize, "BLOCK", GAUSSIANS)
     gaussians, camera = scene()
 
@@ -118,3 +117,27 @@ def test_pictures_of_the_kernel_are_the_dense_ones(monkeypatch):
     monkeypatch.undo()
     plain = rasterize.rasterize(gaussians, *camera, **SIZE, capacity=int(whole.pairs) // 2, tile=4)
     np.testing.assert_allclose(short.features, plain.features, atol=2e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.tpu
+@pytest.mark.skipif(jax.default_backend() == "cpu", reason="compiled kernels need a GPU or TPU")
+def test_compiled_kernels_are_the_plain_composite():
+    """By tiles of 16, and of 12, which no kernel takes."""
+    gaussians, camera = scene(2000)
+
+    def loss(tile, gaussians):
+        raster = rasterize.rasterize(gaussians, *camera, **SIZE, capacity=20_000, tile=tile)
+        waves = jnp.sin(jnp.arange(raster.features.size)).reshape(raster.features.shape)
+        return (raster.features * waves).sum() + raster.alpha.sum(), raster
+
+    results = [
+        jax.jit(jax.value_and_grad(functools.partial(loss, tile), has_aux=True))(gaussians)
+        for tile in (16, 12)
+    ]
+    ((_, kernel), grads), ((_, plain), expected) = results
+    assert plain.pairs <= 20_000
+    np.testing.assert_allclose(kernel.features, plain.features, atol=1e-5)
+    np.testing.assert_allclose(kernel.alpha, plain.alpha, atol=1e-5)
+    for ours, theirs in zip(*map(jax.tree.leaves, (grads, expected)), strict=True):
+        assert np.linalg.norm(ours - theirs) < 1e-4 * np.linalg.norm(theirs)
