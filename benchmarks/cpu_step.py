@@ -53,8 +53,10 @@ Tokens = Float[Array, "b v n d"]
 @program
 def main(arguments: list[str]) -> None:
     """Prints a table and writes JSON."""
-    keep_freed_memory()  # as lvsm train does
-    common.report_benchmark(_parser().parse_args(arguments), measure, table)
+    options = _parser().parse_args(arguments)
+    if not options.give_back:
+        keep_freed_memory()  # as lvsm train does
+    common.report_benchmark(options, measure, table)
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -276,6 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--targets", type=int, default=3, help="target views")
     add("--remat", nargs="+", choices=REMAT_POLICIES, default=["none", "dots"])
     add("--repeats", type=int, default=3)
+    add("--give-back", action="store_true", help="give freed memory back, unlike lvsm train")
     return parser
 
 
