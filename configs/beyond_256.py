@@ -21,7 +21,7 @@ of a batch into scenes and targets, of which small models say little; and other 
 0.8 to 1.2 dB on the usual ones: `--config.data.smallest_crop=0.7 --config.data.scale_jitter=1.5
 --config.data.frame_turn=30`.
 
-Hardware: as for `re10k_256.py`, `:gpu` and `:gpu24` too, with memory for steps of 8 inputs:
+Hardware: as for `re10k_256.py`, with memory for steps of 8 inputs:
 `lvsm describe --config=configs/beyond_256.py --views=8 --targets=6`.
 Cost: 5.0 PFLOP a step in the mean, 1.35 times that of `re10k_256.py`.
 """
@@ -31,9 +31,9 @@ import ml_collections
 from configs import re10k_256
 
 
-def get_config(device: str = "any") -> ml_collections.ConfigDict:
+def get_config() -> ml_collections.ConfigDict:
     """The 256 px stage."""
-    config = re10k_256.get_config(device)
+    config = re10k_256.get_config()
     config.model.camera_encoding = "plucker_prope"
     config.model.attention_temperature = "log_views"
     config.data.input_counts = (1, 2, 4, 8)
