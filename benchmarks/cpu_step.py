@@ -1,6 +1,7 @@
 """The training step on a CPU beside a bare JAX sketch of the same mathematics.
 
     python -m benchmarks.cpu_step --layers=4 --size=256 --batch=1            # 5 minutes
+    python -m benchmarks.cpu_step --layers=4 --size=256 --batch=1 --no-sketch
     python -m benchmarks.cpu_step --layers=3 --width=128 --head-dim=32 --size=64 --batch=16
     python -m benchmarks.cpu_step --remat none dots full --output=cpu_step.json
 
