@@ -119,8 +119,8 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 def _normal_below(y: Array) -> Array:
     """The share of a normal distribution below `y`, to 1e-7.
 
-    Not `erfc`, which is right far below zero too, where all is rounded away, and costs twice the
-    arithmetic: more than the pass over memory on TPUs, and on CPUs half of it again.
+    Not by `erfc`, which keeps its digits far below zero too, where a GELU is nearly zero, and takes
+    twice the arithmetic: on TPUs it is more than the pass over memory.
     """
     return 0.5 * (1 + jax.lax.erf(y * math.sqrt(0.5)))
 

@@ -15,7 +15,6 @@ several hosts each runs this command (docs/pods.md). The working directory holds
 """
 
 from lvsm_jax.common import command_line
-from lvsm_jax.common.allocator import keep_freed_memory
 
 
 @command_line.program
@@ -26,7 +25,6 @@ def main(arguments: list[str]) -> None:
     directory = "directory of the run; made, or gone on with"
     parser.add_argument("--workdir", type=command_line.path, required=True, help=directory)
     given, config = command_line.parse_with_config(parser, arguments)
-    keep_freed_memory()  # each step asks for what the last one freed
 
     # Only now, so that --help comes at once.
     from absl import logging
