@@ -1,7 +1,7 @@
 """What a time channel is worth in worlds where bodies slide, on 32 px.
 
     python train.py --config=experiments/configs/time_arms.py:timed --workdir=runs/timed
-    python -m experiments.moving_pixels runs/timed/export runs/untimed/export
+    python -m experiments.moving      # both, on the same worlds, with scores
 
 Half of the bodies move, and each view is of a time of its own. The name after the colon is an arm:
 
