@@ -17,7 +17,7 @@ with 8, LPIPS less than half:
   tokens and relative cameras in the attention: quality rises with inputs. `num_views=16` leaves
   views to be targets.
 - `halves="decoupled"`: colours and rays of a token in halves of their own, three fifths of the
-  weights: 0.3 dB with 2 inputs and 0.4 dB with 8 in equal FLOPs.
+  weights: 0.2 dB with 2 inputs and 0.4 dB with 8 in equal FLOPs, none in equal steps.
 - `frame_turn` and `scale_jitter`: scene frames of any orientation, of a quarter to four times the
   scale. Otherwise a turn of the world costs 4 dB, and twice the scale 0.6; so 0.2 and 0.1. The
   price is 0.2 dB with 2 inputs and 0.5 with 8.

@@ -1,15 +1,14 @@
 """What a time channel is worth in worlds where bodies slide, on 32 px.
 
     python train.py --config=experiments/configs/time_arms.py:timed --workdir=runs/timed
-    python -m experiments.moving_pixels runs/timed/export runs/untimed/export
+    python -m experiments.moving      # both, on the same worlds, with scores
 
 Half of the bodies move, and each view is of a time of its own. The name after the colon is an arm:
 
 - `untimed`: rays and relative cameras, 1 to 8 inputs: nothing tells the model when a view was seen;
-- `timed`: the same with `model.time_channel`;
-- `still`: as `untimed`, trained on worlds in which nothing moves, and to be scored where they do.
+- `timed`: the same with `model.time_channel`.
 
-All take as many steps: the channel is a thousandth of the FLOPs. reports/time.md has the scores.
+Both take as many steps: the channel adds a hundredth to the FLOPs. reports/time.md has scores.
 """
 
 import ml_collections
@@ -17,9 +16,8 @@ import ml_collections
 from experiments.configs import beyond_arms
 
 _ARMS = {
-    "untimed": {"time_channel": False, "moving_share": 0.5},
-    "timed": {"time_channel": True, "moving_share": 0.5},
-    "still": {"time_channel": False, "moving_share": 0.0},
+    "untimed": {"time_channel": False},
+    "timed": {"time_channel": True},
 }
 
 
@@ -30,6 +28,6 @@ def get_config(arm: str = "timed") -> ml_collections.ConfigDict:
     chosen = _ARMS[arm]
     config = beyond_arms.get_config("rays_relative")
     config.model.time_channel = chosen["time_channel"]
-    config.worlds.moving_share = chosen["moving_share"]
+    config.worlds.moving_share = 0.5
     config.run.num_steps = 400
     return config
