@@ -203,15 +203,23 @@ def _products(
         labels = instruction.attribute(r"dim_labels=\w+_\w+->(\w+)") or ""
         channels = output[labels.index("f")] if "f" in labels else 1
         # TPUs have convolutions for matmuls: with a window that neither steps nor is padded, whose
-        # sizes are 1 or summed over, and batched ones dilate one side, whose window adds nothing.
+        # sizes are 1 or summed over. Those that are batched dilate one side, those whose kernel has
+        # more dimensions slide all of it over one place: such windows add nothing.
         window = instruction.attribute(r"window=\{([^}]*)\}") or ""
-        batched = "lhs_dilate=" in window
-        is_matmul = not target and (batched or not re.search("pad=|stride=", window))
+        spread = "lhs_dilate=" in window or _slides_over_one_place(window)
+        is_matmul = not target and (spread or not re.search("pad=|stride=", window))
         depth = math.prod(kernel) / channels
-        if is_matmul and batched and (sizes := re.search(r"size=([\dx]+)", window)):
+        if is_matmul and spread and (sizes := re.search(r"size=([\dx]+)", window)):
             depth /= math.prod(map(int, sizes[1].split("x")))
         kind = "matmul" if is_matmul else "convolution"
         yield kind, 2.0 * math.prod(output) * depth, _dtype(instruction, computations)
+
+
+def _slides_over_one_place(window: str) -> bool:
+    sizes, pads = (re.search(rf"{name}=([\dx_]+)", window) for name in ("size", "pad"))
+    if not (sizes and pads) or "stride=" in window:
+        return False
+    return pads[1] == "x".join(f"{int(n) - 1}_{int(n) - 1}" for n in sizes[1].split("x"))
 
 
 def _dtype(instruction: Instruction, computations: Computations) -> str:

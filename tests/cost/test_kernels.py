@@ -132,7 +132,10 @@ custom_call_target="tpu_custom_call"
 
 
 def test_matmuls_of_tpus():
-    """Convolutions whose window neither steps nor is padded: a product, and its gradient."""
+    """Convolutions whose window neither steps nor is padded: a product, and its gradient.
+
+    Or one that is padded so that each result sees one place.
+    """
     text = """HloModule m
 
 ENTRY %main (x: bf16[8,6,64,32], w: bf16[32,16,1,1], g: bf16[8,6,64,16]) -> bf16[32,16,1,1] {
@@ -140,12 +143,14 @@ ENTRY %main (x: bf16[8,6,64,32], w: bf16[32,16,1,1], g: bf16[8,6,64,16]) -> bf16
   %w = bf16[32,16,1,1]{1,0,3,2} parameter(1)
   %g = bf16[8,6,64,16]{3,2,1,0} parameter(2)
   %y = bf16[8,6,64,16]{3,2,1,0} convolution(%x, %w), window={size=1x1}, dim_labels=01bf_io01->01bf
-  ROOT %to_w = bf16[32,16,1,1]{1,0,3,2} convolution(%x, %g), window={size=8x6}, \
+  %to_w = bf16[32,16,1,1]{1,0,3,2} convolution(%x, %g), window={size=8x6}, \
 dim_labels=01fb_01io->bf01
+  ROOT %z = bf16[8,6,32,64]{3,2,1,0} convolution(%to_w, %g), window={size=8x6 pad=7_7x5_5 \
+rhs_reversal=1x1}, dim_labels=bf01_01oi->01bf
 }
 """
     flops = 2.0 * 8 * 6 * 64 * 32 * 16
-    assert [(k.kind, k.flops) for k in kernels(text)] == [("matmul", flops)] * 2
+    assert [(k.kind, k.flops) for k in kernels(text)] == [("matmul", flops)] * 3
 
 
 def test_a_kernel_takes_the_longer_of_memory_and_arithmetic():

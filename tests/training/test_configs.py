@@ -55,6 +55,7 @@ CONFIG_FILES = [
         ("beyond_arms", "EfficientLVSM", 1.52),
         ("beyond_arms:decoupled_film", "EfficientLVSM", 1.02),
         ("law", "EfficientLVSM", 1.61),
+        ("time_arms", "EfficientLVSM", 1.54),
         ("sizes", "EfficientLVSM", 2.07),
         ("sizes:coarse", "EfficientLVSM", 9.05),
         ("arms", "EfficientLVSM", 1.52),
