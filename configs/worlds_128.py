@@ -17,7 +17,7 @@ from configs import worlds_256
 def get_config() -> ml_collections.ConfigDict:
     """128 px, 6 + 6 layers of width 384, bfloat16; up to 80 solids a world."""
     config = worlds_256.get_config()
-    config.model.update(width=384, num_layers=6, remat="dots")
+    config.model.update(width=384, head_dim=64, num_layers=6, remat="dots")
     config.data.update(image_height=128, num_views=12, num_targets=4)
     config.worlds.update(boxes=48, ellipsoids=16, cylinders=16)
     config.worlds.update(complexity_steps=2000, steps_per_world=8)
