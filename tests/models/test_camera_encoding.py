@@ -103,8 +103,17 @@ def test_gta_knows_intrinsics_by_its_tokens_alone():
         assert (change.max() > 1e-3) == (encoding == "prope")
 
 
-@pytest.mark.parametrize("temperature", ["constant", "log_views"])
-@pytest.mark.parametrize("variant", [{}, {"decoder_attention": "cross"}, {"shared_streams": True}])
+@pytest.mark.parametrize(
+    ("variant", "temperature"),
+    [
+        ({}, "log_views"),
+        pytest.param({}, "constant", marks=pytest.mark.slow),
+        ({"decoder_attention": "cross"}, "constant"),
+        pytest.param({"decoder_attention": "cross"}, "log_views", marks=pytest.mark.slow),
+        ({"shared_streams": True}, "constant"),
+        pytest.param({"shared_streams": True}, "log_views", marks=pytest.mark.slow),
+    ],
+)
 def test_the_cache_renders_as_a_full_pass(variant, temperature):
     """Scenes have other numbers of views, and views are replaced and removed."""
     encoding = "prope" if variant else "plucker_prope"
