@@ -58,6 +58,7 @@ def test_tables_have_means_over_seeds_and_their_spread():
     assert "| copies | 18.00 (0.00) | 18.00 (0.00) | 18.00 (0.00) | -0.25 (0.00) |" in table
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_arms_are_trained_and_scored_on_two_sets(monkeypatch, tmp_path, capsys):
     use_plain_worlds(monkeypatch)
