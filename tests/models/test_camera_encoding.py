@@ -110,7 +110,7 @@ def test_gta_knows_intrinsics_by_its_tokens_alone():
         pytest.param({}, "constant", marks=pytest.mark.slow),
         ({"decoder_attention": "cross"}, "constant"),
         pytest.param({"decoder_attention": "cross"}, "log_views", marks=pytest.mark.slow),
-        ({"shared_streams": True}, "constant"),
+        pytest.param({"shared_streams": True}, "constant", marks=pytest.mark.slow),
         pytest.param({"shared_streams": True}, "log_views", marks=pytest.mark.slow),
     ],
 )

@@ -209,9 +209,8 @@ def test_a_batch_that_accumulation_does_not_divide():
         jax.eval_shape(lambda: train_step(config, new_state(config, 0), random_batch()))
 
 
-@pytest.mark.parametrize(
-    ("sizes", "parts"), [pytest.param((8, 1), 1, marks=pytest.mark.slow), ((2, 4), 2)]
-)
+@pytest.mark.slow  # in short: tests/parallel/test_view_parallel.py
+@pytest.mark.parametrize(("sizes", "parts"), [((8, 1), 1), ((2, 4), 2)])
 def test_eight_devices_do_as_one(step, sizes, parts):
     batches = [random_batch(16, seed) for seed in range(2)]
     expected, expected_metrics = run(step, tiny_config(), batches)
