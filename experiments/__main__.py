@@ -198,11 +198,8 @@ def _evenly_spaced(scenes: EvalSet, count: int) -> EvalSet:
 def _parser() -> argparse.ArgumentParser:
     parser = module_parser("experiments", __doc__)
     training.add_training_options(parser)
+    training.add_arm_options(parser, ARMS, use="train and report", at_once=2)
     add = parser.add_argument
-    add("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM",
-        help=f"which to train and report ({' '.join(ARMS)})")  # fmt: skip
-    add("--seeds", nargs="+", type=int, default=[0, 1], metavar="S", help="of each arm (0 1)")
-    add("--at-once", type=int, default=2, help="runs that train at a time (2)")
     add("--steps", type=int,
         help="of each run, many_scenes those of like cost (the config's); keep to what a "
              "directory was begun with: the learning rate depends on it")  # fmt: skip

@@ -248,11 +248,8 @@ def _cell(values: Sequence[float], digits: int = 2) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = module_parser("experiments.past_paper", __doc__)
     training.add_training_options(parser)
+    training.add_arm_options(parser, ARMS, use="train", at_once=1)
     add = parser.add_argument
-    add("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM",
-        help=f"which to train ({' '.join(ARMS)})")  # fmt: skip
-    add("--seeds", nargs="+", type=int, default=[0, 1], metavar="S", help="of each arm (0 1)")
-    add("--at-once", type=int, default=1, help="runs that train at a time (1)")
     add("--worlds", nargs=2, type=int, default=[48, 96], metavar=("N", "M"),
         help="held-out worlds to choose by, and to confirm the choice on (48 96)")  # fmt: skip
     return parser

@@ -45,6 +45,17 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         help="passed to train.py, last: --train-flags --config.data.path=...")  # fmt: skip
 
 
+def add_arm_options(
+    parser: argparse.ArgumentParser, arms: Mapping[str, Any], *, use: str, at_once: int
+) -> None:
+    """Which arms to `use`, with which seeds, and how many runs train at a time."""
+    add = parser.add_argument
+    add("--arms", nargs="+", choices=arms, default=list(arms), metavar="ARM",
+        help=f"which to {use} ({' '.join(arms)})")  # fmt: skip
+    add("--seeds", nargs="+", type=int, default=[0, 1], metavar="S", help="of each arm (0 1)")
+    add("--at-once", type=int, default=at_once, help=f"runs that train at a time ({at_once})")
+
+
 def train_command(
     config: str, workdir: pathlib.Path, fields: Mapping[str, Any], flags: Sequence[str] = ()
 ) -> list[str]:
