@@ -27,6 +27,7 @@ from tqdm import tqdm
 from benchmarks import common
 from benchmarks.common import NAMES, Report, markdown_table
 from configs import quickstart
+from experiments.runs import render_worlds
 from lvsm_jax.batch import Batch
 from lvsm_jax.common.command_line import path, program
 from lvsm_jax.common.config import DataConfig, EvalConfig
@@ -42,10 +43,9 @@ from lvsm_jax.worlds.config import WorldsConfig
 from lvsm_jax.worlds.generate import Worlds
 from lvsm_jax.worlds.held_out import open_worlds
 from lvsm_jax.worlds.sampling import Draw
-from lvsm_jax.worlds.stream import Block, draw_batch, num_inputs, render
+from lvsm_jax.worlds.stream import Block, draw_batch, num_inputs
 
 _VIEWS = 12  # of a world
-_RENDERED_AT_ONCE = 16
 _WARMUP, _EMA = 40, 0.98  # steps, and the decay of averaged weights
 _LAST = 50  # steps over which the report has means
 # As configs/worlds_64.py.
@@ -124,16 +124,7 @@ def make_or_read(options: argparse.Namespace) -> Worlds:
             arrays = {name: kept[name] for name in kept.files}
     else:
         block = Block(WorldsConfig(**_WORLDS), _VIEWS, options.size, options.size, with_depth=True)
-        group = np.arange(_RENDERED_AT_ONCE, dtype=np.int32)
-        made = [
-            # Groups are of one size, and so of one program.
-            jax.device_get(render(block, "training", 0, first + group))
-            for first in tqdm(range(0, options.worlds, _RENDERED_AT_ONCE), desc="worlds")
-        ]
-        images, c2w, fxfycxcy, depth = (
-            np.concatenate(x)[: options.worlds]
-            for x in zip(*map(jax.tree.leaves, made), strict=True)
-        )
+        images, c2w, fxfycxcy, depth = jax.tree.leaves(render_worlds(block, options.worlds))
         arrays = {"images": images, "c2w": c2w, "fxfycxcy": fxfycxcy, "depth": depth}
         if options.keep:
             with atomic_write(options.keep) as local, open(local, "wb") as file:

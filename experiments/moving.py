@@ -24,6 +24,7 @@ from tqdm import tqdm
 from benchmarks import common
 from benchmarks.common import Report, markdown_table
 from experiments.configs import time_arms
+from experiments.runs import render_worlds
 from lvsm_jax.batch import Batch
 from lvsm_jax.common.command_line import program
 from lvsm_jax.common.config import DataConfig, EvalConfig, section
@@ -35,11 +36,11 @@ from lvsm_jax.worlds.config import WorldsConfig
 from lvsm_jax.worlds.generate import Worlds
 from lvsm_jax.worlds.held_out import open_worlds
 from lvsm_jax.worlds.sampling import Draw
-from lvsm_jax.worlds.stream import Block, draw_batch, render
+from lvsm_jax.worlds.stream import Block, draw_batch
 
 ARMS = ("timed", "untimed")
 GROUPS = ("all", "moving", "still")
-_AT_ONCE = 16  # worlds that are rendered together, in training and in scores
+_AT_ONCE = 16  # worlds that are scored together
 
 
 @program
@@ -94,12 +95,7 @@ def make_worlds(config: ml_collections.ConfigDict, number: int) -> Worlds:
     """So many worlds to train on, on the host."""
     data, worlds = section(config, "data", DataConfig), section(config, "worlds", WorldsConfig)
     block = Block(worlds, data.num_views, data.image_height, data.image_height, with_depth=True)
-    group = np.arange(_AT_ONCE, dtype=np.int32)
-    made = [
-        jax.device_get(render(block, "training", 0, first + group))
-        for first in tqdm(range(0, number, _AT_ONCE), desc="worlds")
-    ]
-    return jax.tree.map(lambda *x: np.concatenate(x), *made)
+    return render_worlds(block, number)
 
 
 def held_out_worlds(config: ml_collections.ConfigDict) -> list[Batch]:

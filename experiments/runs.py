@@ -25,9 +25,13 @@ from lvsm_jax.common.config import DataConfig, section
 from lvsm_jax.models.architectures import abstract_model
 from lvsm_jax.parallel.mesh import MeshConfig, make_mesh, simulate_cpu_devices
 from lvsm_jax.training.train_state import TrainingConfig, compiled_step, init_state
+from lvsm_jax.worlds.generate import Worlds
+from lvsm_jax.worlds.stream import Block, render
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = REPOSITORY / "experiments" / "configs"
+
+_RENDERED_AT_ONCE = 16  # worlds
 
 # Evaluations of a run: steps and PSNR in dB.
 Curve = list[tuple[int, float]]
@@ -106,6 +110,16 @@ def psnr_at(curve: Curve, step: float) -> float | None:
     if not curve or not curve[0][0] <= step <= curve[-1][0]:
         return None
     return float(np.interp(step, *zip(*curve, strict=True)))
+
+
+def render_worlds(block: Block, number: int) -> Worlds:
+    """So many worlds of training, on the host."""
+    group = np.arange(_RENDERED_AT_ONCE, dtype=np.int32)  # of one size, and so of one program
+    made = [
+        jax.device_get(render(block, "training", 0, first + group))
+        for first in tqdm(range(0, number, _RENDERED_AT_ONCE), desc="worlds")
+    ]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:number], *made)
 
 
 def find_timing(
